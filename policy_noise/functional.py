@@ -1,0 +1,456 @@
+"""Tensor mathematics of the noise mask, without state.
+
+Every function here is pure: random ones take a generator, and the only memory is that of the rendering operators,
+which depend on sizes alone. The distribution of a mask is a product of independent Beta distributions, one for each
+cell of a grid; ``concentration1`` and ``concentration0`` are alpha and beta in the naming of
+:class:`torch.distributions.Beta`.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+__all__ = [
+    "advantage",
+    "apply_mask",
+    "beta_entropy",
+    "beta_log_prob",
+    "blur_parameters",
+    "noise_mask",
+    "paper_objective",
+    "reinforce_loss",
+    "render_mask",
+    "sample_beta",
+    "scale_mask",
+]
+
+Baseline = Literal["none", "batch", "leave_one_out"]
+Reward = Literal["cooperative", "adversarial"]
+
+PAPER_SIDE = 224
+"""Image side in pixels to which the paper's kernel and sigma belong."""
+PAPER_KERNEL_SIZE = 13
+PAPER_SIGMA = 6.0
+
+ACTION_EPS = 1e-6
+"""Distance that sampled actions keep from 0 and 1, where Beta densities can be infinite."""
+
+
+# -- the distribution --------------------------------------------------------------------------------------------------
+
+
+def sample_beta(concentration1: Tensor, concentration0: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draw one action a cell, without gradient, kept :data:`ACTION_EPS` away from 0 and 1.
+
+    The draw is that of :meth:`torch.distributions.Beta.sample`, number for number under the same seed, with the
+    generator that the distribution does not take.
+
+    Args:
+        concentration1: Alpha, positive, fp32 or fp64 (the sampler does not exist in half precision).
+        concentration0: Beta, likewise.
+        generator: Source of randomness; by default the device's global one, which follows ``torch.manual_seed``.
+
+    Shape:
+        - concentration1, concentration0: any shape, the same.
+        - Output: that shape, in [1e-6, 1 - 1e-6].
+    """
+    with torch.no_grad():
+        concentration = torch.stack([concentration1, concentration0], dim=-1)
+        action = torch._sample_dirichlet(concentration, generator=generator).select(-1, 0)
+        return action.clamp(ACTION_EPS, 1.0 - ACTION_EPS)
+
+
+def beta_log_prob(action: Tensor, concentration1: Tensor, concentration0: Tensor) -> Tensor:
+    r"""Log density of each cell's action, differentiable in the concentrations.
+
+    .. math:: (\alpha - 1) \log a + (\beta - 1) \log(1 - a) - \log B(\alpha, \beta)
+
+    Shape:
+        - action, concentration1, concentration0: any shape, the same.
+        - Output: that shape; sum over cells for the log-probability of a mask.
+    """
+    log_beta = (
+        torch.lgamma(concentration1) + torch.lgamma(concentration0) - torch.lgamma(concentration1 + concentration0)
+    )
+    return (concentration1 - 1) * torch.log(action) + (concentration0 - 1) * torch.log1p(-action) - log_beta
+
+
+def beta_entropy(concentration1: Tensor, concentration0: Tensor) -> Tensor:
+    """Differential entropy in nats of each cell's Beta distribution: 0 for Beta(1, 1), its largest value.
+
+    Shape:
+        - concentration1, concentration0: any shape, the same.
+        - Output: that shape.
+    """
+    total = concentration1 + concentration0
+    log_beta = torch.lgamma(concentration1) + torch.lgamma(concentration0) - torch.lgamma(total)
+    return (
+        log_beta
+        - (concentration1 - 1) * torch.digamma(concentration1)
+        - (concentration0 - 1) * torch.digamma(concentration0)
+        + (total - 2) * torch.digamma(total)
+    )
+
+
+# -- rendering ---------------------------------------------------------------------------------------------------------
+
+
+def blur_parameters(
+    size: Sequence[int], kernel_size: int | None = None, sigma: float | None = None
+) -> tuple[int, float]:
+    """Resolve the Gaussian's kernel and sigma, in pixels, for an image size.
+
+    Left out, both are the paper's share of the image's shorter side (13 and 6 at 224 px: the nearest odd number, at
+    least 3), so that the mask's texture is the same at every resolution. A given number is taken as pixels. If only
+    one is given, the other follows in the paper's ratio.
+
+    Args:
+        size: The image's spatial size in pixels.
+        kernel_size: Odd and positive. Reflect padding limits it to twice the shorter side less one.
+        sigma: Standard deviation, positive.
+
+    Raises:
+        ValueError: If a number is out of its range or the kernel does not fit the image.
+
+    Example:
+        >>> blur_parameters((224, 224)), blur_parameters((28, 28))
+        ((13, 6.0), (3, 0.75))
+    """
+    if kernel_size is not None and (int(kernel_size) != kernel_size or kernel_size < 1 or kernel_size % 2 == 0):
+        raise ValueError(f"kernel_size must be an odd positive integer in pixels, got {kernel_size!r}")
+    if sigma is not None and not (sigma > 0 and math.isfinite(sigma)):
+        raise ValueError(f"sigma must be a positive number of pixels, got {sigma!r}")
+    side = min(size)
+    if sigma is None:
+        sigma = PAPER_SIGMA * (side / PAPER_SIDE if kernel_size is None else kernel_size / PAPER_KERNEL_SIZE)
+        if kernel_size is None:
+            kernel_size = _nearest_odd(PAPER_KERNEL_SIZE * side / PAPER_SIDE)
+    elif kernel_size is None:
+        kernel_size = min(_nearest_odd(PAPER_KERNEL_SIZE / PAPER_SIGMA * sigma), 2 * side - 1)
+    if kernel_size > 2 * side - 1:
+        raise ValueError(
+            f"kernel_size {kernel_size} does not fit an image of size {tuple(size)}: reflect padding allows at most "
+            f"{2 * side - 1} for a shorter side of {side} px; leave kernel_size out to have it follow the image"
+        )
+    return int(kernel_size), float(sigma)
+
+
+def _nearest_odd(value: float) -> int:
+    return max(3, 2 * math.floor(value / 2) + 1)
+
+
+@lru_cache(maxsize=256)
+def _axis_operator(
+    cells: int, pixels: int, kernel_size: int, sigma: float, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Nearest enlargement then Gaussian blur along one axis as a matrix (pixels, cells), from Kornia's own blur."""
+    from kornia.filters import gaussian_blur2d  # heavy, and needed once a size
+
+    # The cache outlives the call, and a tensor born in inference mode could not enter a later backward.
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        basis = torch.eye(cells, dtype=torch.float64).view(1, 1, cells, cells)
+        enlarged = F.interpolate(basis, (pixels, cells), mode="nearest")
+        blurred = gaussian_blur2d(enlarged, (kernel_size, 1), (sigma, sigma), border_type="reflect")
+        return blurred[0, 0].to(device=device, dtype=dtype)
+
+
+def render_mask(
+    action: Tensor,
+    size: Sequence[int],
+    kernel_size: int | None = None,
+    sigma: float | None = None,
+    *,
+    method: Literal["matmul", "kornia"] = "matmul",
+) -> Tensor:
+    """Enlarge a grid of actions to an image's size (nearest neighbour) and blur it with a Gaussian (reflect padding).
+
+    Both operations are linear and act on one axis at a time, so the whole is one small matrix product an axis. The
+    matrices are made by Kornia once for each size and kept; ``method="kornia"`` is the readable reference,
+    :func:`torch.nn.functional.interpolate` then :func:`kornia.filters.gaussian_blur2d`.
+
+    Args:
+        action: One value a cell.
+        size: Spatial size in pixels, as many numbers as the grid has axes, none smaller than the grid's.
+        kernel_size: Gaussian kernel in pixels; see :func:`blur_parameters`.
+        sigma: Gaussian standard deviation in pixels; see :func:`blur_parameters`.
+        method: ``"matmul"``, or ``"kornia"`` for two axes.
+
+    Shape:
+        - action: (B, 1, G, G), or (B, 1, G, G, G) for volumes; grids need not be square.
+        - Output: (B, 1, H, W) or (B, 1, D, H, W), in the action's dtype and range.
+
+    Raises:
+        ValueError: If the size does not fit the grid, or kernel and sigma do not fit the size.
+
+    Example:
+        >>> render_mask(torch.rand(4, 1, 8, 8), (224, 224)).shape
+        torch.Size([4, 1, 224, 224])
+    """
+    size = tuple(size)
+    grid = action.shape[2:]
+    if action.ndim not in (4, 5) or action.shape[1] != 1:
+        raise ValueError(f"action must have shape (B, 1, G, G) or (B, 1, G, G, G), got {tuple(action.shape)}")
+    if len(size) != len(grid) or any(pixels < cells for pixels, cells in zip(size, grid, strict=True)):
+        raise ValueError(
+            f"size {size} does not fit a grid of {tuple(grid)} cells: every axis needs a pixel for each cell"
+        )
+    kernel_size, sigma = blur_parameters(size, kernel_size, sigma)
+    if method == "kornia":
+        if len(grid) != 2:
+            raise ValueError(f"method='kornia' renders two axes, got an action of shape {tuple(action.shape)}")
+        from kornia.filters import gaussian_blur2d
+
+        enlarged = F.interpolate(action, size, mode="nearest")
+        return gaussian_blur2d(enlarged, (kernel_size, kernel_size), (sigma, sigma), border_type="reflect")
+    if method != "matmul":
+        raise ValueError(f"method must be 'matmul' or 'kornia', got {method!r}")
+    operators = [
+        _axis_operator(cells, pixels, kernel_size, sigma, action.device, action.dtype)
+        for cells, pixels in zip(grid, size, strict=True)
+    ]
+    # The last axis first: it is contiguous, and the tensor is still small.
+    mask = action @ operators[-1].mT
+    mask = operators[-2] @ mask
+    if len(grid) == 3:
+        mask = rearrange(
+            operators[0] @ rearrange(mask, "b c g h w -> b c g (h w)"), "b c d (h w) -> b c d h w", h=size[1]
+        )
+    return mask
+
+
+def scale_mask(mask: Tensor, *, strength: float = 1.0, mean_preserving: bool = False) -> Tensor:
+    """Set a rendered mask's mean and strength.
+
+    Args:
+        mask: A rendered mask in (0, 1).
+        strength: The mask moves from 1 by this share: ``1 + strength * (mask - 1)``. 0 switches it off.
+        mean_preserving: First divide each image's mask by its own spatial mean, as drop_path's ``scale_by_keep`` keeps
+            the expected value. Without it a mask mainly lowers the contrast (its mean starts at one half).
+
+    Shape:
+        - mask: (B, 1, H, W) or (B, 1, D, H, W).
+        - Output: the same.
+    """
+    if mean_preserving:
+        mask = mask / mask.mean(dim=tuple(range(1, mask.ndim)), keepdim=True)
+    if strength != 1.0:
+        mask = mask * strength + (1.0 - strength)
+    return mask
+
+
+def apply_mask(images: Tensor, mask: Tensor, black: Tensor | None = None) -> Tensor:
+    """Multiply images by a mask, about zero or about a black level.
+
+    Args:
+        images: Floating-point images; dtype, device and memory format are kept.
+        mask: One channel, broadcast over the images' channels.
+        black: The value that stands for zero intensity. With it the mask multiplies intensities,
+            ``black + mask * (images - black)``: a multiplicative bias field. Without it the mask multiplies the images
+            as they are; on normalised images that pulls towards the mean grey (the paper's way).
+
+    Shape:
+        - images: (B, C, H, W) or (B, C, D, H, W).
+        - mask: (B, 1, H, W) or (B, 1, D, H, W).
+        - black: broadcastable to the images, such as (1, C, 1, 1).
+        - Output: the images' shape.
+    """
+    mask = mask.to(images.dtype)
+    if black is None:
+        return images * mask
+    return torch.lerp(black.to(images.dtype), images, mask)
+
+
+def noise_mask(
+    images: Tensor,
+    action: Tensor,
+    *,
+    kernel_size: int | None = None,
+    sigma: float | None = None,
+    strength: float = 1.0,
+    mean_preserving: bool = False,
+    black: Tensor | None = None,
+    applied: Tensor | None = None,
+) -> Tensor:
+    """Mask images with a grid of actions: the functional form of :class:`policy_noise.PolicyNoiseMask`.
+
+    Args:
+        images: Floating-point images.
+        action: One value in (0, 1) a cell.
+        kernel_size: See :func:`blur_parameters`.
+        sigma: See :func:`blur_parameters`.
+        strength: See :func:`scale_mask`.
+        mean_preserving: See :func:`scale_mask`.
+        black: See :func:`apply_mask`.
+        applied: Which images are masked; the others come back bit for bit. By default all.
+
+    Shape:
+        - images: (B, C, H, W) or (B, C, D, H, W).
+        - action: (B, 1, G, G) or (B, 1, G, G, G).
+        - applied: (B,), bool.
+        - Output: the images' shape.
+
+    Example:
+        >>> images, action = torch.randn(4, 3, 64, 64), torch.rand(4, 1, 8, 8)
+        >>> noise_mask(images, action, mean_preserving=True).shape
+        torch.Size([4, 3, 64, 64])
+    """
+    mask = render_mask(action, images.shape[2:], kernel_size, sigma)
+    mask = scale_mask(mask, strength=strength, mean_preserving=mean_preserving)
+    if applied is not None:
+        # A factor of one is exact, and the mask is smaller than the images.
+        mask = torch.where(applied.view(-1, *[1] * (mask.ndim - 1)), mask, 1.0)
+    return apply_mask(images, mask, black)
+
+
+# -- the estimator -----------------------------------------------------------------------------------------------------
+
+
+def advantage(
+    loss: Tensor,
+    *,
+    baseline: Baseline | Tensor | float = "leave_one_out",
+    normalize: bool = False,
+    valid: Tensor | None = None,
+) -> Tensor:
+    r"""How much worse than expected each sample's loss was.
+
+    .. math:: A_i = \frac{l_i - b_i}{s}
+
+    with :math:`b_i` 0 (``"none"``), the batch mean (``"batch"``), the mean of the other samples
+    (``"leave_one_out"``, which leaves the score-function estimator unbiased) or a given number (a moving average); and
+    s the batch's standard deviation with ``normalize``, else 1.
+
+    Args:
+        loss: Loss of each sample; detached here.
+        baseline: A name, or the value itself.
+        normalize: Divide by the standard deviation of the valid losses.
+        valid: Samples that count; the others get an advantage of exactly 0, whatever their loss (also NaN).
+
+    Shape:
+        - loss: (B,).
+        - valid: (B,), bool.
+        - Output: (B,).
+
+    Example:
+        >>> advantage(torch.tensor([1.0, 2.0, 6.0]), baseline="batch")
+        tensor([-2., -1.,  3.])
+    """
+    loss = loss.detach()
+    valid = torch.ones_like(loss, dtype=torch.bool) if valid is None else valid
+    loss = torch.where(valid, loss, 0)
+    count = valid.sum()
+    mean = loss.sum() / count.clamp(min=1)
+    centred = torch.where(valid, loss - mean, 0)
+    if isinstance(baseline, str):
+        if baseline == "none":
+            result = loss
+        elif baseline == "batch":
+            result = centred
+        elif baseline == "leave_one_out":
+            # l_i - (S - l_i) / (n - 1) = (l_i - S / n) n / (n - 1)
+            result = centred * count / (count - 1).clamp(min=1)
+        else:
+            raise ValueError(f"baseline must be 'none', 'batch', 'leave_one_out' or a number, got {baseline!r}")
+    else:
+        result = torch.where(valid, loss - baseline, 0)
+    if normalize:
+        result = result / (centred.square().sum() / count.clamp(min=1)).sqrt().clamp(min=1e-6)
+    return result
+
+
+def reinforce_loss(
+    log_prob: Tensor,
+    loss: Tensor,
+    *,
+    baseline: Baseline | Tensor | float = "leave_one_out",
+    normalize: bool = False,
+    reward: Reward = "cooperative",
+    entropy: Tensor | None = None,
+    entropy_coef: float = 0.0,
+    valid: Tensor | None = None,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+) -> Tensor:
+    r"""Score-function surrogate (REINFORCE, Williams 1992) with a per-sample advantage.
+
+    .. math:: L = \frac{1}{n} \sum_i \pm \log p(a_i \mid x_i) \, A_i - c \, H_i
+
+    Its gradient is an estimate of the gradient of the expected loss, so minimising it lowers the loss that the masks
+    cause (``"cooperative"``) or raises it (``"adversarial"``, the minus sign).
+
+    Args:
+        log_prob: Log-probability of each sample's whole mask.
+        loss: Loss of each sample, one a sample: a scalar credits no image for its own mask. Detached here.
+        baseline: See :func:`advantage`.
+        normalize: See :func:`advantage`.
+        reward: Whether a low loss is good (the paper's) or bad.
+        entropy: Entropy of each sample's distribution, for the bonus.
+        entropy_coef: Weight c of the entropy bonus.
+        valid: Samples that count; see :func:`advantage`.
+        reduction: ``"mean"`` over the valid samples, ``"sum"`` or ``"none"``.
+
+    Shape:
+        - log_prob, loss, entropy, valid: (B,).
+        - Output: a scalar, or (B,) with ``reduction="none"``.
+
+    Raises:
+        ValueError: If shapes or names do not fit.
+
+    Example:
+        >>> log_prob = torch.zeros(4, requires_grad=True)
+        >>> reinforce_loss(log_prob, torch.tensor([1.0, 2.0, 3.0, 4.0]), baseline="batch").backward()
+        >>> log_prob.grad
+        tensor([-0.3750, -0.1250,  0.1250,  0.3750])
+    """
+    if log_prob.ndim != 1 or loss.shape != log_prob.shape:
+        raise ValueError(
+            "log_prob and loss must both have shape (B,), one number a sample, got "
+            f"{tuple(log_prob.shape)} and {tuple(loss.shape)}"
+        )
+    if reward not in ("cooperative", "adversarial"):
+        raise ValueError(f"reward must be 'cooperative' or 'adversarial', got {reward!r}")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+    weight = advantage(loss, baseline=baseline, normalize=normalize, valid=valid)
+    surrogate = log_prob * (weight if reward == "cooperative" else -weight)
+    if entropy_coef:
+        if entropy is None:
+            raise ValueError(f"entropy_coef is {entropy_coef} but entropy was not given")
+        surrogate = surrogate - entropy_coef * entropy
+    if valid is not None:
+        surrogate = torch.where(valid, surrogate, 0)
+    if reduction == "none":
+        return surrogate
+    total = surrogate.sum()
+    if reduction == "sum":
+        return total
+    return total / (log_prob.numel() if valid is None else valid.sum().clamp(min=1))
+
+
+def paper_objective(log_prob: Tensor, loss: Tensor) -> Tensor:
+    r"""The published surrogate, as the authors' training code has it.
+
+    .. math:: L = \frac{1}{B} \sum_b \log \Big( \sum_j p_j(a_{bj}) \Big) \cdot \overline{l}
+
+    with the scalar mean loss of the batch. It is kept for comparison: it is no score function (the log of a sum of
+    densities, not of their product), so its expected gradient is not zero for a constant loss, and every image gets
+    the same credit. Its one backward trains both networks, and scales the classifier's gradient by the first factor.
+    Computed by logsumexp, which does not overflow where the sum of exponentials does.
+
+    Args:
+        log_prob: Log density of each cell.
+        loss: The batch's losses or their mean; not detached.
+
+    Shape:
+        - log_prob: (B, G * G).
+        - loss: (B,) or a scalar.
+        - Output: a scalar.
+    """
+    if log_prob.ndim != 2:
+        raise ValueError(f"log_prob must have shape (B, G * G), one number a cell, got {tuple(log_prob.shape)}")
+    return torch.logsumexp(log_prob, dim=1).mean() * loss.mean()

@@ -1,0 +1,372 @@
+"""The hook: masks a model's inputs, listens to its criterion and steps the policy with the user's optimizer.
+
+The sampled mask and the reward are both detached, so the policy's graph and the classifier's are disjoint. That is why
+nothing of the user's loop changes: loss, scaler, clipping, reducer and parameter groups stay as they are.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from .learner import PolicyLearner
+from .mask import PolicyNoiseMask
+from .pairing import PairingQueue, Pending, tensors_of
+from .rewards import per_sample_loss
+
+__all__ = ["ReinforceHook"]
+
+STATE_KEY = "policy_noise"
+"""Key under which the policy travels in the optimizer's state dict."""
+
+
+def _inert(*args: Any, **kwargs: Any) -> None:
+    """What a copy of a hook is: copies of a model (EMA, pickles) are not part of the training."""
+
+
+class _Functor:
+    """A hook function that does not follow its model into copies and pickles.
+
+    A closure would be shared with the copy, and a bound method would clone the whole policy.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return _inert
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _get_inert, ()
+
+
+def _get_inert() -> Callable[..., None]:
+    return _inert
+
+
+class ReinforceHook:
+    """Train a mask's policy inside an existing training loop.
+
+    With ``model`` its image input is masked whenever it runs in training mode with gradients on; with ``criterion``
+    every loss that it computes is taken apart into one loss a sample. Without them call :meth:`apply` and
+    :meth:`observe` yourself. The policy has an optimizer of its own, stepped after each ``optimizer.step()``.
+
+    Args:
+        mask: The mask to train.
+        optimizer: The optimizer whose ``step()`` really runs in the loop.
+        model: Module whose input is masked: the outermost one that the loop calls (DDP and compiled wrappers, not the
+            module inside).
+        criterion: Loss module that the loop calls with the model's output.
+        estimator: ``"score_function"``, or ``"paper"`` for the published surrogate, with which ``criterion`` returns
+            the loss scaled as the paper's objective scales it.
+        reward: ``"cooperative"`` (the paper's: a low loss is good) or ``"adversarial"``.
+        baseline: ``"leave_one_out"``, ``"batch"``, ``"moving_average"`` or ``"none"``.
+        normalize_advantage: Divide advantages by their standard deviation.
+        entropy_coef: Weight of an entropy bonus.
+        baseline_momentum: Momentum of the moving average of the loss.
+        optimizer_name: The policy's optimizer, ``"adamw"`` or ``"sgd"`` (momentum 0.9).
+        lr: Its peak learning rate, following the shape of the user's schedule.
+        lr_ratio: Instead of ``lr``: the user's current learning rate times this (paper: a tenth).
+        follow_schedule: With ``lr``: False leaves the rate to a scheduler of yours on ``hook.policy_optimizer``.
+        weight_decay: Of the policy's optimizer.
+        frozen: Draw masks and learn nothing: the control.
+        input_name: Which of the model's inputs is masked: a position, or a keyword's name. By default the first
+            floating-point tensor with the mask's number of axes.
+        generator: Source of randomness for the masks; by default the device's global one.
+        max_pending: Masked forwards that may wait for their loss before :class:`policy_noise.PairingError` is raised.
+        state_in_optimizer: Let the policy travel in ``optimizer.state_dict()``, so that existing checkpointing code
+            resumes it. With False use :meth:`state_dict` and :meth:`load_state_dict`.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If a value is out of its range.
+        RuntimeError: If one of model, criterion and optimizer is hooked already.
+
+    Example:
+        >>> model, criterion = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5)), nn.CrossEntropyLoss()
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> hook = ReinforceHook(PolicyNoiseMask(), optimizer, model=model, criterion=criterion)
+        >>> loss = criterion(model(torch.randn(8, 3, 32, 32)), torch.randint(5, (8,)))
+        >>> optimizer.zero_grad(); loss.backward(); optimizer.step()
+        >>> hook.metrics["samples_seen"]
+        8
+        >>> hook.remove()
+    """
+
+    def __init__(
+        self,
+        mask: PolicyNoiseMask,
+        optimizer: torch.optim.Optimizer,
+        *,
+        model: nn.Module | None = None,
+        criterion: nn.Module | None = None,
+        input_name: int | str | None = None,
+        generator: torch.Generator | None = None,
+        max_pending: int = 8,
+        state_in_optimizer: bool = True,
+        **learner: Any,
+    ) -> None:
+        _check_arguments(mask, optimizer, model, criterion, max_pending)
+        self.mask = mask
+        self.learner = PolicyLearner(mask, **learner)
+        self.generator = generator
+        self._input_name = input_name
+        self._queue = PairingQueue(max_pending)
+        self._paused = 0
+        self._size: tuple[int, ...] | None = None
+        self._checked_range = False
+        self._handles: list[RemovableHandle] = [
+            optimizer.register_step_post_hook(_Functor(self._after_step)),
+        ]
+        if state_in_optimizer:
+            self._handles += [
+                optimizer.register_state_dict_post_hook(_Functor(self._save_into)),
+                optimizer.register_load_state_dict_pre_hook(_Functor(self._load_from)),
+            ]
+        if model is not None:
+            self._handles += [
+                model.register_forward_pre_hook(_Functor(self._before_forward), with_kwargs=True),
+                model.register_forward_hook(_Functor(self._after_forward)),
+            ]
+        if criterion is not None:
+            self._handles.append(criterion.register_forward_hook(_Functor(self._after_criterion), with_kwargs=True))
+
+    # -- for loops that mask and observe by hand -----------------------------------------------------------------------
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Mask a batch and remember the masks until their loss is observed.
+
+        Outside training (gradients off, ``hook.mask.eval()``, :meth:`paused`) it gives the images back as they are.
+
+        Raises:
+            PairingError: If too many masked batches already wait for their loss.
+        """
+        if self._paused or not torch.is_grad_enabled() or not self.mask.training:
+            return images
+        self._queue.check_room()
+        if images.is_floating_point() and images.device != self.learner.parameters[0].device:
+            self.learner.to(images.device)
+        sample = self.mask.sample(images, self._generator_for(images.device))
+        masked = self.mask(images, sample)
+        self._check_range(images)
+        self._size = tuple(images.shape[2:])
+        self._queue.push(sample)
+        return masked
+
+    def observe(self, per_sample_loss: Tensor) -> Tensor:
+        """Tell the policy what its masks cost: the loss of each image of a masked batch.
+
+        The batch is found by the loss's autograd graph where it leads to the hooked model's output, else it is the
+        oldest one that waits.
+
+        Args:
+            per_sample_loss: One loss for each image, with or without gradient.
+
+        Shape:
+            - per_sample_loss: (B,).
+
+        Returns:
+            The loss to train on: the same, or with the paper's estimator the scaled one.
+
+        Raises:
+            RuntimeError: If no masked batch waits for a loss.
+            ValueError: If there is not one loss for each image.
+        """
+        if not isinstance(per_sample_loss, Tensor):
+            raise TypeError(f"per_sample_loss must be a tensor of shape (B,), got {type(per_sample_loss).__name__}")
+        pending = self._queue.find([per_sample_loss])
+        if pending is None:
+            raise RuntimeError(
+                "observe was called but no masked batch waits for this loss: mask one first (hook.apply(images), or a "
+                "forward of the hooked model in training mode with gradients on), and observe it once, before the step"
+            )
+        factor = self._observe(pending, per_sample_loss)
+        return per_sample_loss if factor is None else per_sample_loss * factor
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Neither mask nor observe inside this block."""
+        self._paused += 1
+        try:
+            yield
+        finally:
+            self._paused -= 1
+
+    def remove(self) -> None:
+        """Take all hooks off. The model is then the heated model, and the policy is let go."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._queue.clear()
+
+    # -- reporting and state -------------------------------------------------------------------------------------------
+
+    @property
+    def policy_optimizer(self) -> torch.optim.Optimizer:
+        """The policy's own optimizer."""
+        return self.learner.optimizer
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Diagnostics of the last step.
+
+        ``reward``, ``baseline``, ``advantage_std``, ``entropy`` (nats an image), ``mask_mean`` and ``mask_std`` (after
+        blur and scaling), ``policy_grad_norm``, ``samples_seen`` and ``samples_dropped`` (non-finite, all told).
+        Reading them waits for the device; a step does not.
+        """
+        return self.learner.metrics(self._size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that resuming needs; safe for ``torch.load(weights_only=True)``."""
+        return {
+            **self.learner.state_dict(),
+            "generator": None if self.generator is None else self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`. Nothing is changed if it does not fit.
+
+        Raises:
+            ValueError: If the state belongs to something else.
+        """
+        self.learner.load_state_dict(cast(dict[str, Any], state_dict))
+        self._queue.clear()
+        if self.generator is not None and state_dict.get("generator") is not None:
+            self.generator.set_state(state_dict["generator"].cpu())
+
+    # -- hooks ---------------------------------------------------------------------------------------------------------
+
+    def _before_forward(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        # The hooked module's own mode decides: eval() on the user's model never reaches a mask that is not its child.
+        if self._paused or not module.training or not torch.is_grad_enabled():
+            return None
+        name = self._find_input(args, kwargs)
+        if isinstance(name, int):
+            masked = self.apply(args[name])
+            return (*args[:name], masked, *args[name + 1 :]), kwargs
+        return args, {**kwargs, name: self.apply(kwargs[name])}
+
+    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._paused or not module.training or not torch.is_grad_enabled() or not self._queue:
+            return
+        self._queue.mark(output)
+
+    def _after_criterion(self, criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any) -> Any:
+        if self._paused or not torch.is_grad_enabled() or not self._queue:
+            return None
+        pending = self._queue.find([*tensors_of(args), *tensors_of(kwargs)])
+        if pending is None:
+            return None
+        factor = self._observe(pending, per_sample_loss(criterion, *args, **kwargs))
+        return None if factor is None else loss * factor
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and bool(found_inf):
+            return  # a fused optimizer under GradScaler was called and skipped the step itself
+        self.learner.step(float(optimizer.param_groups[0]["lr"]))
+        # A policy that has moved invalidates the graphs of masks drawn before.
+        self._queue.invalidate()
+
+    def _save_into(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        return {**state_dict, STATE_KEY: self.state_dict()}
+
+    def _load_from(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        state_dict = dict(state_dict)
+        if STATE_KEY in state_dict:
+            self.load_state_dict(state_dict.pop(STATE_KEY))
+        else:
+            warnings.warn(
+                "the optimizer's state was saved without a policy: the classifier resumes, and the policy starts anew",
+                stacklevel=4,
+            )
+        return state_dict
+
+    def _observe(self, pending: Pending, loss: Tensor) -> Tensor | None:
+        factor = self.learner.observe(pending.sample, loss)
+        self._queue.pop(pending)
+        return factor
+
+    # -- details -------------------------------------------------------------------------------------------------------
+
+    def _generator_for(self, device: torch.device) -> torch.Generator | None:
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if self.generator is None and distributed and torch.distributed.get_world_size() > 1:
+            # Loops seed all ranks alike as often as not, and equal seeds would give equal masks on all of them.
+            rank = torch.distributed.get_rank()
+            self.generator = torch.Generator(device).manual_seed(torch.initial_seed() % 2**62 + rank)
+        return self.generator
+
+    def _find_input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | str:
+        if self._input_name is not None:
+            found = self._input_name < len(args) if isinstance(self._input_name, int) else self._input_name in kwargs
+            if not found:
+                raise TypeError(
+                    f"input_name is {self._input_name!r}, but the model was called with {len(args)} positional "
+                    f"arguments and the keywords {sorted(kwargs)}"
+                )
+            return self._input_name
+        axes = len(self.mask.grid_size) + 2
+        named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+        for name, value in named:
+            if isinstance(value, Tensor) and value.is_floating_point() and value.ndim == axes:
+                return name
+        got = [f"{tuple(v.shape)} {v.dtype}" if isinstance(v, Tensor) else type(v).__name__ for _, v in named]
+        raise TypeError(
+            f"the model was called without images: no floating-point tensor of {axes} axes among {got}; normalise "
+            "images before the model, or say which input they are with input_name"
+        )
+
+    def _check_range(self, images: Tensor) -> None:
+        """Warn once, on the first batch, where the images contradict the normalisation that says where black is."""
+        if self._checked_range or self.mask.black is None:
+            return
+        self._checked_range = True
+        darkest = images.detach().amin(dim=(0, *range(2, images.ndim))).float()
+        black = self.mask.black.flatten()
+        # Normalised images in [0, 1] start at black and end within about 5 standard deviations of it.
+        if bool((darkest < black - 0.1 * black.abs() - 0.1).any()) or bool((darkest > black + 1.5).all()):
+            warnings.warn(
+                f"the images' smallest values {_rounded(darkest)} don't fit the black level {_rounded(black)} that "
+                "mean and std (for timm models those of pretrained_cfg) give: pass mean=... and std=... as your "
+                "transforms use them, or mean=None, std=None to take each image's smallest value as black",
+                stacklevel=4,
+            )
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(float(value), 2) for value in values]
+
+
+def _check_arguments(mask: Any, optimizer: Any, model: Any, criterion: Any, max_pending: int) -> None:
+    if not isinstance(mask, PolicyNoiseMask):
+        raise TypeError(f"mask must be a PolicyNoiseMask, got {type(mask).__name__}")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer must be a torch.optim.Optimizer, the one whose step() runs, got {type(optimizer).__name__}"
+        )
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if criterion is not None and not isinstance(criterion, nn.Module):
+        raise TypeError(
+            f"criterion must be a torch.nn.Module, got {type(criterion).__name__}; for a function leave criterion out "
+            "and call hook.observe(loss) with its loss of shape (B,)"
+        )
+    if max_pending < 1 or not math.isfinite(max_pending):
+        raise ValueError(f"max_pending must be at least 1, got {max_pending!r}")
+    modules = ("_forward_pre_hooks", "_forward_hooks")
+    registries: list[tuple[str, Any, tuple[str, ...]]] = [("optimizer", optimizer, ("_optimizer_step_post_hooks",))]
+    registries += [(name, part, modules) for name, part in (("model", model), ("criterion", criterion)) if part]
+    for name, hooked, attributes in registries:
+        if any(isinstance(hook, _Functor) for attribute in attributes for hook in getattr(hooked, attribute).values()):
+            raise RuntimeError(f"{name} is hooked already: call remove() on its ReinforceHook first")

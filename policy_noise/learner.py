@@ -1,0 +1,392 @@
+"""The policy's own training: a window of observed samples, an estimator and an optimizer."""
+
+import warnings
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from . import functional as PF
+from .mask import MaskSample, PolicyNoiseMask
+
+__all__ = ["PolicyLearner"]
+
+MAX_WINDOW = 256
+"""Observations kept while the user's optimizer does not step; older ones are let go, with a warning."""
+
+
+class PolicyLearner:
+    """Collects (sample, loss) pairs and turns them into one step of the policy.
+
+    Everything between two steps is one window: its advantage is taken over all its samples, so that accumulated
+    microbatches give the gradient of the big batch, and gradients are normalised by the number of samples. With
+    several processes one flat all-reduce a step makes the window that of all ranks.
+
+    Args:
+        mask: The mask whose policy is trained.
+        estimator: ``"score_function"``, or ``"paper"`` for :func:`policy_noise.functional.paper_objective`.
+        reward: ``"cooperative"`` (a low loss is good) or ``"adversarial"``.
+        baseline: ``"leave_one_out"``, ``"batch"``, ``"moving_average"`` or ``"none"``. A window of one sample falls
+            back on the moving average.
+        normalize_advantage: Divide advantages by their standard deviation.
+        entropy_coef: Weight of the entropy bonus.
+        baseline_momentum: Momentum of the moving average of the loss.
+        optimizer_name: ``"adamw"`` or ``"sgd"`` (momentum 0.9).
+        lr: Peak learning rate; it follows the shape of the user's schedule, as a share of the largest rate seen.
+        lr_ratio: Instead of ``lr``: the user's current learning rate times this.
+        follow_schedule: With ``lr``: False keeps it as it is, for a scheduler of your own on ``optimizer``.
+        weight_decay: Of the policy's optimizer.
+        frozen: Never step: the control in which masks are drawn and nothing is learned.
+    """
+
+    def __init__(
+        self,
+        mask: PolicyNoiseMask,
+        *,
+        estimator: Literal["score_function", "paper"] = "score_function",
+        reward: PF.Reward = "cooperative",
+        baseline: str = "leave_one_out",
+        normalize_advantage: bool = True,
+        entropy_coef: float = 0.0,
+        baseline_momentum: float = 0.9,
+        optimizer_name: Literal["adamw", "sgd"] = "adamw",
+        lr: float | None = 1e-2,
+        lr_ratio: float | None = None,
+        follow_schedule: bool = True,
+        weight_decay: float = 0.0,
+        frozen: bool = False,
+    ) -> None:
+        _one_of("estimator", estimator, ("score_function", "paper"))
+        _one_of("reward", reward, ("cooperative", "adversarial"))
+        _one_of("baseline", baseline, ("leave_one_out", "batch", "moving_average", "none"))
+        _one_of("optimizer_name", optimizer_name, ("adamw", "sgd"))
+        if (lr is None) == (lr_ratio is None):
+            raise ValueError(f"exactly one of lr and lr_ratio must be given, got lr={lr!r} and lr_ratio={lr_ratio!r}")
+        for name, value in (("lr", lr), ("lr_ratio", lr_ratio), ("entropy_coef", entropy_coef)):
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name} must not be negative, got {value!r}")
+        if not 0.0 <= baseline_momentum < 1.0:
+            raise ValueError(f"baseline_momentum must lie in [0, 1), got {baseline_momentum!r}")
+        self.mask = mask
+        self.estimator = estimator
+        self.reward: PF.Reward = reward
+        self.baseline = baseline
+        self.normalize_advantage = normalize_advantage
+        self.entropy_coef = entropy_coef
+        self.baseline_momentum = baseline_momentum
+        self.lr = lr
+        self.lr_ratio = lr_ratio
+        self.follow_schedule = follow_schedule
+        self.frozen = frozen
+        self.parameters = [p for p in mask.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ValueError("mask has no parameter that requires a gradient: there is no policy to train")
+        start = 0.0 if lr is None else lr
+        self.optimizer: torch.optim.Optimizer
+        if optimizer_name == "sgd":
+            self.optimizer = torch.optim.SGD(self.parameters, lr=start, momentum=0.9, weight_decay=weight_decay)
+        else:
+            self.optimizer = torch.optim.AdamW(self.parameters, lr=start, weight_decay=weight_decay)
+        self._peak_user_lr = 0.0
+        self._moving_average: Tensor | None = None
+        self._window: list[tuple[MaskSample, Tensor]] = []
+        self._window_overflowed = False
+        self._last: dict[str, Tensor] = {}
+        self._last_sample: MaskSample | None = None
+        self._samples_seen = 0
+        self._samples_dropped: Tensor | int = 0
+        self._warned_dropped = False
+
+    # -- observing -----------------------------------------------------------------------------------------------------
+
+    def observe(self, sample: MaskSample, loss: Tensor) -> Tensor | None:
+        """Pair a sample with the losses that its masks caused.
+
+        Args:
+            sample: Masks of a batch.
+            loss: Loss of each image.
+
+        Shape:
+            - loss: (B,).
+
+        Returns:
+            With the paper's estimator the factor that scales the classifier's loss, else None.
+
+        Raises:
+            ValueError: If there is not one loss for each image.
+        """
+        if not isinstance(loss, Tensor) or loss.shape != sample.log_prob.shape:
+            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(
+                f"per_sample_loss must have shape ({len(sample.log_prob)},), one loss for each image, got {shape}; "
+                "compute it with reduction='none'"
+            )
+        self._window.append((sample, loss.detach().float().to(sample.log_prob.device)))
+        if len(self._window) > MAX_WINDOW:
+            del self._window[0]
+            if not self._window_overflowed:
+                self._window_overflowed = True
+                warnings.warn(
+                    f"{MAX_WINDOW} observations passed without an optimizer step: the policy does not learn. Hook the "
+                    "optimizer whose step() really runs (a wrapper's inner optimizer, for instance).",
+                    stacklevel=3,
+                )
+        if self.estimator == "paper":
+            return torch.logsumexp(sample.cell_log_prob().detach(), dim=1).mean()
+        return None
+
+    @property
+    def observations(self) -> int:
+        """Batches observed since the last step."""
+        return len(self._window)
+
+    # -- stepping ------------------------------------------------------------------------------------------------------
+
+    def step(self, user_lr: float) -> None:
+        """Take one step of the policy from the window, and empty it. Every rank must call it, also with no samples.
+
+        Args:
+            user_lr: The current learning rate of the user's optimizer.
+        """
+        window, self._window = self._window, []
+        distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if not window and not distributed:
+            return
+        with torch.enable_grad(), torch.autocast(self.parameters[0].device.type, enabled=False):
+            gradients = self._gradients_of_all_ranks(window) if distributed else self._gradients(window)
+        self._samples_seen += sum(len(loss) for _, loss in window)
+        if window:
+            self._last_sample = window[-1][0].detach()
+        for gradient in gradients:
+            # The samples' own checks leave finite numbers here; a policy must outlive whatever they missed.
+            torch.nan_to_num_(gradient, 0.0, 0.0, 0.0)
+        self._last["policy_grad_norm"] = torch.stack(torch._foreach_norm(gradients)).norm()
+        if self.frozen:
+            return
+        self._set_lr(user_lr)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _set_lr(self, user_lr: float) -> None:
+        self._peak_user_lr = max(self._peak_user_lr, user_lr)
+        if self.lr_ratio is not None:
+            lr = self.lr_ratio * user_lr
+        elif self.follow_schedule and self._peak_user_lr > 0:
+            lr = self.lr * user_lr / self._peak_user_lr  # type: ignore[operator]
+        else:
+            return
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def _valid(self, sample: MaskSample, loss: Tensor) -> Tensor:
+        """Samples that count: masked, with a finite loss. The others are dropped, and non-finite ones counted."""
+        finite = torch.isfinite(loss) & torch.isfinite(sample.log_prob.detach())
+        self._samples_dropped = self._samples_dropped + (~finite).sum()
+        if not finite.is_cuda:
+            self._warn_dropped()
+        return finite & sample.applied
+
+    def _warn_dropped(self) -> None:
+        dropped = int(self._samples_dropped)
+        if dropped and not self._warned_dropped:
+            self._warned_dropped = True
+            warnings.warn(
+                f"{dropped} samples with a non-finite loss were kept from the policy; metrics['samples_dropped'] goes "
+                "on counting, without further warnings",
+                stacklevel=4,
+            )
+
+    def _gradients(self, window: list[tuple[MaskSample, Tensor]]) -> list[Tensor]:
+        """One process: one backward through the surrogate of the whole window."""
+        valid = torch.cat([self._valid(sample, loss) for sample, loss in window])
+        loss = torch.cat([loss for _, loss in window])
+        log_prob = torch.cat([sample.log_prob for sample, _ in window])
+        entropy = torch.cat([sample.entropy for sample, _ in window])
+        kept = torch.where(valid, loss, 0)
+        count = valid.sum()
+        mean = kept.sum() / count.clamp(min=1)
+        average = self._average(mean)
+        baseline: Any = average if self._uses_average(len(loss)) else self.baseline
+        if self.estimator == "paper":
+            parts = kept.split([len(losses) for _, losses in window])
+            totals = [
+                PF.paper_objective(sample.cell_log_prob(), losses) * len(losses)
+                for (sample, _), losses in zip(window, parts, strict=True)
+            ]
+            surrogate = torch.stack(totals).sum() / len(loss)
+        else:
+            surrogate = PF.reinforce_loss(
+                log_prob,
+                loss,
+                baseline=baseline,
+                normalize=self.normalize_advantage and len(loss) > 1,
+                reward=self.reward,
+                entropy=entropy,
+                entropy_coef=self.entropy_coef,
+                valid=valid,
+            )
+        variance = (torch.where(valid, loss - mean, 0).square().sum() / count.clamp(min=1)).detach()
+        self._record(count, mean, variance, average, entropy.detach().mean())
+        return list(torch.autograd.grad(surrogate, self.parameters, allow_unused=True, materialize_grads=True))
+
+    def _uses_average(self, samples: int) -> bool:
+        return self.baseline == "moving_average" or (samples == 1 and self.baseline in ("batch", "leave_one_out"))
+
+    def _average(self, mean: Tensor) -> Tensor:
+        return mean if self._moving_average is None else self._moving_average
+
+    def _record(self, count: Tensor, mean: Tensor, variance: Tensor, average: Tensor, entropy: Tensor) -> None:
+        blended = torch.lerp(mean, average, self.baseline_momentum)
+        self._moving_average = torch.where(count > 0, blended, average).detach()
+        sign = -1.0 if self.reward == "cooperative" else 1.0
+        if self.baseline == "none":
+            baseline = torch.zeros_like(mean)
+        else:
+            baseline = average if self.baseline == "moving_average" else mean
+        self._last |= {
+            "reward": sign * mean,
+            "baseline": sign * baseline,
+            "advantage_std": variance.sqrt(),
+            "entropy": entropy,
+        }
+
+    def _gradients_of_all_ranks(self, window: list[tuple[MaskSample, Tensor]]) -> list[Tensor]:
+        """Several processes: the window of all ranks in one all-reduce.
+
+        The advantage is linear in the loss once count, mean and variance are known, so each rank sends the gradients
+        of sum(loss * log_prob), of sum(log_prob) and of sum(entropy), beside its sums. Losses are centred on the moving
+        average, which is equal on all ranks, to keep digits. Floating-point buffers (a policy's moving averages)
+        travel along and are averaged.
+        """
+        device = self.parameters[0].device
+        shift = torch.zeros((), device=device) if self._moving_average is None else self._moving_average
+        zero = torch.zeros((), device=device)
+        sums = torch.zeros(5, device=device)
+        weighted = plain = spread = zero
+        for sample, raw in window:
+            valid = self._valid(sample, raw)
+            loss = torch.where(valid, raw - shift, 0)
+            if self.estimator == "paper":
+                mean = torch.where(valid, raw, 0).mean()
+                weighted = weighted + torch.logsumexp(sample.cell_log_prob(), dim=1).sum() * mean
+            else:
+                weighted = weighted + (loss * sample.log_prob).sum()
+                plain = plain + torch.where(valid, sample.log_prob, 0).sum()
+                spread = spread + torch.where(valid, sample.entropy, 0).sum()
+            sums = sums + torch.stack(
+                [valid.sum(), loss.sum(), loss.square().sum(), sample.entropy.detach().sum(), zero + len(loss)]
+            )
+        buffers = [b for b in self.mask.buffers() if b.is_floating_point() and b is not self.mask.black]
+        parts = [sums, *(b.detach().float().flatten() for b in buffers)]
+        shapes = [self._flat_gradient(total) for total in (weighted, plain, spread)]
+        flat = torch.cat([*parts, *shapes])
+        dist.all_reduce(flat)
+        parts = list(flat.split([part.numel() for part in (*parts, *shapes)]))
+        count, total, squares, entropy, seen = parts[0]
+        with torch.no_grad():
+            for buffer, value in zip(buffers, parts[1:-3], strict=True):
+                buffer.copy_(value.view_as(buffer) / dist.get_world_size())
+        gradient, gradient_plain, gradient_entropy = parts[-3:]
+        n = count.clamp(min=1)
+        mean = total / n
+        variance = (squares / n - mean.square()).clamp(min=0)
+        average = self._average(mean + shift)
+        if self.estimator == "paper":
+            flat = gradient / seen.clamp(min=1)
+        else:
+            if self.baseline == "none":
+                centred = gradient + shift * gradient_plain
+            elif self.baseline == "moving_average":
+                centred = gradient - (average - shift) * gradient_plain
+            else:
+                single = count < 2
+                centre = torch.where(single, average - shift, mean)
+                centred = gradient - centre * gradient_plain
+                if self.baseline == "leave_one_out":
+                    centred = centred * torch.where(single, 1.0, count / (count - 1).clamp(min=1))
+            if self.normalize_advantage:
+                centred = centred / torch.where(count < 2, 1.0, variance.sqrt().clamp(min=1e-6))
+            sign = 1.0 if self.reward == "cooperative" else -1.0
+            flat = (sign * centred - self.entropy_coef * gradient_entropy) / n
+        self._record(count, mean + shift, variance, average, entropy / seen.clamp(min=1))
+        pieces = flat.split([p.numel() for p in self.parameters])
+        return [piece.view_as(p) for piece, p in zip(pieces, self.parameters, strict=True)]
+
+    def _flat_gradient(self, total: Tensor) -> Tensor:
+        if not total.requires_grad:
+            return torch.cat([torch.zeros_like(p).flatten() for p in self.parameters])
+        gradients = torch.autograd.grad(
+            total, self.parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return torch.cat([gradient.flatten() for gradient in gradients])
+
+    # -- reporting and state -------------------------------------------------------------------------------------------
+
+    def metrics(self, size: tuple[int, ...] | None) -> dict[str, float]:
+        """Diagnostics of the last step as plain numbers; reading them is what waits for the device.
+
+        Args:
+            size: Spatial size of the last images, at which the mask's mean and standard deviation are taken.
+        """
+        self._warn_dropped()
+        result = {name: float(value) for name, value in self._last.items()}
+        if self._last_sample is not None and size is not None:
+            mask = self.mask.render(self._last_sample, size)
+            result |= {"mask_mean": float(mask.mean()), "mask_std": float(mask.std())}
+        return result | {"samples_seen": self._samples_seen, "samples_dropped": int(self._samples_dropped)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Policy, optimizer and baseline, as tensors and plain numbers."""
+        return {
+            "mask": self.mask.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "moving_average": self._moving_average,
+            "peak_user_lr": self._peak_user_lr,
+            "samples_seen": self._samples_seen,
+            "samples_dropped": int(self._samples_dropped),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`. Nothing is changed if it does not fit.
+
+        Raises:
+            ValueError: If it belongs to something else.
+        """
+        own = self.state_dict()
+        if not isinstance(state_dict, dict) or own.keys() - state_dict.keys():
+            found = sorted(map(str, state_dict)) if isinstance(state_dict, dict) else type(state_dict).__name__
+            raise ValueError(f"state_dict must hold {sorted(own)}, got {found}: it is not a policy's")
+        shapes = {name: tuple(value.shape) for name, value in state_dict["mask"].items()}
+        expected = {name: tuple(value.shape) for name, value in own["mask"].items()}
+        if shapes != expected:
+            wrong = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
+            raise ValueError(
+                f"state_dict belongs to another policy: {wrong[:5]} differ in name or shape (grid_size, in_chans and "
+                "policy must be those that it was saved with)"
+            )
+        if len(state_dict["optimizer"]["param_groups"][0]["params"]) != len(self.parameters):
+            raise ValueError("state_dict belongs to another policy: its optimizer holds other parameters")
+        self.mask.load_state_dict(state_dict["mask"])
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+        average = state_dict["moving_average"]
+        self._moving_average = None if average is None else average.to(self.parameters[0].device)
+        self._peak_user_lr = state_dict["peak_user_lr"]
+        self._samples_seen = state_dict["samples_seen"]
+        self._samples_dropped = state_dict["samples_dropped"]
+        self._window = []
+
+    def to(self, device: torch.device) -> None:
+        """Follow the images to their device, with the optimizer's state."""
+        self.mask.to(device)
+        self.optimizer.load_state_dict(self.optimizer.state_dict())
+        if self._moving_average is not None:
+            self._moving_average = self._moving_average.to(device)
+        self._samples_dropped = int(self._samples_dropped)
+
+
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
