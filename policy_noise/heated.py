@@ -1,0 +1,233 @@
+"""What comes after the policy: the heated model as an ordinary checkpoint.
+
+A classifier that trained under masks is used and fine-tuned without them. Its BatchNorm statistics belong to masked
+images and can be taken anew; the weights of its last epochs can be averaged, as the paper does; it is kept as
+safetensors, with its metadata, and loads into a model with another number of classes.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .version import __version__
+
+__all__ = ["average_checkpoints", "load_heated", "read_heated_metadata", "recalibrate_batchnorm", "save_heated"]
+
+PathLike = str | os.PathLike[str]
+
+
+@torch.no_grad()
+def recalibrate_batchnorm(model: nn.Module, loader: Iterable[Any], *, num_batches: int | None = None) -> int:
+    """Take a model's BatchNorm statistics anew from clean images, as plain averages over the batches.
+
+    Like :func:`torch.optim.swa_utils.update_bn`, but with every other layer in eval mode, so that dropout and
+    stochastic depth do not enter the statistics, and with an end. A hooked mask stays off: gradients are.
+
+    Args:
+        model: Model to change; each module's mode is put back afterwards.
+        loader: Batches: images, or tuples and lists whose first element they are.
+        num_batches: Stop after so many batches; a few dozen are plenty. By default the whole loader.
+
+    Returns:
+        The number of batches used: 0 if the model has no BatchNorm, which is then left alone.
+
+    Raises:
+        ValueError: If the loader is empty; the statistics are then what they were.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        >>> recalibrate_batchnorm(model, [torch.randn(8, 3, 16, 16) for _ in range(3)])
+        3
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not norms:
+        return 0
+    parameter = next(model.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    modes = {module: module.training for module in model.modules()}
+    momenta = {norm: norm.momentum for norm in norms}
+    used = 0
+    try:
+        for batch in loader:
+            if num_batches is not None and used >= num_batches:
+                break
+            images = batch[0] if isinstance(batch, list | tuple) else batch
+            if used == 0:
+                model.eval()
+                for norm in norms:
+                    norm.reset_running_stats()
+                    norm.momentum = None  # a cumulative average
+                    norm.train()
+            model(images.to(device))
+            used += 1
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
+    if used == 0:
+        raise ValueError("loader gave no batch: the BatchNorm statistics cannot be taken anew from nothing")
+    return used
+
+
+def average_checkpoints(paths: Sequence[PathLike]) -> dict[str, Tensor]:
+    """Average the weights of checkpoints: the mean of the last three epochs is the paper's model.
+
+    Args:
+        paths: Files by ``torch.save`` or safetensors: a state dict, or a dict that holds one as ``state_dict`` or
+            ``model``. Prefixes of DDP and torch.compile are taken off. Loaded without unpickling code.
+
+    Returns:
+        Floating-point tensors averaged in fp64 and given back in their own dtype; integers (counters) from the last.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If there is no file, or the files are of different models.
+    """
+    from timm.models import load_state_dict  # knows the layouts, and loads weights only
+
+    if not paths:
+        raise ValueError("paths must name at least one checkpoint, got none")
+    for path in paths:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"checkpoint {os.fspath(path)} does not exist")
+    total: dict[str, Tensor] = {}
+    last: dict[str, Tensor] = {}
+    for path in paths:
+        state = load_state_dict(os.fspath(path), use_ema=False)
+        values = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        if last and {n: v.shape for n, v in values.items()} != {n: v.shape for n, v in last.items()}:
+            raise ValueError(
+                f"checkpoint {os.fspath(path)} holds another model than {os.fspath(paths[0])}: "
+                "names or shapes of its tensors differ"
+            )
+        for name, value in values.items():
+            if value.is_floating_point():
+                total[name] = total.get(name, 0) + value.double()
+        last = values
+    if not last:
+        raise ValueError(f"checkpoint {os.fspath(paths[0])} holds no tensors")
+    return {
+        name: (total[name] / len(paths)).to(value.dtype) if name in total else value for name, value in last.items()
+    }
+
+
+def save_heated(model: nn.Module, path: PathLike, metadata: Mapping[str, Any] | None = None) -> None:
+    """Save a model's weights as safetensors, whole or not at all.
+
+    Wrappers of DDP and torch.compile are looked through. The metadata always holds this package's version, and for
+    timm models the architecture, number of classes and normalisation.
+
+    Args:
+        model: The heated model.
+        path: File to write.
+        metadata: Anything JSON can hold: data set, recipe, scores.
+
+    Raises:
+        TypeError: If the metadata cannot be written as JSON.
+    """
+    from safetensors.torch import save_model
+
+    from ._attach import unwrap
+
+    inner = unwrap(model)
+    record: dict[str, Any] = {"policy_noise": __version__}
+    config = getattr(inner, "pretrained_cfg", None) or {}
+    for name in ("architecture", "mean", "std"):
+        if config.get(name) is not None:
+            record[name] = config[name]
+    if hasattr(inner, "num_classes"):
+        record["num_classes"] = inner.num_classes
+    try:
+        text = json.dumps({**record, **(metadata or {})})
+    except TypeError as error:
+        raise TypeError(f"metadata must be JSON, got {metadata!r}: {error}") from error
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        save_model(inner, temporary, metadata={"heated": text})
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_heated_metadata(path: PathLike) -> dict[str, Any]:
+    """Read the metadata of a file that :func:`save_heated` wrote, without its weights.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If it is no such file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"heated model {os.fspath(path)} does not exist")
+    try:
+        with safe_open(os.fspath(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{os.fspath(path)} is not a safetensors file: {error}") from error
+    if "heated" not in metadata:
+        raise ValueError(f"{os.fspath(path)} carries no metadata of a heated model")
+    return json.loads(metadata["heated"])
+
+
+def load_heated(model: nn.Module, path: PathLike, *, classifier: str | None = None) -> dict[str, Any]:
+    """Load a heated model's weights, also into a model with another number of classes.
+
+    Args:
+        model: Model to load into. Nothing is changed unless all fits.
+        path: File written by :func:`save_heated`.
+        classifier: Name of the classification layer, which may differ in shape and then keeps its fresh weights. By
+            default timm's record of it.
+
+    Returns:
+        The file's metadata, with ``"kept"``: names of the model's own tensors that were not replaced.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If it belongs to another architecture.
+    """
+    from safetensors.torch import load_file
+
+    from ._attach import unwrap
+
+    metadata = read_heated_metadata(path)
+    inner = unwrap(model)
+    own = inner.state_dict()
+    loaded = load_file(os.fspath(path))
+    if classifier is None:
+        recorded = (getattr(inner, "pretrained_cfg", None) or {}).get("classifier")
+        heads: tuple[str, ...] = (recorded,) if isinstance(recorded, str) else tuple(recorded or ())
+    else:
+        heads = (classifier,)
+    wrong = sorted(
+        name
+        for name in own.keys() | loaded.keys()
+        if name not in own or (name in loaded and own[name].shape != loaded[name].shape)
+    )
+    # Tensors that share storage are saved once, under one of their names.
+    stored = {own[name].data_ptr() for name in loaded if name in own}
+    wrong += sorted(name for name in own.keys() - loaded.keys() if own[name].data_ptr() not in stored)
+    kept = [name for name in wrong if any(name == head or name.startswith(f"{head}.") for head in heads)]
+    foreign = [name for name in wrong if name not in kept]
+    if foreign:
+        raise ValueError(
+            f"{os.fspath(path)} holds another architecture ({metadata.get('architecture', 'unnamed')}): "
+            f"{len(foreign)} tensors differ in name or shape, such as {foreign[:3]}; name the classification layer "
+            "with classifier=... if it is that one"
+        )
+    inner.load_state_dict({name: value for name, value in loaded.items() if name not in kept}, strict=False)
+    return {**metadata, "kept": kept}
