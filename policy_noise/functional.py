@@ -122,15 +122,15 @@ def blur_parameters(
         >>> blur_parameters((224, 224)), blur_parameters((28, 28))
         ((13, 6.0), (3, 0.75))
     """
-    if kernel_size is not None and (int(kernel_size) != kernel_size or kernel_size < 1 or kernel_size % 2 == 0):
+    if kernel_size is not None and not (_is_number(kernel_size) and kernel_size >= 1 and kernel_size % 2 == 1):
         raise ValueError(f"kernel_size must be an odd positive integer in pixels, got {kernel_size!r}")
-    if sigma is not None and not (sigma > 0 and math.isfinite(sigma)):
+    if sigma is not None and not (_is_number(sigma) and sigma > 0):
         raise ValueError(f"sigma must be a positive number of pixels, got {sigma!r}")
     side = min(size)
     if sigma is None:
         sigma = PAPER_SIGMA * (side / PAPER_SIDE if kernel_size is None else kernel_size / PAPER_KERNEL_SIZE)
         if kernel_size is None:
-            kernel_size = _nearest_odd(PAPER_KERNEL_SIZE * side / PAPER_SIDE)
+            kernel_size = min(_nearest_odd(PAPER_KERNEL_SIZE * side / PAPER_SIDE), 2 * side - 1)
     elif kernel_size is None:
         kernel_size = min(_nearest_odd(PAPER_KERNEL_SIZE / PAPER_SIGMA * sigma), 2 * side - 1)
     if kernel_size > 2 * side - 1:
@@ -139,6 +139,10 @@ def blur_parameters(
             f"{2 * side - 1} for a shorter side of {side} px; leave kernel_size out to have it follow the image"
         )
     return int(kernel_size), float(sigma)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _nearest_odd(value: float) -> int:
@@ -154,8 +158,10 @@ def _axis_operator(
 
     # The cache outlives the call, and a tensor born in inference mode could not enter a later backward.
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-        basis = torch.eye(cells, dtype=torch.float64).view(1, 1, cells, cells)
-        enlarged = F.interpolate(basis, (pixels, cells), mode="nearest")
+        # Which cell is nearest depends on the precision in which torch scales the index: that of the input.
+        precision = torch.float64 if dtype == torch.float64 else torch.float32
+        basis = torch.eye(cells, dtype=precision).view(1, 1, cells, cells)
+        enlarged = F.interpolate(basis, (pixels, cells), mode="nearest").double()
         blurred = gaussian_blur2d(enlarged, (kernel_size, 1), (sigma, sigma), border_type="reflect")
         return blurred[0, 0].to(device=device, dtype=dtype)
 
@@ -206,21 +212,24 @@ def render_mask(
             raise ValueError(f"method='kornia' renders two axes, got an action of shape {tuple(action.shape)}")
         from kornia.filters import gaussian_blur2d
 
-        enlarged = F.interpolate(action, size, mode="nearest")
-        return gaussian_blur2d(enlarged, (kernel_size, kernel_size), (sigma, sigma), border_type="reflect")
+        with torch.autocast(action.device.type, enabled=False):
+            enlarged = F.interpolate(action, size, mode="nearest")
+            return gaussian_blur2d(enlarged, (kernel_size, kernel_size), (sigma, sigma), border_type="reflect")
     if method != "matmul":
         raise ValueError(f"method must be 'matmul' or 'kornia', got {method!r}")
     operators = [
         _axis_operator(cells, pixels, kernel_size, sigma, action.device, action.dtype)
         for cells, pixels in zip(grid, size, strict=True)
     ]
-    # The last axis first: it is contiguous, and the tensor is still small.
-    mask = action @ operators[-1].mT
-    mask = operators[-2] @ mask
-    if len(grid) == 3:
-        mask = rearrange(
-            operators[0] @ rearrange(mask, "b c g h w -> b c g (h w)"), "b c d (h w) -> b c d h w", h=size[1]
-        )
+    # In the action's precision: a mask rounded to bf16 would be another mask than the one that is replayed outside.
+    with torch.autocast(action.device.type, enabled=False):
+        # The last axis first: it is contiguous, and the tensor is still small.
+        mask = action @ operators[-1].mT
+        mask = operators[-2] @ mask
+        if len(grid) == 3:
+            mask = rearrange(
+                operators[0] @ rearrange(mask, "b c g h w -> b c g (h w)"), "b c d (h w) -> b c d h w", h=size[1]
+            )
     return mask
 
 
@@ -329,7 +338,7 @@ def advantage(
     Args:
         loss: Loss of each sample; detached here.
         baseline: A name, or the value itself.
-        normalize: Divide by the standard deviation of the valid losses.
+        normalize: Divide by the standard deviation of the valid losses, if there are two or more.
         valid: Samples that count; the others get an advantage of exactly 0, whatever their loss (also NaN).
 
     Shape:
@@ -360,7 +369,8 @@ def advantage(
     else:
         result = torch.where(valid, loss - baseline, 0)
     if normalize:
-        result = result / (centred.square().sum() / count.clamp(min=1)).sqrt().clamp(min=1e-6)
+        deviation = (centred.square().sum() / count.clamp(min=1)).sqrt().clamp(min=1e-6)
+        result = result / torch.where(count > 1, deviation, 1.0)  # one loss has no deviation
     return result
 
 

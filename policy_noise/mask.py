@@ -171,6 +171,8 @@ class PolicyNoiseMask(nn.Module):
                 f"grid_size {self.grid_size} does not fit images of size {tuple(images.shape[2:])}: "
                 "every cell needs a pixel; choose a smaller grid_size"
             )
+        # Before anything is drawn, so that a refusal leaves policy and random state as they were.
+        PF.blur_parameters(images.shape[2:], self.kernel_size, self.sigma)
 
     def sample(self, images: Tensor, generator: torch.Generator | None = None) -> MaskSample:
         """Draw masks for a batch. The policy runs in fp32, whatever the images' dtype and autocast.
@@ -260,7 +262,9 @@ def _darkest(images: Tensor) -> Tensor:
 
 
 def _grid(grid_size: int | Sequence[int]) -> tuple[int, ...]:
-    grid = (grid_size, grid_size) if isinstance(grid_size, int) else tuple(grid_size)
+    grid: tuple[Any, ...] = (grid_size, grid_size)
+    if isinstance(grid_size, Sequence):
+        grid = tuple(grid_size)
     if len(grid) not in (2, 3) or any(not isinstance(cells, int) or cells < 1 for cells in grid):
         raise ValueError(f"grid_size must be a positive integer or two or three of them, got {grid_size!r}")
     return grid
