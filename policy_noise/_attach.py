@@ -1,6 +1,7 @@
 """One line to add to a training loop."""
 
 import inspect
+import sys
 from typing import Any
 
 import torch
@@ -25,13 +26,16 @@ def attach(
     """Train a classifier under a learned noise mask: build the mask for a model and hook it on.
 
     The number of channels and the device are read from the model, and for timm models the images' mean and standard
-    deviation from ``pretrained_cfg``. Attach before a checkpoint's optimizer state is loaded, and before the first
-    call of a compiled model. ``hook.remove()`` leaves the heated model.
+    deviation from ``pretrained_cfg``; a model whose first convolution is three-dimensional gets a grid of three axes.
+    Attach before a checkpoint's optimizer state is loaded, before the first call of a compiled model, and with several
+    processes after the process group is there. ``hook.remove()`` leaves the heated model.
 
     Args:
-        model: The module that the loop calls with images.
-        optimizer: The optimizer whose ``step()`` runs.
-        criterion: The loss module that the loop calls; None for losses that are no module, with ``hook.observe``.
+        model: The module that the loop calls with images. A timm task is taken apart: its network says the channels,
+            and its criterion is hooked.
+        optimizer: The loop's optimizer, or a known wrapper of it.
+        criterion: The loss module that the loop calls; None for losses that are no module, with ``hook.observe``, and
+            for timm tasks.
         preset: ``"default"`` or ``"paper"``.
         overrides: Any argument of :class:`PolicyNoiseMask`, :class:`ReinforceHook` or its learner.
 
@@ -67,16 +71,34 @@ def attach(
     elif overrides.get("lr") is not None and "lr_ratio" not in overrides:
         hook_settings["lr_ratio"] = None
 
-    inner = unwrap(model)
+    network = model
+    tasks = sys.modules.get("timm.task")  # loaded where a task exists
+    if tasks is not None and isinstance(model, tasks.TrainingTask):
+        from .integrations.timm import task_network, task_rewards
+
+        network = task_network(model)
+        if criterion is None and "output_loss" not in hook_settings:
+            hook_settings |= task_rewards(model)
+    if criterion is not None:
+        hook_settings["criterion"] = criterion
+    inner = unwrap(network)
+    conv = _first_conv(inner)
     if "in_chans" not in mask_settings:
-        mask_settings["in_chans"] = _in_chans(inner)
+        if conv is None:
+            raise ValueError(
+                f"in_chans cannot be read from {type(inner).__name__}, which has no convolution: pass "
+                "attach(..., in_chans=...)"
+            )
+        mask_settings["in_chans"] = conv.in_channels
+    if isinstance(conv, nn.Conv3d) and isinstance(mask_settings.get("grid_size", 8), int):
+        mask_settings["grid_size"] = (mask_settings.get("grid_size", 8),) * 3
     if "mean" not in mask_settings and "std" not in mask_settings:
         mask_settings |= _normalization(inner, mask_settings["in_chans"])
     mask = PolicyNoiseMask(**mask_settings)
     parameter = next(model.parameters(), None)
     if parameter is not None:
         mask.to(parameter.device)
-    return ReinforceHook(mask, optimizer, model=model, criterion=criterion, **hook_settings)
+    return ReinforceHook(mask, optimizer, model=model, **hook_settings)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -94,8 +116,8 @@ def _keywords(function: Any) -> set[str]:
     return {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - skipped
 
 
-def _in_chans(model: nn.Module) -> int:
-    """Channels that the first convolution takes, by timm's record of it where there is one."""
+def _first_conv(model: nn.Module) -> nn.Conv2d | nn.Conv3d | None:
+    """The convolution that sees the images, by timm's record of it where there is one."""
     first = getattr(model, "pretrained_cfg", {}).get("first_conv")
     for name in (first,) if isinstance(first, str) else (first or ()):
         try:
@@ -103,13 +125,8 @@ def _in_chans(model: nn.Module) -> int:
         except AttributeError:
             continue
         if isinstance(module, nn.Conv2d | nn.Conv3d):
-            return module.in_channels
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Conv3d):
-            return module.in_channels
-    raise ValueError(
-        f"in_chans cannot be read from {type(model).__name__}, which has no convolution: pass attach(..., in_chans=...)"
-    )
+            return module
+    return next((module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)), None)
 
 
 def _normalization(model: nn.Module, in_chans: int) -> dict[str, Any]:

@@ -4,25 +4,33 @@ The sampled mask and the reward are both detached, so the policy's graph and the
 nothing of the user's loop changes: loss, scaler, clipping, reducer and parameter groups stay as they are.
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .learner import PolicyLearner
+from .learner import PolicyLearner, is_distributed
 from .mask import PolicyNoiseMask
 from .pairing import PairingQueue, Pending, tensors_of
-from .rewards import per_sample_loss
+from .rewards import is_hookable, per_sample_loss
 
-__all__ = ["ReinforceHook"]
+__all__ = ["ReinforceHook", "stepping_optimizer"]
 
 STATE_KEY = "policy_noise"
 """Key under which the policy travels in the optimizer's state dict."""
+
+WRAPPED_OPTIMIZER = ("optimizer", "_optimizer", "base_optimizer", "_base_optimizer", "base")
+"""Where wrappers keep the optimizer that they step: accelerate and DeepSpeed, Lightning, SAM, timm's Lookahead,
+schedule-free."""
+
+OutputLoss = Callable[[Any, tuple[Any, ...], dict[str, Any]], Tensor]
 
 
 def _inert(*args: Any, **kwargs: Any) -> None:
@@ -61,12 +69,15 @@ class ReinforceHook:
 
     Args:
         mask: The mask to train.
-        optimizer: The optimizer whose ``step()`` really runs in the loop.
+        optimizer: The loop's optimizer. Wrappers (accelerate, Lightning, SAM, Lookahead, schedule-free) are looked
+            through for the one whose ``step()`` really runs.
         model: Module whose input is masked: the outermost one that the loop calls (DDP and compiled wrappers, not the
             module inside).
         criterion: Loss module that the loop calls with the model's output.
+        output_loss: Instead of ``criterion``, for models that compute their loss inside: a function of the model's
+            output, its positional arguments and its keyword arguments that gives one loss for each image, (B,).
         estimator: ``"score_function"``, or ``"paper"`` for the published surrogate, with which ``criterion`` returns
-            the loss scaled as the paper's objective scales it.
+            the loss scaled as the paper's objective scales it (with ``output_loss`` it is the output's ``"loss"``).
         reward: ``"cooperative"`` (the paper's: a low loss is good) or ``"adversarial"``.
         baseline: ``"leave_one_out"``, ``"batch"``, ``"moving_average"`` or ``"none"``.
         normalize_advantage: Divide advantages by their standard deviation.
@@ -78,12 +89,18 @@ class ReinforceHook:
         follow_schedule: With ``lr``: False leaves the rate to a scheduler of yours on ``hook.policy_optimizer``.
         weight_decay: Of the policy's optimizer.
         frozen: Draw masks and learn nothing: the control.
-        input_name: Which of the model's inputs is masked: a position, or a keyword's name. By default the first
-            floating-point tensor with the mask's number of axes.
-        generator: Source of randomness for the masks; by default the device's global one.
+        input_name: Which of the model's inputs is masked: a position, or a name, either a keyword's or a key in a
+            mapping that the model takes. By default the first floating-point tensor with the mask's number of axes.
+        generator: Source of randomness for the masks; by default the device's global one, and with several processes
+            one that differs on each rank and follows ``torch.manual_seed`` of the first.
         max_pending: Masked forwards that may wait for their loss before :class:`policy_noise.PairingError` is raised.
         state_in_optimizer: Let the policy travel in ``optimizer.state_dict()``, so that existing checkpointing code
             resumes it. With False use :meth:`state_dict` and :meth:`load_state_dict`.
+
+    Note:
+        A mask's loss counts only if it comes before the next step: forwards that run ahead of a step (prefetching) are
+        masked and not learned from. Ranks are taken to be data parallel: tensor-parallel ranks, which must see equal
+        inputs, would get different masks.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -108,36 +125,49 @@ class ReinforceHook:
         *,
         model: nn.Module | None = None,
         criterion: nn.Module | None = None,
+        output_loss: OutputLoss | None = None,
         input_name: int | str | None = None,
         generator: torch.Generator | None = None,
         max_pending: int = 8,
         state_in_optimizer: bool = True,
         **learner: Any,
     ) -> None:
-        _check_arguments(mask, optimizer, model, criterion, max_pending)
+        stepping = stepping_optimizer(optimizer)
+        _check_arguments(mask, stepping, model, criterion, output_loss, max_pending)
         self.mask = mask
         self.learner = PolicyLearner(mask, **learner)
         self.generator = generator
+        self._seed = torch.initial_seed()
+        self._steps = 0
+        self._draws = 0
+        self._output_loss = output_loss
         self._input_name = input_name
         self._queue = PairingQueue(max_pending)
         self._paused = 0
         self._size: tuple[int, ...] | None = None
         self._checked_range = False
         self._handles: list[RemovableHandle] = [
-            optimizer.register_step_post_hook(_Functor(self._after_step)),
+            stepping.register_step_post_hook(_Functor(self._after_step)),
         ]
         if state_in_optimizer:
+            # Wrappers pass state_dict() on to the inner optimizer, or (SAM) inherit it as it is.
+            inherits = isinstance(optimizer, torch.optim.Optimizer) and (
+                type(optimizer).state_dict is torch.optim.Optimizer.state_dict
+            )
+            saved = optimizer if inherits else stepping
             self._handles += [
-                optimizer.register_state_dict_post_hook(_Functor(self._save_into)),
-                optimizer.register_load_state_dict_pre_hook(_Functor(self._load_from)),
+                saved.register_state_dict_post_hook(_Functor(self._save_into)),
+                saved.register_load_state_dict_pre_hook(_Functor(self._load_from)),
             ]
         if model is not None:
             self._handles += [
                 model.register_forward_pre_hook(_Functor(self._before_forward), with_kwargs=True),
-                model.register_forward_hook(_Functor(self._after_forward)),
+                model.register_forward_hook(_Functor(self._after_forward), with_kwargs=True),
             ]
         if criterion is not None:
             self._handles.append(criterion.register_forward_hook(_Functor(self._after_criterion), with_kwargs=True))
+        if is_distributed():
+            self._equalize()
 
     # -- for loops that mask and observe by hand -----------------------------------------------------------------------
 
@@ -151,10 +181,13 @@ class ReinforceHook:
         """
         if self._paused or not torch.is_grad_enabled() or not self.mask.training:
             return images
+        if torch._C._current_graph_task_id() != -1:
+            return self._replay(images)
         self._queue.check_room()
         if images.is_floating_point() and images.device != self.learner.parameters[0].device:
             self.learner.to(images.device)
-        sample = self.mask.sample(images, self._generator_for(images.device))
+        with _own_graph():
+            sample = self.mask.sample(images, self._generator_for(images.device))
         masked = self.mask(images, sample)
         self._check_range(images)
         self._size = tuple(images.shape[2:])
@@ -229,6 +262,8 @@ class ReinforceHook:
         return {
             **self.learner.state_dict(),
             "generator": None if self.generator is None else self.generator.get_state(),
+            "seed": self._seed,
+            "steps": self._steps,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -239,7 +274,8 @@ class ReinforceHook:
         """
         self.learner.load_state_dict(cast(dict[str, Any], state_dict))
         self._queue.clear()
-        if self.generator is not None and state_dict.get("generator") is not None:
+        self._seed, self._steps, self._draws = state_dict["seed"], state_dict["steps"], 0
+        if self.generator is not None and state_dict["generator"] is not None:
             self.generator.set_state(state_dict["generator"].cpu())
 
     # -- hooks ---------------------------------------------------------------------------------------------------------
@@ -250,16 +286,22 @@ class ReinforceHook:
         # The hooked module's own mode decides: eval() on the user's model never reaches a mask that is not its child.
         if self._paused or not module.training or not torch.is_grad_enabled():
             return None
-        name = self._find_input(args, kwargs)
-        if isinstance(name, int):
-            masked = self.apply(args[name])
-            return (*args[:name], masked, *args[name + 1 :]), kwargs
-        return args, {**kwargs, name: self.apply(kwargs[name])}
+        path = self._find_input(args, kwargs)
+        args, kwargs = _replace((args, kwargs), path, self.apply)
+        return args, kwargs
 
-    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if self._paused or not module.training or not torch.is_grad_enabled() or not self._queue:
-            return
-        self._queue.mark(output)
+            return None
+        if torch._C._current_graph_task_id() != -1:
+            return None
+        if self._output_loss is None:
+            self._queue.mark(output)
+            return None
+        with torch.no_grad():
+            loss = self._output_loss(output, args, kwargs)
+        factor = self._observe(self._queue.newest, loss)
+        return None if factor is None else _replace(output, ("loss",), lambda value: value * factor)
 
     def _after_criterion(self, criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any) -> Any:
         if self._paused or not torch.is_grad_enabled() or not self._queue:
@@ -275,6 +317,8 @@ class ReinforceHook:
         if found_inf is not None and bool(found_inf):
             return  # a fused optimizer under GradScaler was called and skipped the step itself
         self.learner.step(float(optimizer.param_groups[0]["lr"]))
+        self._steps += 1
+        self._draws = 0
         # A policy that has moved invalidates the graphs of masks drawn before.
         self._queue.invalidate()
 
@@ -299,28 +343,55 @@ class ReinforceHook:
 
     # -- details -------------------------------------------------------------------------------------------------------
 
-    def _generator_for(self, device: torch.device) -> torch.Generator | None:
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if self.generator is None and distributed and torch.distributed.get_world_size() > 1:
-            # Loops seed all ranks alike as often as not, and equal seeds would give equal masks on all of them.
-            rank = torch.distributed.get_rank()
-            self.generator = torch.Generator(device).manual_seed(torch.initial_seed() % 2**62 + rank)
-        return self.generator
+    def _replay(self, images: Tensor) -> Tensor:
+        """Mask again in a backward: activation checkpointing recomputes the hooked model, its random state restored."""
+        if self.generator is not None or is_distributed() or not (self._queue or self.learner.observations):
+            raise RuntimeError(
+                "the hooked model itself runs under torch.utils.checkpoint, which cannot replay its masks here: "
+                "checkpoint the blocks inside the model, or use use_reentrant=False without a generator of your own"
+            )
+        with _own_graph(), torch.no_grad():
+            return self.mask(images, self.mask.sample(images))
 
-    def _find_input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | str:
+    def _equalize(self) -> None:
+        """Start all ranks with the first one's policy and seed. One broadcast, when the hook is made."""
+        content: list[Any] = [self.mask.state_dict(), self._seed]
+        dist.broadcast_object_list(content)
+        self.mask.load_state_dict(content[0])
+        self._seed = content[1]
+
+    def _generator_for(self, device: torch.device) -> torch.Generator | None:
+        if self.generator is not None or not is_distributed():
+            return self.generator
+        # Loops seed all ranks alike as often as not, and equal seeds would give equal masks on all of them. Seeding
+        # each draw by its place leaves two numbers to save, so that any rank's checkpoint resumes all ranks.
+        seed = self._seed
+        for part in (dist.get_rank(), self._steps, self._draws):
+            seed = (seed * 6364136223846793005 + part + 1442695040888963407) % 2**64
+        self._draws += 1
+        return torch.Generator(device).manual_seed(seed >> 1)
+
+    def _find_input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """Where the images are in (args, kwargs): a path of keys."""
+        named: list[tuple[tuple[Any, ...], Any]] = []
+        for path, value in [*(((0, i), v) for i, v in enumerate(args)), *(((1, k), v) for k, v in kwargs.items())]:
+            named.append((path, value))
+            if isinstance(value, Mapping):
+                named += [((*path, key), item) for key, item in value.items()]
         if self._input_name is not None:
-            found = self._input_name < len(args) if isinstance(self._input_name, int) else self._input_name in kwargs
-            if not found:
-                raise TypeError(
-                    f"input_name is {self._input_name!r}, but the model was called with {len(args)} positional "
-                    f"arguments and the keywords {sorted(kwargs)}"
-                )
-            return self._input_name
+            for path, _ in named:
+                if path[-1] == self._input_name and (
+                    len(path) > 2 or isinstance(self._input_name, int) == (not path[0])
+                ):
+                    return path
+            raise TypeError(
+                f"input_name is {self._input_name!r}, but the model was called with {len(args)} positional arguments "
+                f"and the names {sorted(str(path[-1]) for path, _ in named if not isinstance(path[-1], int))}"
+            )
         axes = len(self.mask.grid_size) + 2
-        named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-        for name, value in named:
+        for path, value in named:
             if isinstance(value, Tensor) and value.is_floating_point() and value.ndim == axes:
-                return name
+                return path
         got = [f"{tuple(v.shape)} {v.dtype}" if isinstance(v, Tensor) else type(v).__name__ for _, v in named]
         raise TypeError(
             f"the model was called without images: no floating-point tensor of {axes} axes among {got}; normalise "
@@ -344,16 +415,50 @@ class ReinforceHook:
             )
 
 
+def _own_graph() -> AbstractContextManager[Any]:
+    """Keep the policy's saved tensors away from checkpointing and offloading that surround the hooked model."""
+    surrounding = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # since torch 2.5
+    if surrounding is not None and surrounding(False) is None:
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(_same, _same)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _replace(container: Any, path: tuple[Any, ...], function: Callable[[Any], Any]) -> Any:
+    """A copy of nested tuples and mappings in which the item at a path went through a function."""
+    if not path:
+        return function(container)
+    item = _replace(container[path[0]], path[1:], function)
+    if isinstance(container, Mapping):
+        container = copy.copy(container)
+        container[path[0]] = item  # type: ignore[index]
+        return container
+    return (*container[: path[0]], item, *container[path[0] + 1 :])
+
+
+def stepping_optimizer(optimizer: Any) -> Any:
+    """The optimizer whose ``step()`` really runs, inside wrappers that are known to step another one."""
+    for name in WRAPPED_OPTIMIZER:
+        inner = getattr(optimizer, name, None)
+        if isinstance(inner, torch.optim.Optimizer) and inner is not optimizer:
+            return stepping_optimizer(inner)
+    return optimizer
+
+
 def _rounded(values: Tensor) -> list[float]:
     return [round(float(value), 2) for value in values]
 
 
-def _check_arguments(mask: Any, optimizer: Any, model: Any, criterion: Any, max_pending: int) -> None:
+def _check_arguments(mask: Any, optimizer: Any, model: Any, criterion: Any, output_loss: Any, max_pending: int) -> None:
     if not isinstance(mask, PolicyNoiseMask):
         raise TypeError(f"mask must be a PolicyNoiseMask, got {type(mask).__name__}")
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(
-            f"optimizer must be a torch.optim.Optimizer, the one whose step() runs, got {type(optimizer).__name__}"
+            f"optimizer must be a torch.optim.Optimizer or a known wrapper of one, got {type(optimizer).__name__}: "
+            "pass the optimizer whose step() really runs"
         )
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -362,6 +467,13 @@ def _check_arguments(mask: Any, optimizer: Any, model: Any, criterion: Any, max_
             f"criterion must be a torch.nn.Module, got {type(criterion).__name__}; for a function leave criterion out "
             "and call hook.observe(loss) with its loss of shape (B,)"
         )
+    if criterion is not None and not is_hookable(criterion):
+        raise TypeError(
+            f"criterion {type(criterion).__name__} overrides __call__, so that forward hooks never fire: leave "
+            "criterion out and call hook.observe(policy_noise.rewards.per_sample_loss(criterion, output, target))"
+        )
+    if output_loss is not None and (model is None or criterion is not None):
+        raise TypeError("output_loss takes the place of criterion and needs model: pass it with a model alone")
     if max_pending < 1 or not math.isfinite(max_pending):
         raise ValueError(f"max_pending must be at least 1, got {max_pending!r}")
     modules = ("_forward_pre_hooks", "_forward_hooks")

@@ -150,11 +150,13 @@ class PolicyLearner:
             user_lr: The current learning rate of the user's optimizer.
         """
         window, self._window = self._window, []
-        distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        distributed = is_distributed()
         if not window and not distributed:
             return
         with torch.enable_grad(), torch.autocast(self.parameters[0].device.type, enabled=False):
             gradients = self._gradients_of_all_ranks(window) if distributed else self._gradients(window)
+        if gradients is None:
+            return
         self._samples_seen += sum(len(loss) for _, loss in window)
         if window:
             self._last_sample = window[-1][0].detach()
@@ -236,11 +238,16 @@ class PolicyLearner:
         return self.baseline == "moving_average" or (samples == 1 and self.baseline in ("batch", "leave_one_out"))
 
     def _average(self, mean: Tensor) -> Tensor:
-        return mean if self._moving_average is None else self._moving_average
+        return (
+            mean
+            if self._moving_average is None
+            else torch.where(self._moving_average.isnan(), mean, self._moving_average)
+        )
 
     def _record(self, count: Tensor, mean: Tensor, variance: Tensor, average: Tensor, entropy: Tensor) -> None:
         blended = torch.lerp(mean, average, self.baseline_momentum)
-        self._moving_average = torch.where(count > 0, blended, average).detach()
+        previous = torch.full_like(mean, torch.nan) if self._moving_average is None else self._moving_average
+        self._moving_average = torch.where(count > 0, blended, previous).detach()  # NaN: no sample has counted yet
         sign = -1.0 if self.reward == "cooperative" else 1.0
         if self.baseline == "none":
             baseline = torch.zeros_like(mean)
@@ -253,7 +260,7 @@ class PolicyLearner:
             "entropy": entropy,
         }
 
-    def _gradients_of_all_ranks(self, window: list[tuple[MaskSample, Tensor]]) -> list[Tensor]:
+    def _gradients_of_all_ranks(self, window: list[tuple[MaskSample, Tensor]]) -> list[Tensor] | None:
         """Several processes: the window of all ranks in one all-reduce.
 
         The advantage is linear in the loss once count, mean and variance are known, so each rank sends the gradients
@@ -262,8 +269,8 @@ class PolicyLearner:
         travel along and are averaged.
         """
         device = self.parameters[0].device
-        shift = torch.zeros((), device=device) if self._moving_average is None else self._moving_average
         zero = torch.zeros((), device=device)
+        shift = self._average(zero)
         sums = torch.zeros(5, device=device)
         weighted = plain = spread = zero
         for sample, raw in window:
@@ -286,6 +293,8 @@ class PolicyLearner:
         dist.all_reduce(flat)
         parts = list(flat.split([part.numel() for part in (*parts, *shapes)]))
         count, total, squares, entropy, seen = parts[0]
+        if not window and not bool(seen):
+            return None  # no rank had a sample, so that all stop here; only one without any has to look (and wait)
         with torch.no_grad():
             for buffer, value in zip(buffers, parts[1:-3], strict=True):
                 buffer.copy_(value.view_as(buffer) / dist.get_world_size())
@@ -385,6 +394,11 @@ class PolicyLearner:
         if self._moving_average is not None:
             self._moving_average = self._moving_average.to(device)
         self._samples_dropped = int(self._samples_dropped)
+
+
+def is_distributed() -> bool:
+    """Whether several processes train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:

@@ -66,6 +66,11 @@ class PairingQueue:
         self._unpaired += 1
         self._pending.append(Pending(self._number, sample))
 
+    @property
+    def newest(self) -> Pending:
+        """The batch masked last."""
+        return self._pending[-1]
+
     def mark(self, output: Any) -> None:
         """Mark a model's output as the newest batch's. The mark holds no reference to the graph."""
         for tensor in tensors_of(output):

@@ -1,15 +1,16 @@
 """From any criterion to one loss a sample: the policy's reward signal."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["per_sample_loss"]
+__all__ = ["is_hookable", "per_sample_loss"]
 
 
-def per_sample_loss(criterion: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+def per_sample_loss(criterion: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
     """Compute a criterion's loss for each sample, without gradient and in fp32.
 
     Three ways are tried, the exact and fast one first: the criterion's own ``reduction="none"``, averaged over
@@ -17,8 +18,11 @@ def per_sample_loss(criterion: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
     :func:`torch.vmap`; the same in a loop. With ``reduction="mean"`` and class weights each sample's loss carries its
     weight, scaled so that the samples' mean is the criterion's own value.
 
+    A criterion with ``num_splits`` (timm's :class:`JsdCrossEntropy`) couples that many views of an image, which lie a
+    batch apart; their masks caused the loss together, and each view gets it.
+
     Args:
-        criterion: The loss module that the training loop calls. Its forward hooks do not fire here.
+        criterion: The loss module or function that the training loop calls. Its forward hooks do not fire here.
         args: What the loop called it with: model output, targets.
         kwargs: Likewise.
 
@@ -50,15 +54,24 @@ def per_sample_loss(criterion: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
 def _prepare(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
-    value = value.detach()
+    value = value.detach().as_subclass(Tensor)  # MONAI's MetaTensor keeps books that vmap cannot batch
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
-def _unreduced(criterion: nn.Module, batch: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+def is_hookable(criterion: nn.Module) -> bool:
+    """Whether a module's forward hooks fire when it is called; timm's JsdCrossEntropy overrides ``__call__``."""
+    return type(criterion).__call__ is nn.Module.__call__
+
+
+def _function(criterion: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return criterion.forward if isinstance(criterion, nn.Module) and is_hookable(criterion) else criterion
+
+
+def _unreduced(criterion: Any, batch: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """The criterion's own unreduced loss, or None where it has none."""
     reduction = getattr(criterion, "reduction", None)
-    if reduction not in ("mean", "sum", "none", "batchmean"):
-        return None
+    if reduction not in ("mean", "sum", "none", "batchmean") or getattr(criterion, "batch", False) is True:
+        return None  # MONAI's batch=True sums over the batch before it divides
     twin = copy.copy(criterion)  # shallow: it shares weights, and the user's object is left as it is
     twin.reduction = "none"  # type: ignore[assignment]
     values = twin.forward(*args, **kwargs)
@@ -87,26 +100,37 @@ def _class_average(
     return total * len(total) / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
 
 
-def _one_by_one(criterion: nn.Module, batch: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The criterion on batches of one."""
+def _one_by_one(criterion: Callable[..., Tensor], batch: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The criterion on batches of one image: one sample, or its views where the criterion couples splits."""
+    splits = getattr(criterion, "num_splits", 1)
+    if batch % splits:
+        raise RuntimeError(
+            f"criterion {type(criterion).__name__} needs {splits} views of each image, got {batch} in all"
+        )
+    function = _function(criterion)
     names = list(kwargs)
     values = (*args, *kwargs.values())
     batched = [isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch for value in values]
 
     def single(*samples: Tensor) -> Tensor:
         rest = iter(samples)
-        full = [next(rest)[None] if is_batched else value for value, is_batched in zip(values, batched, strict=True)]
-        loss = criterion.forward(*full[: len(args)], **dict(zip(names, full[len(args) :], strict=True)))
+        full = [next(rest) if is_batched else value for value, is_batched in zip(values, batched, strict=True)]
+        loss = function(*full[: len(args)], **dict(zip(names, full[len(args) :], strict=True)))
         return loss.reshape(())
 
-    samples = [value for value, is_batched in zip(values, batched, strict=True) if is_batched]
+    samples = [
+        value.unflatten(0, (splits, batch // splits))
+        for value, is_batched in zip(values, batched, strict=True)
+        if is_batched
+    ]
     try:
-        return torch.vmap(single)(*samples)
+        losses = torch.vmap(single, in_dims=1)(*samples)
     except Exception:  # data-dependent control flow and in-place writes, which vmap cannot batch
         try:
-            return torch.stack([single(*sample) for sample in zip(*samples, strict=True)])
+            losses = torch.stack([single(*sample) for sample in zip(*(v.unbind(1) for v in samples), strict=True)])
         except Exception as error:
             raise RuntimeError(
                 f"criterion {type(criterion).__name__} gives no loss for a single sample ({error}); leave criterion "
                 "out and call hook.observe(loss) with a loss of shape (B,)"
             ) from error
+    return losses.repeat(splits)

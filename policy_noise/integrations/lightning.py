@@ -1,0 +1,105 @@
+"""Lightning: ``Trainer(callbacks=[PolicyNoiseCallback("model", "criterion")])``."""
+
+import warnings
+from typing import Any
+
+from torch import nn
+
+from .._attach import attach
+from ..hook import ReinforceHook
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ImportError as error:
+    raise ImportError(
+        "policy_noise.integrations.lightning needs Lightning: pip install 'policy_noise[lightning]'"
+    ) from error
+
+__all__ = ["PolicyNoiseCallback"]
+
+
+class PolicyNoiseCallback(Callback):
+    """Train a LightningModule under a learned noise mask.
+
+    The hook is put on when fitting starts and taken off when it ends; a later ``fit`` goes on with the same policy. The
+    policy travels in the callback's own part of the checkpoint, whatever the strategy does with optimizer states.
+    Automatic and manual optimization, accumulation and precision plugins work as they are.
+
+    Args:
+        model: Name of the submodule that takes the images, such as ``"model"`` or ``"net.backbone"``. ``""`` is the
+            LightningModule itself, for a ``training_step`` that calls ``self(x)``; strategies that wrap it (DDP) call
+            it with whole batches, and there a submodule must be named.
+        criterion: Name of the loss module that ``training_step`` calls. Left out, call
+            ``callback.hook.observe(losses)`` with a loss of shape (B,), or give ``output_loss``.
+        optimizer: Which of the module's optimizers trains that submodule, by its index in ``configure_optimizers``.
+        settings: Any setting of :func:`policy_noise.attach`.
+
+    Raises:
+        ValueError: When fitting starts, if a name or the index leads nowhere.
+
+    Example:
+        >>> callback = PolicyNoiseCallback("model", "criterion")
+        >>> trainer = Trainer(callbacks=[callback])  # doctest: +SKIP
+    """
+
+    def __init__(self, model: str, criterion: str | None = None, optimizer: int = 0, **settings: Any) -> None:
+        self.model = model
+        self.criterion = criterion
+        self.optimizer = optimizer
+        self.settings = settings
+        self.hook: ReinforceHook | None = None
+        self._state: dict[str, Any] | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # The optimizers exist from here on, and their checkpoint is loaded after it.
+        if not 0 <= self.optimizer < len(trainer.optimizers):
+            raise ValueError(
+                f"optimizer must be an index into the {len(trainer.optimizers)} that configure_optimizers gives, got "
+                f"{self.optimizer}"
+            )
+        if not self.model and trainer.strategy.model is not pl_module:
+            raise ValueError(
+                f"model='' cannot be hooked under {type(trainer.strategy).__name__}, which calls the LightningModule "
+                "with whole batches: name the submodule that takes the images"
+            )
+        self.hook = attach(
+            _submodule(pl_module, "model", self.model),
+            trainer.optimizers[self.optimizer],
+            None if self.criterion is None else _submodule(pl_module, "criterion", self.criterion),
+            state_in_optimizer=False,
+            **self.settings,
+        )
+        if self._state is not None:
+            self.hook.load_state_dict(self._state)
+        elif trainer.ckpt_path is not None:
+            warnings.warn(
+                f"{trainer.ckpt_path} was saved without a policy: the classifier resumes, and the policy starts anew",
+                stacklevel=2,
+            )
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._take_off()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._take_off()
+
+    def _take_off(self) -> None:
+        if self.hook is not None:
+            self._state = self.hook.state_dict()
+            self.hook.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.hook is None else self.hook.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._state = state_dict
+
+
+def _submodule(module: nn.Module, argument: str, name: str) -> nn.Module:
+    try:
+        return module.get_submodule(name)
+    except AttributeError as error:
+        names = [child for child, _ in module.named_children()]
+        raise ValueError(
+            f"{argument} must name a submodule of {type(module).__name__} (such as {names}), got {name!r}"
+        ) from error

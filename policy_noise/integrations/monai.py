@@ -1,0 +1,72 @@
+"""MONAI and ignite: ``SupervisedTrainer(..., train_handlers=[PolicyNoiseHandler()])``."""
+
+from typing import Any
+
+from torch import nn
+
+from .._attach import attach
+from ..hook import ReinforceHook
+
+try:
+    from ignite.engine import Engine, Events
+except ImportError as error:
+    raise ImportError(
+        "policy_noise.integrations.monai needs MONAI and ignite: pip install 'policy_noise[monai]'"
+    ) from error
+
+__all__ = ["PolicyNoiseHandler"]
+
+
+class PolicyNoiseHandler:
+    """Train the network of MONAI's SupervisedTrainer under a learned noise mask.
+
+    Volumes get a mask of three axes. The policy travels in the optimizer's state: name it before a
+    ``CheckpointLoader`` in ``train_handlers``, and let the savers hold the optimizer. Losses with a ``reduction``
+    (DiceLoss, FocalLoss) and sums of such (DiceCELoss) give one loss a volume.
+
+    For an ignite engine of your own give its parts; MONAI's trainer holds them.
+
+    Args:
+        network: The module that is called with images; by default ``engine.network``.
+        optimizer: By default ``engine.optimizer``.
+        loss_function: A module; by default ``engine.loss_function``.
+        settings: Any setting of :func:`policy_noise.attach`.
+
+    Example:
+        >>> handler = PolicyNoiseHandler(grid_size=4)
+        >>> trainer = SupervisedTrainer(..., train_handlers=[handler])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | None = None,
+        optimizer: Any = None,
+        loss_function: nn.Module | None = None,
+        **settings: Any,
+    ) -> None:
+        self.network = network
+        self.optimizer = optimizer
+        self.loss_function = loss_function
+        self.settings = settings
+        self.hook: ReinforceHook | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Register on an engine; its handlers are registered before it has its network."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.COMPLETED, self._stop)
+
+    def _start(self, engine: Engine) -> None:
+        self._stop(engine)  # a run that an exception ended has not come to it
+        state = None if self.hook is None else self.hook.state_dict()
+        self.hook = attach(
+            engine.network if self.network is None else self.network,  # type: ignore[attr-defined]
+            engine.optimizer if self.optimizer is None else self.optimizer,  # type: ignore[attr-defined]
+            engine.loss_function if self.loss_function is None else self.loss_function,  # type: ignore[attr-defined]
+            **self.settings,
+        )
+        if state is not None:
+            self.hook.load_state_dict(state)
+
+    def _stop(self, engine: Engine) -> None:
+        if self.hook is not None:
+            self.hook.remove()

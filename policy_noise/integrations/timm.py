@@ -1,0 +1,49 @@
+"""timm's training tasks: ``policy_noise.attach(task, optimizer)`` comes here by itself.
+
+A task holds network and criterion, and one call of it is a forward with its loss. It is the right module to hook: timm
+compiles, wraps and copies (EMA) the network inside, and validates with that network alone.
+
+Mixup and CutMix come before the task, so a mask lies on the mixed image, and the reward is the loss on the mixed
+targets. With AugMix splits every view gets a mask of its own; the Jensen-Shannon loss couples an image's views, so each
+of their masks is rewarded with the whole of that image's loss. A distillation task's teacher sees the masked image too,
+and the reward is the loss on the targets.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..rewards import is_hookable, per_sample_loss
+
+__all__ = ["task_network", "task_rewards"]
+
+
+def task_network(task: nn.Module) -> nn.Module:
+    """The network that a task trains."""
+    network = getattr(task, "trainable_module", None)
+    return network if isinstance(network, nn.Module) else task
+
+
+def task_rewards(task: nn.Module) -> dict[str, Any]:
+    """Hook arguments that get one loss a sample out of a task.
+
+    A module that can be hooked is; a plain function, or timm's JsdCrossEntropy (on which no hook fires), is called once
+    more with the task's ``"output"``.
+
+    Raises:
+        ValueError: If the task has no ``criterion``.
+    """
+    criterion = getattr(task, "criterion", None)
+    if not callable(criterion):
+        raise ValueError(
+            f"criterion of {type(task).__name__} is {criterion!r}, no function: pass attach(..., criterion) or "
+            "output_loss"
+        )
+    if isinstance(criterion, nn.Module) and is_hookable(criterion):
+        return {"criterion": criterion}
+
+    def output_loss(output: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        target = kwargs["target"] if "target" in kwargs else args[1]
+        return per_sample_loss(criterion, output["output"], target)
+
+    return {"output_loss": output_loss}

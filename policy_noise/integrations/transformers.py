@@ -1,0 +1,117 @@
+"""Hugging Face transformers: ``Trainer(..., callbacks=[PolicyNoiseCallback()])``."""
+
+import base64
+import io
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._attach import attach
+from ..hook import ReinforceHook
+from ..rewards import per_sample_loss
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers.trainer_callback import ExportableState
+except ImportError as error:
+    raise ImportError(
+        "policy_noise.integrations.transformers needs transformers: pip install 'policy_noise[transformers]'"
+    ) from error
+
+__all__ = ["PolicyNoiseCallback"]
+
+CLASSIFICATION = ("ForImageClassification", "ForSequenceClassification")
+"""The ``loss_type`` of models whose loss can be taken from logits and labels alone."""
+
+
+class PolicyNoiseCallback(TrainerCallback, ExportableState):
+    """Train a model of the Trainer under a learned noise mask.
+
+    Image classifiers that compute their loss inside are served as they are: each sample's loss is taken from
+    ``logits`` and ``labels`` with the model's own loss function. The policy travels in ``trainer_state.json``, and is
+    back after ``trainer.train(resume_from_checkpoint=...)``.
+
+    Args:
+        criterion: Loss module that a ``compute_loss_func`` calls, for Trainers that take the loss out of the model
+            (``label_smoothing_factor`` does too: use ``nn.CrossEntropyLoss(label_smoothing=...)`` here instead).
+        settings: Any setting of :func:`policy_noise.attach`; ``output_loss`` serves models with other losses inside.
+
+    Raises:
+        ValueError: When training starts, if the loss cannot be taken apart.
+
+    Example:
+        >>> callback = PolicyNoiseCallback(mean=0.5, std=0.5)
+        >>> trainer = Trainer(model, args, callbacks=[callback])  # doctest: +SKIP
+    """
+
+    def __init__(self, criterion: nn.Module | None = None, **settings: Any) -> None:
+        self.criterion = criterion
+        self.settings = settings
+        self.hook: ReinforceHook | None = None
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        if self.hook is not None:
+            self.hook.remove()  # a run that an exception ended has not come to it
+        model, optimizer = kwargs["model"], kwargs["optimizer"]
+        settings = dict(self.settings)
+        if self.criterion is not None:
+            settings["criterion"] = self.criterion
+        elif "output_loss" not in settings:
+            settings["output_loss"] = _loss_inside(args, model)
+        # The Trainer loads the optimizer before it calls here, so that the policy keeps a state of its own.
+        self.hook = attach(model, optimizer, state_in_optimizer=False, **settings)
+        saved: Any = dict(state.stateful_callbacks or {}).get(type(self).__name__, {})  # type: ignore[arg-type]
+        saved = saved["attributes"].get("policy") if saved else None
+        if saved is not None:
+            stream = io.BytesIO(base64.b64decode(saved))
+            self.hook.load_state_dict(torch.load(stream, map_location=model.device, weights_only=True))
+        elif state.global_step:
+            warnings.warn(
+                "the checkpoint was saved without a policy: the classifier resumes, and the policy starts anew",
+                stacklevel=2,
+            )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.hook is not None:
+            self.hook.remove()
+
+    def state(self) -> dict[str, Any]:
+        """The policy as text, which is what trainer_state.json can hold."""
+        if self.hook is None:
+            return {"args": {}, "attributes": {}}
+        stream = io.BytesIO()
+        torch.save(self.hook.state_dict(), stream)
+        return {"args": {}, "attributes": {"policy": base64.b64encode(stream.getvalue()).decode("ascii")}}
+
+
+def _loss_inside(args: TrainingArguments, model: nn.Module) -> Any:
+    if args.label_smoothing_factor:
+        raise ValueError(
+            f"label_smoothing_factor is {args.label_smoothing_factor}, with which the Trainer computes the loss in a "
+            "function of its own: use compute_loss_func with a loss module, and pass that module as criterion"
+        )
+    if getattr(model, "loss_type", None) not in CLASSIFICATION:
+        raise ValueError(
+            f"criterion must be given for {type(model).__name__}, whose loss cannot be taken from logits and labels: "
+            "pass criterion (a module that compute_loss_func calls) or output_loss"
+        )
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        return model.loss_function(labels, logits, model.config)  # type: ignore[operator]
+
+    def output_loss(output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        if kwargs.get("labels") is None:
+            raise ValueError("the model was called without labels: pass criterion (what compute_loss_func calls)")
+        return per_sample_loss(loss, output["logits"], kwargs["labels"])
+
+    return output_loss
