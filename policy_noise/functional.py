@@ -9,11 +9,11 @@ cell of a grid; ``concentration1`` and ``concentration0`` are alpha and beta in 
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from numbers import Real
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 __all__ = [
@@ -62,7 +62,12 @@ def sample_beta(concentration1: Tensor, concentration0: Tensor, generator: torch
     """
     with torch.no_grad():
         concentration = torch.stack([concentration1, concentration0], dim=-1)
-        action = torch._sample_dirichlet(concentration, generator=generator).select(-1, 0)
+        if torch.compiler.is_compiling():
+            # The Dirichlet sampler has no meta kernel to trace. It divides the same draws by their sum.
+            gamma = torch._standard_gamma(concentration, generator=generator)
+            action = gamma.select(-1, 0) / gamma.sum(-1)
+        else:
+            action = torch._sample_dirichlet(concentration, generator=generator).select(-1, 0)
         return action.clamp(ACTION_EPS, 1.0 - ACTION_EPS)
 
 
@@ -142,7 +147,7 @@ def blur_parameters(
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 def _nearest_odd(value: float) -> int:
@@ -164,6 +169,50 @@ def _axis_operator(
         enlarged = F.interpolate(basis, (pixels, cells), mode="nearest").double()
         blurred = gaussian_blur2d(enlarged, (kernel_size, 1), (sigma, sigma), border_type="reflect")
         return blurred[0, 0].to(device=device, dtype=dtype)
+
+
+@lru_cache(maxsize=256)
+def _operators(
+    grid: tuple[int, ...],
+    size: tuple[int, ...],
+    kernel_size: int,
+    sigma: float,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Tensor, ...]:
+    """What renders a grid at a size: an operator for each axis, and two that are made from them.
+
+    The last but one is the first axis's with a column of ones: one more cell, whose value is added to every pixel. The
+    last is each cell's share of a rendered mask's spatial mean, (cells,).
+    """
+    axes = [
+        _axis_operator(cells, pixels, kernel_size, sigma, device, dtype)
+        for cells, pixels in zip(grid, size, strict=True)
+    ]
+    with torch.inference_mode(False), torch.no_grad():
+        share = torch.ones(1, device=device, dtype=dtype)
+        for operator in axes:
+            share = torch.outer(share, operator.mean(0)).flatten()
+        return *axes, F.pad(axes[0], (0, 1), value=1.0), share
+
+
+# A compiler would trace through the cache and make the operators anew in each step: it calls this opaque copy instead.
+@torch.library.custom_op(
+    "policy_noise::operators",
+    mutates_args=(),
+    schema="(Tensor action, int[] size, int kernel_size, float sigma) -> Tensor[]",
+)
+def _operators_for_compiler(action: Tensor, size: list[int], kernel_size: int, sigma: float) -> list[Tensor]:
+    grid = tuple(action.shape[2:])
+    found = _operators(grid, tuple(size), kernel_size, sigma, action.device, action.dtype)
+    return [operator.clone() for operator in found]  # compiled code may write into what an operator returns
+
+
+@_operators_for_compiler.register_fake
+def _fake_operators(action: Tensor, size: list[int], kernel_size: int, sigma: float) -> list[Tensor]:
+    grid = tuple(action.shape[2:])
+    shapes = [*zip(size, grid, strict=True), (size[0], grid[0] + 1), (math.prod(grid),)]
+    return [action.new_empty(shape) for shape in shapes]
 
 
 def render_mask(
@@ -198,17 +247,9 @@ def render_mask(
         >>> render_mask(torch.rand(4, 1, 8, 8), (224, 224)).shape
         torch.Size([4, 1, 224, 224])
     """
-    size = tuple(size)
-    grid = action.shape[2:]
-    if action.ndim not in (4, 5) or action.shape[1] != 1:
-        raise ValueError(f"action must have shape (B, 1, G, G) or (B, 1, G, G, G), got {tuple(action.shape)}")
-    if len(size) != len(grid) or any(pixels < cells for pixels, cells in zip(size, grid, strict=True)):
-        raise ValueError(
-            f"size {size} does not fit a grid of {tuple(grid)} cells: every axis needs a pixel for each cell"
-        )
-    kernel_size, sigma = blur_parameters(size, kernel_size, sigma)
+    size, kernel_size, sigma = _check_rendering(action, size, kernel_size, sigma)
     if method == "kornia":
-        if len(grid) != 2:
+        if len(size) != 2:
             raise ValueError(f"method='kornia' renders two axes, got an action of shape {tuple(action.shape)}")
         from kornia.filters import gaussian_blur2d
 
@@ -217,20 +258,43 @@ def render_mask(
             return gaussian_blur2d(enlarged, (kernel_size, kernel_size), (sigma, sigma), border_type="reflect")
     if method != "matmul":
         raise ValueError(f"method must be 'matmul' or 'kornia', got {method!r}")
-    operators = [
-        _axis_operator(cells, pixels, kernel_size, sigma, action.device, action.dtype)
-        for cells, pixels in zip(grid, size, strict=True)
-    ]
+    return _render(action, _get_operators(action, size, kernel_size, sigma))
+
+
+def _check_rendering(
+    action: Tensor, size: Sequence[int], kernel_size: int | None, sigma: float | None
+) -> tuple[tuple[int, ...], int, float]:
+    size = tuple(len(range(pixels)) for pixels in size)  # turns a compiler's symbolic sizes into the numbers they are
+    grid = tuple(action.shape[2:])
+    if action.ndim not in (4, 5) or action.shape[1] != 1:
+        raise ValueError(f"action must have shape (B, 1, G, G) or (B, 1, G, G, G), got {tuple(action.shape)}")
+    if len(size) != len(grid) or any(pixels < cells for pixels, cells in zip(size, grid, strict=True)):
+        raise ValueError(f"size {size} does not fit a grid of {grid} cells: every axis needs a pixel for each cell")
+    return size, *blur_parameters(size, kernel_size, sigma)
+
+
+def _get_operators(action: Tensor, size: tuple[int, ...], kernel_size: int, sigma: float) -> Sequence[Tensor]:
+    if torch.compiler.is_compiling():
+        return _operators_for_compiler(action.detach(), list(size), kernel_size, sigma)
+    return _operators(tuple(action.shape[2:]), size, kernel_size, sigma, action.device, action.dtype)
+
+
+def _render(action: Tensor, operators: Sequence[Tensor], offset: Tensor | None = None) -> Tensor:
+    """The separable product, and ``offset`` (B, 1, 1, ...) added to every pixel without a pass of its own."""
     # In the action's precision: a mask rounded to bf16 would be another mask than the one that is replayed outside.
     with torch.autocast(action.device.type, enabled=False):
         # The last axis first: it is contiguous, and the tensor is still small.
-        mask = action @ operators[-1].mT
-        mask = operators[-2] @ mask
-        if len(grid) == 3:
-            mask = rearrange(
-                operators[0] @ rearrange(mask, "b c g h w -> b c g (h w)"), "b c d (h w) -> b c d h w", h=size[1]
-            )
-    return mask
+        *axes, lifted, _ = operators
+        mask = action @ axes[-1].mT
+        if len(axes) == 3:
+            mask = axes[1] @ mask
+        first = axes[0]
+        if offset is not None:
+            first = lifted
+            mask = torch.cat([mask, offset.expand(-1, -1, 1, *mask.shape[3:])], dim=2)
+        if len(axes) == 3:
+            return (first @ mask.flatten(3)).unflatten(3, mask.shape[3:])
+        return first @ mask
 
 
 def scale_mask(mask: Tensor, *, strength: float = 1.0, mean_preserving: bool = False) -> Tensor:
@@ -309,12 +373,22 @@ def noise_mask(
         >>> noise_mask(images, action, mean_preserving=True).shape
         torch.Size([4, 3, 64, 64])
     """
-    mask = render_mask(action, images.shape[2:], kernel_size, sigma)
-    mask = scale_mask(mask, strength=strength, mean_preserving=mean_preserving)
+    operators = _get_operators(action, *_check_rendering(action, images.shape[2:], kernel_size, sigma))
+    # Rendering is linear: what scale_mask does to the pixels is done to the few cells, and costs no pass over pixels.
+    offset = None
+    if mean_preserving:
+        mean = (action.flatten(1) * operators[-1]).sum(1)
+        action = action / mean.view(-1, *[1] * (action.ndim - 1))
     if applied is not None:
-        # A factor of one is exact, and the mask is smaller than the images.
-        mask = torch.where(applied.view(-1, *[1] * (mask.ndim - 1)), mask, 1.0)
-    return apply_mask(images, mask, black)
+        applied = applied.view(-1, *[1] * (action.ndim - 1))
+        # Cells of zero and an offset of one render as exactly one.
+        action = torch.where(applied, action, 0.0)
+        offset = torch.rsub(applied.to(action.dtype), 1.0, alpha=strength)
+    elif strength != 1.0:
+        offset = action.new_full((len(action), *[1] * (action.ndim - 1)), 1.0 - strength)
+    if strength != 1.0:
+        action = action * strength
+    return apply_mask(images, _render(action, operators, offset), black)
 
 
 # -- the estimator -----------------------------------------------------------------------------------------------------

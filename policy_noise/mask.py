@@ -200,7 +200,9 @@ class PolicyNoiseMask(nn.Module):
             log_prob = PF.beta_log_prob(action, concentration1, concentration0)
             entropy = PF.beta_entropy(concentration1, concentration0)
             if self.p < 1.0:
-                applied = torch.rand(images.shape[0], device=images.device, generator=generator) < self.p
+                # torch.rand, in the form that compilers take with a batch of any size.
+                chance = torch.empty(images.shape[0], device=images.device).uniform_(generator=generator)
+                applied = chance < self.p
             else:
                 applied = torch.ones(images.shape[0], device=images.device, dtype=torch.bool)
             return MaskSample(
