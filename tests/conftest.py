@@ -1,0 +1,36 @@
+"""What the tests share: one thread, a seed for each test, a small classifier and a batch."""
+
+import pytest
+import torch
+from torch import nn
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def make_model():
+    """Builder of a classifier for any image size that is small, deterministic and free of batch statistics."""
+
+    def make(in_chans=3, classes=5, *, batch_norm=False):
+        return nn.Sequential(
+            nn.Conv2d(in_chans, 8, 3, stride=2, padding=1),
+            nn.BatchNorm2d(8) if batch_norm else nn.Identity(),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+            nn.Linear(128, classes),
+        )
+
+    return make
+
+
+@pytest.fixture
+def batch():
+    """Eight normalised images of three channels, and their classes."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(8, 3, 32, 32, generator=generator), torch.arange(8) % 5
