@@ -131,7 +131,7 @@ def test_the_papers_moving_average_base():
     """log alpha = 0.9 base + 0.1 head with the base from before; then base <- 0.99 base + 0.01 mean(head)."""
     policy = BackbonePolicy("resnet10t", 1, (4, 4))
     for base in (policy.base_concentration1, policy.base_concentration0):
-        assert 0 <= base.min()
+        assert base.min() >= 0
         assert base.max() < 1
         assert base.std() > 0.1
     heads = {}
