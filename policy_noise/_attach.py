@@ -118,7 +118,7 @@ def _keywords(function: Any) -> set[str]:
 
 def _first_conv(model: nn.Module) -> nn.Conv2d | nn.Conv3d | None:
     """The convolution that sees the images, by timm's record of it where there is one."""
-    first = getattr(model, "pretrained_cfg", {}).get("first_conv")
+    first = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv")
     for name in (first,) if isinstance(first, str) else (first or ()):
         try:
             module = model.get_submodule(name)

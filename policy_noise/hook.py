@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -144,6 +144,7 @@ class ReinforceHook:
         self._input_name = input_name
         self._queue = PairingQueue(max_pending)
         self._paused = 0
+        self._masked = False
         self._size: tuple[int, ...] | None = None
         self._checked_range = False
         self._handles: list[RemovableHandle] = [
@@ -192,6 +193,7 @@ class ReinforceHook:
         self._check_range(images)
         self._size = tuple(images.shape[2:])
         self._queue.push(sample)
+        self._masked = True
         return masked
 
     def observe(self, per_sample_loss: Tensor) -> Tensor:
@@ -207,7 +209,8 @@ class ReinforceHook:
             - per_sample_loss: (B,).
 
         Returns:
-            The loss to train on: the same, or with the paper's estimator the scaled one.
+            The loss to train on: the same, or with the paper's estimator the scaled one. While :meth:`paused` always
+            the same, unobserved.
 
         Raises:
             RuntimeError: If no masked batch waits for a loss.
@@ -215,6 +218,8 @@ class ReinforceHook:
         """
         if not isinstance(per_sample_loss, Tensor):
             raise TypeError(f"per_sample_loss must be a tensor of shape (B,), got {type(per_sample_loss).__name__}")
+        if self._paused:
+            return per_sample_loss
         pending = self._queue.find([per_sample_loss])
         if pending is None:
             raise RuntimeError(
@@ -272,17 +277,22 @@ class ReinforceHook:
         Raises:
             ValueError: If the state belongs to something else.
         """
-        self.learner.load_state_dict(cast(dict[str, Any], state_dict))
-        self._queue.clear()
-        self._seed, self._steps, self._draws = state_dict["seed"], state_dict["steps"], 0
+        self.learner.check_state_dict(state_dict)
+        missing = {"generator", "seed", "steps"} - state_dict.keys()
+        if missing:
+            raise ValueError(f"state_dict is not a hook's: it lacks {sorted(missing)}")
         if self.generator is not None and state_dict["generator"] is not None:
             self.generator.set_state(state_dict["generator"].cpu())
+        self.learner.load_state_dict(state_dict)
+        self._queue.clear()
+        self._seed, self._steps, self._draws = state_dict["seed"], state_dict["steps"], 0
 
     # -- hooks ---------------------------------------------------------------------------------------------------------
 
     def _before_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._masked = False
         # The hooked module's own mode decides: eval() on the user's model never reaches a mask that is not its child.
         if self._paused or not module.training or not torch.is_grad_enabled():
             return None
@@ -291,12 +301,10 @@ class ReinforceHook:
         return args, kwargs
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if self._paused or not module.training or not torch.is_grad_enabled() or not self._queue:
+        if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             return None
-        if torch._C._current_graph_task_id() != -1:
-            return None
-        if self._output_loss is None:
-            self._queue.mark(output)
+        if self._output_loss is None or not self._masked:
+            self._queue.mark(output, masked=self._masked)
             return None
         with torch.no_grad():
             loss = self._output_loss(output, args, kwargs)
@@ -478,7 +486,9 @@ def _check_arguments(mask: Any, optimizer: Any, model: Any, criterion: Any, outp
         raise ValueError(f"max_pending must be at least 1, got {max_pending!r}")
     modules = ("_forward_pre_hooks", "_forward_hooks")
     registries: list[tuple[str, Any, tuple[str, ...]]] = [("optimizer", optimizer, ("_optimizer_step_post_hooks",))]
-    registries += [(name, part, modules) for name, part in (("model", model), ("criterion", criterion)) if part]
+    registries += [
+        (name, part, modules) for name, part in (("model", model), ("criterion", criterion)) if part is not None
+    ]
     for name, hooked, attributes in registries:
         if any(isinstance(hook, _Functor) for attribute in attributes for hook in getattr(hooked, attribute).values()):
             raise RuntimeError(f"{name} is hooked already: call remove() on its ReinforceHook first")

@@ -1,6 +1,7 @@
 """The policy's own training: a window of observed samples, an estimator and an optimizer."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -66,6 +67,11 @@ class PolicyLearner:
         for name, value in (("lr", lr), ("lr_ratio", lr_ratio), ("entropy_coef", entropy_coef)):
             if value is not None and not value >= 0:
                 raise ValueError(f"{name} must not be negative, got {value!r}")
+        if estimator == "paper" and (reward != "cooperative" or entropy_coef):
+            raise ValueError(
+                "estimator='paper' has neither an adversarial reward nor an entropy bonus, got "
+                f"reward={reward!r} and entropy_coef={entropy_coef!r}: take estimator='score_function' for them"
+            )
         if not 0.0 <= baseline_momentum < 1.0:
             raise ValueError(f"baseline_momentum must lie in [0, 1), got {baseline_momentum!r}")
         self.mask = mask
@@ -358,26 +364,47 @@ class PolicyLearner:
             "samples_dropped": int(self._samples_dropped),
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`. Nothing is changed if it does not fit.
+    def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Refuse a state that :meth:`load_state_dict` could not restore, before anything is touched.
 
         Raises:
             ValueError: If it belongs to something else.
         """
         own = self.state_dict()
-        if not isinstance(state_dict, dict) or own.keys() - state_dict.keys():
-            found = sorted(map(str, state_dict)) if isinstance(state_dict, dict) else type(state_dict).__name__
+        if not isinstance(state_dict, Mapping) or own.keys() - state_dict.keys():
+            found = sorted(map(str, state_dict)) if isinstance(state_dict, Mapping) else type(state_dict).__name__
             raise ValueError(f"state_dict must hold {sorted(own)}, got {found}: it is not a policy's")
-        shapes = {name: tuple(value.shape) for name, value in state_dict["mask"].items()}
-        expected = {name: tuple(value.shape) for name, value in own["mask"].items()}
+        for name, kind in (("mask", Mapping), ("optimizer", Mapping), ("moving_average", Tensor | None)):
+            if not isinstance(state_dict[name], kind):
+                raise ValueError(f"state_dict[{name!r}] is no policy's, got {type(state_dict[name]).__name__}")
+        for name in ("peak_user_lr", "samples_seen", "samples_dropped"):
+            if not isinstance(state_dict[name], int | float):
+                raise ValueError(f"state_dict[{name!r}] must be a number, got {state_dict[name]!r}")
+        shapes = {name: _shape(value) for name, value in state_dict["mask"].items()}
+        expected = {name: _shape(value) for name, value in own["mask"].items()}
         if shapes != expected:
             wrong = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
             raise ValueError(
                 f"state_dict belongs to another policy: {wrong[:5]} differ in name or shape (grid_size, in_chans and "
                 "policy must be those that it was saved with)"
             )
-        if len(state_dict["optimizer"]["param_groups"][0]["params"]) != len(self.parameters):
+        groups = state_dict["optimizer"].get("param_groups", [])
+        if [len(group["params"]) for group in groups] != [len(self.parameters)]:
             raise ValueError("state_dict belongs to another policy: its optimizer holds other parameters")
+        adaptive = "betas" in self.optimizer.param_groups[0]
+        if ("betas" in groups[0]) != adaptive:
+            raise ValueError(
+                "state_dict belongs to a policy with another optimizer_name: it was saved with "
+                f"{'sgd' if adaptive else 'adamw'!r}, and this one has {'adamw' if adaptive else 'sgd'!r}"
+            )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`. Nothing is changed if it does not fit.
+
+        Raises:
+            ValueError: If it belongs to something else.
+        """
+        self.check_state_dict(state_dict)
         self.mask.load_state_dict(state_dict["mask"])
         self.optimizer.load_state_dict(state_dict["optimizer"])
         average = state_dict["moving_average"]
@@ -399,6 +426,10 @@ class PolicyLearner:
 def is_distributed() -> bool:
     """Whether several processes train together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
 def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:

@@ -71,17 +71,18 @@ class PairingQueue:
         """The batch masked last."""
         return self._pending[-1]
 
-    def mark(self, output: Any) -> None:
-        """Mark a model's output as the newest batch's. The mark holds no reference to the graph."""
+    def mark(self, output: Any, *, masked: bool) -> None:
+        """Mark a model's output as the newest batch's, or as none's. The mark holds no reference to the graph."""
         for tensor in tensors_of(output):
             if tensor.grad_fn is not None:
-                tensor.grad_fn.metadata[MARK] = (id(self), self._number)  # type: ignore[index]
+                tensor.grad_fn.metadata[MARK] = (id(self), self._number if masked else None)  # type: ignore[index]
 
     def find(self, tensors: list[Tensor]) -> Pending | None:
         """The waiting batch that tensors came from: breadth first through their autograd graph, else the oldest.
 
         Returns:
-            None if no batch waits, or if the graph leads to one whose loss has come already (an auxiliary loss).
+            None if no batch waits, or if the graph leads to one that was not masked or whose loss has come already (an
+            auxiliary loss).
         """
         nodes = deque(tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None)
         for _ in range(SEARCH_LIMIT):

@@ -74,10 +74,13 @@ def _unreduced(criterion: Any, batch: int, args: tuple[Any, ...], kwargs: dict[s
         return None  # MONAI's batch=True sums over the batch before it divides
     twin = copy.copy(criterion)  # shallow: it shares weights, and the user's object is left as it is
     twin.reduction = "none"  # type: ignore[assignment]
-    values = twin.forward(*args, **kwargs)
+    try:
+        values = twin.forward(*args, **kwargs)
+    except Exception:  # it knows reductions, and "none" is not among them
+        return None
     if not isinstance(values, Tensor) or values.ndim == 0 or len(values) != batch:
         return None
-    if isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss):
+    if type(criterion).forward in (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward):
         return _class_average(criterion, values, *args, **kwargs)
     per_sample = values.reshape(len(values), -1)
     return per_sample.sum(1) if reduction in ("sum", "batchmean") else per_sample.mean(1)
