@@ -6,6 +6,7 @@ nothing of the user's loop changes: loss, scaler, clipping, reducer and paramete
 
 import copy
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -44,7 +45,9 @@ class _Functor:
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
+        # Around a module that is compiled from outside this is a graph break. Importing Dynamo takes seconds: where it
+        # is not loaded nothing has been compiled yet, and what is compiled later breaks its graph here as well.
+        self.function = torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -188,7 +191,8 @@ class ReinforceHook:
         if images.is_floating_point() and images.device != self.learner.parameters[0].device:
             self.learner.to(images.device)
         with _own_graph():
-            sample = self.mask.sample(images, self._generator_for(images.device))
+            # A subclass (MONAI's MetaTensor) would go on through the policy into its gradients and its checkpoint.
+            sample = self.mask.sample(images.as_subclass(Tensor), self._generator_for(images.device))
         masked = self.mask(images, sample)
         self._check_range(images)
         self._size = tuple(images.shape[2:])
@@ -359,7 +363,7 @@ class ReinforceHook:
                 "checkpoint the blocks inside the model, or use use_reentrant=False without a generator of your own"
             )
         with _own_graph(), torch.no_grad():
-            return self.mask(images, self.mask.sample(images))
+            return self.mask(images, self.mask.sample(images.as_subclass(Tensor)))
 
     def _equalize(self) -> None:
         """Start all ranks with the first one's policy and seed. One broadcast, when the hook is made."""

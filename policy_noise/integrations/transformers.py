@@ -66,10 +66,11 @@ class PolicyNoiseCallback(TrainerCallback, ExportableState):
             settings["criterion"] = self.criterion
         elif "output_loss" not in settings:
             settings["output_loss"] = _loss_inside(args, model)
-        # The Trainer loads the optimizer before it calls here, so that the policy keeps a state of its own.
+        # A mapping of names once it is made. Saving fails where a resumed checkpoint's mapping lacks a callback.
+        stateful: Any = state.stateful_callbacks
+        saved = stateful.setdefault(type(self).__name__, self.state())["attributes"].get("policy")
+        # The Trainer has loaded the optimizer's state already, so that the policy keeps a state of its own.
         self.hook = attach(model, optimizer, state_in_optimizer=False, **settings)
-        saved: Any = dict(state.stateful_callbacks or {}).get(type(self).__name__, {})  # type: ignore[arg-type]
-        saved = saved["attributes"].get("policy") if saved else None
         if saved is not None:
             stream = io.BytesIO(base64.b64decode(saved))
             self.hook.load_state_dict(torch.load(stream, map_location=model.device, weights_only=True))

@@ -1,0 +1,164 @@
+"""The Lightning callback, in real Trainers."""
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from tiny import SETTINGS, TinyNet, Watch, assert_clean, assert_masked, parameters_equal, policy_vector, tiny_data
+from torch import nn
+from torch.utils.data import DataLoader
+
+from policy_noise.integrations.lightning import PolicyNoiseCallback
+
+
+class Classifier(LightningModule):
+    """Two optimizers in manual mode, one in automatic mode."""
+
+    def __init__(self, manual: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = TinyNet()
+        self.other = nn.Linear(4, 4)
+        self.criterion = nn.CrossEntropyLoss()
+        self.automatic_optimization = not manual
+        self.steps = 0
+
+    def forward(self, images):
+        return self.net(images)
+
+    def training_step(self, batch, index):
+        loss = self.criterion(self.net(batch[0]), batch[1])
+        if self.automatic_optimization:
+            return loss
+        other, optimizer = self.optimizers()
+        other.zero_grad()
+        self.other(torch.ones(1, 4)).sum().backward()
+        other.step()
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        self.steps += 1
+        return None
+
+    def validation_step(self, batch, index):
+        self.criterion(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-2)
+        return optimizer if self.automatic_optimization else [torch.optim.SGD(self.other.parameters(), 0.1), optimizer]
+
+
+def callback(model="net", criterion="criterion", **settings):
+    torch.manual_seed(1)
+    generator = torch.Generator().manual_seed(0)
+    return PolicyNoiseCallback(model, criterion, generator=generator, **{**SETTINGS, **settings})
+
+
+def fit(module, noise, epochs=2, ckpt_path=None, **options):
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        callbacks=[noise] if noise else [],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        **options,
+    )
+    loader = DataLoader(tiny_data(), batch_size=8)
+    trainer.fit(module, loader, loader, ckpt_path=ckpt_path)
+    return trainer
+
+
+@pytest.mark.parametrize("manual", [False, True])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_learns_and_validates_clean(manual, precision):
+    module, noise = Classifier(manual), callback(optimizer=int(manual))
+    watch = Watch(module.net.block1)
+    fit(module, noise, precision=precision)
+    images = tiny_data().tensors[0]
+    assert_masked(watch.training, images)
+    assert_clean(watch.validation, images)
+    assert noise.hook.metrics["samples_seen"] == 64
+    assert policy_vector(noise.hook).isfinite().all()
+    assert noise.hook.mask.policy.head.weight.abs().sum() > 0  # it starts at zero
+    module.train()
+    assert torch.equal(module.net(images), module.net(images))  # taken off when fitting ended
+
+
+def test_accumulated_batches_are_one_step():
+    module, noise = Classifier(), callback()
+    fit(module, noise, epochs=1, accumulate_grad_batches=2)
+    assert noise.hook._steps == 2
+    assert noise.hook.metrics["samples_seen"] == 32
+
+
+@pytest.mark.parametrize("manual", [False, True])
+def test_resume_equals_uninterrupted(tmp_path, manual):
+    whole, noise_whole = Classifier(manual), callback(optimizer=int(manual))
+    fit(whole, noise_whole, epochs=4)
+    half = Classifier(manual)
+    trainer = fit(half, callback(optimizer=int(manual)), epochs=2)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    resumed, noise = Classifier(manual), callback(optimizer=int(manual))
+    fit(resumed, noise, epochs=4, ckpt_path=tmp_path / "half.ckpt")
+    assert parameters_equal(whole, resumed)
+    assert torch.equal(policy_vector(noise_whole.hook), policy_vector(noise.hook))
+    assert noise_whole.hook.metrics == noise.hook.metrics
+
+
+def test_second_fit_goes_on_with_the_policy():
+    noise = callback()
+    fit(Classifier(), noise, epochs=1)
+    learned = policy_vector(noise.hook)
+    noise.settings["frozen"] = True
+    fit(Classifier(), noise, epochs=1)
+    assert torch.equal(learned, policy_vector(noise.hook))
+
+
+def test_foreign_checkpoint_warns_and_ours_loads_into_a_plain_trainer(tmp_path):
+    trainer = fit(Classifier(), None, epochs=1)
+    trainer.save_checkpoint(tmp_path / "plain.ckpt")
+    with pytest.warns(UserWarning, match="saved without a policy"):
+        fit(Classifier(), callback(), epochs=2, ckpt_path=tmp_path / "plain.ckpt")
+    trainer = fit(Classifier(), callback(), epochs=1)
+    trainer.save_checkpoint(tmp_path / "ours.ckpt")
+    plain = Classifier()
+    fit(plain, None, epochs=2, ckpt_path=tmp_path / "ours.ckpt")
+    assert "policy_noise" not in plain.optimizers().optimizer.state_dict()
+
+
+def test_module_that_calls_itself():
+    class Itself(Classifier):
+        def training_step(self, batch, index):
+            return self.criterion(self(batch[0]), batch[1])
+
+    module, noise = Itself(), callback("")
+    watch = Watch(module.net)
+    fit(module, noise, epochs=1)
+    assert_masked(watch.training, tiny_data().tensors[0])
+    assert noise.hook.metrics["samples_seen"] == 32
+
+
+def test_loss_functions_are_observed_by_hand():
+    noise = callback(criterion=None)
+
+    class Functional(Classifier):
+        def training_step(self, batch, index):
+            losses = nn.functional.cross_entropy(self.net(batch[0]), batch[1], reduction="none")
+            return noise.hook.observe(losses).mean()
+
+    fit(Functional(), noise, epochs=1)
+    assert noise.hook.metrics["samples_seen"] == 32
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"model": "network"}, "model must name a submodule of Classifier .*'net'"),
+        ({"criterion": "loss"}, "criterion must name a submodule"),
+        ({"optimizer": 1}, "index into the 1 that configure_optimizers gives, got 1"),
+    ],
+)
+def test_wrong_names(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        fit(Classifier(), callback(**wrong), epochs=1)
