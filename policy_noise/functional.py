@@ -8,6 +8,7 @@ cell of a grid; ``concentration1`` and ``concentration0`` are alpha and beta in 
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Real
 from typing import Literal
@@ -426,26 +427,46 @@ def advantage(
     """
     loss = loss.detach()
     valid = torch.ones_like(loss, dtype=torch.bool) if valid is None else valid
-    loss = torch.where(valid, loss, 0)
-    count = valid.sum()
-    mean = loss.sum() / count.clamp(min=1)
-    centred = torch.where(valid, loss - mean, 0)
-    if isinstance(baseline, str):
-        if baseline == "none":
-            result = loss
-        elif baseline == "batch":
-            result = centred
-        elif baseline == "leave_one_out":
-            # l_i - (S - l_i) / (n - 1) = (l_i - S / n) n / (n - 1)
-            result = centred * count / (count - 1).clamp(min=1)
+    return LossMoments.of(loss, valid).advantage(baseline, normalize)
+
+
+@dataclass(frozen=True)
+class LossMoments:
+    """What the valid losses of a batch have in common, and what sets them apart; each computed once."""
+
+    valid: Tensor
+    kept: Tensor
+    count: Tensor
+    mean: Tensor
+    centred: Tensor
+    variance: Tensor
+
+    @classmethod
+    def of(cls, loss: Tensor, valid: Tensor) -> "LossMoments":
+        kept = torch.where(valid, loss, 0)
+        count = valid.sum()
+        samples = count.clamp(min=1)
+        mean = kept.sum() / samples
+        centred = (kept - mean) * valid
+        return cls(valid, kept, count, mean, centred, centred.square().sum() / samples)
+
+    def advantage(self, baseline: Baseline | Tensor | float, normalize: bool) -> Tensor:
+        if isinstance(baseline, str):
+            if baseline == "none":
+                result = self.kept
+            elif baseline == "batch":
+                result = self.centred
+            elif baseline == "leave_one_out":
+                # l_i - (S - l_i) / (n - 1) = (l_i - S / n) n / (n - 1)
+                result = self.centred * self.count / (self.count - 1).clamp(min=1)
+            else:
+                raise ValueError(f"baseline must be 'none', 'batch', 'leave_one_out' or a number, got {baseline!r}")
         else:
-            raise ValueError(f"baseline must be 'none', 'batch', 'leave_one_out' or a number, got {baseline!r}")
-    else:
-        result = torch.where(valid, loss - baseline, 0)
-    if normalize:
-        deviation = (centred.square().sum() / count.clamp(min=1)).sqrt().clamp(min=1e-6)
-        result = result / torch.where(count > 1, deviation, 1.0)  # one loss has no deviation
-    return result
+            result = torch.where(self.valid, self.kept - baseline, 0)
+        if normalize:
+            deviation = self.variance.sqrt().clamp(min=1e-6)
+            result = result / torch.where(self.count > 1, deviation, 1.0)  # one loss has no deviation
+        return result
 
 
 def reinforce_loss(

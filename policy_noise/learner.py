@@ -90,16 +90,17 @@ class PolicyLearner:
             raise ValueError("mask has no parameter that requires a gradient: there is no policy to train")
         start = 0.0 if lr is None else lr
         self.optimizer: torch.optim.Optimizer
+        settings: dict[str, Any] = {"lr": start, "weight_decay": weight_decay, "fused": self._fused()}
         if optimizer_name == "sgd":
-            self.optimizer = torch.optim.SGD(self.parameters, lr=start, momentum=0.9, weight_decay=weight_decay)
+            self.optimizer = torch.optim.SGD(self.parameters, momentum=0.9, **settings)
         else:
-            self.optimizer = torch.optim.AdamW(self.parameters, lr=start, weight_decay=weight_decay)
+            self.optimizer = torch.optim.AdamW(self.parameters, **settings)
         self._peak_user_lr = 0.0
         self._moving_average: Tensor | None = None
         self._window: list[tuple[MaskSample, Tensor]] = []
         self._window_overflowed = False
         self._last: dict[str, Tensor] = {}
-        self._last_sample: MaskSample | None = None
+        self._last_samples: list[MaskSample] = []
         self._samples_seen = 0
         self._samples_dropped: Tensor | int = 0
         self._warned_dropped = False
@@ -160,23 +161,29 @@ class PolicyLearner:
         if not window and not distributed:
             return
         with torch.enable_grad(), torch.autocast(self.parameters[0].device.type, enabled=False):
-            gradients = self._gradients_of_all_ranks(window) if distributed else self._gradients(window)
-        if gradients is None:
+            gradient = self._gradient_of_all_ranks(window) if distributed else self._gradient(window)
+        if gradient is None:
             return
         self._samples_seen += sum(len(loss) for _, loss in window)
         if window:
-            self._last_sample = window[-1][0].detach()
-        for gradient in gradients:
-            # The samples' own checks leave finite numbers here; a policy must outlive whatever they missed.
-            torch.nan_to_num_(gradient, 0.0, 0.0, 0.0)
-        self._last["policy_grad_norm"] = torch.stack(torch._foreach_norm(gradients)).norm()
+            self._last_samples = [sample.detach() for sample, _ in window]
+        # The samples' own checks leave finite numbers here; a policy must outlive whatever they missed.
+        torch.nan_to_num_(gradient, 0.0, 0.0, 0.0)
+        self._last["policy_grad_norm"] = gradient.norm()
         if self.frozen:
             return
         self._set_lr(user_lr)
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
+        pieces = gradient.split([parameter.numel() for parameter in self.parameters])
+        for parameter, piece in zip(self.parameters, pieces, strict=True):
+            piece = piece.view_as(parameter)
+            # Fused optimizers take gradients that lie in memory as their parameters do.
+            same = piece.stride() == parameter.stride() and piece.dtype == parameter.dtype
+            parameter.grad = piece if same else torch.empty_like(parameter).copy_(piece)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _fused(self) -> bool:
+        return self.parameters[0].device.type in ("cpu", "cuda")
 
     def _set_lr(self, user_lr: float) -> None:
         self._peak_user_lr = max(self._peak_user_lr, user_lr)
@@ -191,7 +198,7 @@ class PolicyLearner:
 
     def _valid(self, sample: MaskSample, loss: Tensor) -> Tensor:
         """Samples that count: masked, with a finite loss. The others are dropped, and non-finite ones counted."""
-        finite = torch.isfinite(loss) & torch.isfinite(sample.log_prob.detach())
+        finite = torch.isfinite(loss + sample.log_prob.detach())  # one is infinite or NaN: so is the sum
         self._samples_dropped = self._samples_dropped + (~finite).sum()
         if not finite.is_cuda:
             self._warn_dropped()
@@ -207,38 +214,34 @@ class PolicyLearner:
                 stacklevel=4,
             )
 
-    def _gradients(self, window: list[tuple[MaskSample, Tensor]]) -> list[Tensor]:
-        """One process: one backward through the surrogate of the whole window."""
-        valid = torch.cat([self._valid(sample, loss) for sample, loss in window])
-        loss = torch.cat([loss for _, loss in window])
-        log_prob = torch.cat([sample.log_prob for sample, _ in window])
-        entropy = torch.cat([sample.entropy for sample, _ in window])
-        kept = torch.where(valid, loss, 0)
-        count = valid.sum()
-        mean = kept.sum() / count.clamp(min=1)
-        average = self._average(mean)
-        baseline: Any = average if self._uses_average(len(loss)) else self.baseline
+    def _gradient(self, window: list[tuple[MaskSample, Tensor]]) -> Tensor:
+        """One process: one backward through all samples of the window, flat.
+
+        What :func:`policy_noise.functional.reinforce_loss` differentiates is linear in the log-probabilities, so its
+        weights are handed to autograd as they are, and the surrogate itself is never computed.
+        """
+        sizes = [len(losses) for _, losses in window]
+        valid = _join([self._valid(sample, losses) for sample, losses in window])
+        loss = _join([losses for _, losses in window])
+        moments = PF.LossMoments.of(loss, valid)
+        average = self._average(moments.mean)
+        self._record(moments.count, moments.mean, moments.variance, average)
         if self.estimator == "paper":
-            parts = kept.split([len(losses) for _, losses in window])
-            totals = [
-                PF.paper_objective(sample.cell_log_prob(), losses) * len(losses)
-                for (sample, _), losses in zip(window, parts, strict=True)
+            outputs = [
+                PF.paper_objective(sample.cell_log_prob(), losses)
+                for (sample, _), losses in zip(window, moments.kept.split(sizes), strict=True)
             ]
-            surrogate = torch.stack(totals).sum() / len(loss)
+            weights = [torch.full_like(output, size / len(loss)) for output, size in zip(outputs, sizes, strict=True)]
         else:
-            surrogate = PF.reinforce_loss(
-                log_prob,
-                loss,
-                baseline=baseline,
-                normalize=self.normalize_advantage and len(loss) > 1,
-                reward=self.reward,
-                entropy=entropy,
-                entropy_coef=self.entropy_coef,
-                valid=valid,
-            )
-        variance = (torch.where(valid, loss - mean, 0).square().sum() / count.clamp(min=1)).detach()
-        self._record(count, mean, variance, average, entropy.detach().mean())
-        return list(torch.autograd.grad(surrogate, self.parameters, allow_unused=True, materialize_grads=True))
+            baseline: Any = average if self._uses_average(len(loss)) else self.baseline
+            samples = moments.count.clamp(min=1)
+            weight = moments.advantage(baseline, self.normalize_advantage) / samples
+            outputs = [sample.log_prob for sample, _ in window]
+            weights = [*(weight if self.reward == "cooperative" else -weight).split(sizes)]
+            if self.entropy_coef:
+                outputs += [sample.entropy for sample, _ in window]
+                weights += (-self.entropy_coef * valid / samples).split(sizes)
+        return self._flat_gradient(outputs, weights)
 
     def _uses_average(self, samples: int) -> bool:
         return self.baseline == "moving_average" or (samples == 1 and self.baseline in ("batch", "leave_one_out"))
@@ -250,23 +253,14 @@ class PolicyLearner:
             else torch.where(self._moving_average.isnan(), mean, self._moving_average)
         )
 
-    def _record(self, count: Tensor, mean: Tensor, variance: Tensor, average: Tensor, entropy: Tensor) -> None:
+    def _record(self, count: Tensor, mean: Tensor, variance: Tensor, average: Tensor) -> None:
+        """Keep what metrics are made of, when they are read, and move the average on."""
         blended = torch.lerp(mean, average, self.baseline_momentum)
         previous = torch.full_like(mean, torch.nan) if self._moving_average is None else self._moving_average
         self._moving_average = torch.where(count > 0, blended, previous).detach()  # NaN: no sample has counted yet
-        sign = -1.0 if self.reward == "cooperative" else 1.0
-        if self.baseline == "none":
-            baseline = torch.zeros_like(mean)
-        else:
-            baseline = average if self.baseline == "moving_average" else mean
-        self._last |= {
-            "reward": sign * mean,
-            "baseline": sign * baseline,
-            "advantage_std": variance.sqrt(),
-            "entropy": entropy,
-        }
+        self._last = {"loss": mean, "average": average, "variance": variance}
 
-    def _gradients_of_all_ranks(self, window: list[tuple[MaskSample, Tensor]]) -> list[Tensor] | None:
+    def _gradient_of_all_ranks(self, window: list[tuple[MaskSample, Tensor]]) -> Tensor | None:
         """Several processes: the window of all ranks in one all-reduce.
 
         The advantage is linear in the loss once count, mean and variance are known, so each rank sends the gradients
@@ -288,13 +282,14 @@ class PolicyLearner:
             else:
                 weighted = weighted + (loss * sample.log_prob).sum()
                 plain = plain + torch.where(valid, sample.log_prob, 0).sum()
-                spread = spread + torch.where(valid, sample.entropy, 0).sum()
+            entropy = sample.entropy if self.entropy_coef else sample.detach().entropy
+            spread = spread + torch.where(valid, entropy, 0).sum()
             sums = sums + torch.stack(
-                [valid.sum(), loss.sum(), loss.square().sum(), sample.entropy.detach().sum(), zero + len(loss)]
+                [valid.sum(), loss.sum(), loss.square().sum(), entropy.detach().sum(), zero + len(loss)]
             )
         buffers = [b for b in self.mask.buffers() if b.is_floating_point() and b is not self.mask.black]
         parts = [sums, *(b.detach().float().flatten() for b in buffers)]
-        shapes = [self._flat_gradient(total) for total in (weighted, plain, spread)]
+        shapes = [self._flat_gradient([total], [zero + 1], retain_graph=True) for total in (weighted, plain, spread)]
         flat = torch.cat([*parts, *shapes])
         dist.all_reduce(flat)
         parts = list(flat.split([part.numel() for part in (*parts, *shapes)]))
@@ -326,15 +321,16 @@ class PolicyLearner:
                 centred = centred / torch.where(count < 2, 1.0, variance.sqrt().clamp(min=1e-6))
             sign = 1.0 if self.reward == "cooperative" else -1.0
             flat = (sign * centred - self.entropy_coef * gradient_entropy) / n
-        self._record(count, mean + shift, variance, average, entropy / seen.clamp(min=1))
-        pieces = flat.split([p.numel() for p in self.parameters])
-        return [piece.view_as(p) for piece, p in zip(pieces, self.parameters, strict=True)]
+        self._record(count, mean + shift, variance, average)
+        self._last["entropy"] = entropy / seen.clamp(min=1)
+        return flat
 
-    def _flat_gradient(self, total: Tensor) -> Tensor:
-        if not total.requires_grad:
+    def _flat_gradient(self, outputs: list[Tensor], weights: list[Tensor], *, retain_graph: bool = False) -> Tensor:
+        """Gradient of the weighted sum of outputs in all parameters, one after the other in one vector."""
+        if not any(output.requires_grad for output in outputs):
             return torch.cat([torch.zeros_like(p).flatten() for p in self.parameters])
         gradients = torch.autograd.grad(
-            total, self.parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+            outputs, self.parameters, weights, retain_graph=retain_graph, allow_unused=True, materialize_grads=True
         )
         return torch.cat([gradient.flatten() for gradient in gradients])
 
@@ -347,9 +343,23 @@ class PolicyLearner:
             size: Spatial size of the last images, at which the mask's mean and standard deviation are taken.
         """
         self._warn_dropped()
-        result = {name: float(value) for name, value in self._last.items()}
-        if self._last_sample is not None and size is not None:
-            mask = self.mask.render(self._last_sample, size)
+        result: dict[str, float] = {}
+        if self._last:
+            sign = -1.0 if self.reward == "cooperative" else 1.0
+            loss = float(self._last["loss"])
+            baseline = {"none": 0.0, "moving_average": float(self._last["average"])}.get(self.baseline, loss)
+            entropy = self._last.get("entropy")
+            if entropy is None:
+                entropy = torch.cat([sample.entropy for sample in self._last_samples]).mean()
+            result = {
+                "reward": sign * loss,
+                "baseline": sign * baseline,
+                "advantage_std": float(self._last["variance"]) ** 0.5,
+                "entropy": float(entropy),
+                "policy_grad_norm": float(self._last["policy_grad_norm"]),
+            }
+        if self._last_samples and size is not None:
+            mask = self.mask.render(self._last_samples[-1], size)
             result |= {"mask_mean": float(mask.mean()), "mask_std": float(mask.std())}
         return result | {"samples_seen": self._samples_seen, "samples_dropped": int(self._samples_dropped)}
 
@@ -406,7 +416,7 @@ class PolicyLearner:
         """
         self.check_state_dict(state_dict)
         self.mask.load_state_dict(state_dict["mask"])
-        self.optimizer.load_state_dict(state_dict["optimizer"])
+        self._load_optimizer(state_dict["optimizer"])
         average = state_dict["moving_average"]
         self._moving_average = None if average is None else average.to(self.parameters[0].device)
         self._peak_user_lr = state_dict["peak_user_lr"]
@@ -414,13 +424,22 @@ class PolicyLearner:
         self._samples_dropped = state_dict["samples_dropped"]
         self._window = []
 
+    def _load_optimizer(self, state_dict: dict[str, Any]) -> None:
+        """Load its state for the device where the policy is now: whether it is fused belongs to the device."""
+        groups = [{**group, "fused": self._fused()} for group in state_dict["param_groups"]]
+        self.optimizer.load_state_dict({**state_dict, "param_groups": groups})
+
     def to(self, device: torch.device) -> None:
         """Follow the images to their device, with the optimizer's state."""
         self.mask.to(device)
-        self.optimizer.load_state_dict(self.optimizer.state_dict())
+        self._load_optimizer(self.optimizer.state_dict())
         if self._moving_average is not None:
             self._moving_average = self._moving_average.to(device)
         self._samples_dropped = int(self._samples_dropped)
+
+
+def _join(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 def is_distributed() -> bool:

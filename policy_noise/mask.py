@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from einops import reduce
 from torch import Tensor, nn
 
 from . import functional as PF
@@ -28,7 +27,6 @@ class MaskSample:
         concentration1: Alpha of each cell, (B, 1, *grid).
         concentration0: Beta of each cell, (B, 1, *grid).
         log_prob: Log-probability of each image's whole action, (B,), differentiable in the policy.
-        entropy: Entropy in nats of each image's distribution, (B,), differentiable in the policy.
         applied: Which images are masked, (B,) bool.
     """
 
@@ -36,8 +34,12 @@ class MaskSample:
     concentration1: Tensor
     concentration0: Tensor
     log_prob: Tensor
-    entropy: Tensor
     applied: Tensor
+
+    @property
+    def entropy(self) -> Tensor:
+        """Entropy in nats of each image's distribution, (B,), differentiable in the policy; computed when read."""
+        return PF.beta_entropy(self.concentration1, self.concentration0).flatten(1).sum(1)
 
     def cell_log_prob(self) -> Tensor:
         """Log density of each cell, (B, cells): what :func:`policy_noise.functional.paper_objective` takes."""
@@ -187,18 +189,18 @@ class PolicyNoiseMask(nn.Module):
         self._check_images(images)
         with torch.autocast(images.device.type, enabled=False):
             log_concentration1, log_concentration0 = self.policy(images)
-            low, high = math.log(MIN_CONCENTRATION), math.log(MAX_CONCENTRATION)
-            concentration1 = log_concentration1.float().clamp(low, high).exp()
-            concentration0 = log_concentration0.float().clamp(low, high).exp()
             expected = (images.shape[0], 1, *self.grid_size)
-            if concentration1.shape != expected or concentration0.shape != expected:
+            if log_concentration1.shape != expected or log_concentration0.shape != expected:
                 raise ValueError(
                     f"policy must give two tensors of shape {expected} (grid_size), got "
-                    f"{tuple(concentration1.shape)} and {tuple(concentration0.shape)}"
+                    f"{tuple(log_concentration1.shape)} and {tuple(log_concentration0.shape)}"
                 )
+            # As one tensor, so that each step is one kernel for both, also backwards.
+            logarithms = torch.stack([log_concentration1, log_concentration0]).float()
+            bounded = logarithms.clamp(math.log(MIN_CONCENTRATION), math.log(MAX_CONCENTRATION))
+            concentration1, concentration0 = bounded.exp()
             action = PF.sample_beta(concentration1, concentration0, generator)
             log_prob = PF.beta_log_prob(action, concentration1, concentration0)
-            entropy = PF.beta_entropy(concentration1, concentration0)
             if self.p < 1.0:
                 # torch.rand, in the form that compilers take with a batch of any size.
                 chance = torch.empty(images.shape[0], device=images.device).uniform_(generator=generator)
@@ -209,8 +211,7 @@ class PolicyNoiseMask(nn.Module):
                 action=action,
                 concentration1=concentration1,
                 concentration0=concentration0,
-                log_prob=reduce(log_prob, "b ... -> b", "sum"),
-                entropy=reduce(entropy, "b ... -> b", "sum"),
+                log_prob=log_prob.flatten(1).sum(1),
                 applied=applied,
             )
 
