@@ -1,0 +1,253 @@
+"""Conditions of the study, declared: what is done to the training images, and what the policy is told about it.
+
+Two suites: ``screen`` chooses on validation data, ``confirm`` looks at test with the names that were chosen.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from study_tasks import TASKS, Task
+
+__all__ = ["CONDITIONS", "SUITES", "Condition", "Job", "jobs"]
+
+LEARNING_RATE = 2e-3
+"""Peak rate of the classifier's AdamW, for every condition."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way to train.
+
+    Args:
+        name: In tables.
+        family: ``"plain"``, ``"frozen"`` (their envelope is the Pareto curve to beat), ``"learned"`` or
+            ``"augmentation"`` (hand-set rivals).
+        preset: Of :class:`policy_noise.PolicyNoiseMask`; None for no mask.
+        mask: Overrides for the mask. ``sigma`` is a share of the image's side here, not pixels.
+        policy: Of the policy: ``kind`` (``"spatial"``, ``"static"`` or a timm name), ``init_log_concentration``.
+        hook: Overrides for :class:`policy_noise.ReinforceHook`.
+        signal: What the policy is told about each image: see ``study_training.SIGNALS``.
+        shuffled: Each mask is applied to another image of the batch, and credited with that image's loss.
+        curriculum: The strength grows from 0 to its value over the first half of the masked epochs.
+        augment: Name of a hand-set augmentation.
+        schedule: ``"heated"``: the last quarter of the epochs is clean. ``"throughout"``: none is.
+    """
+
+    name: str
+    family: str
+    preset: str | None = None
+    mask: Mapping[str, Any] = field(default_factory=dict)
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    hook: Mapping[str, Any] = field(default_factory=dict)
+    signal: str = "loss"
+    shuffled: bool = False
+    curriculum: bool = False
+    augment: str | None = None
+    schedule: str = "heated"
+
+
+SMOOTH = {"grid_size": 4, "sigma": 1 / 12}
+"""A few broad cells with a wide blur: nearest to what scanners do."""
+ADVERSARIAL = {"reward": "adversarial"}
+WIDE = {"init_log_concentration": -1.0}
+"""Starts at Beta(.37, .37), whose mass lies at the ends: the strongest noise at a given strength."""
+
+
+def _frozen(name: str, mask: Mapping[str, Any], **rest: Any) -> Condition:
+    policy = rest.pop("policy", {"kind": "static"})
+    return Condition(f"frozen-{name}", "frozen", "default", mask, policy, {"frozen": True}, **rest)
+
+
+def _learned(name: str, mask: Mapping[str, Any] | None = None, hook: Mapping[str, Any] | None = None, **rest: Any):
+    return Condition(name, "learned", "default", mask or {}, hook=hook or {}, **rest)
+
+
+def _declare() -> list[Condition]:
+    p1, smooth = {"p": 1.0}, SMOOTH
+    conditions = [
+        Condition("plain", "plain"),
+        *(
+            _frozen(f"s{int(100 * strength)}-p{int(100 * p)}", {"strength": strength, "p": p})
+            for strength in (1.0, 0.75, 0.5, 0.25)
+            for p in (0.5, 1.0)
+        ),
+        *(
+            _frozen(f"smooth-s{int(100 * strength)}-p{int(100 * p)}", {**smooth, "strength": strength, "p": p})
+            for strength in (1.0, 0.5)
+            for p in (0.5, 1.0)
+        ),
+        _frozen("wide-p50", {}, policy={"kind": "static", "concentration": 0.37}),
+        _frozen("wide-p100", p1, policy={"kind": "static", "concentration": 0.37}),
+        _frozen("normalized", {"domain": "normalized"}),
+        _frozen("curriculum", {}, curriculum=True),
+        # The paper's reward.
+        _learned("coop"),
+        _learned("coop-p100", p1),
+        _learned("coop-shuffled", shuffled=True),
+        _learned("coop-static", policy={"kind": "static"}),
+        _learned("coop-entropy02", hook={"entropy_coef": 0.02}),
+        _learned("coop-normalized", {"domain": "normalized"}),
+        _learned("coop-smooth", smooth),
+        _learned("coop-wide", policy=WIDE),
+        Condition(
+            # 64 cells at 224 px are 8 at 28 to 32; the policy's SGD peaks at the paper's 0.01.
+            "paper",
+            "learned",
+            "paper",
+            {"grid_size": 8, "kernel_size": None, "sigma": None},
+            hook={"lr_ratio": 0.01 / LEARNING_RATE},
+        ),
+        # The opposite.
+        _learned("adv", hook=ADVERSARIAL),
+        _learned("adv-p100", p1, ADVERSARIAL),
+        _learned("adv-s50", {"strength": 0.5}, ADVERSARIAL),
+        _learned("adv-s50-p100", {"strength": 0.5, "p": 1.0}, ADVERSARIAL),
+        _learned("adv-shuffled", hook=ADVERSARIAL, shuffled=True),
+        _learned("adv-static", hook=ADVERSARIAL, policy={"kind": "static"}),
+        _learned("adv-moving", hook={**ADVERSARIAL, "baseline": "moving_average"}),
+        _learned("adv-entropy02", hook={**ADVERSARIAL, "entropy_coef": 0.02}),
+        _learned("adv-entropy10", hook={**ADVERSARIAL, "entropy_coef": 0.1}),
+        _learned("adv-lr001", hook={**ADVERSARIAL, "lr": 1e-3}),
+        _learned("adv-lr030", hook={**ADVERSARIAL, "lr": 3e-2}),
+        _learned("adv-normalized", {"domain": "normalized"}, ADVERSARIAL),
+        _learned("adv-smooth", smooth, ADVERSARIAL),
+        _learned("adv-smooth-p100", {**smooth, "p": 1.0}, ADVERSARIAL),
+        _learned("adv-smooth-shuffled", smooth, ADVERSARIAL, shuffled=True),
+        _learned("adv-curriculum", hook=ADVERSARIAL, curriculum=True),
+        # Neither: hard, and yet what generalises.
+        _learned("teacher", signal="teacher"),
+        _learned("teacher-p100", p1, signal="teacher"),
+        _learned("teacher-shuffled", signal="teacher", shuffled=True),
+        _learned("teacher-smooth", smooth, signal="teacher"),
+        _learned("teacher-entropy02", hook={"entropy_coef": 0.02}, signal="teacher"),
+        _learned("band", signal="band"),
+        _learned("band-smooth", smooth, signal="band"),
+        _learned("relative-adv", hook=ADVERSARIAL, signal="relative"),
+        _learned("relative-coop", signal="relative"),
+        _learned("align", signal="align"),
+        _learned("align-smooth", smooth, signal="align"),
+        # Hand-set rivals. The bias field knows one of the test's shifts.
+        Condition("bias-field", "augmentation", augment="bias_field"),
+        Condition("gaussian-noise", "augmentation", augment="gaussian_noise"),
+        Condition("random-erasing", "augmentation", augment="random_erasing"),
+        Condition("mixup", "augmentation", augment="mixup"),
+        Condition("randaugment", "augmentation", augment="randaugment"),
+    ]
+    by_name = {condition.name: condition for condition in conditions}
+    to_the_end = (
+        "frozen-s100-p50",
+        "frozen-s50-p50",
+        "frozen-smooth-s100-p50",
+        "coop",
+        "adv",
+        "adv-smooth",
+        "teacher",
+        "bias-field",
+        "gaussian-noise",
+        "random-erasing",
+        "mixup",
+        "randaugment",
+    )
+    for name in to_the_end:
+        settings = {**vars(by_name[name]), "name": f"{name}-throughout", "schedule": "throughout"}
+        conditions.append(Condition(**settings))
+    return conditions
+
+
+CONDITIONS = {condition.name: condition for condition in _declare()}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A declared list of runs.
+
+    Args:
+        tasks: Names.
+        conditions: Names.
+        seeds: How many.
+        splits: What is evaluated.
+    """
+
+    tasks: tuple[str, ...]
+    conditions: tuple[str, ...]
+    seeds: int
+    splits: tuple[str, ...]
+
+
+MAIN_TASKS = ("joined", "organs", "tumour", "pneumonia")
+
+SUITES = {
+    "smoke": Suite(("organs",), ("plain", "frozen-s100-p50", "adv-shuffled", "teacher", "paper", "mixup"), 1, ("val",)),
+    "screen": Suite(MAIN_TASKS, tuple(CONDITIONS), 3, ("val",)),
+    "confirm": Suite(
+        MAIN_TASKS,
+        (
+            "plain",
+            *(name for name in CONDITIONS if name.startswith("frozen-s") and not name.endswith("-throughout")),
+            *("coop", "coop-shuffled", "coop-static", "adv", "adv-shuffled", "adv-static"),
+            *("teacher", "teacher-shuffled", "paper"),
+            *("bias-field", "gaussian-noise", "random-erasing", "mixup", "randaugment"),
+        ),
+        8,
+        ("val", "test"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run."""
+
+    task: Task
+    condition: Condition
+    seed: int
+    splits: tuple[str, ...]
+
+    def describe(self) -> dict[str, Any]:
+        """All that decides the result, as plain data: what the cache's key is made of."""
+        return {
+            "task": asdict(self.task),
+            "condition": {name: dict(v) if isinstance(v, Mapping) else v for name, v in vars(self.condition).items()},
+            "seed": self.seed,
+            "splits": list(self.splits),
+            "learning_rate": LEARNING_RATE,
+        }
+
+
+def jobs(
+    suite: str,
+    *,
+    tasks: tuple[str, ...] | None = None,
+    conditions: tuple[str, ...] | None = None,
+    first_seed: int = 0,
+    seeds: int | None = None,
+    epochs: int | None = None,
+) -> list[Job]:
+    """A suite's runs, seed by seed: all conditions and tasks of one seed stand before the next.
+
+    Args:
+        suite: Name.
+        tasks: Instead of the suite's.
+        conditions: Instead of the suite's.
+        first_seed: Seeds count from here.
+        seeds: Instead of the suite's.
+        epochs: Instead of each task's, for smoke runs.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    declared = SUITES[suite]
+    for names, known in ((tasks, TASKS), (conditions, CONDITIONS)):
+        unknown = set(names or ()) - known.keys()
+        if unknown:
+            raise ValueError(f"unknown {sorted(unknown)}; known are {list(known)}")
+    chosen = [TASKS[name] for name in tasks or declared.tasks]
+    if epochs is not None:
+        chosen = [Task(**{**vars(task), "epochs": epochs}) for task in chosen]
+    return [
+        Job(task, CONDITIONS[name], seed, declared.splits)
+        for seed in range(first_seed, first_seed + (seeds or declared.seeds))
+        for name in conditions or declared.conditions
+        for task in chosen
+    ]

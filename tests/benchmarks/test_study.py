@@ -1,0 +1,182 @@
+"""The study's harness: declarations, pairing by seed, shifts, and every kind of run end to end on a tiny task."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import study
+import study_tasks
+import study_training
+from study_conditions import CONDITIONS, SUITES, Condition, Job, jobs
+from study_tasks import EvalSet, Task, TaskData
+
+TASK = Task("tiny", "organs", 16, per_class=8, epochs=4, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def data() -> TaskData:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(3).repeat(12)
+    images = torch.randint(0, 80, (36, 1, 16, 16), generator=generator) + 80 * labels.view(-1, 1, 1, 1)
+    images = images.to(torch.uint8)
+    clean = EvalSet(images[:12], labels[:12].numpy())
+    evals = {"val": {"clean": clean, "contrast:1": clean, "ct2": EvalSet(images[:12], labels[:12].numpy() % 2, (0, 1))}}
+    return TaskData(TASK, images, labels, 3, 0.4, 0.25, evals)
+
+
+def test_suites_name_declared_conditions_and_seeds_come_first():
+    for suite in SUITES:
+        declared = jobs(suite)
+        assert len({study.key_of(job) for job in declared}) == len(declared)
+        seeds = [job.seed for job in declared]
+        assert seeds == sorted(seeds)
+    assert {job.splits for job in jobs("screen")} == {("val",)}  # test is not looked at while choosing
+
+
+def test_key_follows_the_configuration():
+    job = jobs("screen")[0]
+    other = dataclasses.replace(job, condition=dataclasses.replace(job.condition, signal="band"))
+    assert study.key_of(job) == study.key_of(dataclasses.replace(job))
+    assert len({study.key_of(job), study.key_of(other), study.key_of(dataclasses.replace(job, seed=9))}) == 3
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="unknown"):
+        jobs("screen", conditions=("nothing",))
+
+
+def test_batches_are_those_of_the_seed(data):
+    first, second, other = (study_training.Batches(data, seed, 4) for seed in (0, 0, 1))
+    assert len(first) == 4 * 3
+    assert torch.equal(first[5][0], second[5][0])
+    assert not torch.equal(first.order, other.order)
+    indices = study_tasks.train_indices(data, 0)
+    assert np.bincount(data.labels[indices]).tolist() == [8, 8, 8]
+
+
+def test_a_batch_that_is_not_moved_is_the_images(data):
+    batches = study_training.Batches(data, 0, 1)
+    batches.moves.fill_(1)  # the middle of a reach of one pixel
+    images, labels = batches[0]
+    assert torch.equal(images, data.images[batches.order[0]].float() / 255)
+    assert torch.equal(labels, data.labels[batches.order[0]])
+
+
+@pytest.mark.parametrize("name", study_tasks.SHIFTS)
+def test_shifts_grow_with_severity(name):
+    function, levels = study_tasks.SHIFTS[name]
+    coarse = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 0.6 + 0.2
+    images = torch.nn.functional.interpolate(coarse, (32, 32), mode="bilinear")
+    distances = []
+    for level in levels:
+        shifted = function(images, torch.Generator().manual_seed(0), level)
+        assert torch.equal(shifted, function(images, torch.Generator().manual_seed(0), level))
+        assert shifted.shape == images.shape
+        distances.append(float((shifted - images).abs().mean()))
+    assert 0 < distances[0] < distances[1] < distances[2]
+
+
+def test_shuffled_masks_go_to_the_neighbour_and_their_credit_comes_back():
+    mask = study_training.StudyMask(in_chans=1, grid_size=2, p=0.5)
+    images = torch.rand(6, 1, 8, 8)
+    sample = mask.sample(images, torch.Generator().manual_seed(0))
+    plain = mask.render(sample, (8, 8))
+    mask.shuffled = True
+    shuffled = mask(torch.ones_like(images) - _black(images), sample)
+    assert torch.equal(mask.applied, sample.applied.roll(1))
+    # Where an image was changed tells which mask it got.
+    changed = (shuffled != torch.ones_like(images) - _black(images)).flatten(1).any(1)
+    assert torch.equal(changed, (plain != 1).flatten(1).any(1).roll(1) & changed)
+    signal = torch.arange(6.0)
+    assert mask.credit(signal)[0] == 1  # mask 0 was applied to image 1
+
+
+def _black(images: torch.Tensor) -> torch.Tensor:
+    """Zero in one corner, so that the darkest pixel is 0 and the mask shows everywhere else."""
+    black = torch.zeros_like(images)
+    black[:, :, 0, 0] = 1
+    return black
+
+
+KINDS = (
+    "plain",
+    "frozen-s100-p50",
+    "frozen-wide-p50",
+    "frozen-curriculum",
+    "coop-static",
+    "adv-smooth-shuffled",
+    "coop-wide",
+    "teacher",
+    "band",
+    "relative-adv",
+    "align",
+    "bias-field",
+    "gaussian-noise",
+    "random-erasing",
+    "mixup",
+    "randaugment",
+    "adv-throughout",
+)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_run(data, name):
+    condition = CONDITIONS[name]
+    if "grid_size" not in condition.mask and condition.preset:
+        condition = dataclasses.replace(condition, mask={**condition.mask, "grid_size": 4})
+    result = study_training.train(Job(TASK, condition, 0, ("val",)), data)
+    assert result["steps"] == 12
+    assert set(result["scores"]["val"]) == {"clean", "contrast:1", "ct2"}
+    assert all(0 <= value <= 1 for value in result["scores"]["val"].values())
+    assert np.isfinite([point["loss"] for point in result["curve"]]).all()
+    # The last quarter of a heated run has no policy.
+    last = {"heated": 9, "throughout": 12}[condition.schedule]
+    assert [point["step"] for point in result["policy"]] == (list(range(1, last + 1)) if condition.preset else [])
+    if condition.family == "frozen":
+        assert {point["alpha"] for point in result["policy"]} == {result["policy"][0]["alpha"]}
+    if condition.family == "learned":
+        assert len({point["alpha"] for point in result["policy"]}) > 1
+    json.dumps(result)
+
+
+def test_a_run_repeats_and_a_mask_of_no_strength_is_plain_training(data):
+    def losses(condition: Condition) -> list[float]:
+        return [point["loss"] for point in study_training.train(Job(TASK, condition, 3, ("val",)), data)["curve"]]
+
+    plain, adversarial = losses(CONDITIONS["plain"]), losses(_small("adv"))
+    assert adversarial == losses(_small("adv"))
+    assert adversarial != plain
+    assert losses(_small("adv", strength=0.0)) == pytest.approx(plain, rel=1e-4)
+
+
+def _small(name: str, **mask: object) -> Condition:
+    return dataclasses.replace(CONDITIONS[name], mask={"grid_size": 4, **mask})
+
+
+def test_runs_are_appended_kept_and_failures_are_tried_again(tmp_path, monkeypatch, capsys):
+    output = tmp_path / "results.jsonl"
+    arguments = ["run", "--suite", "smoke", "--conditions", "plain", "--epochs", "1", "--device", "cpu"]
+    arguments += ["--data", str(tmp_path), "--output", str(output)]
+    job = jobs("smoke", conditions=("plain",), epochs=1)[0]
+    output.write_text(json.dumps({"key": study.key_of(job), "error": "x"}) + "\n" + '{"key": cut off')
+    todo: list[list[Job]] = []
+    monkeypatch.setattr(study, "run_jobs", lambda jobs, *rest: todo.append(jobs))
+    study.main(arguments)
+    output.write_text(json.dumps({"key": study.key_of(job)}) + "\n")
+    study.main(arguments)
+    assert [len(jobs) for jobs in todo] == [1, 0]
+    assert "1 runs, 0 to do" in capsys.readouterr().out
+
+
+def test_a_failed_run_is_a_record(tmp_path):
+    record = study._run(jobs("smoke")[0], str(tmp_path), "no-such-device", float("inf"))
+    assert record is not None
+    assert "no-such-device" in record["error"]
+    assert study._run(jobs("smoke")[0], str(tmp_path), "cpu", 0.0) is None
