@@ -1,0 +1,200 @@
+"""One loss a sample, against loops."""
+
+import pytest
+import timm.loss
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from policy_noise.rewards import is_hookable, per_sample_loss
+
+LOGITS = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 3, 1, 1, 2, 0])
+SOFT = torch.rand(6, 4, generator=torch.Generator().manual_seed(1)).softmax(1)
+MULTI = (SOFT > 0.25).float()
+WEIGHT = torch.tensor([0.5, 2.0, 1.0, 4.0])
+
+
+def one_at_a_time(criterion, output, target):
+    return torch.stack([criterion(output[i : i + 1], target[i : i + 1]).reshape(()) for i in range(len(output))])
+
+
+@pytest.mark.parametrize(
+    ("criterion", "output", "target"),
+    [
+        (nn.CrossEntropyLoss(), LOGITS, LABELS),
+        (nn.CrossEntropyLoss(label_smoothing=0.1), LOGITS, LABELS),
+        (nn.CrossEntropyLoss(), LOGITS, SOFT),
+        (nn.CrossEntropyLoss(weight=WEIGHT), LOGITS, SOFT),
+        (nn.CrossEntropyLoss(label_smoothing=0.1), LOGITS, SOFT),
+        (nn.NLLLoss(), LOGITS.log_softmax(1), LABELS),
+        (nn.BCEWithLogitsLoss(), LOGITS, MULTI),
+        (nn.BCEWithLogitsLoss(pos_weight=WEIGHT), LOGITS, MULTI),
+        (nn.BCEWithLogitsLoss(), LOGITS[:, 0], MULTI[:, 0]),
+        (nn.MSELoss(), LOGITS, SOFT),
+        (nn.SmoothL1Loss(), LOGITS, SOFT),
+        (nn.KLDivLoss(reduction="batchmean"), LOGITS.log_softmax(1), SOFT),
+        (nn.MultiLabelSoftMarginLoss(), LOGITS, MULTI),
+        (timm.loss.LabelSmoothingCrossEntropy(0.1), LOGITS, LABELS),
+        (timm.loss.SoftTargetCrossEntropy(), LOGITS, SOFT),
+        (timm.loss.BinaryCrossEntropy(), LOGITS, LABELS),
+        (timm.loss.BinaryCrossEntropy(sum_classes=True), LOGITS, LABELS),
+        (timm.loss.BinaryCrossEntropy(target_threshold=0.2), LOGITS, SOFT),
+    ],
+    ids=lambda value: str(value).lower() if isinstance(value, nn.Module) else "",
+)
+def test_each_sample_has_the_loss_that_it_has_alone(criterion, output, target):
+    losses = per_sample_loss(criterion, output, target)
+    assert losses.shape == (6,)
+    torch.testing.assert_close(losses, one_at_a_time(criterion, output, target))
+    torch.testing.assert_close(losses.mean(), criterion(output, target))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("kind", [nn.CrossEntropyLoss, nn.NLLLoss])
+def test_class_weights(kind, smoothing):
+    """Each sample's loss times its class's weight, and their mean is the criterion's own value."""
+    output = LOGITS.log_softmax(1)
+    arguments = {"label_smoothing": smoothing} if kind is nn.CrossEntropyLoss else {}
+    criterion = kind(weight=WEIGHT, **arguments)
+    losses = per_sample_loss(criterion, output, LABELS)
+    alone = one_at_a_time(kind(weight=WEIGHT, reduction="sum", **arguments), output, LABELS)
+    torch.testing.assert_close(losses, alone * len(LABELS) / WEIGHT[LABELS].sum())
+    torch.testing.assert_close(losses.mean(), criterion(output, LABELS))
+
+
+def test_ignored_labels_cost_nothing():
+    labels = LABELS.clone()
+    labels[2] = -100
+    for weight in (None, WEIGHT):
+        criterion = nn.CrossEntropyLoss(weight=weight)
+        losses = per_sample_loss(criterion, LOGITS, labels)
+        assert losses[2] == 0
+        torch.testing.assert_close(losses.mean(), criterion(LOGITS, labels))
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+def test_segmentation_averages_the_kept_pixels_of_each_image(weight):
+    output = torch.randn(3, 4, 5, 6)
+    target = torch.randint(4, (3, 5, 6))
+    target[1, :3] = 255
+    criterion = nn.CrossEntropyLoss(weight=weight, ignore_index=255)
+    torch.testing.assert_close(per_sample_loss(criterion, output, target), one_at_a_time(criterion, output, target))
+
+
+def test_an_image_without_a_kept_pixel_costs_nothing():
+    target = torch.full((2, 5, 6), 255)
+    target[0] = 1
+    losses = per_sample_loss(nn.CrossEntropyLoss(ignore_index=255), torch.randn(2, 4, 5, 6), target)
+    assert losses[0] > 0
+    assert losses[1] == 0
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_other_reductions(reduction):
+    """With ``none`` the loop's own mean decides, so that any common factor is as good; each sample's sum is taken."""
+    losses = per_sample_loss(nn.CrossEntropyLoss(reduction=reduction), LOGITS, LABELS)
+    torch.testing.assert_close(losses, F.cross_entropy(LOGITS, LABELS, reduction="none"))
+
+
+def test_keywords():
+    losses = per_sample_loss(nn.CrossEntropyLoss(weight=WEIGHT), input=LOGITS, target=LABELS)
+    torch.testing.assert_close(losses, per_sample_loss(nn.CrossEntropyLoss(weight=WEIGHT), LOGITS, LABELS))
+
+
+def test_functions():
+    losses = per_sample_loss(F.cross_entropy, LOGITS, LABELS)
+    torch.testing.assert_close(losses, F.cross_entropy(LOGITS, LABELS, reduction="none"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_fp32_whatever_the_output_and_autocast(dtype):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = per_sample_loss(nn.CrossEntropyLoss(), LOGITS.to(dtype), LABELS)
+    expected = F.cross_entropy(LOGITS.to(dtype).float(), LABELS, reduction="none")
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, expected)
+
+
+def test_no_gradient_and_the_criterion_is_left_alone():
+    criterion = nn.CrossEntropyLoss()
+    calls = []
+    criterion.register_forward_hook(lambda *args: calls.append(args))
+    losses = per_sample_loss(criterion, LOGITS.clone().requires_grad_(), LABELS)
+    assert not losses.requires_grad
+    assert criterion.reduction == "mean"
+    assert calls == []
+
+
+class Focal(nn.Module):
+    """A criterion of one's own, with another inside."""
+
+    def __init__(self, reduction=None):
+        super().__init__()
+        self.inner = nn.CrossEntropyLoss()
+        if reduction is not None:
+            self.reduction = reduction
+
+    def forward(self, output, target):
+        loss = self.inner(output, target)
+        return (1 - (-loss).exp()) ** 2 * loss
+
+
+class Squeezed(nn.CrossEntropyLoss):
+    """For labels of shape (N, 1), as MedMNIST has them."""
+
+    def forward(self, output, target, scale=1.0):
+        return scale * super().forward(output, target.squeeze(1))
+
+
+class Picky(nn.Module):
+    """Refuses the reduction that it was not made for."""
+
+    reduction = "mean"
+
+    def forward(self, output, target):
+        if self.reduction != "mean":
+            raise NotImplementedError(self.reduction)
+        return F.cross_entropy(output, target)
+
+
+class Branching(nn.Module):
+    """Looks at values, which vmap cannot."""
+
+    def forward(self, output, target):
+        loss = F.cross_entropy(output, target)
+        return loss if loss.item() < 1 else loss**2
+
+
+@pytest.mark.parametrize("criterion", [Focal(), Focal("mean"), Picky(), Branching()], ids=lambda c: type(c).__name__)
+def test_criteria_of_ones_own(criterion):
+    torch.testing.assert_close(per_sample_loss(criterion, LOGITS, LABELS), one_at_a_time(criterion, LOGITS, LABELS))
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+def test_a_subclass_with_a_forward_of_its_own(weight):
+    losses = per_sample_loss(Squeezed(weight=weight), LOGITS, LABELS[:, None], 2.0)
+    expected = 2 * F.cross_entropy(LOGITS, LABELS, weight=weight, reduction="none")
+    torch.testing.assert_close(losses, expected)
+
+
+def test_coupled_views_share_their_loss():
+    criterion = timm.loss.JsdCrossEntropy(num_splits=2)
+    assert not is_hookable(criterion)
+    losses = per_sample_loss(criterion, LOGITS, LABELS)
+    expected = torch.stack([criterion(LOGITS[[i, i + 3]], LABELS[[i, i + 3]]) for i in range(3)])
+    torch.testing.assert_close(losses, expected.repeat(2))
+
+
+def test_a_criterion_without_a_loss_for_one_sample_is_refused():
+    class Whole(nn.Module):
+        def forward(self, output, target):
+            return (output - target.flip(0))[1:].square().sum(1)[:2]
+
+    with pytest.raises(RuntimeError, match=r"criterion Whole gives no loss for a single sample .*hook\.observe"):
+        per_sample_loss(Whole(), LOGITS, SOFT)
+
+
+def test_a_call_without_a_batch_is_refused():
+    with pytest.raises(RuntimeError, match="criterion MSELoss was called without a tensor that holds a batch"):
+        per_sample_loss(nn.MSELoss(), torch.tensor(1.0), torch.tensor(2.0))
