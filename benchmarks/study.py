@@ -9,10 +9,12 @@ cut off and called again; jobs are sorted by seed, so that a cut leaves every co
 """
 
 import argparse
+import gc
 import hashlib
 import json
 import multiprocessing
 import os
+import platform
 import sys
 import time
 import traceback
@@ -60,7 +62,7 @@ def _start_worker(device: str) -> None:
         torch.backends.cudnn.allow_tf32 = True
 
 
-def _run(job: Job, folder: str, device: str, deadline: float) -> dict[str, Any] | None:
+def _run(job: Job, folder: str, device: str, graphs: bool, deadline: float) -> dict[str, Any] | None:
     """One run in a worker: its record, or None once the deadline has passed."""
     from study_training import train
 
@@ -77,14 +79,24 @@ def _run(job: Job, folder: str, device: str, deadline: float) -> dict[str, Any] 
         key = (job.task, job.splits)
         if key not in _tasks:
             _tasks[key] = build_task(job.task, Path(folder), torch.device(device), job.splits)
-        record |= train(job, _tasks[key])
+        record |= train(job, _tasks[key], graphs=graphs)
+        record |= {"device": _device_name(device), "torch": torch.__version__}
     except Exception:
         record["error"] = traceback.format_exc()
+    finally:
+        # A graphed model and its forward refer to each other, and hold the graph's memory.
+        gc.collect()
+        if device.startswith("cuda"):
+            torch.cuda.empty_cache()
     return record
 
 
-def run_jobs(todo: list[Job], args: argparse.Namespace, deadline: float) -> None:
-    """Run jobs in worker processes and append their records as they come."""
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
+
+
+def run_jobs(todo: list[Job], args: argparse.Namespace, deadline: float) -> int:
+    """Run jobs in worker processes, append their records as they come, and give back how many failed."""
     path: Path = args.output
     path.parent.mkdir(parents=True, exist_ok=True)
     start = time.time()
@@ -96,7 +108,7 @@ def run_jobs(todo: list[Job], args: argparse.Namespace, deadline: float) -> None
             path.open("a") as file,
             ProcessPoolExecutor(args.workers, context, initializer=_start_worker, initargs=(args.device,)) as pool,
         ):
-            futures = {pool.submit(_run, job, str(args.data), args.device, deadline): job for job in todo}
+            futures = {pool.submit(_run, job, str(args.data), args.device, args.graphs, deadline): job for job in todo}
             try:
                 for future in as_completed(futures):
                     record = future.result()
@@ -118,6 +130,7 @@ def run_jobs(todo: list[Job], args: argparse.Namespace, deadline: float) -> None
         todo = list(remaining.values())
     seconds = time.time() - start
     print(f"{done} runs, {failed} failed, {steps} steps, {seconds:.0f} s, {steps / seconds:.0f} steps/s")
+    return failed
 
 
 def _report(record: dict[str, Any], done: int, total: int, failed: int, steps: int, seconds: float) -> None:
@@ -147,7 +160,7 @@ def _count_steps(todo: list[Job], folder: Path) -> int:
     return sum(per_task[job.task] for job in todo)
 
 
-def _run_command(args: argparse.Namespace) -> None:
+def _run_command(args: argparse.Namespace) -> int:
     deadline = time.time() + args.deadline
     declared = jobs(
         args.suite,
@@ -169,16 +182,16 @@ def _run_command(args: argparse.Namespace) -> None:
         steps = _count_steps(todo, args.data)
         print(f"runs by task: {dict(Counter(job.task.name for job in todo))}")
         print(f"{steps} steps: {steps / args.steps_per_second:.0f} s at {args.steps_per_second:.0f} steps/s")
-        return
-    run_jobs(todo, args, deadline)
+        return 0
+    return int(run_jobs(todo, args, deadline) > 0)
 
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name for name in text.split(",") if name)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Command line."""
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; 1 if a run failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="train and score the runs of a suite")
@@ -193,13 +206,14 @@ def main(arguments: list[str] | None = None) -> None:
     run.add_argument("--seeds", type=int, help="how many, instead of the suite's")
     run.add_argument("--first-seed", type=int, default=0)
     run.add_argument("--epochs", type=int, help="instead of each task's, for smoke runs")
+    run.add_argument("--no-graphs", dest="graphs", action="store_false", help="do without CUDA graphs")
     run.add_argument("--dry-run", action="store_true", help="count runs and steps, and start none")
     run.add_argument("--steps-per-second", type=float, default=600, help="assumed by --dry-run, all workers together")
     run.set_defaults(function=_run_command)
     args = parser.parse_args(arguments)
-    args.function(args)
+    return args.function(args)
 
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    main()
+    sys.exit(main())

@@ -178,7 +178,15 @@ class Suite:
 MAIN_TASKS = ("joined", "organs", "tumour", "pneumonia")
 
 SUITES = {
-    "smoke": Suite(("organs",), ("plain", "frozen-s100-p50", "adv-shuffled", "teacher", "paper", "mixup"), 1, ("val",)),
+    "smoke": Suite(
+        ("organs",),
+        (
+            *("plain", "frozen-s100-p50", "frozen-curriculum", "coop-wide", "adv-smooth-shuffled", "teacher", "band"),
+            *("relative-adv", "align", "paper", "bias-field", "random-erasing", "mixup", "randaugment"),
+        ),
+        1,
+        ("val",),
+    ),
     "screen": Suite(MAIN_TASKS, tuple(CONDITIONS), 3, ("val",)),
     "confirm": Suite(
         MAIN_TASKS,

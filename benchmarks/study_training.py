@@ -307,12 +307,13 @@ class Batches:
         return images.unsqueeze(1), self.labels[index]
 
 
-def train(job: Job, data: TaskData) -> dict[str, Any]:
+def train(job: Job, data: TaskData, *, graphs: bool = True) -> dict[str, Any]:
     """Train and score one run.
 
     Args:
         job: What to run.
         data: The job's task, with its evaluation sets.
+        graphs: Replay the classifier's training step as CUDA graphs where the data is on a GPU.
 
     Returns:
         ``scores`` (split, set, macro F1), ``curve`` and ``policy`` (diagnostics while training), ``steps``,
@@ -327,7 +328,7 @@ def train(job: Job, data: TaskData) -> dict[str, Any]:
     model = Classifier(task.model, task.size, data.num_classes).to(device)
     signals = Signals(condition.signal, model)
     model.train()
-    if device.type == "cuda":
+    if graphs and device.type == "cuda":
         _graph(model, torch.zeros(task.batch_size, 1, task.size, task.size, device=device))
     batches = Batches(data, seed, task.epochs)
     optimizer = torch.optim.AdamW(

@@ -167,8 +167,8 @@ def test_runs_are_appended_kept_and_failures_are_tried_again(tmp_path, monkeypat
     job = jobs("smoke", conditions=("plain",), epochs=1)[0]
     output.write_text(json.dumps({"key": study.key_of(job), "error": "x"}) + "\n" + '{"key": cut off')
     todo: list[list[Job]] = []
-    monkeypatch.setattr(study, "run_jobs", lambda jobs, *rest: todo.append(jobs))
-    study.main(arguments)
+    monkeypatch.setattr(study, "run_jobs", lambda jobs, *rest: todo.append(jobs) or 0)
+    assert study.main(arguments) == 0
     output.write_text(json.dumps({"key": study.key_of(job)}) + "\n")
     study.main(arguments)
     assert [len(jobs) for jobs in todo] == [1, 0]
@@ -176,7 +176,7 @@ def test_runs_are_appended_kept_and_failures_are_tried_again(tmp_path, monkeypat
 
 
 def test_a_failed_run_is_a_record(tmp_path):
-    record = study._run(jobs("smoke")[0], str(tmp_path), "no-such-device", float("inf"))
+    record = study._run(jobs("smoke")[0], str(tmp_path), "no-such-device", False, float("inf"))
     assert record is not None
     assert "no-such-device" in record["error"]
-    assert study._run(jobs("smoke")[0], str(tmp_path), "cpu", 0.0) is None
+    assert study._run(jobs("smoke")[0], str(tmp_path), "cpu", False, 0.0) is None
