@@ -170,7 +170,8 @@ class ReinforceHook:
             ]
         if criterion is not None:
             self._handles.append(criterion.register_forward_hook(_Functor(self._after_criterion), with_kwargs=True))
-        if is_distributed():
+        self._equal = is_distributed()
+        if self._equal:
             self._equalize()
 
     # -- for loops that mask and observe by hand -----------------------------------------------------------------------
@@ -373,7 +374,14 @@ class ReinforceHook:
         self._seed = content[1]
 
     def _generator_for(self, device: torch.device) -> torch.Generator | None:
-        if self.generator is not None or not is_distributed():
+        if not is_distributed():
+            return self.generator
+        if not self._equal:
+            raise RuntimeError(
+                "the hook was made before torch.distributed.init_process_group, so that each rank has a policy of its "
+                "own: attach after it"
+            )
+        if self.generator is not None:
             return self.generator
         # Loops seed all ranks alike as often as not, and equal seeds would give equal masks on all of them. Seeding
         # each draw by its place leaves two numbers to save, so that any rank's checkpoint resumes all ranks.

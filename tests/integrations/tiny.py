@@ -24,11 +24,11 @@ class TinyNet(nn.Module):
 
 
 def tiny_data() -> TensorDataset:
-    """32 images of four classes that differ in brightness."""
+    """32 images in [-1, 1] of four classes that differ in brightness."""
     generator = torch.Generator().manual_seed(0)
     targets = torch.randint(4, (32,), generator=generator)
     images = torch.randn(32, 3, 16, 16, generator=generator) * 0.3 + targets.view(-1, 1, 1, 1) * 0.2
-    return TensorDataset(images, targets)
+    return TensorDataset(images.clamp(-1, 1), targets)
 
 
 class Watch:
