@@ -28,8 +28,8 @@ class PolicyLearner:
         mask: The mask whose policy is trained.
         estimator: ``"score_function"``, or ``"paper"`` for :func:`policy_noise.functional.paper_objective`.
         reward: ``"cooperative"`` (a low loss is good) or ``"adversarial"``.
-        baseline: ``"leave_one_out"``, ``"batch"``, ``"moving_average"`` or ``"none"``. A window of one sample falls
-            back on the moving average.
+        baseline: ``"leave_one_out"``, ``"batch"``, ``"moving_average"`` or ``"none"``. A window in which one sample
+            counts falls back on the moving average.
         normalize_advantage: Divide advantages by their standard deviation.
         entropy_coef: Weight of the entropy bonus.
         baseline_momentum: Momentum of the moving average of the loss.
@@ -233,18 +233,19 @@ class PolicyLearner:
             ]
             weights = [torch.full_like(output, size / len(loss)) for output, size in zip(outputs, sizes, strict=True)]
         else:
-            baseline: Any = average if self._uses_average(len(loss)) else self.baseline
+            baseline: Any = average if self.baseline == "moving_average" else self.baseline
+            weight = moments.advantage(baseline, self.normalize_advantage)
+            if self.baseline in ("batch", "leave_one_out"):
+                # A sample that alone counts has no others to be compared with.
+                weight = torch.where(moments.count < 2, moments.advantage(average, False), weight)
             samples = moments.count.clamp(min=1)
-            weight = moments.advantage(baseline, self.normalize_advantage) / samples
+            weight = weight / samples
             outputs = [sample.log_prob for sample, _ in window]
             weights = [*(weight if self.reward == "cooperative" else -weight).split(sizes)]
             if self.entropy_coef:
                 outputs += [sample.entropy for sample, _ in window]
                 weights += (-self.entropy_coef * valid / samples).split(sizes)
         return self._flat_gradient(outputs, weights)
-
-    def _uses_average(self, samples: int) -> bool:
-        return self.baseline == "moving_average" or (samples == 1 and self.baseline in ("batch", "leave_one_out"))
 
     def _average(self, mean: Tensor) -> Tensor:
         return (
