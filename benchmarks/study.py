@@ -1,7 +1,7 @@
 """Does learning the noise help? Runs the declared study, and analyses its results.
 
     python benchmarks/study.py run --suite screen --data DIR --output benchmarks/results/study-screen.jsonl
-    python benchmarks/study.py analyse benchmarks/results/study-screen.jsonl --output benchmarks/results
+    python benchmarks/study.py analyse benchmarks/results/study-screen.jsonl --output benchmarks/results --name screen
 
 ``run`` appends one JSON line a run and leaves out the runs whose configuration is there already, so that it can be
 cut off and called again; jobs are sorted by seed, so that a cut leaves every condition with nearly the same seeds.
@@ -186,6 +186,14 @@ def _run_command(args: argparse.Namespace) -> int:
     return int(run_jobs(todo, args, deadline) > 0)
 
 
+def _analyse_command(args: argparse.Namespace) -> int:
+    from study_analysis import analyse
+
+    records = [record for path in args.results for record in read_results(path)]
+    print(analyse(records, args.split, args.output, args.name))
+    return 0
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name for name in text.split(",") if name)
 
@@ -210,6 +218,12 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--dry-run", action="store_true", help="count runs and steps, and start none")
     run.add_argument("--steps-per-second", type=float, default=600, help="assumed by --dry-run, all workers together")
     run.set_defaults(function=_run_command)
+    analyse = commands.add_parser("analyse", help="tables, tests and plots of finished runs")
+    analyse.add_argument("results", type=Path, nargs="+", metavar="FILE")
+    analyse.add_argument("--split", choices=("val", "test"), default="val")
+    analyse.add_argument("--output", type=Path, required=True, metavar="DIR")
+    analyse.add_argument("--name", default="study", help="prefix of the files")
+    analyse.set_defaults(function=_analyse_command)
     args = parser.parse_args(arguments)
     return args.function(args)
 

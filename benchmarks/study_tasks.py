@@ -157,8 +157,8 @@ SHIFTS: dict[str, tuple[Callable[[Tensor, torch.Generator, float], Tensor], tupl
     "contrast": (_contrast, (0.6, 0.4, 0.25)),
     "gamma": (_gamma, (1.5, 2.0, 3.0)),
     "brightness": (_brightness, (0.1, 0.2, 0.3)),
-    "speckle": (_speckle, (0.15, 0.3, 0.5)),
-    "noise": (_noise, (0.04, 0.08, 0.14)),
+    "speckle": (_speckle, (0.05, 0.1, 0.2)),
+    "noise": (_noise, (0.02, 0.04, 0.08)),
     "blur": (_blur, (0.6, 0.9, 1.3)),  # sigma in pixels at 32 px
     "pixelate": (_pixelate, (0.75, 0.5, 0.375)),
 }
