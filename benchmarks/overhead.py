@@ -22,7 +22,6 @@ import math
 import os
 import platform
 import random
-import resource
 import subprocess
 import sys
 import time
@@ -39,7 +38,7 @@ import kornia
 import timm
 import torch
 import torch.nn.functional as F
-from scipy.stats import quantile_test
+from scipy.stats import linregress, quantile_test
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
@@ -105,9 +104,9 @@ def suite(name: str) -> list[Configuration]:
         return [Configuration("resnet10t", 64, 8, arms=(*OURS, *RIVALS), seconds=6, profile=True)]
     if name == "cpu":
         return [
-            Configuration("resnet18", arms=OURS, seconds=90, profile=True),
-            Configuration("resnet50", arms=OURS, seconds=190),
-            Configuration("resnet10t", arms=OURS, seconds=60),
+            Configuration("resnet18", seconds=75, profile=True),
+            Configuration("resnet50", seconds=150),
+            Configuration("resnet10t", seconds=45),
             Configuration("resnet18", 64, arms=("plain", "default", *RIVALS), seconds=15),
         ]
     if name == "gpu":
@@ -129,9 +128,6 @@ def suite(name: str) -> list[Configuration]:
             Configuration("vit_small", batch=64, precision="fp32", arms=few, seconds=5),
             Configuration("convnext_tiny", batch=128, precision="bf16", channels_last=True, arms=few, seconds=5),
             Configuration("resnet50", batch=128, precision="bf16", compile=True, arms=few, seconds=6),
-            Configuration(
-                "resnet50", batch=128, precision="bf16", channels_last=True, compile=True, arms=few, seconds=6
-            ),
         ]
     if name == "scaling":
         base = Configuration("resnet18", 96, 16, arms=("plain", "default"), seconds=6)
@@ -161,6 +157,8 @@ class AuthorsPolicy(nn.Module):
             return nn.Sequential(*block, nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, grid**2))
 
         self.alpha, self.beta = head(), head()
+        self.base_alpha: Tensor
+        self.base_beta: Tensor
         self.register_buffer("base_alpha", torch.rand(grid**2))
         self.register_buffer("base_beta", torch.rand(grid**2))
 
@@ -402,7 +400,9 @@ def count_kernels(step: Callable[[], None], device: torch.device) -> int:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         step()
         synchronize(device)
-    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profiler.events())
+    events = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    # Optimizers mark their range on the device too.
+    return sum(not event.name.startswith("Optimizer.") for event in events)
 
 
 def timed(function: Callable[[], Any]) -> float:
@@ -529,20 +529,22 @@ def measure_pipeline(device: torch.device, seconds: float = 3.0) -> dict[str, fl
 # -- memory on a CPU ---------------------------------------------------------------------------------------------------
 
 
-def resident() -> int:
-    """Bytes of this process in memory now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def in_memory(name: str) -> int:
+    """Bytes of this process in memory: ``VmRSS`` now, ``VmHWM`` at its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def measure_own_memory(configuration: Configuration, arm: str) -> int:
-    """Bytes that three steps of an arm add to a process in which everything is imported, at their peak."""
+    """Bytes that two steps of an arm add to a process in which everything is imported, at their peak."""
     make_arm("default", Configuration("resnet10t", 64, 2), torch.device("cpu")).step()  # imports, thread pools
     gc.collect()
-    before = resident()
+    Path("/proc/self/clear_refs").write_text("5")  # lets the peak start anew
+    before = in_memory("VmRSS")
     step = make_arm(arm, configuration, torch.device("cpu")).step
-    for _ in range(3):
+    for _ in range(2):
         step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return in_memory("VmHWM") - before
 
 
 def measure_memory_apart(configuration: Configuration, arm: str, threads: int) -> int:
@@ -635,9 +637,33 @@ def to_markdown(results: dict[str, Any]) -> str:
         for preset, values in record.get("split", {}).items():
             notes.append(f"- {record['label']}, {preset} preset, ms: {listed(values, 1e3)}")
         notes += [f"- {record['label']}, {name}: {words}" for name, words in record.get("checks", {}).items()]
+    if results["suite"] == "scaling":
+        notes.append(law(results))
     if results.get("pipeline"):
         notes.append(f"- input pipeline at 64 px, images/s: {listed(results['pipeline'], 1.0)}")
     return "\n".join([*lines, "", *notes, ""])
+
+
+def added(record: dict[str, Any]) -> float:
+    """Seconds that the default preset adds to a step: the median of the paired differences."""
+    pairs = zip(record["arms"]["default"]["seconds"], record["arms"]["plain"]["seconds"], strict=True)
+    return median(mine - other for mine, other in pairs)
+
+
+def law(results: dict[str, Any]) -> str:
+    """The added time as a constant and a share of the pixels, by least squares at the preset's own grid."""
+    points = [
+        (record["configuration"]["batch"] * record["configuration"]["size"] ** 2 / 1e6, 1e3 * added(record))
+        for record in results["configurations"]
+        if "error" not in record and not record["configuration"]["grid"]
+    ]
+    if len({pixels for pixels, _ in points}) < 2:
+        return "- too few configurations for a law of the cost"
+    line = linregress(points)
+    return (
+        f"- the default preset adds {line.intercept:.2f} ms and {line.slope:.2f} ms for a million pixels "
+        f"(B x H x W, {len(points)} configurations, r {line.rvalue:.3f})"
+    )
 
 
 def listed(values: Any, unit: float) -> str:
@@ -653,18 +679,20 @@ def goals(record: dict[str, Any]) -> list[str]:
     """What was aimed at, and what came out."""
     notes = []
     model = record["configuration"]["model"]
+    if record["configuration"]["size"] != 224:
+        return notes
     found = {"time": (ratio(record, "default", "plain") or (None,))[0], "memory": memory_ratio(record, "default")}
     for kind, value in found.items():
         goal = GOALS.get((model, kind))
         if goal is not None and value is not None:
             verdict = "met" if value <= goal else "missed"
             notes.append(f"- {record['label']}, default preset, {kind}: {value:.3f} of at most {goal}: {verdict}")
-    value = ratio(record, "paper", "authors")
-    if value is not None:
-        verdict = "met" if value[0] <= 0.75 else "missed"
+    against = ratio(record, "paper", "authors")
+    if against is not None:
+        verdict = "met" if against[0] <= 0.75 else "missed"
         notes.append(
-            f"- {record['label']}, paper preset against the authors' way: {value[0]:.3f} "
-            f"({value[1]:.3f} to {value[2]:.3f}) of at most 0.75: {verdict}"
+            f"- {record['label']}, paper preset against the authors' way: {against[0]:.3f} "
+            f"({against[1]:.3f} to {against[2]:.3f}) of at most 0.75: {verdict}"
         )
     values = record.get("rendering")
     if isinstance(values, dict):
@@ -692,14 +720,13 @@ def plot(results: dict[str, Any], path: Path) -> None:
                 own = replace(Configuration(**{**record["configuration"], "arms": ()}), seconds=base.seconds)
                 if own != replace(base, **{name: getattr(own, name)}):
                     continue
-                plain, ours = (median(record["arms"][arm]["seconds"]) for arm in ("plain", "default"))
-                pairs = zip(record["arms"]["default"]["seconds"], record["arms"]["plain"]["seconds"], strict=True)
+                plain = median(record["arms"]["plain"]["seconds"])
                 where = {"grid": own.grid or 8, "model": 1e3 * plain}.get(name, getattr(own, name))
-                points.append((where, 1e3 * plain, 1e3 * ours, 1e3 * median(a - b for a, b in pairs)))
+                points.append((where, 1e3 * plain, 1e3 * added(record)))
             points.sort()
             columns = list(zip(*points, strict=True))
             axis.plot(columns[0], columns[1], "o-", color="0.5", label="plain step")
-            axis.plot(columns[0], columns[3], "s-", color="C3", label="added by the default preset")
+            axis.plot(columns[0], columns[2], "s-", color="C3", label="added by the default preset")
             axis.set(xscale="log", yscale="log", xlabel={"model": "plain step of the model, ms"}.get(name, name))
         axes[0].set_ylabel("ms a step")
         axes[0].legend()
@@ -754,6 +781,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--precisions", nargs="+", choices=sorted(PRECISIONS), help="instead of the suite's")
     parser.add_argument("--compile", action="store_true", help="compile the models")
     parser.add_argument("--seconds", type=float, help="a configuration's repetitions, instead of the suite's")
+    parser.add_argument("--deadline", type=float, help="seconds after which no further configuration is begun")
     parser.add_argument("--no-memory", action="store_true", help="leave out the CPU's memory, a process an arm")
     parser.add_argument(
         "--report", type=Path, metavar="FILE.json", help="table and plot of a results file, and no more"
@@ -803,15 +831,20 @@ def main(arguments: list[str] | None = None) -> None:
         "configurations": [],
     }
     start = time.perf_counter()
+    if device.type == "cuda":  # workspaces that stay would be counted as the first arm's memory
+        guarded(make_arm("default", Configuration("resnet10t", 64, 8), device).step)
     for configuration in chosen(options):
+        if options.deadline and time.perf_counter() - start > options.deadline:
+            record = {"label": configuration.label(), "configuration": asdict(configuration)}
+            results["configurations"].append({**record, "error": f"left out after {options.deadline:.0f} s"})
+            continue
         print(f"{time.perf_counter() - start:6.0f} s  {configuration.label()}", file=sys.stderr, flush=True)
         try:
             record = measure(configuration, device)
-            if device.type == "cpu" and not options.no_memory and configuration.precision == "fp32":
-                for name in record["arms"]:
-                    record["arms"][name]["peak_memory_bytes"] = measure_memory_apart(
-                        configuration, name, torch.get_num_threads()
-                    )
+            if device.type == "cpu" and not options.no_memory and (configuration.model, "memory") in GOALS:
+                for name in record["arms"].keys() & {"plain", "default", "paper", "authors"}:
+                    peak = measure_memory_apart(configuration, name, torch.get_num_threads())
+                    record["arms"][name]["peak_memory_bytes"] = peak
         except Exception:
             record = {"label": configuration.label(), "configuration": asdict(configuration)}
             record["error"] = traceback.format_exc()
