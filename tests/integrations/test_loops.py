@@ -1,0 +1,142 @@
+"""What loops do that is neither a framework nor a row of the matrix."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from tiny import SETTINGS, TinyNet, policy_vector, tiny_data
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import policy_noise
+from policy_noise.hook import stepping_optimizer
+
+IMAGES, TARGETS = tiny_data().tensors
+
+
+def start(optimizer=None, **settings):
+    torch.manual_seed(0)
+    model, criterion = TinyNet(), nn.CrossEntropyLoss()
+    optimizer = (optimizer or (lambda parameters: torch.optim.AdamW(parameters, lr=1e-2)))(model.parameters())
+    return model, optimizer, criterion, policy_noise.attach(model, optimizer, criterion, **{**SETTINGS, **settings})
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_skipped_step_keeps_its_samples_for_the_next(fused):
+    """On inf GradScaler does not call an optimizer, or calls a fused one that skips by itself."""
+    model, optimizer, criterion, hook = start(lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, fused=fused))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    weights = []
+    for step in range(3):
+        loss = criterion(model(IMAGES[:8]), TARGETS[:8])
+        scaler.scale(loss * (torch.inf if step == 1 else 1.0)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        weights.append((model.head.weight.detach().clone(), policy_vector(hook)))
+    assert torch.equal(weights[0][0], weights[1][0])  # both were skipped
+    assert torch.equal(weights[0][1], weights[1][1])
+    assert not torch.equal(weights[1][1], weights[2][1])
+    assert hook._steps == 2
+    assert hook.metrics["samples_seen"] == 24
+
+
+def test_checkpointed_call_replays_its_masks():
+    """The recomputation of the hooked model in the backward sees the masks of the forward: the gradients are right."""
+    model, _, criterion, hook = start()
+    gradients = []
+    for call in (model, lambda images: checkpoint(model, images, use_reentrant=False)):
+        model.zero_grad()
+        torch.manual_seed(3)
+        criterion(call(IMAGES), TARGETS).backward()
+        gradients.append(model.block1[0].weight.grad.clone())
+    torch.testing.assert_close(*gradients)
+    assert hook.learner.observations == 2
+
+
+@pytest.mark.parametrize("settings", [{"generator": torch.Generator()}, {}])
+def test_checkpointed_call_that_cannot_replay_says_what_to_do(settings):
+    model, _, criterion, _ = start(**settings)
+    images = IMAGES.clone().requires_grad_(not settings)
+    output = checkpoint(model, images, use_reentrant=not settings)
+    with pytest.raises(RuntimeError, match="checkpoint the blocks inside the model"):
+        criterion(output, TARGETS).backward()
+
+
+def test_forward_that_runs_ahead_of_a_step_is_not_learned_from():
+    model, optimizer, criterion, hook = start()
+    ahead = model(IMAGES[8:16])
+    criterion(model(IMAGES[:8]), TARGETS[:8]).backward()
+    optimizer.step()
+    before = policy_vector(hook)
+    criterion(ahead, TARGETS[8:16])
+    optimizer.step()
+    assert hook.metrics["samples_seen"] == 8
+    assert torch.equal(before, policy_vector(hook))
+
+
+@pytest.mark.parametrize("in_optimizer", [True, False])
+def test_one_owner_of_the_policy(in_optimizer, tmp_path):
+    model, optimizer, criterion, hook = start(state_in_optimizer=in_optimizer)
+    criterion(model(IMAGES), TARGETS).backward()
+    optimizer.step()
+    assert ("policy_noise" in optimizer.state_dict()) == in_optimizer
+    torch.save({"optimizer": optimizer.state_dict(), "policy": hook.state_dict()}, tmp_path / "both.pt")
+    saved = torch.load(tmp_path / "both.pt", weights_only=True)
+    _, other_optimizer, _, other = start(state_in_optimizer=in_optimizer)
+    other_optimizer.load_state_dict(saved["optimizer"])
+    assert torch.equal(policy_vector(hook), policy_vector(other)) == in_optimizer
+    if not in_optimizer:
+        other.load_state_dict(saved["policy"])
+    assert torch.equal(policy_vector(hook), policy_vector(other))
+    plain = torch.optim.AdamW(TinyNet().parameters())
+    plain.load_state_dict(saved["optimizer"])
+    assert set(plain.state_dict()) == {"state", "param_groups"}
+
+
+def test_stepping_optimizer_looks_through_wrappers_in_wrappers():
+    inner = torch.optim.SGD(TinyNet().parameters(), lr=0.1)
+
+    class Wrapper:
+        base = inner
+
+    class Outer:
+        optimizer = AcceleratedOptimizer.__new__(AcceleratedOptimizer)
+
+    Outer.optimizer.optimizer = inner
+    assert stepping_optimizer(Outer) is inner
+    assert stepping_optimizer(Wrapper) is inner
+    assert stepping_optimizer(inner) is inner
+
+
+def test_unknown_wrapper_says_what_to_pass():
+    class Wrapper:
+        def __init__(self, parameters):
+            self.something = torch.optim.SGD(parameters, lr=0.1)
+
+    with pytest.raises(TypeError, match=r"torch\.optim\.Optimizer or a known wrapper of one, got Wrapper"):
+        start(Wrapper)
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "extra"),
+    [
+        ("lightning", "lightning.pytorch", "lightning"),
+        ("transformers", "transformers", "transformers"),
+        ("monai", "ignite.engine", "monai"),
+    ],
+)
+def test_missing_framework_names_the_extra(module, package, extra):
+    code = f"import sys; sys.modules[{package!r}] = None; import policy_noise.integrations.{module}"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert f"ImportError: policy_noise.integrations.{module} needs" in result.stderr
+    assert f"pip install 'policy_noise[{extra}]'" in result.stderr
+
+
+def test_import_stays_light():
+    heavy = ("timm", "kornia", "lightning", "transformers", "accelerate", "monai", "ignite", "torch._dynamo")
+    code = f"import sys, policy_noise; print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
