@@ -1,0 +1,372 @@
+"""Every shortcut of the mask and of its learner is held to the plain way of doing it."""
+
+import io
+import shutil
+import warnings
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from kornia.filters import gaussian_blur2d
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import policy_noise
+import policy_noise.functional as PF
+from policy_noise import PolicyNoiseMask
+from policy_noise.learner import PolicyLearner
+from policy_noise.policy import SpatialPolicy
+
+
+def moved(mask):
+    """A mask whose policy has left its start, where all gradients of the head's input are zero."""
+    with torch.no_grad():
+        for parameter in mask.policy.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return mask
+
+
+class Recorder(TorchDispatchMode):
+    """Counts what is asked of the device, without views and bare allocations."""
+
+    FREE = ("view", "expand", "select", "slice", "split", "unbind", "squeeze", "transpose", "permute", "strided")
+    NAMES = ("t", "detach", "alias", "empty", "empty_like", "new_empty", "record_function_enter_new")
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.split("::")[1].strip("_")
+        if name not in self.NAMES and "record_function" not in name and not any(part in name for part in self.FREE):
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+# -- the thumbnail -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(32, 32), (64, 48), (224, 96), (33, 64), (28, 28), (50, 37)])
+def test_thumbnail_is_adaptive_pooling(size, layout):
+    policy = SpatialPolicy(3, (4, 4))
+    seen = []
+    policy.stem.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    images = torch.randn(2, 3, *size).contiguous(memory_format=layout)
+    policy(images)
+    torch.testing.assert_close(seen[0], F.adaptive_avg_pool2d(images, (16, 16)))
+
+
+def test_thumbnail_of_volumes_is_adaptive_pooling():
+    policy = SpatialPolicy(1, (2, 2, 4))
+    seen = []
+    policy.stem.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    images = torch.randn(2, 1, 16, 24, 32)
+    policy(images)
+    torch.testing.assert_close(seen[0], F.adaptive_avg_pool3d(images, (8, 8, 16)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_thumbnail_of_half_precision_images_is_averaged_in_fp32(dtype):
+    policy = SpatialPolicy(3, (4, 4))
+    seen = []
+    policy.stem.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    images = torch.randn(2, 3, 64, 64).to(dtype)
+    policy(images)
+    torch.testing.assert_close(seen[0], F.adaptive_avg_pool2d(images.float(), (16, 16)))
+
+
+# -- the rendering -----------------------------------------------------------------------------------------------------
+
+
+def plain_noise_mask(images, action, kernel_size, sigma, strength, mean_preserving, black, applied):
+    """Every step on the pixels, with Kornia's blur."""
+    enlarged = F.interpolate(action, images.shape[2:], mode="nearest")
+    mask = gaussian_blur2d(enlarged, (kernel_size, kernel_size), (sigma, sigma), border_type="reflect")
+    if mean_preserving:
+        mask = mask / mask.mean((1, 2, 3), keepdim=True)
+    mask = 1 + strength * (mask - 1)
+    if applied is not None:
+        mask = torch.where(applied.view(-1, 1, 1, 1), mask, 1.0)
+    return images * mask if black is None else black + mask * (images - black)
+
+
+@pytest.mark.parametrize("applied", [None, torch.tensor([True, False, True])])
+@pytest.mark.parametrize("black", [None, torch.tensor([-2.0, -1.5, -1.0]).double().view(1, 3, 1, 1)])
+@pytest.mark.parametrize("mean_preserving", [False, True])
+@pytest.mark.parametrize("strength", [1.0, 0.4, 0.0])
+def test_noise_mask_scales_cells_as_it_would_scale_pixels(strength, mean_preserving, black, applied):
+    images = torch.randn(3, 3, 30, 41, dtype=torch.float64)
+    action = torch.rand(3, 1, 5, 7, dtype=torch.float64, requires_grad=True)
+    settings = {"kernel_size": 7, "sigma": 2.5, "strength": strength, "mean_preserving": mean_preserving}
+    settings |= {"black": black, "applied": applied}
+    expected = plain_noise_mask(images, action, **settings)
+    result = PF.noise_mask(images, action, **settings)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
+    weight = torch.randn_like(images)
+    gradients = [torch.autograd.grad((value * weight).sum(), action)[0] for value in (result, expected)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.3])
+@pytest.mark.parametrize("shape", [(37, 64), (8, 9, 10)])
+def test_images_left_out_come_back_bit_for_bit_at_any_strength(shape, strength):
+    grid = [4] * len(shape)
+    images, applied = torch.randn(6, 2, *shape), torch.tensor([True, False] * 3)
+    black = torch.full((1, 2, *[1] * len(shape)), -1.7)
+    for level in (None, black):
+        masked = PF.noise_mask(
+            images, torch.rand(6, 1, *grid), strength=strength, mean_preserving=True, black=level, applied=applied
+        )
+        assert torch.equal(masked[~applied], images[~applied])
+        assert not torch.equal(masked[applied], images[applied])
+
+
+def test_cells_of_zero_leave_images_that_are_left_out_alone():
+    images = torch.randn(2, 1, 16, 16)
+    action = torch.stack([torch.zeros(1, 4, 4), torch.rand(1, 4, 4)])
+    masked = PF.noise_mask(images, action, mean_preserving=True, applied=torch.tensor([False, True]))
+    assert torch.equal(masked[0], images[0])
+    assert masked.isfinite().all()
+
+
+def test_volumes_are_scaled_by_cells_too():
+    images, action = torch.ones(2, 1, 8, 12, 10), torch.rand(2, 1, 2, 3, 4)
+    mask = PF.scale_mask(PF.render_mask(action, (8, 12, 10)), strength=0.6, mean_preserving=True)
+    torch.testing.assert_close(PF.noise_mask(images, action, strength=0.6, mean_preserving=True), mask)
+
+
+def test_operators_made_in_inference_mode_enter_a_later_backward():
+    images, action = torch.rand(2, 1, 23, 29), torch.rand(2, 1, 3, 4)
+    arguments = {"mean_preserving": True, "applied": torch.tensor([True, True])}
+    with torch.inference_mode():
+        PF.noise_mask(images, action, **arguments)  # the first call of these sizes fills the cache
+    action.requires_grad_()
+    PF.noise_mask(images, action, **arguments).square().sum().backward()
+    assert action.grad.abs().sum() > 0
+
+
+def test_noise_mask_keeps_its_precision_under_autocast():
+    images, action = torch.rand(2, 3, 32, 32), torch.rand(2, 1, 4, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = PF.noise_mask(images, action, mean_preserving=True)
+    assert torch.equal(inside, PF.noise_mask(images, action, mean_preserving=True))
+
+
+# -- compilers ---------------------------------------------------------------------------------------------------------
+
+
+def test_draws_that_a_compiler_traces_are_the_same():
+    concentration1, concentration0 = torch.rand(2, 64, 1, 8, 8) * 3 + 0.05
+    compiled = torch.compile(PF.sample_beta, backend="aot_eager", fullgraph=True)
+    draws = []
+    for function in (PF.sample_beta, compiled):
+        torch.manual_seed(3)
+        draws.append(function(concentration1, concentration0))
+    torch.testing.assert_close(*draws)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_mask_compiles_whole_and_anew_only_for_new_sizes(backend):
+    mask = moved(PolicyNoiseMask(mean=0.4, std=0.2))
+    graphs = 0
+
+    def count(graph, inputs):
+        nonlocal graphs
+        graphs += 1
+        return torch._dynamo.lookup_backend(backend)(graph, inputs)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(mask, backend=count, fullgraph=True)
+    images = torch.rand(4, 3, 32, 32)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*lru_cache.*")  # what is traced through a cache is not cached
+        for _ in range(3):
+            results = []
+            for function in (mask, compiled):
+                torch.manual_seed(5)
+                results.append(function(images))
+            torch.testing.assert_close(*results)
+    assert graphs == 1
+    for batch in (5, 6, 7):
+        compiled(torch.rand(batch, 3, 32, 32))
+    assert graphs == 2  # the second for a batch of any size
+    compiled(torch.rand(4, 3, 48, 40))
+    torch._dynamo.reset()
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="inductor needs a C++ compiler")
+def test_compiled_rendering_is_the_same_and_leaves_the_cached_operators_alone():
+    images, action = torch.rand(2, 3, 32, 32), torch.rand(2, 1, 4, 4)
+    applied, black = torch.tensor([True, False]), torch.full((1, 3, 1, 1), -1.0)
+
+    def render(images, action):
+        return PF.noise_mask(images, action, mean_preserving=True, black=black, applied=applied)
+
+    expected = render(images, action)
+    torch._dynamo.reset()
+    compiled = torch.compile(render, fullgraph=True)
+    for _ in range(2):
+        torch.testing.assert_close(compiled(images, action), expected)
+    assert torch.equal(render(images, action), expected)
+    torch._dynamo.reset()
+
+
+# -- the learner -------------------------------------------------------------------------------------------------------
+
+
+def observed(learner, sizes=(5, 3), bad=()):
+    """Samples of some batches and their losses, observed."""
+    samples, losses = [], []
+    for size in sizes:
+        sample = learner.mask.sample(torch.rand(size, 3, 32, 32))
+        loss = torch.rand(size) * 3
+        learner.observe(sample, loss)
+        samples.append(sample)
+        losses.append(loss)
+    for batch, index, value in bad:
+        losses[batch][index] = value
+    return samples, losses
+
+
+def gradients_of(function, parameters):
+    return torch.cat([g.flatten() for g in torch.autograd.grad(function, parameters, retain_graph=True)])
+
+
+@pytest.mark.parametrize("sizes", [(8,), (5, 3)])
+@pytest.mark.parametrize("entropy_coef", [0.0, 0.05])
+@pytest.mark.parametrize("reward", ["cooperative", "adversarial"])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("baseline", ["leave_one_out", "batch", "none", "moving_average"])
+def test_weights_handed_to_autograd_give_the_gradient_of_the_surrogate(
+    baseline, normalize, reward, entropy_coef, sizes
+):
+    mask = moved(PolicyNoiseMask(p=0.7, grid_size=4))
+    learner = PolicyLearner(
+        mask, baseline=baseline, normalize_advantage=normalize, reward=reward, entropy_coef=entropy_coef, frozen=True
+    )
+    learner._moving_average = torch.tensor(1.3)
+    samples, losses = observed(learner, sizes, bad=[(0, 1, torch.nan)])
+    learner._window = list(zip(samples, losses, strict=True))
+    loss, log_prob, entropy, applied = (
+        torch.cat(parts)
+        for parts in zip(
+            *((x, s.log_prob, s.entropy, s.applied) for s, x in zip(samples, losses, strict=True)), strict=True
+        )
+    )
+    expected = gradients_of(
+        PF.reinforce_loss(
+            log_prob,
+            loss,
+            baseline=1.3 if baseline == "moving_average" else baseline,
+            normalize=normalize,
+            reward=reward,
+            entropy=entropy,
+            entropy_coef=entropy_coef,
+            valid=applied & loss.isfinite(),
+        ),
+        learner.parameters,
+    )
+    with pytest.warns(UserWarning, match="non-finite"):
+        result = learner._gradient(learner._window)
+    assert expected.abs().sum() > 0
+    torch.testing.assert_close(result, expected)
+
+
+def test_entropy_in_the_metrics_is_that_of_the_whole_window():
+    learner = PolicyLearner(moved(PolicyNoiseMask(grid_size=4)))
+    samples, _ = observed(learner)
+    learner.step(0.1)
+    expected = torch.cat([sample.entropy for sample in samples]).mean().item()
+    assert learner.metrics(None)["entropy"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("name", "reference"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
+def test_fused_optimizer_steps_as_the_plain_one(name, reference):
+    learner = PolicyLearner(moved(PolicyNoiseMask(p=1.0, grid_size=4)), optimizer_name=name, weight_decay=0.01)
+    twin = [parameter.detach().clone().requires_grad_() for parameter in learner.parameters]
+    settings = {"momentum": 0.9} if name == "sgd" else {}
+    plain = reference(twin, lr=1e-2, weight_decay=0.01, fused=False, foreach=False, **settings)
+
+    def take_gradients(optimizer, args, kwargs):
+        for parameter, own in zip(twin, learner.parameters, strict=True):
+            parameter.grad = own.grad.clone()
+
+    learner.optimizer.register_step_pre_hook(take_gradients)
+    for _ in range(4):
+        observed(learner)
+        learner.step(0.1)
+        plain.step()
+    for own, expected in zip(learner.parameters, twin, strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_state_of_an_unfused_optimizer_is_taken_over():
+    learner = PolicyLearner(moved(PolicyNoiseMask(grid_size=4)))
+    observed(learner)
+    learner.step(0.1)
+    file = io.BytesIO()
+    state = learner.state_dict()
+    for group in state["optimizer"]["param_groups"]:
+        group["fused"] = False
+    torch.save(state, file)
+    file.seek(0)
+    learner.load_state_dict(torch.load(file, weights_only=True))
+    assert all(group["fused"] for group in learner.optimizer.param_groups)
+    before = [parameter.detach().clone() for parameter in learner.parameters]
+    observed(learner)
+    learner.step(0.1)
+    assert any(not torch.equal(new, old) for new, old in zip(learner.parameters, before, strict=True))
+
+
+@pytest.mark.parametrize("change", [{"memory_format": torch.channels_last}, {"dtype": torch.float64}])
+def test_policy_in_another_layout_or_precision_learns(change):
+    mask = moved(PolicyNoiseMask(p=1.0, grid_size=4))
+    if "dtype" in change:
+        mask.policy.place.data = mask.policy.place.data.double()
+    else:
+        mask.to(**change)
+    learner = PolicyLearner(mask)
+    before = [parameter.detach().clone() for parameter in learner.parameters]
+    observed(learner)
+    learner.step(0.1)
+    for new, old in zip(learner.parameters, before, strict=True):
+        assert new.stride() == old.stride()
+        assert new.dtype == old.dtype
+        assert not torch.equal(new, old)
+
+
+# -- the whole step ----------------------------------------------------------------------------------------------------
+
+
+def test_a_step_asks_little_of_the_device_and_reads_nothing_back(make_model, batch, monkeypatch):
+    """Launches and waits are what a small policy costs on a GPU, so their number is part of the contract."""
+    images, targets = batch
+    model, criterion = make_model(), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    def step():
+        optimizer.zero_grad()
+        criterion(model(images), targets).backward()
+        optimizer.step()
+
+    def recorded():
+        step()
+        with Recorder() as recorder:
+            step()
+        return recorder.counts
+
+    plain = recorded()
+    # On a GPU dropped samples are told of only when the metrics are read.
+    monkeypatch.setattr(PolicyLearner, "_warn_dropped", lambda self: None)
+    hook = policy_noise.attach(model, optimizer, criterion, mean=4.0, std=1.0)
+    counts = recorded()
+    hook.remove()
+    extra = counts - plain
+    for name in ("local_scalar_dense", "nonzero", "is_nonzero", "equal", "item"):
+        assert extra[name] == 0, name
+    assert extra["sample_dirichlet"] == 1
+    assert extra["adaptive_avg_pool2d"] == 0
+    assert extra["lerp"] >= 1
+    assert 80 < extra.total() < 170, extra
