@@ -279,22 +279,22 @@ def test_the_rate_follows_the_users():
 @pytest.mark.parametrize("arguments", [{}, {"optimizer_name": "adamw", "baseline": "moving_average"}], ids=str)
 @pytest.mark.parametrize("policy", ["spatial", "static", "resnet10t"])
 def test_a_resumed_learner_goes_on_bit_for_bit(policy, arguments):
-    def go_on(learner, steps):
+    def go_on(learner, steps, user_lr):
         for _ in range(steps):
             learner.observe(learner.mask.sample(torch.randn(6, 1, 16, 16)), torch.rand(6))
-            learner.step(0.1)
+            learner.step(user_lr)
 
     learner = make_learner(make_mask(policy=policy), **arguments)
-    go_on(learner, 2)
+    go_on(learner, 2, 0.1)
     file = io.BytesIO()
     torch.save(learner.state_dict(), file)
     file.seek(0)
     torch.manual_seed(7)
-    go_on(learner, 2)
+    go_on(learner, 2, 0.05)
     other = make_learner(make_mask(seed=9, policy=policy), **arguments)
     other.load_state_dict(torch.load(file, weights_only=True))
     torch.manual_seed(7)
-    go_on(other, 2)
+    go_on(other, 2, 0.05)
     for name, value in learner.mask.state_dict().items():
         assert torch.equal(value, other.mask.state_dict()[name]), name
     assert learner.metrics(None) == other.metrics(None)
@@ -399,12 +399,12 @@ def follow_cases(ranks):
     return results
 
 
-def train_attached(rank, seed):
-    """A few steps of a hooked classifier on this rank's data; actions, policy and state."""
+def train_attached(rank, seed, **arguments):
+    """A few steps of a hooked classifier on this rank's data, a resume, and a few more: actions and policies."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
     optimizer, criterion = torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss()
-    hook = attach(model, optimizer, criterion, grid_size=4, p=1.0)
+    hook = attach(model, optimizer, criterion, grid_size=4, p=1.0, **arguments)
     actions, draw = [], hook.mask.sample
 
     def sample(*args):
@@ -423,11 +423,13 @@ def train_attached(rank, seed):
             optimizer.step()
 
     steps(4)
+    policies = [copy.deepcopy(hook.mask.state_dict())]
     states = [hook.state_dict()]
     dist.broadcast_object_list(states)  # rank 0's checkpoint resumes all ranks
     hook.load_state_dict(states[0])
     steps(2)
-    return {"actions": torch.stack(actions), "policy": copy.deepcopy(hook.mask.state_dict())}
+    policies.append(hook.mask.state_dict())
+    return {"actions": torch.stack(actions), "policies": policies}
 
 
 def run_rank(rank, folder):
@@ -438,6 +440,7 @@ def run_rank(rank, folder):
         "cases": follow_cases([rank]),
         "seeded alike": train_attached(rank, 0),
         "seeded apart": train_attached(rank, rank),
+        "with buffers": train_attached(rank, rank, policy="resnet10t"),
     }
     torch.save(result, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -463,11 +466,12 @@ def test_two_ranks_take_the_step_of_the_joined_window(two_ranks):
         )
 
 
-@pytest.mark.parametrize("seeds", ["seeded alike", "seeded apart"])
+@pytest.mark.parametrize("seeds", ["seeded alike", "seeded apart", "with buffers"])
 def test_ranks_share_one_policy_and_draw_different_masks(two_ranks, seeds):
     first, second = (result[seeds] for result in two_ranks)
-    for name, value in first["policy"].items():
-        assert torch.equal(value, second["policy"][name]), name
+    for own, others in zip(first["policies"], second["policies"], strict=True):
+        for name, value in own.items():
+            assert torch.equal(value, others[name]), name
     assert first["actions"].shape == (6, 6, 1, 4, 4)
     for own, others in zip(first["actions"], second["actions"], strict=True):
         assert not torch.isclose(own, others).any(dim=(1, 2, 3)).all()
