@@ -1,5 +1,6 @@
 """Every shortcut of the mask and of its learner is held to the plain way of doing it."""
 
+import copy
 import io
 import shutil
 import warnings
@@ -16,7 +17,7 @@ import policy_noise
 import policy_noise.functional as PF
 from policy_noise import PolicyNoiseMask
 from policy_noise.learner import PolicyLearner
-from policy_noise.policy import SpatialPolicy
+from policy_noise.policy import BackbonePolicy, SpatialPolicy
 
 
 def moved(mask):
@@ -75,6 +76,20 @@ def test_thumbnail_of_half_precision_images_is_averaged_in_fp32(dtype):
     images = torch.randn(2, 3, 64, 64).to(dtype)
     policy(images)
     torch.testing.assert_close(seen[0], F.adaptive_avg_pool2d(images.float(), (16, 16)))
+
+
+def test_backbone_gives_the_same_channels_last():
+    policy = BackbonePolicy("resnet10t", 3, (4, 4))
+    twin = copy.deepcopy(policy)
+    seen = []
+    policy.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    images = torch.randn(4, 3, 128, 128)
+    features = twin.backbone(images)
+    for own, head, base in zip(
+        policy(images), (twin.head1, twin.head0), (twin.base_concentration1, twin.base_concentration0), strict=True
+    ):
+        torch.testing.assert_close(own, 0.9 * base + 0.1 * head(features), rtol=1e-3, atol=1e-4)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
 
 
 # -- the rendering -----------------------------------------------------------------------------------------------------
