@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tiny import SETTINGS, TinyNet, policy_vector, tiny_data
+from tiny import DEVICE, SETTINGS, TinyNet, policy_vector, tiny_data
 from torch import nn
 from torch._dynamo.backends.debugging import aot_eager
 
 import policy_noise
 
-IMAGES, TARGETS = tiny_data().tensors
+IMAGES, TARGETS = (tensor.to(DEVICE) for tensor in tiny_data().tensors)
 
 
 class Counted:
@@ -40,7 +40,7 @@ def train(model, optimizer, criterion, steps=5):
 def build(compiled, where="outside", **settings):
     torch._dynamo.reset()
     torch.manual_seed(0)
-    network, criterion = TinyNet(), nn.CrossEntropyLoss()
+    network, criterion = TinyNet().to(DEVICE), nn.CrossEntropyLoss()
     backend = Counted()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     model = torch.compile(network, backend=backend, **settings) if compiled else network
@@ -75,9 +75,9 @@ def test_compiled_around_the_hooked_module():
 
 
 def test_inductor():
-    """The default backend, which needs a C++ compiler."""
+    """The default backend, which needs a C++ compiler on the CPU and Triton on a GPU."""
     torch._dynamo.reset()
-    network, criterion = TinyNet(), nn.CrossEntropyLoss()
+    network, criterion = TinyNet().to(DEVICE), nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     model = torch.compile(network)
     hook = policy_noise.attach(model, optimizer, criterion, **SETTINGS)
@@ -90,7 +90,7 @@ def test_inductor():
 @pytest.mark.parametrize("dims", [2, 3])
 def test_mask_compiles_in_one_graph(dims):
     torch._dynamo.reset()
-    mask = policy_noise.PolicyNoiseMask(in_chans=1, grid_size=(4,) * dims)
+    mask = policy_noise.PolicyNoiseMask(in_chans=1, grid_size=(4,) * dims).to(DEVICE)
     backend = Counted()
 
     def both(images):
@@ -99,7 +99,7 @@ def test_mask_compiles_in_one_graph(dims):
 
     compiled = torch.compile(both, fullgraph=True, backend=backend)
     for batch in (6, 6, 6):
-        images = torch.randn(batch, 1, *(16,) * dims)
+        images = torch.randn(batch, 1, *(16,) * dims, device=DEVICE)
         masked, log_prob = compiled(images)
         assert masked.shape == images.shape
         assert not torch.equal(masked, images)

@@ -7,6 +7,8 @@ from torch.utils.data import TensorDataset
 from policy_noise import ReinforceHook
 
 SETTINGS = {"grid_size": 4}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+torch.backends.cudnn.deterministic = True
 
 
 class TinyNet(nn.Module):

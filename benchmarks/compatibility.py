@@ -1,0 +1,204 @@
+"""Write the compatibility page from what the integration tests do here and now.
+
+Runs tests/integrations, reads pytest's own report, and writes benchmarks/COMPATIBILITY.md, and the table of frameworks
+in README.md, with the versions that were installed. A failing test is a failing cell, and the script
+then ends with an error.
+
+Usage: python benchmarks/compatibility.py
+"""
+
+import argparse
+import datetime
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "benchmarks" / "COMPATIBILITY.md"
+README = ROOT / "README.md"
+MARKERS = ("<!-- FRAMEWORKS -->", "<!-- /FRAMEWORKS -->")
+
+FRAMEWORKS = {
+    "timm": ("timm tasks", ("timm",), "hook = policy_noise.attach(task, optimizer)", "timm_task.py"),
+    "lightning": (
+        "Lightning",
+        ("lightning",),
+        'Trainer(callbacks=[PolicyNoiseCallback("model", "criterion")])',
+        "lightning_callback.py",
+    ),
+    "transformers": (
+        "transformers Trainer",
+        ("transformers",),
+        "Trainer(..., callbacks=[PolicyNoiseCallback()])",
+        "transformers_trainer.py",
+    ),
+    "accelerate": (
+        "accelerate",
+        ("accelerate",),
+        "hook = policy_noise.attach(model, optimizer, criterion)",
+        "accelerate_loop.py",
+    ),
+    "monai": (
+        "MONAI, ignite",
+        ("monai", "pytorch-ignite"),
+        "SupervisedTrainer(..., train_handlers=[PolicyNoiseHandler()])",
+        "monai_volumes.py",
+    ),
+    "distributed": (
+        "DDP, FSDP2",
+        ("torch",),
+        "hook = policy_noise.attach(model, optimizer, criterion)",
+        "distributed.py",
+    ),
+}
+OPTIMIZERS = {
+    "sgd": "torch SGD",
+    "adamw": "torch AdamW",
+    "adamw_fused": "torch AdamW, fused",
+    "lbfgs": "torch LBFGS, closure",
+    "lookahead": "timm Lookahead(AdamW)",
+    "adahessian": "timm Adahessian, second backward",
+    "adamw_schedulefree": "schedulefree AdamW",
+    "schedulefree_wrapper": "schedulefree wrapper (SGD)",
+    "sam": "pytorch_optimizer SAM, closure",
+}
+VERSIONS = ("torch", "timm", "kornia", "schedulefree", "pytorch_optimizer", "lightning", "transformers", "accelerate")
+VERSIONS += ("monai", "pytorch-ignite")
+
+Outcomes = dict[str, list[tuple[str, bool]]]
+
+
+def run_tests(report: Path) -> Outcomes:
+    """Run the integration tests; outcomes of each module as (test, passed)."""
+    command = [sys.executable, "-m", "pytest", "tests/integrations", f"--junitxml={report}", "-p", "no:cacheprovider"]
+    subprocess.run(command, cwd=ROOT, check=False)
+    outcomes: Outcomes = defaultdict(list)
+    for case in ElementTree.parse(report).getroot().iter("testcase"):
+        module = case.attrib["classname"].rsplit("test_", 1)[-1]
+        outcomes[module].append((case.attrib["name"], len(case.findall("*[@message]")) == 0))
+    return outcomes
+
+
+def count(results: list[tuple[str, bool]]) -> str:
+    passed = sum(ok for _, ok in results)
+    return f"{passed} of {len(results)}" if results else "not run"
+
+
+def framework_table(outcomes: Outcomes, examples: str) -> list[str]:
+    lines = [
+        "| framework | lines to add | tested version | tests passed | example |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for module, (name, packages, line, example) in FRAMEWORKS.items():
+        versions = ", ".join(version(package) for package in packages)
+        link = f"[{example}]({examples}/{example})"
+        lines.append(f"| {name} | `{line}` | {versions} | {count(outcomes[module])} | {link} |")
+    return lines
+
+
+def matrix_table(results: list[tuple[str, bool]]) -> list[str]:
+    """Rows are optimizers, columns precision and network; a cell counts its runs (with and without accumulation)."""
+    cells: dict[tuple[str, str], list[tuple[str, bool]]] = defaultdict(list)
+    columns: list[str] = []
+    for name, passed in results:
+        precision, network, optimizer, *rest = re.search(r"\[(.*)\]", name)[1].split("-")  # type: ignore[index]
+        if network in ("checkpointed_call", "compiled") or any(part.startswith("ema") for part in rest):
+            continue
+        column = f"{network.replace('_', ' ')}, {precision}"
+        columns += [] if column in columns else [column]
+        cells[optimizer, column].append((name, passed))
+    lines = ["| optimizer | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
+    for optimizer, title in OPTIMIZERS.items():
+        row = [count(cells[optimizer, column]) if cells[optimizer, column] else "-" for column in columns]
+        lines.append(f"| {title} | " + " | ".join(row) + " |")
+    return lines
+
+
+def other_combinations(results: list[tuple[str, bool]]) -> list[str]:
+    lines = ["| combination | outcome |", "| --- | --- |"]
+    for name, passed in results:
+        combination = re.search(r"\[(.*)\]", name)[1]  # type: ignore[index]
+        if "ema_" in combination or "checkpointed_call" in combination or "compiled" in combination:
+            text = combination.replace("ema_timm", "timm ModelEmaV3").replace("ema_torch", "torch AveragedModel")
+            lines.append(f"| {text.replace('_', ' ').replace('-', ', ')} | {'passed' if passed else 'FAILED'} |")
+    return lines
+
+
+def all_tests(outcomes: Outcomes) -> list[str]:
+    lines = ["| what was checked | runs passed |", "| --- | --- |"]
+    for module, results in outcomes.items():
+        if module == "matrix":
+            continue
+        tests: dict[str, list[tuple[str, bool]]] = defaultdict(list)
+        for name, passed in results:
+            tests[name.split("[")[0]].append((name, passed))
+        for test, runs in tests.items():
+            lines.append(f"| {module}: {test.removeprefix('test_').replace('_', ' ')} | {count(runs)} |")
+    return lines
+
+
+def page(outcomes: Outcomes) -> str:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
+    versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
+    total = [result for results in outcomes.values() for result in results]
+    sections = [
+        "# Compatibility",
+        "Written by `python benchmarks/compatibility.py` from the outcome of the tests under `tests/integrations`; "
+        "nothing on this page is edited by hand.",
+        f"{datetime.date.today()}, {device}, Python {platform.python_version()}, {versions}. "
+        f"Tests passed: {count(total)}.",
+        "## Frameworks",
+        "Each is trained with the installed library: the policy learned, validation saw no mask, and a resumed run "
+        "ended where the uninterrupted one did.",
+        "\n".join(framework_table(outcomes, "../examples/integrations")),
+        "## Precisions, networks and optimizers",
+        "fp16 is autocast with GradScaler, bf16 autocast alone. Each run: the policy moved, the loss is the unhooked "
+        "network's on the same masked images, evaluation is clean, and a run that was stopped and resumed ends bit for "
+        "bit where the uninterrupted one does. Two runs a cell are one and two microbatches a step. A dash: the parts "
+        "do not go together without the plug-in either (closures and GradScaler; optimizers that flatten gradients, on "
+        "channels_last).",
+        "\n".join(matrix_table(outcomes["matrix"])),
+        "## EMA, compiled networks, a checkpointed call",
+        "\n".join(other_combinations(outcomes["matrix"])),
+        "## Everything else",
+        "\n".join(all_tests(outcomes)),
+        "## Limits",
+        "- Activation checkpointing of the hooked call itself replays its masks from torch's global random state: with "
+        "`use_reentrant=False`, one process and no generator. Blocks inside the model can be checkpointed anyhow.\n"
+        "- Closures that are evaluated several times a step (LBFGS, SAM) draw new masks each time: their line search "
+        "and their second gradient see a noisy loss.\n"
+        "- A forward whose loss comes after the next step (prefetching) is masked and not learned from.\n"
+        "- Tensor-parallel ranks would get different masks; ranks must be data parallel.\n"
+        "- Strategies that gather the optimizer's state (FSDP's, DeepSpeed's) drop the policy from it: there "
+        "`state_in_optimizer=False`, and `hook.state_dict()` beside it. The Lightning and transformers callbacks do so "
+        "by themselves.\n"
+        "- Between epochs the transformers Trainer does not bring back the global random state, so that a run resumed "
+        "there is exact with a `generator` of the hook's own.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        outcomes = run_tests(Path(folder) / "report.xml")
+    PAGE.write_text(page(outcomes))
+    text = README.read_text()
+    start, end = text.index(MARKERS[0]) + len(MARKERS[0]), text.index(MARKERS[1])
+    table = "\n".join(framework_table(outcomes, "examples/integrations"))
+    README.write_text(f"{text[:start]}\n{table}\n{text[end:]}")
+    print(f"wrote {PAGE.relative_to(ROOT)} and the table of frameworks in {README.name}")
+    if not all(passed for results in outcomes.values() for _, passed in results):
+        sys.exit("some tests failed: see the page")
+
+
+if __name__ == "__main__":
+    main()
