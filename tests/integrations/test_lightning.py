@@ -127,6 +127,42 @@ def test_foreign_checkpoint_warns_and_ours_loads_into_a_plain_trainer(tmp_path):
     assert "policy_noise" not in plain.optimizers().optimizer.state_dict()
 
 
+class Alone(Classifier):
+    """Without the part that no loss reaches, which DDP refuses."""
+
+    def __init__(self):
+        super().__init__()
+        del self.other
+
+
+class Recording(PolicyNoiseCallback):
+    folder = ""
+
+    def on_fit_end(self, trainer, pl_module):
+        result = {"policy": policy_vector(self.hook), "reward": self.hook.metrics["reward"], "steps": self.hook._steps}
+        torch.save(result, f"{self.folder}/{trainer.global_rank}.pt")
+        super().on_fit_end(trainer, pl_module)
+
+
+def test_ddp_strategy(tmp_path):
+    noise = Recording("net", "criterion", **SETTINGS)
+    noise.folder = str(tmp_path)
+    fit(Alone(), noise, devices=2, strategy="ddp_spawn")
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert torch.equal(first["policy"], second["policy"])
+    assert first["reward"] == second["reward"]
+    assert first["steps"] == second["steps"] == 4
+
+
+def test_whole_module_under_a_wrapping_strategy_says_what_to_do():
+    class Wrapped:
+        strategy = type("DDPStrategy", (), {"model": nn.Identity()})()
+        optimizers = (None,)
+
+    with pytest.raises(ValueError, match="name the submodule that takes the images"):
+        callback("").on_fit_start(Wrapped, Classifier())
+
+
 def test_module_that_calls_itself():
     class Itself(Classifier):
         def training_step(self, batch, index):

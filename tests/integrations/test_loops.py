@@ -6,19 +6,19 @@ import sys
 import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
-from tiny import SETTINGS, TinyNet, policy_vector, tiny_data
+from tiny import DEVICE, SETTINGS, TinyNet, policy_vector, tiny_data
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import policy_noise
 from policy_noise.hook import stepping_optimizer
 
-IMAGES, TARGETS = tiny_data().tensors
+IMAGES, TARGETS = (tensor.to(DEVICE) for tensor in tiny_data().tensors)
 
 
 def start(optimizer=None, **settings):
     torch.manual_seed(0)
-    model, criterion = TinyNet(), nn.CrossEntropyLoss()
+    model, criterion = TinyNet().to(DEVICE), nn.CrossEntropyLoss()
     optimizer = (optimizer or (lambda parameters: torch.optim.AdamW(parameters, lr=1e-2)))(model.parameters())
     return model, optimizer, criterion, policy_noise.attach(model, optimizer, criterion, **{**SETTINGS, **settings})
 
@@ -27,7 +27,7 @@ def start(optimizer=None, **settings):
 def test_skipped_step_keeps_its_samples_for_the_next(fused):
     """On inf GradScaler does not call an optimizer, or calls a fused one that skips by itself."""
     model, optimizer, criterion, hook = start(lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, fused=fused))
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    scaler = torch.amp.GradScaler(DEVICE, init_scale=2.0)
     weights = []
     for step in range(3):
         loss = criterion(model(IMAGES[:8]), TARGETS[:8])
@@ -56,7 +56,7 @@ def test_checkpointed_call_replays_its_masks():
     assert hook.learner.observations == 2
 
 
-@pytest.mark.parametrize("settings", [{"generator": torch.Generator()}, {}])
+@pytest.mark.parametrize("settings", [{"generator": torch.Generator(DEVICE)}, {}])
 def test_checkpointed_call_that_cannot_replay_says_what_to_do(settings):
     model, _, criterion, _ = start(**settings)
     images = IMAGES.clone().requires_grad_(not settings)
