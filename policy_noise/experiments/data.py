@@ -7,8 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
-__all__ = ["SPLITS", "ImageSet", "Split", "join_sets", "load_medmnist", "load_npz", "split_stratified"]
+__all__ = [
+    "SPLITS",
+    "ImageSet",
+    "Split",
+    "join_sets",
+    "load_medmnist",
+    "load_npz",
+    "resize",
+    "split_stratified",
+    "to_tensor",
+]
 
 PathLike = str | os.PathLike[str]
 
@@ -317,3 +328,15 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
 
     filter_ = Image.Resampling.BILINEAR  # antialiased in Pillow
     return np.stack([np.asarray(Image.fromarray(image).resize((size, size), filter_)) for image in images])
+
+
+def to_tensor(images: np.ndarray, mean: float, std: float) -> torch.Tensor:
+    """Normalise uint8 images: (x / 255 - mean) / std, the same for all channels.
+
+    Shape:
+        - images: (N, H, W) or (N, H, W, 3).
+        - Output: (N, 1, H, W) or (N, 3, H, W), fp32, channels last.
+    """
+    tensor = torch.from_numpy(np.ascontiguousarray(images))
+    tensor = tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
+    return tensor.float().div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)

@@ -49,9 +49,7 @@ def classification_metrics(targets: np.ndarray, probabilities: np.ndarray) -> di
         if classes == 2:
             roc_auc = float(roc_auc_score(targets, probabilities[:, 1]))
         else:
-            # scikit-learn wants rows that sum to 1 in the digits that it is given.
-            rows = probabilities / probabilities.sum(1, keepdims=True)
-            roc_auc = float(roc_auc_score(targets, rows, average="macro", multi_class="ovo"))
+            roc_auc = _one_vs_one_auc(targets, probabilities)
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
         hits = order == targets[:, None]
         top = {"top1": float(hits[:, 0].mean()), "top5": float(hits.any(1).mean())}
@@ -123,6 +121,21 @@ def confusion(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
     targets, probabilities = _check(targets, probabilities)
     return confusion_matrix(targets, probabilities.argmax(1), labels=range(probabilities.shape[1]))
+
+
+def _one_vs_one_auc(targets: np.ndarray, probabilities: np.ndarray) -> float:
+    """scikit-learn's macro one-vs-one ROC-AUC from ranks: one sort a class, not a curve for each pair of classes."""
+    classes = probabilities.shape[1]
+    counts = np.bincount(targets, minlength=classes)
+    total = 0.0
+    for label in range(classes):
+        scores = probabilities[:, label]
+        own = np.sort(scores[targets == label])
+        lower = np.searchsorted(own, scores, "left") + np.searchsorted(own, scores, "right")
+        wins = 1 - lower / (2 * len(own))  # share of the class's images that outrank each image, ties half
+        area = np.bincount(targets, wins, minlength=classes) / counts
+        total += area.sum() - area[label]
+    return float(total / (classes * (classes - 1)))
 
 
 def _check(targets: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
