@@ -21,7 +21,7 @@ AVERAGE: dict[int, Callable[..., Tensor]] = {2: F.adaptive_avg_pool2d, 3: F.adap
 
 
 CHANNELS_LAST_PIXELS = 128 * 128
-"""Pixels of an image from which a backbone trains faster channels last on a CPU; small images are faster as they come."""
+"""Pixels of an image from which a backbone trains faster channels last on a CPU; below it is slower."""
 
 
 class SpatialPolicy(nn.Module):
