@@ -5,11 +5,12 @@
 
 ``run`` appends one JSON line a run and leaves out the runs whose configuration is there already, so that it can be
 cut off and called again; jobs are sorted by seed, so that a cut leaves every condition with nearly the same seeds.
-``analyse`` reads such files and trains nothing.
+``analyse`` reads such files and trains nothing; ``pack`` makes them small enough to keep.
 """
 
 import argparse
 import gc
+import gzip
 import hashlib
 import json
 import multiprocessing
@@ -28,7 +29,7 @@ import torch
 from study_conditions import SUITES, Job, jobs
 from study_tasks import TaskData, build_task, train_indices
 
-__all__ = ["key_of", "main", "read_results", "run_jobs"]
+__all__ = ["key_of", "main", "pack", "read_results", "run_jobs"]
 
 VERSION = 1
 """Raise it when a change of the code makes older results wrong: they are then run again."""
@@ -44,15 +45,26 @@ def key_of(job: Job) -> str:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """The records of a results file; a last line that was cut off is left out."""
+    """The records of a results file, packed or not; a last line that was cut off is left out."""
     records = []
     if path.is_file():
-        for line in path.read_text().splitlines():
+        text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
+        for line in text.splitlines():
             try:
                 records.append(json.loads(line))
             except json.JSONDecodeError:
                 print(f"{path}: a line that is no JSON was left out", file=sys.stderr)
     return records
+
+
+def pack(records: list[dict[str, Any]]) -> bytes:
+    """Records in a fifth of their size: five digits, the last look at each policy, compressed."""
+    lines = []
+    for record in records:
+        short = {**record, "policy": record["policy"][-1:]} if "policy" in record else record
+        short = json.loads(json.dumps(short), parse_float=lambda digits: float(f"{float(digits):.5g}"))
+        lines.append(json.dumps(short, separators=(",", ":")) + "\n")
+    return gzip.compress("".join(lines).encode(), mtime=0)
 
 
 def _start_worker(device: str) -> None:
@@ -194,6 +206,11 @@ def _analyse_command(args: argparse.Namespace) -> int:
     return 0
 
 
+def _pack_command(args: argparse.Namespace) -> int:
+    args.output.write_bytes(pack([record for path in args.results for record in read_results(path)]))
+    return 0
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name for name in text.split(",") if name)
 
@@ -224,6 +241,10 @@ def main(arguments: list[str] | None = None) -> int:
     analyse.add_argument("--output", type=Path, required=True, metavar="DIR")
     analyse.add_argument("--name", default="study", help="prefix of the files")
     analyse.set_defaults(function=_analyse_command)
+    packing = commands.add_parser("pack", help="finished runs in a small file, which analyse reads")
+    packing.add_argument("results", type=Path, nargs="+", metavar="FILE")
+    packing.add_argument("--output", type=Path, required=True, metavar="FILE.gz")
+    packing.set_defaults(function=_pack_command)
     args = parser.parse_args(arguments)
     return args.function(args)
 

@@ -7,18 +7,23 @@ with the mixture of two neighbouring points of that front whose mean clean score
 
 import csv
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from study_tasks import SHIFTS
 
-from policy_noise.experiments.statistics import bootstrap_interval, holm, paired_difference, t_interval
+from policy_noise.experiments.statistics import bootstrap_interval, holm, paired_difference
 
-__all__ = ["Comparison", "Results", "analyse", "compare", "front_mixture", "frozen_front"]
+__all__ = ["Comparison", "Results", "analyse", "compare", "front_mixture", "frozen_front", "gains"]
 
 MEASURES = ("clean", "shifted", *SHIFTS, "ct2", "mr")
+TESTED = ("clean", "shifted", "bias_field", "ct2", "mr")
+"""Measures with tests. The bias field is the shift nearest to what the mask does."""
+CONTROLS = ("plain", "frozen front", "-shuffled", "-static")
+TWINS = ("-shuffled", "-static")
+ALWAYS_NAMED = ("plain", "coop", "adv", "paper")
 
 
 class Results:
@@ -26,13 +31,18 @@ class Results:
 
     Args:
         records: As ``study.py run`` wrote them. Failed runs and other splits are left out; of a repeated run the last
-            counts.
+            counts. Seeds that not all of a task's conditions have are left out, so that all are compared on the same.
         split: ``"val"`` or ``"test"``.
     """
 
     def __init__(self, records: Iterable[dict[str, Any]], split: str) -> None:
         kept = {record["key"]: record for record in records if split in record.get("scores", {})}
-        self.records = list(kept.values())
+        seeds: dict[str, dict[str, set[int]]] = {}
+        for record in kept.values():
+            seeds.setdefault(record["task"], {}).setdefault(record["condition"], set()).add(record["seed"])
+        complete = {task: set.intersection(*own.values()) for task, own in seeds.items()}
+        self.records = [record for record in kept.values() if record["seed"] in complete[record["task"]]]
+        self.incomplete = len(kept) - len(self.records)
         self.split = split
         self.family = {record["condition"]: record["family"] for record in self.records}
         self._values: dict[tuple[str, str, str], dict[int, float]] = {}
@@ -76,14 +86,20 @@ def _measures(scores: dict[str, float]) -> dict[str, float]:
 # -- the control -------------------------------------------------------------------------------------------------------
 
 
-def frozen_front(results: Results, task: str) -> list[str]:
-    """The frozen settings on the Pareto front's concave hull, plain training among them, from clean to shifted."""
+def frozen_front(results: Results, task: str, measure: str = "shifted") -> list[str]:
+    """The frozen settings on the concave hull of clean against a measure, from the clean end; plain is one of them.
+
+    Args:
+        results: Scores.
+        task: Name.
+        measure: ``"shifted"`` or one shift.
+    """
     names = [
         name
         for name in results.conditions(task)
         if results.family[name] in ("plain", "frozen") and not name.endswith("-throughout")
     ]
-    points = {name: (results.mean(task, name, "clean"), results.mean(task, name, "shifted")) for name in names}
+    points = {name: (results.mean(task, name, "clean"), results.mean(task, name, measure)) for name in names}
     if not points:
         return []
     start = max(points, key=lambda name: points[name])
@@ -97,12 +113,12 @@ def frozen_front(results: Results, task: str) -> list[str]:
         front.append(max(better, key=lambda name: (points[name][1] - shifted) / max(clean - points[name][0], 1e-12)))
 
 
-def front_mixture(results: Results, task: str, clean: float) -> Callable[[str, int], float]:
-    """The frozen front's score at a clean score, as a function of measure and seed.
+def front_mixture(results: Results, task: str, clean: float, measure: str = "shifted") -> Callable[[int], float]:
+    """The frozen front's score at a clean score, as a function of the seed.
 
     Beyond the front's ends it is the end itself.
     """
-    front = frozen_front(results, task)
+    front = frozen_front(results, task, measure)
     cleans = [results.mean(task, name, "clean") for name in front]
     if clean >= cleans[0]:
         pair, weight = (front[0], front[0]), 1.0
@@ -113,7 +129,7 @@ def front_mixture(results: Results, task: str, clean: float) -> Callable[[str, i
         pair = (front[index - 1], front[index])
         weight = (clean - cleans[index]) / (cleans[index - 1] - cleans[index])
 
-    def at(measure: str, seed: int) -> float:
+    def at(seed: int) -> float:
         first, second = (results.by_seed(task, name, measure)[seed] for name in pair)
         return weight * first + (1 - weight) * second
 
@@ -142,23 +158,35 @@ class Comparison:
     p_holm: float = float("nan")
 
 
-def compare(results: Results, task: str, condition: str, control: str, measure: str) -> Comparison | None:
-    """Compare by seed with another condition, or with ``"frozen front"``; None with fewer than two common seeds."""
+def _differences(results: Results, task: str, condition: str, control: str, measure: str) -> dict[int, float]:
+    """Differences by seed, empty where there is nothing to compare."""
     own = results.by_seed(task, condition, measure)
-    if not own:
-        return None
-    if control == "frozen front":
-        at = front_mixture(results, task, results.mean(task, condition, "clean"))
-        seeds = [seed for seed in own if all(_has(results, task, n, seed) for n in frozen_front(results, task))]
-        other = {seed: at(measure, seed) for seed in seeds}
-    else:
+    if control != "frozen front":
         other = results.by_seed(task, control, measure)
-        seeds = [seed for seed in own if seed in other]
+        return {seed: value - other[seed] for seed, value in own.items() if seed in other}
+    if not own or not frozen_front(results, task, measure):
+        return {}
+    at = front_mixture(results, task, results.mean(task, condition, "clean"), measure)
+    return {seed: value - at(seed) for seed, value in own.items()}
+
+
+def compare(results: Results, task: str, condition: str, control: str, measure: str) -> Comparison | None:
+    """Compare by seed with another condition, or with ``"frozen front"``; None with fewer than two common seeds.
+
+    Args:
+        results: Scores.
+        task: Name, or ``"all"`` for the mean over tasks, by seed.
+        condition: Name.
+        control: Name.
+        measure: One of :data:`MEASURES`; the frozen front is that of this measure.
+    """
+    tasks = results.tasks if task == "all" else [task]
+    found = [_differences(results, name, condition, control, measure) for name in tasks]
+    seeds = sorted(set.intersection(*(set(differences) for differences in found)))
     if len(seeds) < 2:
         return None
-    a, b = [own[seed] for seed in seeds], [other[seed] for seed in seeds]
-    difference = np.subtract(a, b)
-    test = paired_difference(a, b)
+    difference = np.mean([[differences[seed] for seed in seeds] for differences in found], axis=0)
+    test = paired_difference(difference, np.zeros_like(difference))
     interval = bootstrap_interval(difference)
     spread = float(difference.std(ddof=1))
     effect = float(difference.mean() / spread) if spread > 0 else float("nan")
@@ -167,150 +195,256 @@ def compare(results: Results, task: str, condition: str, control: str, measure: 
     )
 
 
-def _has(results: Results, task: str, name: str, seed: int) -> bool:
-    return seed in results.by_seed(task, name, "shifted")
-
-
 def _comparisons(results: Results) -> list[Comparison]:
-    """All conditions against plain and the front, and each learned one against its shuffled and static twins.
+    """All conditions against plain and, but for frozen ones, the front; those with twins against them.
 
-    Holm's correction is over all tasks and conditions of one family of conditions, control and measure.
+    Holm's correction is over all tasks and conditions of one family of conditions, control and measure, and likewise
+    over the conditions' means over tasks.
     """
     found = []
-    for measure in ("clean", "shifted", "ct2", "mr"):
-        for control in ("plain", "frozen front", "-shuffled", "-static"):
-            for family in dict.fromkeys(results.family.values()):
-                kept = []
-                for task in results.tasks:
-                    for name in (name for name in results.conditions(task) if results.family[name] == family):
-                        other = f"{name}{control}" if control.startswith("-") else control
-                        if name != other and not (control == "frozen front" and name == "plain"):
-                            kept.append(compare(results, task, name, other, measure))
-                kept = [comparison for comparison in kept if comparison is not None]
-                for comparison, adjusted in zip(kept, holm([c.p_value for c in kept]), strict=True):
-                    comparison.p_holm = float(adjusted)
-                found += kept
+    names = list(results.family)
+    for measure in TESTED:
+        for control in CONTROLS:
+            for family in ("frozen", "learned", "augmentation"):
+                for tasks in (results.tasks, ["all"]):
+                    kept = []
+                    for task in tasks:
+                        for name in (name for name in names if results.family[name] == family):
+                            other = f"{name}{control}" if control in TWINS else control
+                            if not (control == "frozen front" and (family == "frozen" or measure == "clean")):
+                                kept.append(compare(results, task, name, other, measure))
+                    done = [comparison for comparison in kept if comparison is not None]
+                    for comparison, adjusted in zip(done, holm([c.p_value for c in done]), strict=True):
+                        comparison.p_holm = float(adjusted)
+                    found += done
     return found
 
 
 # -- reports -----------------------------------------------------------------------------------------------------------
 
 
-def _means_table(results: Results, task: str) -> list[str]:
-    measures = [m for m in MEASURES if any(results.by_seed(task, c, m) for c in results.conditions(task))]
-    lines = [f"| condition | seeds | {' | '.join(measures)} |", f"|---|---{'|---' * len(measures)}|"]
-    for name in results.conditions(task):
-        cells = [f"{results.mean(task, name, m):.3f}" for m in measures]
-        for index, measure in enumerate(measures[:2]):
-            half = t_interval(results.values(task, name, measure))
-            if np.isfinite(half.high):
-                cells[index] += f" ± {half.high - half.mean:.3f}"
-        lines.append(f"| {name} | {len(results.by_seed(task, name, 'clean'))} | {' | '.join(cells)} |")
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _head(cells: Iterable[str]) -> list[str]:
+    cells = list(cells)
+    return [_row(cells), f"|{'---|' * len(cells)}"]
+
+
+def _number(value: float) -> str:
+    """A score or difference without its leading zero."""
+    return f"{value:+.3f}".replace("0.", ".", 1)
+
+
+def _with_interval(comparison: Comparison | None) -> str:
+    """Starred where Holm's p-value is below .05; of two seeds an interval says nothing, and none is given."""
+    if comparison is None:
+        return ""
+    if comparison.seeds < 3:
+        return _number(comparison.mean)
+    star = "*" if comparison.p_holm < 0.05 else ""
+    return f"{_number(comparison.mean)} [{_number(comparison.low)}, {_number(comparison.high)}]{star}"
+
+
+def gains(results: Results, condition: str, measure: str) -> float:
+    """Difference from plain training, as a mean over the tasks that have the measure."""
+    found = [_differences(results, task, condition, "plain", measure) for task in results.tasks]
+    means = [np.mean(list(differences.values())) for differences in found if differences]
+    return float(np.mean(means)) if means else float("nan")
+
+
+def _sorted(results: Results) -> list[str]:
+    """Conditions by family, the best on shifted images first."""
+    families = list(COLOURS)
+    return sorted(
+        results.family, key=lambda name: (families.index(results.family[name]), -gains(results, name, "shifted"))
+    )
+
+
+class _Lookup:
+    def __init__(self, comparisons: list[Comparison]) -> None:
+        self.by_name = {(c.task, c.condition, c.control, c.measure): c for c in comparisons}
+
+    def __call__(self, task: str, condition: str, control: str, measure: str) -> str:
+        return _with_interval(self.by_name.get((task, condition, control, measure)))
+
+
+def _overview(results: Results, lookup: _Lookup) -> list[str]:
+    """Over tasks: differences from plain, and distance above the frozen front."""
+    shifts = [m for m in MEASURES[2:] if np.isfinite(gains(results, "plain", m))]
+    lines = _head(["condition", "clean", "shifted", "shifted above frozen front", *shifts])
+    for name in _sorted(results)[1:]:
+        cells = [lookup("all", name, "plain", measure) for measure in ("clean", "shifted")]
+        cells.append(lookup("all", name, "frozen front", "shifted"))
+        lines.append(_row([name, *cells, *(_number(gains(results, name, measure)) for measure in shifts)]))
     return lines
 
 
-def _comparison_table(comparisons: list[Comparison]) -> list[str]:
-    lines = [
-        "| task | condition | against | measure | seeds | difference [95 % t] | [95 % bootstrap] | d | p | p Holm |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+def _by_task(results: Results) -> list[str]:
+    columns = [
+        (task, measure) for task in results.tasks for measure in ("clean", "shifted", "bias_field", "brightness")
     ]
-    for c in comparisons:
-        lines.append(
-            f"| {c.task} | {c.condition} | {c.control} | {c.measure} | {c.seeds} | "
-            f"{c.mean:+.3f} [{c.low:+.3f}, {c.high:+.3f}] | [{c.bootstrap_low:+.3f}, {c.bootstrap_high:+.3f}] | "
-            f"{c.effect_size:+.1f} | {c.p_value:.2g} | {c.p_holm:.2g} |"
-        )
+    columns += [("organs", measure) for measure in ("ct2", "mr")]
+    columns = [column for column in columns if len(results.values(column[0], "plain", column[1]))]
+    lines = _head(["condition", *(f"{task} {measure}" for task, measure in columns)])
+    for name in _sorted(results):
+        cells = [f"{results.mean(t, name, m):.3f}"[1:] if len(results.values(t, name, m)) else "" for t, m in columns]
+        lines.append(_row([name, *cells]))
     return lines
 
 
-def _ranking(results: Results) -> list[str]:
-    """Over tasks: difference from plain in clean and shifted score, and distance above the frozen front."""
-    rows = []
-    names = dict.fromkeys(name for task in results.tasks for name in results.conditions(task))
-    for name in names:
-        tasks = [
-            t for t in results.tasks if results.by_seed(t, name, "shifted") and results.by_seed(t, "plain", "clean")
-        ]
-        if not tasks:
-            continue
-        gains = {
-            measure: [results.mean(t, name, measure) - results.mean(t, "plain", measure) for t in tasks]
-            for measure in ("clean", "shifted")
-        }
-        above = [compare(results, t, name, "frozen front", "shifted") for t in tasks]
-        distances = [c.mean for c in above if c is not None]
-        distance = float(np.mean(distances)) if distances else float("nan")
-        rows.append((name, len(tasks), float(np.mean(gains["clean"])), float(np.mean(gains["shifted"])), distance))
-    rows.sort(key=lambda row: -row[3])
-    lines = [
-        "| condition | tasks | clean - plain | shifted - plain | shifted above frozen front |",
-        "|---|---|---|---|---|",
+def _tests(results: Results, lookup: _Lookup) -> list[str]:
+    """The learned conditions, task by task, against all controls."""
+    columns = [
+        ("plain", "clean"),
+        ("plain", "shifted"),
+        ("plain", "bias_field"),
+        ("frozen front", "shifted"),
+        ("frozen front", "bias_field"),
     ]
-    return lines + [
-        f"| {name} | {n} | {clean:+.3f} | {shifted:+.3f} | {d:+.3f} |" for name, n, clean, shifted, d in rows
-    ]
+    lines = _head(["task", "condition", *(f"{measure} - {control}" for control, measure in columns)])
+    for task in ("all", *results.tasks):
+        for name in _sorted(results):
+            if results.family[name] == "learned" and not name.endswith(TWINS):
+                lines.append(_row([task, name, *(lookup(task, name, *column) for column in columns)]))
+    return lines
+
+
+def _twin_tests(results: Results, lookup: _Lookup) -> list[str]:
+    columns = [(twin, measure) for twin in TWINS for measure in ("clean", "shifted", "bias_field")]
+    lines = _head(["task", "condition", *(f"{measure} - {twin[1:]}" for twin, measure in columns)])
+    for task in ("all", *results.tasks):
+        for name in results.family:
+            cells = [lookup(task, name, name + twin, measure) for twin, measure in columns]
+            if any(cells):
+                lines.append(_row([task, name, *cells]))
+    return lines
+
+
+def _unseen_tests(results: Results, lookup: _Lookup) -> list[str]:
+    lines = _head(["condition", "ct2 - plain", "mr - plain"])
+    for name in _sorted(results)[1:]:
+        lines.append(_row([name, *(lookup("organs", name, "plain", measure) for measure in ("ct2", "mr"))]))
+    return lines
 
 
 def _policy_table(results: Results) -> list[str]:
     names = ("alpha", "beta", "cell_mean", "cell_std", "mean_over_images_std", "mean_over_cells_std", "rendered_std")
-    lines = [f"| task | condition | {' | '.join(names)} |", f"|---|---{'|---' * len(names)}|"]
-    for task in results.tasks:
-        for condition in results.conditions(task):
-            last = [
-                r["policy"][-1]
-                for r in results.records
-                if r["task"] == task and r["condition"] == condition and r["policy"] and r["family"] == "learned"
-            ]
-            if last:
-                cells = [f"{np.mean([point[name] for point in last]):.3f}" for name in names]
-                lines.append(f"| {task} | {condition} | {' | '.join(cells)} |")
+    lines = _head(["condition", *names])
+    for condition in _sorted(results):
+        last = [r["policy"][-1] for r in results.records if r["condition"] == condition and r["policy"]]
+        if last and results.family[condition] == "learned":
+            lines.append(_row([condition, *(f"{np.mean([point[name] for point in last]):.2f}" for name in names)]))
     return lines
 
 
+# -- plots -------------------------------------------------------------------------------------------------------------
+
 COLOURS = {"plain": "black", "frozen": "tab:gray", "learned": "tab:red", "augmentation": "tab:blue"}
+MARKERS = "osD^vP<>*Xph8d"
 
 
-def _plot_pareto(results: Results, path: Path) -> None:
+def _panels(results: Results, width: float, height: float) -> tuple[Any, list[Any]]:
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(results.tasks), figsize=(6.5 * len(results.tasks), 6), squeeze=False)
-    for axis, task in zip(axes[0], results.tasks, strict=True):
+    rows = -(-len(results.tasks) // 2)
+    figure, axes = plt.subplots(rows, 2, figsize=(2 * width, rows * height), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(results.tasks) :]:
+        axis.remove()
+    return figure, list(axes.flat)
+
+
+def _named(results: Results, measure: str) -> list[str]:
+    """Conditions that a crowded plot names: plain, the rivals and up to seven learned ones."""
+    learned = [name for name in results.family if results.family[name] == "learned" and not name.endswith(TWINS)]
+    learned.sort(key=lambda name: -gains(results, name, measure))
+    chosen = [*(name for name in ALWAYS_NAMED if name in results.family)]
+    chosen += [name for name in learned if name not in chosen][: 8 - len(chosen)]
+    rivals = [name for name in results.family if results.family[name] == "augmentation"]
+    return [*chosen, *(name for name in rivals if not name.endswith("-throughout"))]
+
+
+def _plot_pareto(results: Results, measure: str, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, axes = _panels(results, 6.2, 4.6)
+    named = _named(results, measure)
+    for axis, task in zip(axes, results.tasks, strict=False):
         for name in results.conditions(task):
-            x, y = (results.values(task, name, measure) for measure in ("clean", "shifted"))
-            scale = np.sqrt(len(x))
+            x, y = (results.values(task, name, which) for which in ("clean", measure))
+            scale = np.sqrt(len(x)) if len(x) > 1 else np.inf
+            colour, is_named = COLOURS[results.family[name]], name in named
+            if results.family[name] in ("learned", "augmentation") and is_named:
+                colour = plt.get_cmap("tab20")(named.index(name))
             axis.errorbar(
                 x.mean(),
                 y.mean(),
-                xerr=x.std(ddof=len(x) > 1) / scale,
-                yerr=y.std(ddof=len(y) > 1) / scale,
-                fmt="o",
-                color=COLOURS[results.family[name]],
-                alpha=0.6,
-                markersize=4,
-                linewidth=0.6,
+                xerr=x.std() / scale,
+                yerr=y.std() / scale,
+                fmt=MARKERS[named.index(name) % len(MARKERS)] if is_named else ".",
+                color=colour,
+                alpha=1 if is_named else 0.35,
+                markersize=8 if is_named else 5,
+                elinewidth=0.7,
+                label=name if is_named else None,
+                zorder=3 if is_named else 2,
             )
-            axis.annotate(name, (x.mean(), y.mean()), fontsize=5, xytext=(3, 2), textcoords="offset points")
-        front = frozen_front(results, task)
-        curve = [[results.mean(task, name, measure) for name in front] for measure in ("clean", "shifted")]
-        axis.plot(*curve, color="tab:gray", linestyle="--", label="front of frozen noise")
-        axis.set(title=task, xlabel=f"clean {results.split}, macro F1", ylabel="shifted, macro F1")
-        axis.legend(fontsize=7)
+        front = frozen_front(results, task, measure)
+        curve = [[results.mean(task, name, which) for name in front] for which in ("clean", measure)]
+        axis.plot(*curve, color="tab:gray", linestyle="--", zorder=1)
+        for name, *point in zip(front, *curve, strict=True):
+            if name != "plain":
+                axis.annotate(
+                    name.removeprefix("frozen-"), point, fontsize=7, xytext=(4, -9), textcoords="offset points"
+                )
+        axis.set(title=task, xlabel=f"clean, {results.split}, macro F1", ylabel=f"{measure}, macro F1")
+        axis.grid(alpha=0.25)
+    handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
+    others = {
+        "front of frozen noise": plt.Line2D([], [], color="tab:gray", linestyle="--"),
+        "other frozen": plt.Line2D([], [], color="tab:gray", marker=".", linestyle=""),
+        "other learned": plt.Line2D([], [], color="tab:red", alpha=0.35, marker=".", linestyle=""),
+    }
+    handles = {name: handles[name] for name in named if name in handles} | others
+    figure.legend(handles.values(), handles, loc="outside right upper", fontsize=8)
     _save(figure, path)
 
 
-def _plot_forest(comparisons: list[Comparison], path: Path) -> None:
+def _plot_heat_map(results: Results, path: Path) -> None:
+    """Difference from plain, conditions against measures, mean over tasks."""
     import matplotlib.pyplot as plt
 
-    tasks = list(dict.fromkeys(c.task for c in comparisons))
-    names = list(dict.fromkeys(c.condition for c in comparisons))
-    if not names:
-        return
-    figure, axes = plt.subplots(
-        1, len(tasks), figsize=(4.5 * len(tasks), 1 + 0.2 * len(names)), sharey=True, squeeze=False
-    )
-    for axis, task in zip(axes[0], tasks, strict=True):
-        for offset, measure, colour in ((-0.15, "clean", "tab:blue"), (0.15, "shifted", "tab:red")):
-            kept = [c for c in comparisons if c.task == task and c.measure == measure]
+    measures = [m for m in MEASURES if np.isfinite(gains(results, "plain", m))]
+    names = _sorted(results)[1:]
+    values = np.array([[gains(results, name, measure) for measure in measures] for name in names])
+    figure, axis = plt.subplots(figsize=(9, 1.2 + 0.21 * len(names)), layout="constrained")
+    image = axis.imshow(values, cmap="RdBu", vmin=-0.2, vmax=0.2, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        colour = "white" if abs(value) > 0.13 else "black"
+        axis.text(column, row, f"{value:+.2f}".replace("0.", "."), ha="center", va="center", fontsize=6.5, color=colour)
+    axis.set_xticks(range(len(measures)), [m.replace("_", " ") for m in measures], rotation=35, ha="left")
+    axis.set_yticks(range(len(names)), names, fontsize=7)
+    axis.tick_params(axis="x", top=True, labeltop=True, bottom=False, labelbottom=False)
+    for label, name in zip(axis.get_yticklabels(), names, strict=True):
+        label.set_color(COLOURS[results.family[name]])
+    edges = [i for i in range(1, len(names)) if results.family[names[i]] != results.family[names[i - 1]]]
+    for edge in edges:
+        axis.axhline(edge - 0.5, color="black", linewidth=1)
+    axis.axvline(1.5, color="black", linewidth=1)
+    label = f"difference from plain, macro F1, {results.split}, mean over tasks"
+    figure.colorbar(image, label=label, pad=0.01, shrink=min(1.0, 30 / len(names)))
+    _save(figure, path)
+
+
+def _plot_forest(results: Results, comparisons: list[Comparison], path: Path) -> None:
+    """The learned conditions, their twins and the rivals."""
+    names = [name for name in _sorted(results) if results.family[name] in ("learned", "augmentation")]
+    figure, axes = _panels(results, 5.2, 1 + 0.2 * len(names))
+    for axis, task in zip(axes, results.tasks, strict=False):
+        for offset, measure, colour in ((-0.2, "clean", "black"), (0, "shifted", "tab:red"), (0.2, "bias_field", "C0")):
+            kept = [c for c in comparisons if (c.task, c.measure, c.control) == (task, measure, "plain")]
+            kept = [c for c in kept if c.condition in names]
             axis.errorbar(
                 [c.mean for c in kept],
                 [names.index(c.condition) + offset for c in kept],
@@ -318,61 +452,65 @@ def _plot_forest(comparisons: list[Comparison], path: Path) -> None:
                 fmt="o",
                 color=colour,
                 markersize=3,
-                linewidth=0.8,
-                label=measure,
+                linewidth=0.9,
+                label=measure.replace("_", " "),
             )
         axis.axvline(0, color="black", linewidth=0.6)
-        axis.set(title=task, xlabel="difference from plain, macro F1", yticks=range(len(names)), yticklabels=names)
-        axis.tick_params(labelsize=6)
-        axis.legend(fontsize=6)
-    axes[0][0].invert_yaxis()
+        axis.set(title=task, xlabel="difference from plain, macro F1")
+        axis.set_yticks(range(len(names)), names, fontsize=8)
+        axis.invert_yaxis()
+        axis.grid(axis="x", alpha=0.25)
+    axes[0].legend(fontsize=8)
     _save(figure, path)
 
 
 def _plot_curves(results: Results, path: Path) -> None:
-    """Validation score while training, of the plain, the best frozen and the best learned condition of each task."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(results.tasks), figsize=(5 * len(results.tasks), 4), squeeze=False)
-    for axis, task in zip(axes[0], results.tasks, strict=True):
-        for family in COLOURS:
-            names = [name for name in results.conditions(task) if results.family[name] == family]
-            if not names:
+    """Clean validation score while training: plain, coop, adv, and the frozen and hand-set ones best when shifted."""
+    figure, axes = _panels(results, 5.5, 3.6)
+    best = [
+        max(names, key=lambda name: gains(results, name, "shifted"))
+        for family in ("frozen", "augmentation")
+        if (names := [name for name in results.family if results.family[name] == family])
+    ]
+    for axis, task in zip(axes, results.tasks, strict=False):
+        for number, name in enumerate([*(name for name in ALWAYS_NAMED if name in results.family), *best]):
+            curves = [r["curve"] for r in results.records if r["task"] == task and r["condition"] == name]
+            length = min((len(curve) for curve in curves), default=0)
+            if length == 0:
                 continue
-            best = max(names, key=lambda name: results.mean(task, name, "shifted"))
-            curves = [r["curve"] for r in results.records if r["task"] == task and r["condition"] == best]
-            length = min(len(curve) for curve in curves)
             steps = [point["step"] for point in curves[0][:length]]
             scores = np.array([[point.get("val_clean", np.nan) for point in curve[:length]] for curve in curves])
-            axis.plot(steps, scores.mean(0), marker=".", color=COLOURS[family], label=best)
+            axis.plot(steps, scores.mean(0), marker=".", color=f"C{number}", label=name)
         axis.set(title=task, xlabel="step", ylabel="clean validation, macro F1")
-        axis.legend(fontsize=7)
+        axis.grid(alpha=0.25)
+    axes[0].legend(fontsize=8)
     _save(figure, path)
 
 
 def _save(figure: Any, path: Path) -> None:
     import matplotlib.pyplot as plt
+    from PIL import Image
 
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
+    with Image.open(path) as image:  # 256 colours are enough for a plot, and a third of the file
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-def _write_csv(results: Results, path: Path) -> None:
+def _write_tests(comparisons: list[Comparison], path: Path) -> None:
     with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["task", "condition", "family", "seed", "split", "set", "macro_f1"])
-        for r in results.records:
-            for name, value in r["scores"][results.split].items():
-                row = [r["task"], r["condition"], r["family"], r["seed"], results.split, name, f"{value:.5f}"]
-                writer.writerow(row)
+        writer = csv.DictWriter(file, [field.name for field in fields(Comparison)])
+        writer.writeheader()
+        for comparison in comparisons:
+            values = vars(comparison).items()
+            writer.writerow({name: f"{v:.4g}" if isinstance(v, float) else v for name, v in values})
 
 
 def analyse(records: list[dict[str, Any]], split: str, output: Path, name: str) -> str:
-    """Write a report (markdown), all scores (CSV) and the plots (PNG), and give back the report.
+    """Write a report (markdown), all tests (CSV) and the plots (PNG), and give back the report.
 
     Args:
-        records: As ``study.py run`` wrote them.
+        records: As ``study.py run`` or ``study.py pack`` wrote them.
         split: ``"val"`` to choose by, ``"test"`` to report.
         output: Folder.
         name: Prefix of the files.
@@ -385,32 +523,51 @@ def analyse(records: list[dict[str, Any]], split: str, output: Path, name: str) 
         raise ValueError(f"no finished run was scored on {split!r}")
     output.mkdir(parents=True, exist_ok=True)
     comparisons = _comparisons(results)
+    lookup = _Lookup(comparisons)
     failed = sum("error" in record for record in records)
     seconds = sum(record["seconds"] for record in results.records)
     devices = sorted({f"{record.get('device')}, torch {record.get('torch')}" for record in results.records})
+    seeds = {task: len(results.by_seed(task, "plain", "clean")) for task in results.tasks}
     lines = [
         f"# {name}, {split} split",
         "",
-        f"{len(results.records)} runs ({failed} failed), {seconds:.0f} s summed over processes; {'; '.join(devices)}.",
-        "Macro F1. ``shifted`` is the mean over shifts, each the mean over its severities. ± is the 95 % t-interval.",
+        f"{len(results.records)} runs ({failed} failed; {results.incomplete} more left out, whose seed not all "
+        f"conditions of their task had), {seconds:.0f} s summed over processes; {'; '.join(devices)}. Seeds: "
+        f"{', '.join(f'{task} {count}' for task, count in seeds.items())}.",
         "",
-        "## Over tasks",
+        "Macro F1. `shifted` is the mean over the eight shifts, each the mean over its three severities. Differences "
+        "are paired by seed, with 95 % t-intervals where there are three seeds or more; * means p < .05 after Holm's "
+        "correction over all tasks and conditions of a family. All tests, with bootstrap intervals and effect sizes: "
+        f"`{name}-{split}-tests.csv`, which the analysis writes.",
         "",
-        *_ranking(results),
+        "## Differences from plain, mean over tasks",
+        "",
+        *_overview(results, lookup),
+        "",
+        "## Scores by task",
+        "",
+        *(f"- Front of frozen noise, {task}: {' → '.join(frozen_front(results, task))}" for task in results.tasks),
+        *(
+            f"- Front under bias fields, {task}: {' → '.join(frozen_front(results, task, 'bias_field'))}"
+            for task in results.tasks
+        ),
+        "",
+        *_by_task(results),
     ]
-    for task in results.tasks:
-        front = " → ".join(frozen_front(results, task))
-        lines += ["", f"## {task}", "", f"Front of frozen noise: {front}", "", *_means_table(results, task)]
-    for control in ("plain", "frozen front", "twins"):
-        kept = [
-            c for c in comparisons if c.control == control or (control == "twins" and c.control.startswith(c.condition))
-        ]
-        lines += ["", f"## Against {control}", "", *_comparison_table(kept)]
-    lines += ["", "## What the policies had learned when they were let go", "", *_policy_table(results)]
+    if min(seeds.values()) >= 3:
+        lines += ["", "## Learned conditions against their controls", "", *_tests(results, lookup)]
+        lines += ["", "## Learned conditions against their twins", "", *_twin_tests(results, lookup)]
+        if results.values("organs", "plain", "ct2").size:
+            lines += ["", "## Organs: unseen patient and unseen modality", "", *_unseen_tests(results, lookup)]
+        _plot_forest(results, comparisons, output / f"{name}-{split}-forest.png")
+    policies = _policy_table(results)
+    if len(policies) > 2:
+        lines += ["", "## What the policies had learned when they were let go, mean over tasks", "", *policies]
     report = "\n".join(lines) + "\n"
     (output / f"{name}-{split}.md").write_text(report)
-    _write_csv(results, output / f"{name}-{split}.csv")
-    _plot_pareto(results, output / f"{name}-{split}-pareto.png")
-    _plot_forest([c for c in comparisons if c.control == "plain"], output / f"{name}-{split}-forest.png")
+    _write_tests(comparisons, output / f"{name}-{split}-tests.csv")
+    _plot_pareto(results, "shifted", output / f"{name}-{split}-pareto.png")
+    _plot_pareto(results, "bias_field", output / f"{name}-{split}-pareto-bias-field.png")
+    _plot_heat_map(results, output / f"{name}-{split}-heat-map.png")
     _plot_curves(results, output / f"{name}-{split}-curves.png")
     return report

@@ -175,6 +175,17 @@ def test_runs_are_appended_kept_and_failures_are_tried_again(tmp_path, monkeypat
     assert "1 runs, 0 to do" in capsys.readouterr().out
 
 
+def test_packed_results_are_read_as_they_were_but_for_digits(tmp_path):
+    policy = [{"step": 1, "alpha": 1.0}, {"step": 2, "alpha": 1.23456789}]
+    records = [{"key": "a", "scores": {"val": {"clean": 0.123456789}}, "policy": policy}, {"key": "b", "error": "x"}]
+    source, packed = tmp_path / "results.jsonl", tmp_path / "results.jsonl.gz"
+    source.write_text("".join(json.dumps(record) + "\n" for record in records))
+    study.main(["pack", str(source), "--output", str(packed)])
+    first, second = study.read_results(packed)
+    assert first == {"key": "a", "scores": {"val": {"clean": 0.12346}}, "policy": [{"step": 2, "alpha": 1.2346}]}
+    assert second == records[1]
+
+
 def test_a_failed_run_is_a_record(tmp_path):
     record = study._run(jobs("smoke")[0], str(tmp_path), "no-such-device", False, float("inf"))
     assert record is not None

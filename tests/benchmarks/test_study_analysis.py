@@ -1,5 +1,6 @@
 """The study's analysis on made-up scores whose answers are known."""
 
+import csv
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from study_analysis import Results, analyse, compare, front_mixture, frozen_front
+from study_analysis import Results, analyse, compare, front_mixture, frozen_front, gains
 
 POINTS = {  # clean, shifted
     "plain": ("plain", 0.80, 0.40),
@@ -29,8 +30,8 @@ def _records(seeds: int = 4) -> list[dict]:
             own = (0.001, -0.001, -0.002, 0.002)[(seed + len(name)) % 4]
             scores = {
                 "clean": clean + noise,
-                "gamma:1": shifted + noise + own + 0.05,
-                "gamma:2": shifted + noise + own - 0.05,
+                "bias_field:1": shifted + noise + own + 0.05,
+                "bias_field:2": shifted + noise + own - 0.05,
                 "blur:1": shifted + noise + own,
             }
             point = dict.fromkeys(
@@ -60,7 +61,7 @@ def results() -> Results:
 def test_shifted_is_the_mean_over_shifts_of_the_mean_over_severities(results):
     score = results.by_seed("toy", "plain", "shifted")[0]
     assert score == pytest.approx(0.42, abs=0.003)
-    assert results.by_seed("toy", "plain", "gamma")[0] == pytest.approx(score)
+    assert results.by_seed("toy", "plain", "bias_field")[0] == pytest.approx(score)
 
 
 def test_the_front_is_the_concave_hull_from_plain_to_the_best_shifted(results):
@@ -70,7 +71,7 @@ def test_the_front_is_the_concave_hull_from_plain_to_the_best_shifted(results):
 @pytest.mark.parametrize(("clean", "expected"), [(0.9, 0.4), (0.74, 0.55), (0.78, 0.5), (0.5, 0.6)])
 def test_mixture_at_a_clean_score(results, clean, expected):
     at = front_mixture(results, "toy", clean)
-    values = [at("shifted", seed) for seed in range(4)]
+    values = [at(seed) for seed in range(4)]
     assert np.mean(values) == pytest.approx(expected)
 
 
@@ -86,10 +87,50 @@ def test_paired_comparisons(results):
     assert compare(results, "toy", "adv", "missing", "shifted") is None
 
 
+def test_a_front_for_each_measure(results):
+    """Under bias fields the scores are the same but for a constant; on the clean score itself nothing beats the start."""
+    assert frozen_front(results, "toy", "bias_field") == frozen_front(results, "toy")
+    assert frozen_front(results, "toy", "clean") == ["plain"]
+
+
+def test_over_tasks_is_the_mean_of_the_tasks_by_seed():
+    other = [{**r, "task": "second", "key": f"second{r['key']}"} for r in _records()]
+    for record in other:
+        if record["condition"] == "adv":
+            record["scores"] = {"val": {name: value - 0.04 for name, value in record["scores"]["val"].items()}}
+    results = Results([*_records(), *other], "val")
+    one, both = (compare(results, task, "adv", "plain", "clean") for task in ("toy", "all"))
+    assert both is not None
+    assert one is not None
+    assert both.mean == pytest.approx(one.mean - 0.02)
+    assert both.seeds == 4
+    assert gains(results, "adv", "clean") == pytest.approx(both.mean)
+
+
+def test_seeds_that_not_all_conditions_have_are_left_out():
+    records = [r for r in _records() if not (r["condition"] == "adv" and r["seed"] == 3)]
+    results = Results(records, "val")
+    assert set(results.by_seed("toy", "plain", "clean")) == {0, 1, 2}
+    assert results.incomplete == len(POINTS) - 1
+
+
 def test_report_and_files(tmp_path):
     report = analyse(_records(), "val", tmp_path, "toy")
-    assert "| adv | 1 | -0.060 | +0.250 | +0.100 |" in report
+    rows = {line.split(" | ")[0][2:]: line for line in report.splitlines() if line.startswith("| ")}
+    assert "| adv | -.060 [-.060, -.060]* | +.250 [" in report
+    assert "| toy | adv | " in report
+    assert rows["frozen-b"].split(" | ")[1] == ".750"
     assert {path.suffix for path in tmp_path.iterdir()} == {".md", ".csv", ".png"}
-    assert len((tmp_path / "toy-val.csv").read_text().splitlines()) == 1 + 4 * len(_records())
+    with (tmp_path / "toy-val-tests.csv").open() as file:
+        tests = list(csv.DictReader(file))
+    against = {(t["condition"], t["control"]) for t in tests if (t["task"], t["measure"]) == ("toy", "shifted")}
+    assert {("adv", "plain"), ("adv", "frozen front"), ("adv", "adv-shuffled"), ("frozen-a", "plain")} <= against
+    assert ("frozen-a", "frozen front") not in against
     with pytest.raises(ValueError, match="test"):
         analyse(_records(), "test", tmp_path, "toy")
+
+
+def test_two_seeds_give_no_intervals(tmp_path):
+    report = analyse(_records(2), "val", tmp_path, "toy")
+    assert "| adv | -.060 | +.2" in report  # and no bracket follows
+    assert "against their" not in report
