@@ -26,6 +26,7 @@ class Pending:
 
     number: int
     sample: MaskSample
+    marked: bool = False
 
 
 class PairingQueue:
@@ -73,18 +74,24 @@ class PairingQueue:
 
     def mark(self, output: Any, *, masked: bool) -> None:
         """Mark a model's output as the newest batch's, or as none's. The mark holds no reference to the graph."""
-        for tensor in tensors_of(output):
-            if tensor.grad_fn is not None:
-                tensor.grad_fn.metadata[MARK] = (id(self), self._number if masked else None)  # type: ignore[index]
+        nodes = [tensor.grad_fn for tensor in tensors_of(output) if tensor.grad_fn is not None]
+        for node in nodes:
+            node.metadata[MARK] = (id(self), self._number if masked else None)  # type: ignore[index]
+        # A module that computes its own loss (a timm task) has had it observed by now.
+        if nodes and masked and self._pending and self.newest.number == self._number:
+            self.newest.marked = True
 
     def find(self, tensors: list[Tensor]) -> Pending | None:
-        """The waiting batch that tensors came from: breadth first through their autograd graph, else the oldest.
+        """The waiting batch that tensors came from, breadth first through their autograd graph.
+
+        Without a graph, or for a batch whose output was never marked, it is the oldest.
 
         Returns:
-            None if no batch waits, or if the graph leads to one that was not masked or whose loss has come already (an
-            auxiliary loss).
+            None if no batch waits, or if the graph leads elsewhere: to a batch that was not masked or whose loss has
+            come already (an auxiliary loss), or to another network (a teacher, a peer).
         """
         nodes = deque(tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None)
+        has_graph = bool(nodes)
         for _ in range(SEARCH_LIMIT):
             if not nodes:
                 break
@@ -93,7 +100,7 @@ class PairingQueue:
             if owner == id(self):
                 return next((pending for pending in self._pending if pending.number == number), None)
             nodes.extend(parent for parent, _ in node.next_functions if parent is not None)
-        return self._pending[0] if self._pending else None
+        return next((pending for pending in self._pending if not (has_graph and pending.marked)), None)
 
     def pop(self, pending: Pending) -> None:
         """A loss has come."""

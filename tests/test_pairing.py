@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from policy_noise import PairingError, PolicyNoiseMask, ReinforceHook
+from policy_noise import PairingError, PolicyNoiseMask, ReinforceHook, attach
 from policy_noise.pairing import tensors_of
 
 
@@ -207,3 +207,17 @@ def test_a_mask_from_before_a_step_is_not_learned_from(loop):
     loop.optimizer.step()
     loop.criterion(early, labels())
     assert loop.pairs() == [1]
+
+
+def test_another_networks_loss_is_not_credited_to_a_waiting_batch():
+    """A peer or a teacher that goes through the hooked criterion while a masked batch waits."""
+    torch.manual_seed(0)
+    model, peer = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    optimizer, criterion = torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss()
+    hook = attach(model, optimizer, criterion, in_chans=1, grid_size=4)
+    images, targets = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    output = model(images)
+    criterion(peer(images), targets)
+    assert hook.learner.observations == 0
+    criterion(output, targets)
+    assert hook.learner.observations == 1
