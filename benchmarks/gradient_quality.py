@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from study_analysis import save_plot
 from study_conditions import LEARNING_RATE
 from study_tasks import TASKS, TaskData, build_task
 from study_training import WEIGHT_DECAY, Batches, Classifier
@@ -357,8 +358,7 @@ def _plot(rows: list[dict[str, Any]], grids: list[int], batches: list[int], path
     axes[1][0].set_ylabel("cosine to the reference")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", ncol=5, fontsize=8)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    save_plot(figure, path)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -16,11 +16,12 @@ from study_tasks import SHIFTS
 
 from policy_noise.experiments.statistics import bootstrap_interval, holm, paired_difference
 
-__all__ = ["Comparison", "Results", "analyse", "compare", "front_mixture", "frozen_front", "gains"]
+__all__ = ["Comparison", "Results", "analyse", "compare", "front_mixture", "frozen_front", "gains", "save_plot"]
 
 MEASURES = ("clean", "shifted", *SHIFTS, "ct2", "mr")
 TESTED = ("clean", "shifted", "bias_field", "ct2", "mr")
-"""Measures with tests. The bias field is the shift nearest to what the mask does."""
+"""Measures with all tests; other shifts are compared with plain alone, over all tasks. The bias field is the shift
+nearest to what the mask does."""
 CONTROLS = ("plain", "frozen front", "-shuffled", "-static")
 TWINS = ("-shuffled", "-static")
 ALWAYS_NAMED = ("plain", "coop", "adv", "paper")
@@ -203,10 +204,10 @@ def _comparisons(results: Results) -> list[Comparison]:
     """
     found = []
     names = list(results.family)
-    for measure in TESTED:
-        for control in CONTROLS:
+    for measure in MEASURES:
+        for control in CONTROLS if measure in TESTED else CONTROLS[:1]:
             for family in ("frozen", "learned", "augmentation"):
-                for tasks in (results.tasks, ["all"]):
+                for tasks in (results.tasks, ["all"]) if measure in TESTED else (["all"],):
                     kept = []
                     for task in tasks:
                         for name in (name for name in names if results.family[name] == family):
@@ -238,13 +239,14 @@ def _number(value: float) -> str:
 
 
 def _with_interval(comparison: Comparison | None) -> str:
-    """Starred where Holm's p-value is below .05; of two seeds an interval says nothing, and none is given."""
+    """With half the t-interval, starred where Holm's p-value is below .05; two seeds have no interval to speak of."""
     if comparison is None:
         return ""
     if comparison.seeds < 3:
         return _number(comparison.mean)
     star = "*" if comparison.p_holm < 0.05 else ""
-    return f"{_number(comparison.mean)} [{_number(comparison.low)}, {_number(comparison.high)}]{star}"
+    half = f"{comparison.high - comparison.mean:.3f}".replace("0.", ".", 1)
+    return f"{_number(comparison.mean)} ± {half}{star}"
 
 
 def gains(results: Results, condition: str, measure: str) -> float:
@@ -272,12 +274,12 @@ class _Lookup:
 
 def _overview(results: Results, lookup: _Lookup) -> list[str]:
     """Over tasks: differences from plain, and distance above the frozen front."""
-    shifts = [m for m in MEASURES[2:] if np.isfinite(gains(results, "plain", m))]
+    shifts = [m for m in SHIFTS if np.isfinite(gains(results, "plain", m))]
     lines = _head(["condition", "clean", "shifted", "shifted above frozen front", *shifts])
     for name in _sorted(results)[1:]:
         cells = [lookup("all", name, "plain", measure) for measure in ("clean", "shifted")]
         cells.append(lookup("all", name, "frozen front", "shifted"))
-        lines.append(_row([name, *cells, *(_number(gains(results, name, measure)) for measure in shifts)]))
+        lines.append(_row([name, *cells, *(lookup("all", name, "plain", measure) for measure in shifts)]))
     return lines
 
 
@@ -330,12 +332,15 @@ def _unseen_tests(results: Results, lookup: _Lookup) -> list[str]:
 
 
 def _policy_table(results: Results) -> list[str]:
+    """Medians over runs, as some policies end far from the others: spotlights, whose spread exceeds the mask's mean."""
     names = ("alpha", "beta", "cell_mean", "cell_std", "mean_over_images_std", "mean_over_cells_std", "rendered_std")
-    lines = _head(["condition", *names])
+    lines = _head(["condition", *names, "spotlights"])
     for condition in _sorted(results):
         last = [r["policy"][-1] for r in results.records if r["condition"] == condition and r["policy"]]
         if last and results.family[condition] == "learned":
-            lines.append(_row([condition, *(f"{np.mean([point[name] for point in last]):.2f}" for name in names)]))
+            cells = [f"{np.median([point[name] for point in last]):.2f}" for name in names]
+            spotlights = sum(point["rendered_std"] > 1 for point in last)
+            lines.append(_row([condition, *cells, f"{spotlights} of {len(last)}"]))
     return lines
 
 
@@ -408,7 +413,7 @@ def _plot_pareto(results: Results, measure: str, path: Path) -> None:
     }
     handles = {name: handles[name] for name in named if name in handles} | others
     figure.legend(handles.values(), handles, loc="outside right upper", fontsize=8)
-    _save(figure, path)
+    save_plot(figure, path)
 
 
 def _plot_heat_map(results: Results, path: Path) -> None:
@@ -434,7 +439,7 @@ def _plot_heat_map(results: Results, path: Path) -> None:
     axis.axvline(1.5, color="black", linewidth=1)
     label = f"difference from plain, macro F1, {results.split}, mean over tasks"
     figure.colorbar(image, label=label, pad=0.01, shrink=min(1.0, 30 / len(names)))
-    _save(figure, path)
+    save_plot(figure, path)
 
 
 def _plot_forest(results: Results, comparisons: list[Comparison], path: Path) -> None:
@@ -461,7 +466,7 @@ def _plot_forest(results: Results, comparisons: list[Comparison], path: Path) ->
         axis.invert_yaxis()
         axis.grid(axis="x", alpha=0.25)
     axes[0].legend(fontsize=8)
-    _save(figure, path)
+    save_plot(figure, path)
 
 
 def _plot_curves(results: Results, path: Path) -> None:
@@ -484,10 +489,11 @@ def _plot_curves(results: Results, path: Path) -> None:
         axis.set(title=task, xlabel="step", ylabel="clean validation, macro F1")
         axis.grid(alpha=0.25)
     axes[0].legend(fontsize=8)
-    _save(figure, path)
+    save_plot(figure, path)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_plot(figure: Any, path: Path) -> None:
+    """Write a small PNG and close the figure."""
     import matplotlib.pyplot as plt
     from PIL import Image
 
@@ -536,8 +542,9 @@ def analyse(records: list[dict[str, Any]], split: str, output: Path, name: str) 
         f"{', '.join(f'{task} {count}' for task, count in seeds.items())}.",
         "",
         "Macro F1. `shifted` is the mean over the eight shifts, each the mean over its three severities. Differences "
-        "are paired by seed, with 95 % t-intervals where there are three seeds or more; * means p < .05 after Holm's "
-        "correction over all tasks and conditions of a family. All tests, with bootstrap intervals and effect sizes: "
+        "are paired by seed; ± is the 95 % t-interval, given where there are three seeds or more; * means p < .05 "
+        "after Holm's correction over all tasks and conditions of a family. All tests, with bootstrap intervals and "
+        "effect sizes: "
         f"`{name}-{split}-tests.csv`, which the analysis writes.",
         "",
         "## Differences from plain, mean over tasks",
@@ -562,7 +569,12 @@ def analyse(records: list[dict[str, Any]], split: str, output: Path, name: str) 
         _plot_forest(results, comparisons, output / f"{name}-{split}-forest.png")
     policies = _policy_table(results)
     if len(policies) > 2:
-        lines += ["", "## What the policies had learned when they were let go, mean over tasks", "", *policies]
+        lines += [
+            "",
+            "## What the policies had learned when they were let go, median over tasks and seeds",
+            "",
+            *policies,
+        ]
     report = "\n".join(lines) + "\n"
     (output / f"{name}-{split}.md").write_text(report)
     _write_tests(comparisons, output / f"{name}-{split}-tests.csv")

@@ -193,8 +193,9 @@ SUITES = {
         (
             "plain",
             *(name for name in CONDITIONS if name.startswith("frozen-s") and not name.endswith("-throughout")),
+            "frozen-normalized",
             *("coop", "coop-shuffled", "coop-static", "adv", "adv-shuffled", "adv-static"),
-            *("teacher", "teacher-shuffled", "paper"),
+            *("coop-normalized", "coop-smooth", "relative-coop", "paper"),
             *("bias-field", "gaussian-noise", "random-erasing", "mixup", "randaugment"),
         ),
         8,

@@ -117,7 +117,7 @@ def test_seeds_that_not_all_conditions_have_are_left_out():
 def test_report_and_files(tmp_path):
     report = analyse(_records(), "val", tmp_path, "toy")
     rows = {line.split(" | ")[0][2:]: line for line in report.splitlines() if line.startswith("| ")}
-    assert "| adv | -.060 [-.060, -.060]* | +.250 [" in report
+    assert "| adv | -.060 ± .000* | +.250 ± .0" in report
     assert "| toy | adv | " in report
     assert rows["frozen-b"].split(" | ")[1] == ".750"
     assert {path.suffix for path in tmp_path.iterdir()} == {".md", ".csv", ".png"}
@@ -126,6 +126,7 @@ def test_report_and_files(tmp_path):
     against = {(t["condition"], t["control"]) for t in tests if (t["task"], t["measure"]) == ("toy", "shifted")}
     assert {("adv", "plain"), ("adv", "frozen front"), ("adv", "adv-shuffled"), ("frozen-a", "plain")} <= against
     assert ("frozen-a", "frozen front") not in against
+    assert {t["task"] for t in tests if t["measure"] == "blur"} == {"all"}
     with pytest.raises(ValueError, match="test"):
         analyse(_records(), "test", tmp_path, "toy")
 
