@@ -16,6 +16,7 @@ __all__ = [
     "join_sets",
     "load_medmnist",
     "load_npz",
+    "match_channels",
     "resize",
     "split_stratified",
     "to_tensor",
@@ -40,6 +41,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Images at these positions, and the positions of those that could be read: here all."""
+        positions = np.asarray(indices)
+        return self.images[positions], positions
 
     def take(self, indices: np.ndarray) -> "Split":
         """The images at these positions."""
@@ -340,3 +346,15 @@ def to_tensor(images: np.ndarray, mean: float, std: float) -> torch.Tensor:
     tensor = torch.from_numpy(np.ascontiguousarray(images))
     tensor = tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
     return tensor.float().div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+
+
+def match_channels(images: torch.Tensor, in_chans: int) -> torch.Tensor:
+    """Repeat grey images as three channels, or average three into one, where a model takes other images.
+
+    Shape:
+        - images: (N, 1 or 3, H, W).
+        - Output: (N, in_chans, H, W).
+    """
+    if images.shape[1] == in_chans:
+        return images
+    return images.expand(-1, in_chans, -1, -1) if images.shape[1] == 1 else images.mean(1, keepdim=True)

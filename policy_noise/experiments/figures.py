@@ -11,7 +11,15 @@ from torch import Tensor
 
 from ..mask import PolicyNoiseMask
 
-__all__ = ["COLOURS", "LABELS", "mask_gallery", "training_diagnostics"]
+__all__ = [
+    "COLOURS",
+    "LABELS",
+    "class_histogram",
+    "confusion_matrix",
+    "few_shot_curves",
+    "mask_gallery",
+    "training_diagnostics",
+]
 
 PathLike = str | os.PathLike[str]
 
@@ -195,4 +203,120 @@ def training_diagnostics(
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
         if heading:
             figure.suptitle(heading, fontweight="bold", fontsize=11)
+        figure.savefig(path)
+
+
+def class_histogram(data: Any, path: PathLike) -> None:
+    """Draw images of each class in the training split, largest first, a panel for each modality.
+
+    Args:
+        data: The set; without modalities one panel shows all classes.
+        path: PNG to write.
+    """
+    labels = data.train.labels
+    counts = labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=data.num_classes)
+    kind = next((data.groups[name] for name in ("modality", "set") if name in data.groups), None)
+    kinds = np.array(kind if kind is not None else [data.name] * data.num_classes)
+    names = list(dict.fromkeys(kinds))
+    with _style():
+        sizes = [max(3, int((kinds == name).sum())) for name in names]
+        figure = _figure(min(16.0, 2.5 + 0.34 * sum(sizes)), 4.2)
+        axes = figure.subplots(1, len(names), sharey=True, squeeze=False, width_ratios=sizes)[0]
+        palette = [COLOURS[name] for name in ("policy", "frozen", "imagenet", "random", "conventional")]
+        for position, (axis, name) in enumerate(zip(axes, names, strict=True)):
+            members = np.flatnonzero(kinds == name)
+            members = members[np.argsort(-counts[members], kind="stable")]
+            axis.bar(range(len(members)), counts[members], color=palette[position % len(palette)], width=0.75)
+            axis.set_title(f"{name or 'all'}\n{int(counts[members].sum())} images", fontsize=9)
+            axis.grid(axis="x", visible=False)
+            texts = [data.class_names[label].rpartition("/")[2].replace("_", " ")[:22] for label in members]
+            many = len(members) > 40  # 116 classes: names would be a smear
+            axis.set_xticks([] if many else range(len(members)), None if many else texts, rotation=60, ha="right")
+            if many:
+                axis.set_xlabel(f"{len(members)} classes")
+        if counts.max() > 20 * max(1, counts.min()):
+            axes[0].set_yscale("log")
+        axes[0].set_ylabel("training images")
+        figure.savefig(path)
+
+
+def confusion_matrix(counts: Sequence[Sequence[int]], class_names: Sequence[str], path: PathLike) -> None:
+    """Draw a confusion matrix as shares of each true class.
+
+    Args:
+        counts: Row the true class, column the predicted one.
+        class_names: One for each class.
+        path: PNG to write.
+    """
+    matrix = np.asarray(counts, dtype=np.float64)
+    shares = matrix / np.maximum(1, matrix.sum(1, keepdims=True))
+    classes = len(matrix)
+    with _style():
+        side = min(13.0, 3.2 + 0.38 * classes)
+        figure = _figure(side + 0.6, side)
+        axis = figure.subplots()
+        drawn = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axis.grid(False)
+        axis.spines[:].set_visible(False)
+        if classes <= 30:
+            texts = [name.replace("_", " ")[:28] for name in class_names]
+            axis.set_xticks(range(classes), texts, rotation=60, ha="right")
+            axis.set_yticks(range(classes), texts)
+            for row, column in np.argwhere(shares >= 0.005):
+                colour = "white" if shares[row, column] > 0.55 else INK
+                text = f"{100 * shares[row, column]:.0f}"
+                axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=7)
+        axis.set(xlabel="predicted", ylabel="true class")
+        axis.set_title("confusion, % of each true class")
+        figure.colorbar(drawn, ax=axis, fraction=0.04, pad=0.02)
+        figure.savefig(path)
+
+
+def few_shot_curves(table: Mapping[str, Mapping[str, Mapping[int, Any]]], path: PathLike, *, metric: str) -> None:
+    """Draw means with 95 % intervals over sample sizes, a panel for each set.
+
+    Args:
+        table: By set, initialisation and sample size, as :func:`policy_noise.experiments.transfer.summarise` gives it.
+        path: PNG to write.
+        metric: Name for the axis.
+    """
+    with _style():
+        columns = min(3, len(table))
+        rows = -(-len(table) // columns)
+        figure = _figure(max(4.6, 4.0 * columns), 3.3 * rows + 0.4)
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        spare = iter(("#56b4e9", "#d55e00", "#000000"))
+        labels = list(dict.fromkeys(init for entry in table.values() for init in entry))
+        colours = {label: COLOURS.get(label) or next(spare, None) for label in labels}
+        for axis, (name, entries) in zip(axes, table.items(), strict=False):
+            for position, (init, points) in enumerate(entries.items()):
+                shots = np.array(sorted(points))
+                spread = shots * 1.025 ** (position - (len(entries) - 1) / 2)  # side by side, so that bars don't hide
+                mean, low, high = (np.array([points[n][field] for n in shots]) for field in range(3))
+                axis.errorbar(
+                    spread,
+                    mean,
+                    yerr=np.nan_to_num([mean - low, high - mean]),
+                    color=colours[init],
+                    linewidth=1.6,
+                    marker="o",
+                    markersize=3.5,
+                    capsize=2.5,
+                    elinewidth=0.9,
+                )
+            axis.set_xscale("log", base=2)
+            ticks = sorted({n for points in entries.values() for n in points})
+            axis.set_xticks(ticks, [str(n) for n in ticks])
+            axis.minorticks_off()
+            axis.set_title(name)
+            axis.set_xlabel("images to learn from")
+        for axis in axes[len(table) :]:
+            axis.set_visible(False)
+        for axis in axes[::columns]:
+            axis.set_ylabel(metric)
+        handles = [
+            axes[0].plot([], [], color=colours[label], marker="o", markersize=3.5, label=LABELS.get(label, label))[0]
+            for label in labels
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)))
         figure.savefig(path)

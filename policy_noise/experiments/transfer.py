@@ -1,10 +1,32 @@
-"""Few-shot transfer: draws of a few images, embeddings and a linear probe on them."""
+"""Few-shot transfer: draws of a few images, a linear probe or fine-tuning on them, and the comparison of both."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["draw_few_shot", "embed", "linear_probe"]
+from policy_noise.heated import load_heated, read_heated_metadata
+
+from .data import match_channels, resize, to_tensor
+from .metrics import classification_metrics
+from .recipes import TransferRecipe
+from .runs import Run
+from .statistics import Interval, t_interval
+
+__all__ = [
+    "Initialisation",
+    "compare",
+    "draw_few_shot",
+    "embed",
+    "fine_tune",
+    "linear_probe",
+    "parse_initialisation",
+    "summarise",
+]
 
 
 def draw_few_shot(labels: np.ndarray, shots: int, rng: np.random.Generator) -> np.ndarray:
@@ -96,3 +118,206 @@ def linear_probe(
         else:
             probabilities[:, column] = found[:, seen == 1].sum(1)
     return probabilities
+
+
+def fine_tune(model: nn.Module, images: Tensor, labels: Tensor, recipe: TransferRecipe, seed: int) -> None:
+    """Train all weights on a few clean images, a fixed number of steps.
+
+    Args:
+        model: Classifier with a fresh head.
+        images: Normalised images, on the model's device.
+        labels: (N,) or (N, K).
+        recipe: Steps, batch size and learning rate.
+        seed: Of the order.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), recipe.lr, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=max(2, recipe.steps))
+    criterion: nn.Module = nn.BCEWithLogitsLoss() if labels.ndim == 2 else nn.CrossEntropyLoss()
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.empty(0, dtype=torch.long)
+    model.train()
+    for _ in range(recipe.steps):
+        if len(order) < recipe.batch_size:
+            order = torch.cat([order, torch.randperm(len(images), generator=generator)])
+        chosen, order = order[: recipe.batch_size], order[recipe.batch_size :]
+        target = labels[chosen]
+        if len(chosen) < 2:
+            chosen, target = chosen.repeat(2), target.repeat(2)  # BatchNorm needs two
+        loss = criterion(model(images[chosen]), target.float() if labels.ndim == 2 else target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+@dataclass(frozen=True)
+class Initialisation:
+    """Weights that a transfer starts from.
+
+    Args:
+        label: What tables and curves call it; the same for several pretraining seeds of one method.
+        source: ``"random"``, ``"imagenet"`` (timm's pretrained weights) or a heated model's file.
+        model: Name of the timm model.
+        in_chans: Channels that the model takes.
+        options: Arguments of :func:`timm.create_model`.
+        normalization: Mean and std that it was trained with, where that is known.
+    """
+
+    label: str
+    source: str
+    model: str
+    in_chans: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
+    normalization: tuple[float, float] | None = None
+
+    def create(self, num_classes: int, seed: int) -> nn.Module:
+        """A model with these weights and a fresh head."""
+        import timm
+
+        torch.manual_seed(seed)
+        pretrained = self.source == "imagenet"
+        options = {"num_classes": num_classes, "in_chans": self.in_chans, **self.options}
+        model = timm.create_model(self.model, pretrained=pretrained, **options)
+        if self.source not in ("random", "imagenet"):
+            load_heated(model, self.source)
+        return model
+
+
+def parse_initialisation(text: str, model: str | None, like: Initialisation | None) -> Initialisation:
+    """Read ``label=source`` of the command line; a run's folder stands for its ``model.safetensors``.
+
+    Args:
+        text: Such as ``"policy=runs/policy"``, ``"random"`` or ``"imagenet"``.
+        model: Name of the timm model for the last two; by default that of ``like``.
+        like: A run's initialisation, whose model and channels they share.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If the text is none of these, or there is no model for it.
+    """
+    label, separator, source = text.partition("=")
+    if not separator:
+        source = label
+    if source in ("random", "imagenet"):
+        if model is None and like is None:
+            raise ValueError(f"{source!r} needs the name of a timm model: name a run beside it, or pass --model")
+        if like is not None and model in (None, like.model):
+            return Initialisation(label, source, like.model, like.in_chans, like.options)
+        return Initialisation(label, source, str(model), 1 if like is None else like.in_chans)
+    if not separator:
+        raise ValueError(f"an initialisation must be LABEL=RUN, 'random' or 'imagenet', got {text!r}")
+    path = Path(source)
+    path = path / "model.safetensors" if path.is_dir() else path
+    metadata = read_heated_metadata(path)
+    recipe = metadata.get("recipe", {})
+    name = recipe.get("model") or metadata.get("architecture") or model
+    if name is None:
+        raise ValueError(f"{path} does not say which model it holds: pass --model")
+    normalization = (recipe["mean"], recipe["std"]) if "mean" in recipe and "std" in recipe else None
+    in_chans = recipe.get("in_chans", 1)
+    return Initialisation(label, str(path), name, in_chans, recipe.get("model_options", {}), normalization)
+
+
+def compare(
+    run: Run, recipe: TransferRecipe, sets: Sequence[Any], inits: Sequence[Initialisation], device: torch.device
+) -> list[dict[str, Any]]:
+    """Few-shot trials of every initialisation on every set, one line each in the run's log.
+
+    The draws are the same for all initialisations. Trials that the log holds already are not repeated.
+
+    Args:
+        run: The run's folder.
+        recipe: How.
+        sets: Target sets.
+        inits: Initialisations; several with one label are several pretraining seeds.
+        device: Where to compute.
+
+    Returns:
+        All lines.
+
+    Raises:
+        ValueError: If a set has fewer training images than the largest sample size.
+    """
+    from tqdm import tqdm
+
+    for data in sets:
+        if max(recipe.shots) > len(data.train):
+            raise ValueError(
+                f"shots {max(recipe.shots)} is more than the {len(data.train)} training images of {data.name}"
+            )
+    done = {_key(line) for line in run.history()}
+    bar = tqdm(total=len(sets) * len(inits) * len(recipe.shots) * recipe.trials, unit="trial", initial=len(done))
+    for data in sets:
+        splits = [_tensors(split, recipe, device) for split in (data.train, data.test)]
+        for init in inits:
+            features = None
+            for shots in recipe.shots:
+                for trial in range(recipe.trials):
+                    line = {
+                        "data": data.name,
+                        "init": init.label,
+                        "source": init.source,
+                        "shots": shots,
+                        "trial": trial,
+                    }
+                    if _key(line) in done:
+                        continue
+                    chosen = draw_few_shot(data.train.labels, shots, np.random.default_rng([recipe.seed, trial, shots]))
+                    labels = data.train.labels[chosen]
+                    if recipe.mode == "linear":
+                        if features is None:
+                            model = init.create(data.num_classes, recipe.seed).to(device)
+                            features = [embed(model, match_channels(images, init.in_chans)) for images in splits]
+                        probabilities = linear_probe(
+                            features[0][chosen], labels, features[1], data.num_classes, c=recipe.c
+                        )
+                    else:
+                        model = init.create(data.num_classes, trial).to(device)
+                        train_images, test_images = (match_channels(images, init.in_chans) for images in splits)
+                        fine_tune(model, train_images[chosen], torch.from_numpy(labels).to(device), recipe, trial)
+                        probabilities = _probabilities(model, test_images, data.multi_label)
+                    run.log({**line, **classification_metrics(data.test.labels, probabilities)})
+                    bar.set_postfix_str(f"{data.name}, {init.label}, {shots} images")
+                    bar.update()
+    bar.close()
+    return run.history()
+
+
+def _key(line: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(line[name] for name in ("data", "init", "source", "shots", "trial"))
+
+
+def _tensors(split: Any, recipe: TransferRecipe, device: torch.device) -> Tensor:
+    images, kept = split.read(np.arange(len(split)))
+    if len(kept) != len(split):
+        raise ValueError(f"{len(split) - len(kept)} images cannot be read")
+    return to_tensor(resize(images, recipe.image_size), recipe.mean, recipe.std).to(device)
+
+
+@torch.no_grad()
+def _probabilities(model: nn.Module, images: Tensor, multi_label: bool) -> np.ndarray:
+    model.eval()
+    logits = torch.cat([model(batch).float().cpu() for batch in images.split(256)])
+    return (logits.sigmoid() if multi_label else logits.softmax(1)).numpy()
+
+
+def summarise(lines: Sequence[Mapping[str, Any]], metric: str) -> dict[str, dict[str, dict[int, Interval]]]:
+    """Means and 95 % t-intervals by set, initialisation and sample size.
+
+    With one pretraining run a label the interval is over trials, as in the paper; with several it is over the runs'
+    means, which is what a claim about pretraining rests on.
+    """
+    table: dict[str, dict[str, dict[int, Interval]]] = {}
+    for data in dict.fromkeys(line["data"] for line in lines):
+        for init in dict.fromkeys(line["init"] for line in lines):
+            mine = [line for line in lines if line["data"] == data and line["init"] == init]
+            for shots in sorted({line["shots"] for line in mine}):
+                values: dict[str, list[float]] = {}
+                for line in mine:
+                    if line["shots"] == shots:
+                        values.setdefault(line["source"], []).append(line[metric])
+                repeats = (
+                    [float(np.mean(v)) for v in values.values()] if len(values) > 1 else next(iter(values.values()))
+                )
+                table.setdefault(data, {}).setdefault(init, {})[shots] = t_interval(repeats)
+    return table

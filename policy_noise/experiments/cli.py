@@ -1,0 +1,259 @@
+"""Command lines of the stages; the scripts under ``examples/`` call nothing else."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from policy_noise.heated import average_checkpoints, read_heated_metadata, save_heated
+
+from .data import SPLITS, ImageSet, Split, join_sets, load_medmnist, load_npz, resize
+from .distributed import world
+from .evaluation import score
+from .figures import class_histogram
+from .radimagenet import load_image_folder, load_radimagenet
+from .recipes import NOISES, RECIPES, TrainRecipe, override
+from .report import transfer_table, write_report
+from .runs import Run, write_json
+from .training import create_model, predict, train
+from .transfer import compare, parse_initialisation
+
+__all__ = ["average", "evaluate", "finetune", "pretrain", "report", "transfer"]
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data, one kind of")
+    group.add_argument(
+        "--npz", nargs="+", metavar="PATH[:PREFIX]", help="files in MedMNIST's layout; several are joined"
+    )
+    group.add_argument("--medmnist", nargs="+", metavar="FLAG", help="sets of the medmnist package; several are joined")
+    group.add_argument("--radimagenet", type=Path, metavar="ROOT", help="folder of radiology_ai/ and the three tables")
+    group.add_argument("--image-folder", type=Path, metavar="ROOT", help="tree {train,val,test}/CLASS/IMAGE")
+    group.add_argument("--root", type=Path, default=Path("data"), help="folder of the medmnist files")
+    group.add_argument("--medmnist-size", type=int, default=28, help="28, 64, 128 or 224")
+    group.add_argument("--download", action="store_true", help="let medmnist fetch missing files")
+    group.add_argument("--skip-bad-files", action="store_true", help="leave out missing and corrupt files, counted")
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="small", help="the declared numbers")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="change the recipe")
+    parser.add_argument("--output", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in that folder")
+
+
+def _sources(arguments: argparse.Namespace, size: int, in_chans: int) -> list[Any]:
+    """The sets that the command line names, each by itself."""
+    kinds = ("npz", "medmnist", "radimagenet", "image_folder")
+    given = [name for name in kinds if getattr(arguments, name)]
+    if len(given) != 1:
+        options = ", ".join("--" + name.replace("_", "-") for name in kinds)
+        raise ValueError(f"exactly one of {options} must be given, got {given or 'none'}")
+    if arguments.npz:
+        return [load_npz(*_path_and_prefix(text)) for text in arguments.npz]
+    if arguments.medmnist:
+        size, download = arguments.medmnist_size, arguments.download
+        return [load_medmnist(flag, arguments.root, size=size, download=download) for flag in arguments.medmnist]
+    load = load_radimagenet if arguments.radimagenet else load_image_folder
+    root = arguments.radimagenet or arguments.image_folder
+    files, missing = load(root, size=size, in_chans=in_chans, skip_bad_files=arguments.skip_bad_files)
+    if missing:
+        print(f"{len(missing)} missing files are left out, such as {missing[:3]}", file=sys.stderr)
+    return [files]
+
+
+def _path_and_prefix(text: str) -> tuple[str, str]:
+    path, separator, prefix = text.rpartition(":")
+    return (path, f"{prefix}_") if separator and path.endswith(".npz") else (text, "")
+
+
+def _joined(arguments: argparse.Namespace, size: int, in_chans: int) -> Any:
+    sets = _sources(arguments, size, in_chans)
+    if len(sets) > 1:
+        return join_sets(sets, size)
+    return _sized(sets[0], size) if isinstance(sets[0], ImageSet) else sets[0]
+
+
+def _sized(data: ImageSet, size: int) -> ImageSet:
+    train_, val, test = (Split(resize(split.images, size), split.labels) for split in (data.train, data.val, data.test))
+    return dataclasses.replace(data, train=train_, val=val, test=test)
+
+
+def _describe(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "name": data.name,
+        "classes": data.num_classes,
+        **{split: len(getattr(data, split)) for split in SPLITS},
+        "skip_bad_files": arguments.skip_bad_files,
+    }
+
+
+def _clearly(stage: Callable[[], None]) -> Callable[[], None]:
+    """Bad input ends a script with one line, not with a traceback; all else keeps it."""
+
+    def main() -> None:
+        try:
+            stage()
+        except (ValueError, FileNotFoundError, FileExistsError) as error:
+            sys.exit(f"error: {error}")
+
+    main.__name__, main.__doc__ = stage.__name__, stage.__doc__
+    return main
+
+
+def _train_stage(stage: str, arguments: argparse.Namespace, recipe: TrainRecipe, init: Path | None) -> None:
+    data = _joined(arguments, recipe.load_size, recipe.in_chans)
+    if isinstance(data, ImageSet) and data.in_chans > recipe.in_chans:
+        raise ValueError(f"{data.name} has images of {data.in_chans} channels: pass --set in_chans={data.in_chans}")
+    create_model(recipe, data.num_classes, init=init)  # a wrong name or file is found before anything is written
+    with world() as here:
+        record = _describe(data, arguments) | ({"init": str(init)} if init else {})
+        world_size = {"processes": here.size}
+        run = Run(arguments.output, stage, recipe, record | world_size, resume=arguments.resume, writes=here.main)
+        here.barrier()
+        if here.main:
+            class_histogram(data, run.figures / "classes.png")
+        model = train(run, recipe, data, here, init=init)
+        targets, probabilities = predict(model, data.test, recipe, here, multi_label=data.multi_label)
+        if here.main:
+            result = score(data, targets, probabilities)
+            write_json(run.folder / "scores.json", result)
+            write_report(run.folder)
+            print(_line(result))
+
+
+def _line(result: dict[str, Any]) -> str:
+    values = ", ".join(f"{name} {value:.4f}" for name, value in result["scores"].items())
+    return f"test split of {result['data']}, {result['images']} images: {values}"
+
+
+@_clearly
+def pretrain() -> None:
+    """Train a classifier from scratch: conventionally, under frozen noise or under policy noise."""
+    parser = _parser(pretrain.__doc__ or "")
+    _add_data(parser)
+    _add_recipe(parser)
+    parser.add_argument("--noise", choices=NOISES, default="policy", help="what the images are multiplied by")
+    arguments = parser.parse_args()
+    recipe = override(RECIPES[arguments.recipe]["pretrain"], [f"noise={arguments.noise}", *arguments.set])
+    _train_stage("pretrain", arguments, recipe, None)
+
+
+@_clearly
+def finetune() -> None:
+    """Fine-tune a heated model on clean images; the number of classes may change."""
+    parser = _parser(finetune.__doc__ or "")
+    parser.add_argument("--init", type=Path, required=True, help="a run's folder, or a heated model's file")
+    _add_data(parser)
+    _add_recipe(parser)
+    arguments = parser.parse_args()
+    init = arguments.init / "model.safetensors" if arguments.init.is_dir() else arguments.init
+    saved = read_heated_metadata(init).get("recipe", {})
+    names = ("model", "model_options", "in_chans", "mean", "std")
+    inherited = {name: saved[name] for name in names if name in saved}
+    recipe = dataclasses.replace(RECIPES[arguments.recipe]["finetune"], **inherited)
+    _train_stage("finetune", arguments, override(recipe, arguments.set), init)
+
+
+@_clearly
+def average() -> None:
+    """Average the weights of a run's last epochs into averaged.safetensors."""
+    parser = _parser(average.__doc__ or "")
+    parser.add_argument("--run", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--last", type=int, default=3, help="epochs to average")
+    arguments = parser.parse_args()
+    paths = sorted((arguments.run / "checkpoints").glob("weights-*.pt"))
+    if not 1 <= arguments.last <= len(paths):
+        raise ValueError(
+            f"--last must lie in 1 to {len(paths)}, the weights kept in {arguments.run}, got {arguments.last}"
+        )
+    chosen = paths[-arguments.last :]
+    metadata = read_heated_metadata(arguments.run / "model.safetensors")
+    recipe = TrainRecipe(**metadata["recipe"])
+    model = create_model(recipe, len(metadata["classes"]))
+    model.load_state_dict(average_checkpoints(chosen))
+    own = {name: value for name, value in metadata.items() if name in ("stage", "data", "classes", "recipe")}
+    path = arguments.run / "averaged.safetensors"
+    save_heated(model, path, {**own, "averaged": [file.name for file in chosen]})
+    print(f"{path}: the mean of {', '.join(file.name for file in chosen)}")
+
+
+@_clearly
+def evaluate() -> None:
+    """Score a heated model on a test split: macro metrics, per class, per modality and anatomy."""
+    parser = _parser(evaluate.__doc__ or "")
+    parser.add_argument("--model", type=Path, required=True, help="a run's folder, or a heated model's file")
+    parser.add_argument("--output", type=Path, help="JSON to write; default scores.json beside the model")
+    _add_data(parser)
+    arguments = parser.parse_args()
+    path = arguments.model / "model.safetensors" if arguments.model.is_dir() else arguments.model
+    metadata = read_heated_metadata(path)
+    recipe = TrainRecipe(**metadata["recipe"])
+    data = _joined(arguments, recipe.load_size, recipe.in_chans)
+    if list(data.class_names) != metadata["classes"]:
+        raise ValueError(f"{path} was trained on {len(metadata['classes'])} other classes than {data.name}'s")
+    model = create_model(recipe, data.num_classes, init=path)
+    with world() as here:
+        model.to(here.device)
+        targets, probabilities = predict(model, data.test, recipe, here, multi_label=data.multi_label)
+        if here.main:
+            result = score(data, targets, probabilities)
+            stem = "scores" if path.stem == "model" else f"scores-{path.stem}"
+            write_json(arguments.output or path.parent / f"{stem}.json", result)
+            if (path.parent / "recipe.json").is_file():
+                write_report(path.parent)
+            print(_line(result))
+
+
+@_clearly
+def transfer() -> None:
+    """Compare initialisations on few images of other sets."""
+    parser = _parser(transfer.__doc__ or "")
+    parser.add_argument(
+        "--init",
+        nargs="+",
+        required=True,
+        metavar="LABEL=RUN",
+        help="runs, 'random', 'imagenet'; a label may come again",
+    )
+    parser.add_argument("--model", help="timm model for 'random' and 'imagenet'; by default the first run's")
+    _add_data(parser)
+    _add_recipe(parser)
+    arguments = parser.parse_args()
+    recipe = override(RECIPES[arguments.recipe]["transfer"], arguments.set)
+    ordered = sorted(arguments.init, key=lambda text: "=" not in text)  # runs first: they name the model
+    inits: list[Any] = []
+    for text in ordered:
+        inits.append(parse_initialisation(text, arguments.model, inits[0] if inits else None))
+    sets = _sources(arguments, recipe.image_size, inits[0].in_chans)
+    for init in inits:
+        if init.normalization not in (None, (recipe.mean, recipe.std)):
+            mean, std = init.normalization
+            raise ValueError(f"{init.source} was trained with another normalisation: pass --set mean={mean} std={std}")
+        init.create(sets[0].num_classes, 0)
+    with world() as here:
+        if here.size > 1:
+            raise ValueError("transfer runs in one process; start one for each set to use more")
+        record = {"name": ", ".join(data.name for data in sets), "init": [dataclasses.asdict(init) for init in inits]}
+        run = Run(arguments.output, "transfer", recipe, record, resume=arguments.resume)
+        lines = compare(run, recipe, sets, inits, here.device)
+    for metric in ("f1", "roc_auc"):
+        print(f"\n{metric}, mean [95 % t-interval]\n\n{transfer_table(lines, metric)}")
+    write_report(run.folder)
+
+
+@_clearly
+def report() -> None:
+    """Write the HTML page of a run's folder anew."""
+    parser = _parser(report.__doc__ or "")
+    parser.add_argument("run", type=Path, nargs="+", help="folders of runs")
+    for folder in parser.parse_args().run:
+        print(write_report(folder))

@@ -1,0 +1,307 @@
+"""Image files on disk as one compact index: RadImageNet in its own layout, and ImageFolder trees."""
+
+import csv
+import os
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .data import SPLITS
+
+__all__ = ["FileSet", "FileSplit", "load_image_folder", "load_radimagenet"]
+
+PathLike = str | os.PathLike[str]
+
+ACCESS = (
+    "RadImageNet is given out on request and under a signed agreement: ask for it at https://www.radimagenet.com, then "
+    "unpack it so that the folder holds radiology_ai/ and RadiologyAI_train.csv, RadiologyAI_val.csv and "
+    "RadiologyAI_test.csv. This code never downloads it."
+)
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class FileSplit:
+    """Images on disk: one buffer of names and two numbers a file, no Python object an image.
+
+    Args:
+        root: Folder that the names start from.
+        folders: Distinct folders, relative to the root.
+        folder: Index into ``folders`` of each file, (N,).
+        names: All file names, one after the other, UTF-8.
+        ends: Where each name ends in ``names``, (N,).
+        labels: (N,) int64.
+        size: Side in pixels to which images are resized.
+        in_chans: 1 or 3 channels.
+        skip_corrupt: Leave out files that cannot be read, instead of raising.
+    """
+
+    root: str
+    folders: tuple[str, ...]
+    folder: np.ndarray
+    names: np.ndarray
+    ends: np.ndarray
+    labels: np.ndarray
+    size: int
+    in_chans: int
+    skip_corrupt: bool = False
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the index in bytes."""
+        return sum(part.nbytes for part in (self.folder, self.names, self.ends, self.labels))
+
+    def path(self, index: int) -> str:
+        """The file's path."""
+        start = self.ends[index - 1] if index else 0
+        name = self.names[start : self.ends[index]].tobytes().decode()
+        return os.path.join(self.root, self.folders[self.folder[index]], name)
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Decode images.
+
+        Returns:
+            uint8 images (B, size, size) or (B, size, size, 3), and the positions of those that could be read.
+
+        Raises:
+            ValueError: If a file cannot be read and ``skip_corrupt`` is off; it is named.
+        """
+        from PIL import Image
+
+        images, kept = [], []
+        for index in indices:
+            path = self.path(int(index))
+            try:
+                with Image.open(path) as image:
+                    grey = image.convert("L" if self.in_chans == 1 else "RGB")
+                    images.append(np.asarray(grey.resize((self.size, self.size), Image.Resampling.BILINEAR)))
+                    kept.append(int(index))
+            except (OSError, SyntaxError, ValueError) as error:
+                if not self.skip_corrupt:
+                    raise ValueError(
+                        f"{path} cannot be read as an image ({error}); --skip-bad-files leaves such files out"
+                    ) from error
+        shape = (0, self.size, self.size) + ((3,) if self.in_chans == 3 else ())
+        return (np.stack(images) if images else np.zeros(shape, np.uint8)), np.array(kept, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class FileSet:
+    """A data set on disk; the same attributes as :class:`policy_noise.experiments.data.ImageSet`."""
+
+    name: str
+    train: FileSplit
+    val: FileSplit
+    test: FileSplit
+    class_names: tuple[str, ...]
+    groups: dict[str, tuple[str, ...]]
+    multi_label: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def in_chans(self) -> int:
+        """Channels as which the images are read."""
+        return self.train.in_chans
+
+
+def load_radimagenet(
+    root: PathLike, *, size: int, in_chans: int = 1, skip_bad_files: bool = False
+) -> tuple[FileSet, list[str]]:
+    """Index RadImageNet in its own layout: ``radiology_ai/...`` and ``RadiologyAI_{train,val,test}.csv``.
+
+    A class is a folder, ``modality/anatomy/label``: labels of the same name in two anatomies stay two classes.
+
+    Args:
+        root: Folder that holds both.
+        size: Side in pixels to which images are resized when read.
+        in_chans: 1, or 3 for grey images repeated.
+        skip_bad_files: Leave out files that are missing or corrupt.
+
+    Returns:
+        The set, and the files that the tables name and the disk lacks.
+
+    Raises:
+        FileNotFoundError: If something is missing; the message says how to ask for access.
+        ValueError: If a table has other columns, or a class is absent from a split.
+    """
+    root = Path(root)
+    tables = {split: root / f"RadiologyAI_{split}.csv" for split in SPLITS}
+    for path in (root, root / "radiology_ai", *tables.values()):
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist. {ACCESS}")
+    builders = {split: _Index() for split in SPLITS}
+    for split, table in tables.items():
+        builders[split].extend(_rows(table))
+    return _assemble("radimagenet", root, builders, size, in_chans, skip_bad_files, _radimagenet_kind)
+
+
+def load_image_folder(
+    root: PathLike, *, size: int, in_chans: int = 1, skip_bad_files: bool = False
+) -> tuple[FileSet, list[str]]:
+    """Index a tree ``{train,val,test}/<class>/<image>``; classes ``MR__knee__acl`` name modality and anatomy.
+
+    Args:
+        root: Folder of the three splits.
+        size: See :func:`load_radimagenet`.
+        in_chans: See :func:`load_radimagenet`.
+        skip_bad_files: See :func:`load_radimagenet`.
+
+    Raises:
+        FileNotFoundError: If the root or a split is missing.
+        ValueError: If a split is empty or lacks a class.
+    """
+    root = Path(root)
+    builders = {split: _Index() for split in SPLITS}
+    for split in SPLITS:
+        if not (root / split).is_dir():
+            raise FileNotFoundError(f"{root / split} does not exist: an image folder needs train, val and test")
+        folders = sorted(entry.name for entry in os.scandir(root / split) if entry.is_dir())
+        for folder in folders:
+            files = sorted(e.name for e in os.scandir(root / split / folder) if e.name.lower().endswith(EXTENSIONS))
+            builders[split].extend((f"{split}/{folder}", name) for name in files)
+        if not len(builders[split]):
+            raise ValueError(f"{root / split} holds no images in class folders")
+    return _assemble(root.name, root, builders, size, in_chans, skip_bad_files, _folder_kind)
+
+
+class _Index:
+    """Grows the compact arrays file by file."""
+
+    def __init__(self) -> None:
+        self.folders: dict[str, int] = {}
+        self.folder = array("I")
+        self.names = bytearray()
+        self.ends = array("Q")
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def extend(self, files: Iterable[tuple[str, str]]) -> None:
+        for folder, name in files:
+            self.folder.append(self.folders.setdefault(folder, len(self.folders)))
+            self.names += name.encode()
+            self.ends.append(len(self.names))
+
+
+def _rows(table: Path) -> Iterator[tuple[str, str]]:
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = csv.reader(file)
+        header = [column.strip() for column in next(rows, [])]
+        if "filename" not in header or "label" not in header:
+            raise ValueError(f"{table} must have the columns filename and label, got {header}")
+        column = header.index("filename")
+        empty = True
+        for number, row in enumerate(rows, start=2):
+            if len(row) != len(header):
+                raise ValueError(f"{table}, line {number}: {len(header)} columns expected, got {len(row)}")
+            folder, _, name = row[column].strip().rpartition("/")
+            if not folder or not name:
+                raise ValueError(f"{table}, line {number}: filename must be a path below the root, got {row[column]!r}")
+            empty = False
+            yield folder, name
+        if empty:
+            raise ValueError(f"{table} names no files")
+
+
+def _radimagenet_kind(folder: str) -> tuple[str, str, str]:
+    """Class name, modality and anatomy of ``radiology_ai/MR/knee/acl``; ultrasound has no folder for the anatomy."""
+    parts = folder.split("/")
+    parts = parts[parts.index("radiology_ai") + 1 :] if "radiology_ai" in parts else parts
+    if len(parts) >= 3:
+        return "/".join(parts), parts[0], parts[1]
+    modality, label = parts[0], parts[-1]
+    return "/".join(parts), modality, "thyroid" if "thyroid" in label.lower() else "abdomen"
+
+
+def _folder_kind(folder: str) -> tuple[str, str, str]:
+    name = folder.rpartition("/")[2]
+    parts = name.split("__")
+    return name, parts[0] if len(parts) == 3 else "", parts[1] if len(parts) == 3 else ""
+
+
+def _assemble(
+    name: str,
+    root: Path,
+    builders: dict[str, _Index],
+    size: int,
+    in_chans: int,
+    skip: bool,
+    kind: Callable[[str], tuple[str, str, str]],
+) -> tuple[FileSet, list[str]]:
+    kinds = {folder: kind(folder) for builder in builders.values() for folder in builder.folders}
+    classes = sorted(set(kinds.values()))
+    number = {entry: label for label, entry in enumerate(classes)}
+    splits, missing = {}, []
+    for split, builder in builders.items():
+        folders = tuple(builder.folders)
+        label_of = np.array([number[kinds[folder]] for folder in folders], dtype=np.int64)
+        folder = np.frombuffer(builder.folder, dtype=np.uint32).astype(np.uint16 if len(folders) < 65536 else np.uint32)
+        whole = FileSplit(
+            root=str(root),
+            folders=folders,
+            folder=folder,
+            names=np.frombuffer(bytes(builder.names), dtype=np.uint8),
+            ends=np.frombuffer(builder.ends, dtype=np.uint64).astype(np.int64),
+            labels=label_of[folder],
+            size=size,
+            in_chans=in_chans,
+            skip_corrupt=skip,
+        )
+        absent = _missing(whole)
+        missing += [whole.path(index) for index in absent]
+        splits[split] = _without(whole, absent) if len(absent) else whole
+    if missing and not skip:
+        raise FileNotFoundError(
+            f"{len(missing)} files are missing below {root}, such as {missing[:5]}; --skip-bad-files leaves them out"
+        )
+    for split, files in splits.items():
+        counts = np.bincount(files.labels, minlength=len(classes))
+        absent_classes = [classes[label][0] for label in np.flatnonzero(counts == 0)]
+        if absent_classes:
+            raise ValueError(f"{root}: the {split} split has no image of {absent_classes[:10]}")
+    groups = {"modality": tuple(entry[1] for entry in classes), "anatomy": tuple(entry[2] for entry in classes)}
+    groups = {key: values for key, values in groups.items() if any(values)}
+    names = tuple(entry[0] for entry in classes)
+    return FileSet(name, splits["train"], splits["val"], splits["test"], names, groups), missing
+
+
+def _missing(files: FileSplit) -> np.ndarray:
+    """Positions of files that are not there: one listing a folder, not one call a file."""
+    absent = []
+    order = np.argsort(files.folder, kind="stable")
+    bounds = np.searchsorted(files.folder[order], np.arange(len(files.folders) + 1))
+    for position, folder in enumerate(files.folders):
+        path = os.path.join(files.root, folder)
+        present = set(os.listdir(path)) if os.path.isdir(path) else set()
+        for index in order[bounds[position] : bounds[position + 1]]:
+            if os.path.basename(files.path(int(index))) not in present:
+                absent.append(int(index))
+    return np.array(sorted(absent), dtype=np.int64)
+
+
+def _without(files: FileSplit, absent: np.ndarray) -> FileSplit:
+    kept = np.setdiff1d(np.arange(len(files)), absent)
+    rest = _Index()
+    rest.folders = {folder: position for position, folder in enumerate(files.folders)}
+    rest.extend(os.path.split(os.path.relpath(files.path(int(index)), files.root)) for index in kept)
+    return FileSplit(
+        root=files.root,
+        folders=files.folders,
+        folder=files.folder[kept],
+        names=np.frombuffer(bytes(rest.names), dtype=np.uint8),
+        ends=np.frombuffer(rest.ends, dtype=np.uint64).astype(np.int64),
+        labels=files.labels[kept],
+        size=files.size,
+        in_chans=files.in_chans,
+        skip_corrupt=files.skip_corrupt,
+    )

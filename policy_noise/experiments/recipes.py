@@ -1,0 +1,231 @@
+"""Declared recipes: the paper's numbers, and those of a small machine."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+__all__ = ["NOISES", "RECIPES", "TrainRecipe", "TransferRecipe", "override"]
+
+NOISES = ("conventional", "frozen", "policy")
+
+
+def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {tuple(allowed)}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    """How a classifier is trained: all of it, so that a run can be repeated from its file.
+
+    Args:
+        model: Name of a timm model, trained from scratch.
+        image_size: Side in pixels that the classifier sees.
+        load_size: Side in pixels to which images are resized when they are read.
+        batch_size: Images of one process and one step.
+        epochs: Passes over the training split.
+        optimizer: ``"sgd"`` (with momentum 0.9) or ``"adamw"``.
+        lr: Learning rate, not scaled by the number of processes.
+        weight_decay: Of the optimizer.
+        schedule: ``"step"`` (times 0.1 every 30 epochs), ``"onecycle"``, or ``"warmup"`` (linear from 1 % over
+            ``warmup_epochs``, then constant).
+        warmup_epochs: See ``schedule``.
+        augmentation: ``"resized_crop"`` (with flips), ``"shift"`` (by a tenth of the side) or ``"none"``.
+        mean: Of the normalisation, all channels.
+        std: Of the normalisation, all channels.
+        in_chans: Channels that the model takes: 1 or 3.
+        noise: ``"conventional"`` (none), ``"frozen"`` (masks of a policy that never learns) or ``"policy"``.
+        preset: Of the mask: ``"default"`` or ``"paper"``.
+        noise_options: Arguments of :func:`policy_noise.attach` beside the preset.
+        policy_lr: A learning rate for the policy that falls to 0 along a cosine; by default the preset's own rule.
+        model_options: Arguments of :func:`timm.create_model`.
+        seed: Of weights, order, augmentation and masks.
+        workers: Processes that read files; sets in memory need none.
+        amp: Run the model in bfloat16.
+        keep_checkpoints: Weights of the last so many epochs stay on disk, for averaging.
+        checkpoint_steps: Also save the state every so many steps within an epoch; 0 for the ends of epochs only.
+    """
+
+    model: str
+    image_size: int
+    load_size: int
+    batch_size: int
+    epochs: int
+    optimizer: Literal["sgd", "adamw"]
+    lr: float
+    weight_decay: float
+    schedule: Literal["step", "onecycle", "warmup"]
+    warmup_epochs: int = 0
+    augmentation: Literal["resized_crop", "shift", "none"] = "none"
+    mean: float = 0.5
+    std: float = 0.25
+    in_chans: int = 1
+    noise: Literal["conventional", "frozen", "policy"] = "conventional"
+    preset: str = "default"
+    noise_options: Mapping[str, Any] = field(default_factory=dict)
+    policy_lr: float | None = None
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    workers: int = 0
+    amp: bool = False
+    keep_checkpoints: int = 3
+    checkpoint_steps: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("optimizer", self.optimizer, ("sgd", "adamw"))
+        _one_of("schedule", self.schedule, ("step", "onecycle", "warmup"))
+        _one_of("augmentation", self.augmentation, ("resized_crop", "shift", "none"))
+        _one_of("noise", self.noise, NOISES)
+        _one_of("in_chans", self.in_chans, (1, 3))
+        for name in ("image_size", "load_size", "batch_size", "epochs", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+        for name in ("warmup_epochs", "workers", "checkpoint_steps", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
+        for name in ("lr", "std"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        if self.augmentation != "resized_crop" and self.load_size != self.image_size:
+            raise ValueError(
+                f"load_size must equal image_size with augmentation={self.augmentation!r}, got {self.load_size} and "
+                f"{self.image_size}"
+            )
+
+
+@dataclass(frozen=True)
+class TransferRecipe:
+    """How initialisations are compared on few images of another set.
+
+    Args:
+        mode: ``"linear"`` (logistic regression on pooled features) or ``"full"`` (fine-tuning of all weights).
+        shots: Sample sizes, images in all.
+        trials: Draws of each size, the same for all initialisations.
+        image_size: Side in pixels.
+        mean: Of the normalisation.
+        std: Of the normalisation.
+        steps: Of full fine-tuning, with AdamW and a one-cycle schedule.
+        batch_size: Of full fine-tuning.
+        lr: Of full fine-tuning.
+        c: Inverse penalty of the linear probe.
+        seed: Of the draws.
+    """
+
+    mode: Literal["linear", "full"]
+    image_size: int
+    mean: float = 0.5
+    std: float = 0.25
+    shots: Sequence[int] = (8, 16, 32, 64, 128, 256)
+    trials: int = 10
+    steps: int = 100
+    batch_size: int = 32
+    lr: float = 1e-3
+    c: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("mode", self.mode, ("linear", "full"))
+        if not self.shots or min(self.shots) < 1:
+            raise ValueError(f"shots must be positive numbers of images, got {self.shots!r}")
+        for name in ("image_size", "trials", "steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+
+
+# What the paper's training code says; .3162 and .3213 are RadImageNet's, on all three channels.
+_PAPER = {"model": "resnet50", "image_size": 224, "mean": 0.3162, "std": 0.3213, "in_chans": 3, "workers": 8}
+_SMALL = {"model": "test_resnet", "image_size": 32, "load_size": 32, "augmentation": "shift"}
+
+RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        # 8 processes x 32 images, then 4 x 64. ResNet-10t and -18 are --set model=resnet10t and model=resnet18.
+        "paper": {
+            "pretrain": TrainRecipe(
+                **_PAPER,  # type: ignore[arg-type]
+                load_size=256,
+                augmentation="resized_crop",
+                batch_size=32,
+                epochs=90,
+                optimizer="sgd",
+                lr=0.1,
+                weight_decay=1e-4,
+                schedule="step",
+                preset="paper",
+                policy_lr=0.01,
+            ),
+            "finetune": TrainRecipe(
+                **_PAPER,  # type: ignore[arg-type]
+                load_size=256,
+                augmentation="resized_crop",
+                batch_size=64,
+                epochs=10,
+                optimizer="sgd",
+                lr=0.001,
+                weight_decay=1e-4,
+                schedule="warmup",
+                warmup_epochs=7,
+            ),
+            "transfer": TransferRecipe(mode="full", image_size=224, mean=0.3162, std=0.3213),
+        },
+        # A model of 0.4 M parameters on 32-px images: minutes on two cores.
+        "small": {
+            "pretrain": TrainRecipe(
+                **_SMALL,  # type: ignore[arg-type]
+                batch_size=32,
+                epochs=10,
+                optimizer="adamw",
+                lr=4e-3,
+                weight_decay=0.05,
+                schedule="onecycle",
+            ),
+            "finetune": TrainRecipe(
+                **_SMALL,  # type: ignore[arg-type]
+                batch_size=32,
+                epochs=3,
+                optimizer="adamw",
+                lr=4e-4,
+                weight_decay=0.05,
+                schedule="onecycle",
+            ),
+            "transfer": TransferRecipe(mode="linear", image_size=32),
+        },
+    }
+)
+
+
+def override(recipe: Any, settings: Sequence[str]) -> Any:
+    """Change a recipe by ``name=value`` texts, as the scripts' ``--set`` takes them.
+
+    Args:
+        recipe: A recipe.
+        settings: Texts; values are read as JSON, else as they stand.
+
+    Raises:
+        ValueError: If a name is unknown or a value does not suit it.
+
+    Example:
+        >>> override(RECIPES["small"]["pretrain"], ["epochs=2", "model=resnet10t"]).epochs
+        2
+    """
+    known = {entry.name: getattr(recipe, entry.name) for entry in dataclasses.fields(recipe)}
+    changes = {}
+    for setting in settings:
+        name, separator, text = setting.partition("=")
+        if not separator or name not in known:
+            raise ValueError(f"--set takes NAME=VALUE with NAME one of {sorted(known)}, got {setting!r}")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        old = known[name]
+        if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        # A whole number or a text must stay one; None (policy_lr) takes a number.
+        kinds = (int, float) if old is None else (list, tuple) if isinstance(old, tuple) else (type(old),)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and not isinstance(old, bool)):
+            raise ValueError(f"--set {name} must be like {old!r}, got {text!r}")
+        changes[name] = value
+    return dataclasses.replace(recipe, **changes)

@@ -1,0 +1,186 @@
+"""Run folders: what was asked for, what it ran on, what came out; whole after a kill at any moment."""
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["Run", "environment", "write_atomic", "write_json"]
+
+PathLike = str | os.PathLike[str]
+
+PACKAGES = ("policy_noise", "torch", "timm", "kornia", "numpy", "scikit-learn", "medmnist")
+
+
+def write_atomic(path: PathLike, write: Callable[[Path], Any]) -> None:
+    """Write a file whole or not at all: a temporary one beside it, fsync, rename.
+
+    Args:
+        path: File to write.
+        write: Called with the temporary file's path.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Write JSON, atomically."""
+    write_atomic(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
+
+
+def environment() -> dict[str, Any]:
+    """Where a run happens: command, time, machine, packages and git revision of this code."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+
+    def git(*arguments: str) -> str | None:
+        here = Path(__file__).resolve().parent
+        try:
+            done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=20, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None  # installed from a wheel
+        return done.stdout.strip()
+
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "python": platform.python_version(),
+        "packages": versions,
+        "git_revision": git("rev-parse", "HEAD"),
+        "git_modified": bool(git("status", "--porcelain", "--untracked-files=no", ".")),
+        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+class Run:
+    """A run's folder.
+
+    It holds ``recipe.json`` (resolved), ``environment.json``, ``metrics.jsonl``, ``checkpoints/``, and what the stage
+    makes: ``model.safetensors``, ``scores.json``, ``figures/``, ``report.html``. Only rank 0 writes.
+
+    Args:
+        folder: The folder; made if it is missing.
+        stage: Name of the stage.
+        recipe: The resolved recipe, a dataclass.
+        data: Description of the data set, compared on resuming.
+        resume: Go on with a run that is there already.
+        writes: Whether this process writes.
+
+    Raises:
+        FileExistsError: If the folder holds a run and ``resume`` is off.
+        ValueError: If it holds a run of another stage, recipe or data set.
+    """
+
+    def __init__(
+        self, folder: PathLike, stage: str, recipe: Any, data: Mapping[str, Any], *, resume: bool, writes: bool = True
+    ) -> None:
+        self.folder = Path(folder)
+        self.writes = writes
+        record = {"stage": stage, "data": dict(data), "recipe": dataclasses.asdict(recipe)}
+        record = json.loads(json.dumps(record))  # as it will be read back
+        path = self.folder / "recipe.json"
+        if path.is_file():
+            if not resume:
+                raise FileExistsError(f"{self.folder} holds a run already: pass --resume to go on, or another --output")
+            found = json.loads(path.read_text(encoding="utf-8"))
+            differing = _differing(found, record)
+            if differing:
+                raise ValueError(f"{path} belongs to another run: {differing} differ from what was asked for")
+        elif writes:
+            write_json(path, record)
+            write_json(self.folder / "environment.json", environment())
+        self.record = record
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def figures(self) -> Path:
+        """Folder of the pictures; made if it is missing."""
+        path = self.folder / "figures"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def log(self, entry: Mapping[str, Any]) -> None:
+        """Append one line to ``metrics.jsonl``."""
+        if self.writes:
+            with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+
+    def history(self) -> list[dict[str, Any]]:
+        """All whole lines of ``metrics.jsonl``."""
+        return read_lines(self.folder / "metrics.jsonl")
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines of steps after this one: they will be written anew."""
+        if self.writes:
+            kept = [json.dumps(entry) + "\n" for entry in self.history() if entry["step"] <= step]
+            write_atomic(self.folder / "metrics.jsonl", lambda path: path.write_text("".join(kept), encoding="utf-8"))
+
+    def save(self, name: str, state: Any) -> None:
+        """Write a checkpoint, atomically."""
+        if self.writes:
+            write_atomic(self.checkpoints / name, lambda path: torch.save(state, path))
+
+
+def _differing(found: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the entries in which two records differ."""
+    names = []
+    for key in sorted(found.keys() | asked.keys()):
+        one, other = found.get(key), asked.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            names += _differing(one, other, f"{prefix}{key}.")
+        elif one != other:
+            names.append(prefix + key)
+    return names
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """JSON lines of a file; a last line that a kill cut short is left out, and so is a file that is not there."""
+    entries = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entries.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return entries
