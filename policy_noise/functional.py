@@ -61,15 +61,30 @@ def sample_beta(concentration1: Tensor, concentration0: Tensor, generator: torch
         - concentration1, concentration0: any shape, the same.
         - Output: that shape, in [1e-6, 1 - 1e-6].
     """
+    if torch.compiler.is_compiling() and generator is None:
+        return torch.ops.policy_noise.sample_beta(concentration1.detach(), concentration0.detach())
+    return _draw(concentration1, concentration0, generator)
+
+
+def _draw(concentration1: Tensor, concentration0: Tensor, generator: torch.Generator | None = None) -> Tensor:
     with torch.no_grad():
         concentration = torch.stack([concentration1, concentration0], dim=-1)
-        if torch.compiler.is_compiling():
-            # The Dirichlet sampler has no meta kernel to trace. It divides the same draws by their sum.
-            gamma = torch._standard_gamma(concentration, generator=generator)
-            action = gamma.select(-1, 0) / gamma.sum(-1)
-        else:
-            action = torch._sample_dirichlet(concentration, generator=generator).select(-1, 0)
+        action = torch._sample_dirichlet(concentration, generator=generator).select(-1, 0)
         return action.clamp(ACTION_EPS, 1.0 - ACTION_EPS)
+
+
+# Compilers cannot trace the sampler, which has no meta kernel, nor keep a cache: they call these as they are. The
+# plain form of registration, because torch.library.custom_op imports Dynamo in older releases, which takes a second.
+_LIBRARY = torch.library.Library("policy_noise", "DEF")
+_LIBRARY.define(
+    "sample_beta(Tensor concentration1, Tensor concentration0) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,)
+)
+_LIBRARY.impl("sample_beta", _draw, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("policy_noise::sample_beta", lib=_LIBRARY)
+def _fake_draw(concentration1: Tensor, concentration0: Tensor) -> Tensor:
+    return torch.empty_like(concentration1)
 
 
 def beta_log_prob(action: Tensor, concentration1: Tensor, concentration0: Tensor) -> Tensor:
@@ -197,19 +212,18 @@ def _operators(
         return *axes, F.pad(axes[0], (0, 1), value=1.0), share
 
 
-# A compiler would trace through the cache and make the operators anew in each step: it calls this opaque copy instead.
-@torch.library.custom_op(
-    "policy_noise::operators",
-    mutates_args=(),
-    schema="(Tensor action, int[] size, int kernel_size, float sigma) -> Tensor[]",
-)
 def _operators_for_compiler(action: Tensor, size: list[int], kernel_size: int, sigma: float) -> list[Tensor]:
     grid = tuple(action.shape[2:])
     found = _operators(grid, tuple(size), kernel_size, sigma, action.device, action.dtype)
     return [operator.clone() for operator in found]  # compiled code may write into what an operator returns
 
 
-@_operators_for_compiler.register_fake
+# A compiler would trace through the cache and make the operators anew in each step.
+_LIBRARY.define("operators(Tensor action, int[] size, int kernel_size, float sigma) -> Tensor[]")
+_LIBRARY.impl("operators", _operators_for_compiler, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("policy_noise::operators", lib=_LIBRARY)
 def _fake_operators(action: Tensor, size: list[int], kernel_size: int, sigma: float) -> list[Tensor]:
     grid = tuple(action.shape[2:])
     shapes = [*zip(size, grid, strict=True), (size[0], grid[0] + 1), (math.prod(grid),)]
@@ -276,7 +290,7 @@ def _check_rendering(
 
 def _get_operators(action: Tensor, size: tuple[int, ...], kernel_size: int, sigma: float) -> Sequence[Tensor]:
     if torch.compiler.is_compiling():
-        return _operators_for_compiler(action.detach(), list(size), kernel_size, sigma)
+        return torch.ops.policy_noise.operators(action.detach(), list(size), kernel_size, sigma)
     return _operators(tuple(action.shape[2:]), size, kernel_size, sigma, action.device, action.dtype)
 
 

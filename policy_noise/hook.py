@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from .learner import PolicyLearner, is_distributed
 from .mask import PolicyNoiseMask
 from .pairing import PairingQueue, Pending, tensors_of
-from .rewards import is_hookable, per_sample_loss
+from .rewards import is_hookable, per_sample_loss, plain_tensor
 
 __all__ = ["ReinforceHook", "stepping_optimizer"]
 
@@ -193,7 +193,7 @@ class ReinforceHook:
             self.learner.to(images.device)
         with _own_graph():
             # A subclass (MONAI's MetaTensor) would go on through the policy into its gradients and its checkpoint.
-            sample = self.mask.sample(images.as_subclass(Tensor), self._generator_for(images.device))
+            sample = self.mask.sample(plain_tensor(images), self._generator_for(images.device))
         masked = self.mask(images, sample)
         self._check_range(images)
         self._size = tuple(images.shape[2:])
@@ -364,7 +364,7 @@ class ReinforceHook:
                 "checkpoint the blocks inside the model, or use use_reentrant=False without a generator of your own"
             )
         with _own_graph(), torch.no_grad():
-            return self.mask(images, self.mask.sample(images.as_subclass(Tensor)))
+            return self.mask(images, self.mask.sample(plain_tensor(images)))
 
     def _equalize(self) -> None:
         """Start all ranks with the first one's policy and seed. One broadcast, when the hook is made."""

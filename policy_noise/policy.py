@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
 __all__ = ["BackbonePolicy", "SpatialPolicy", "StaticPolicy", "create_policy"]
@@ -95,7 +94,8 @@ def _area_average(images: Tensor, size: tuple[int, ...]) -> Tensor:
     """
     if any(pixels % cells for pixels, cells in zip(images.shape[2:], size, strict=True)):
         return AVERAGE[len(size)](images, size).float()
-    for axis, cells in enumerate(size, start=2):
+    for axis in range(2, images.ndim):
+        cells = size[axis - 2]
         if images.shape[axis] != cells:
             images = images.unflatten(axis, (cells, -1)).mean(axis + 1, dtype=torch.float32)
     return images.float()
@@ -165,7 +165,8 @@ class BackbonePolicy(nn.Module):
         momentum: float = 0.99,
     ) -> None:
         super().__init__()
-        import timm  # heavy, and only this policy needs it
+        import timm  # heavy, as the next is with older releases of torch, and only this policy needs them
+        from einops.layers.torch import Rearrange
 
         if len(grid_size) != 2:
             raise ValueError(f"policy={backbone!r} needs a grid of two axes, got grid_size={grid_size}")

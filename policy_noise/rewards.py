@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["is_hookable", "per_sample_loss"]
+__all__ = ["is_hookable", "per_sample_loss", "plain_tensor"]
 
 
 def per_sample_loss(criterion: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -51,10 +51,15 @@ def per_sample_loss(criterion: Callable[..., Tensor], *args: Any, **kwargs: Any)
     return loss.float()
 
 
+def plain_tensor(value: Tensor) -> Tensor:
+    """The tensor itself for a subclass's instance."""
+    return value if type(value) is Tensor else value.as_subclass(Tensor)
+
+
 def _prepare(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
-    value = value.detach().as_subclass(Tensor)  # MONAI's MetaTensor keeps books that vmap cannot batch
+    value = plain_tensor(value.detach())  # MONAI's MetaTensor keeps books that vmap cannot batch
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
