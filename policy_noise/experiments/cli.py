@@ -239,6 +239,11 @@ def transfer() -> None:
             mean, std = init.normalization
             raise ValueError(f"{init.source} was trained with another normalisation: pass --set mean={mean} std={std}")
         init.create(sets[0].num_classes, 0)
+    for data in sets:
+        if max(recipe.shots) > len(data.train):
+            raise ValueError(
+                f"shots {max(recipe.shots)} is more than the {len(data.train)} training images of {data.name}"
+            )
     with world() as here:
         if here.size > 1:
             raise ValueError("transfer runs in one process; start one for each set to use more")

@@ -123,6 +123,9 @@ class Run:
             differing = _differing(found, record)
             if differing:
                 raise ValueError(f"{path} belongs to another run: {differing} differ from what was asked for")
+            if writes:
+                for leftover in self.checkpoints.glob(".*.pt.*"):
+                    leftover.unlink(missing_ok=True)  # of a kill in the middle of a write
         elif writes:
             write_json(path, record)
             write_json(self.folder / "environment.json", environment())

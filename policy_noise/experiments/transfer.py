@@ -235,16 +235,9 @@ def compare(
     Returns:
         All lines.
 
-    Raises:
-        ValueError: If a set has fewer training images than the largest sample size.
     """
     from tqdm import tqdm
 
-    for data in sets:
-        if max(recipe.shots) > len(data.train):
-            raise ValueError(
-                f"shots {max(recipe.shots)} is more than the {len(data.train)} training images of {data.name}"
-            )
     done = {_key(line) for line in run.history()}
     bar = tqdm(total=len(sets) * len(inits) * len(recipe.shots) * recipe.trials, unit="trial", initial=len(done))
     for data in sets:

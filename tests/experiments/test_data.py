@@ -1,0 +1,191 @@
+"""Image sets in memory."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from policy_noise.experiments.data import (
+    Split,
+    join_sets,
+    load_medmnist,
+    load_npz,
+    match_channels,
+    resize,
+    split_stratified,
+    to_tensor,
+)
+
+ORGANS = Path(__file__).resolve().parents[2] / "examples" / "data" / "organpatches.npz"
+
+
+def arrays(classes=3, per_class=4, side=8, colour=False):
+    """A whole and valid file's content."""
+    rng = np.random.default_rng(0)
+    result = {}
+    for split in ("train", "val", "test"):
+        labels = np.repeat(np.arange(classes), per_class)[:, None].astype(np.uint8)
+        shape = (len(labels), side, side, 3) if colour else (len(labels), side, side)
+        result |= {f"{split}_images": rng.integers(0, 256, shape, np.uint8), f"{split}_labels": labels}
+    return result
+
+
+def save(path, content):
+    np.savez(path, **content)
+    return path
+
+
+class TestLoadNpz:
+    def test_medmnist_layout(self, tmp_path):
+        content = arrays()
+        data = load_npz(save(tmp_path / "set.npz", content))
+        assert (data.name, data.num_classes, data.in_chans, data.multi_label) == ("set", 3, 1, False)
+        assert np.array_equal(data.val.images, content["val_images"])
+        assert data.test.labels.dtype == np.int64
+        assert data.test.labels.tolist() == content["test_labels"].ravel().tolist()
+
+    def test_embedded_labels_become_consecutive_and_keep_their_names(self):
+        data = load_npz(ORGANS, "mr_")
+        with np.load(ORGANS) as file:
+            names = file["names"][file["mr_test_labels"].ravel()]
+        assert data.num_classes == 8
+        assert set(np.unique(data.train.labels)) == set(range(8))
+        assert [data.class_names[label] for label in data.test.labels] == names.tolist()
+
+    def test_without_splits(self, tmp_path):
+        images = np.arange(40, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
+        path = save(tmp_path / "whole.npz", {"images": images, "labels": np.repeat([0, 1], 20)})
+        data = load_npz(path, seed=1)
+        assert [len(part) for part in (data.train, data.val, data.test)] == [28, 4, 8]
+        for part in (data.train, data.val, data.test):
+            assert np.bincount(part.labels).tolist() == [len(part) // 2] * 2
+        parts = (data.train, data.val, data.test)
+        seen = np.concatenate([part.images[:, 0, 0] for part in parts])
+        assert sorted(seen.tolist()) == list(range(40))
+        assert np.array_equal(load_npz(path, seed=1).test.images, data.test.images)
+        assert not np.array_equal(load_npz(path, seed=2).test.images, data.test.images)
+
+    def test_several_labels(self, tmp_path):
+        content = arrays()
+        rng = np.random.default_rng(1)
+        for split in ("train", "val", "test"):
+            content[f"{split}_labels"] = rng.integers(0, 2, (12, 5), np.uint8)
+        data = load_npz(save(tmp_path / "chest.npz", content))
+        assert data.multi_label
+        assert data.num_classes == 5
+        assert data.train.labels.shape == (12, 5)
+
+    def test_three_channels(self, tmp_path):
+        assert load_npz(save(tmp_path / "set.npz", arrays(colour=True))).in_chans == 3
+
+    def test_missing_file(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"nowhere\.npz does not exist"):
+            load_npz(tmp_path / "nowhere.npz")
+
+    @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut short"])
+    def test_not_an_npz(self, tmp_path, content):
+        path = tmp_path / "broken.npz"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"broken\.npz cannot be read"):
+            load_npz(path)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"val_labels": None}, r"set\.npz lacks the keys \['val_labels'\]"),
+            ({"train_images": np.zeros((12, 8, 8), np.float32)}, "train_images must be uint8"),
+            ({"train_images": np.zeros((12, 8, 8, 4), np.uint8)}, "train_images must be uint8 of shape"),
+            ({"test_images": np.zeros((0, 8, 8), np.uint8)}, "test_images is empty"),
+            ({"test_labels": np.zeros(7, np.uint8)}, "test_labels must hold one row for each of 12 images, got 7"),
+            ({"val_labels": np.zeros(12)}, "val_labels must be integers"),
+            ({"val_labels": np.full(12, -1)}, "val_labels must not be negative"),
+            ({"val_labels": np.full((12, 2), 3)}, "val_labels with 2 columns must be 0 or 1"),
+            ({"train_labels": np.repeat([0, 1, 9], 4)}, r"labels must run from 0 to 9 without a hole"),
+            ({"val_labels": np.zeros(12, np.uint8)}, r"the val split has no image of \['class 1', 'class 2'\]"),
+            ({"classes": np.array([0, 1])}, r"labels \[2\] are not among classes"),
+            ({"names": np.array(["a", "b"])}, "label 2 is out of the range of names"),
+            ({"val_images": np.zeros((12, 8, 8, 3), np.uint8)}, "equally many channels"),
+            ({"val_labels": np.ones((12, 2), np.uint8)}, "same number of columns"),
+        ],
+    )
+    def test_bad_content(self, tmp_path, change, message):
+        content = {key: value for key, value in (arrays() | change).items() if value is not None}
+        with pytest.raises(ValueError, match=message):
+            load_npz(save(tmp_path / "set.npz", content))
+
+
+class TestMedmnist:
+    def test_local_file(self, tmp_path):
+        content = arrays(classes=2)
+        save(tmp_path / "pneumoniamnist_64.npz", content)
+        data = load_medmnist("pneumoniamnist", tmp_path, size=64)
+        assert data.class_names == ("normal", "pneumonia")
+
+    def test_nothing_is_fetched_unasked(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"pneumoniamnist\.npz does not exist.*--download"):
+            load_medmnist("pneumoniamnist", tmp_path)
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("flag", ["nodulemnist3d", "nonsense"])
+    def test_unknown_flag(self, tmp_path, flag):
+        with pytest.raises(ValueError, match=f"flag must be one of.*got '{flag}'"):
+            load_medmnist(flag, tmp_path)
+
+    def test_unknown_size(self, tmp_path):
+        with pytest.raises(ValueError, match="size must be 28, 64, 128 or 224, got 32"):
+            load_medmnist("pneumoniamnist", tmp_path, size=32)
+
+    def test_foreign_file(self, tmp_path):
+        save(tmp_path / "pneumoniamnist.npz", arrays(classes=3))
+        with pytest.raises(ValueError, match="holds 3 classes, and pneumoniamnist has 2"):
+            load_medmnist("pneumoniamnist", tmp_path)
+
+
+class TestJoin:
+    def test_classes_and_images(self, tmp_path):
+        one = load_npz(save(tmp_path / "one.npz", arrays(classes=2, side=8)))
+        two = load_npz(save(tmp_path / "two.npz", arrays(classes=3, side=16)))
+        joined = join_sets([one, two], 8)
+        assert joined.num_classes == 5
+        assert joined.class_names[0] == "one/class 0"
+        assert joined.groups == {"set": ("one", "one", "two", "two", "two")}
+        assert np.array_equal(joined.train.images[: len(one.train)], one.train.images)
+        assert joined.train.labels.max() == 4
+        assert len(joined.test) == len(one.test) + len(two.test)
+
+    def test_grey_becomes_colour_beside_colour(self, tmp_path):
+        grey = load_npz(save(tmp_path / "one.npz", arrays()))
+        colour = load_npz(save(tmp_path / "two.npz", arrays(colour=True)))
+        assert join_sets([grey, colour], 8).train.images.shape == (24, 8, 8, 3)
+
+    def test_refusals(self, tmp_path):
+        one = load_npz(save(tmp_path / "one.npz", arrays()))
+        with pytest.raises(ValueError, match="different names"):
+            join_sets([one, one], 8)
+        with pytest.raises(ValueError, match="at least one"):
+            join_sets([], 8)
+
+
+def test_split_needs_three_images_a_class():
+    with pytest.raises(ValueError, match="label 1 has 2 images"):
+        split_stratified(Split(np.zeros((6, 4, 4), np.uint8), np.array([0, 0, 0, 0, 1, 1])), 0)
+
+
+def test_resize_keeps_grey_values():
+    flat = np.full((2, 16, 16), 77, np.uint8)
+    assert np.array_equal(resize(flat, 8), np.full((2, 8, 8), 77, np.uint8))
+    assert resize(flat, 16) is flat
+
+
+def test_to_tensor():
+    images = np.array([[[0, 255]]], np.uint8)
+    assert torch.equal(to_tensor(images, 0.5, 0.25), torch.tensor([[[[-2.0, 2.0]]]]))
+    assert to_tensor(np.zeros((2, 4, 5, 3), np.uint8), 0.5, 0.25).shape == (2, 3, 4, 5)
+
+
+def test_match_channels():
+    grey = torch.rand(2, 1, 4, 4)
+    assert torch.equal(match_channels(grey, 3)[:, 2], grey[:, 0])
+    assert torch.allclose(match_channels(match_channels(grey, 3), 1), grey)
+    assert match_channels(grey, 1) is grey

@@ -1,0 +1,69 @@
+"""Intervals and tests."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from policy_noise.experiments.statistics import bootstrap_interval, holm, paired_difference, t_interval
+
+
+def test_t_interval_covers_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(1000):
+        interval = t_interval(rng.normal(3.0, 2.0, 4))
+        inside += interval.low <= 3.0 <= interval.high
+    assert 0.93 < inside / 1000 < 0.97
+
+
+def test_t_interval_by_table():
+    # t(0.975, 2) = 4.3027
+    mean, low, high = t_interval([1.0, 2.0, 3.0])
+    assert mean == 2.0
+    assert (low, high) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-4)
+
+
+def test_single_value_has_no_interval():
+    mean, low, high = t_interval([0.5])
+    assert mean == 0.5
+    assert np.isnan([low, high]).all()
+
+
+def test_paired_difference():
+    a, b = [0.8, 0.7, 0.9, 0.6], [0.7, 0.65, 0.7, 0.61]
+    result = paired_difference(a, b)
+    assert result.p_value == pytest.approx(stats.ttest_rel(a, b).pvalue)
+    assert result[:3] == pytest.approx(t_interval(np.subtract(a, b)))
+    assert paired_difference([1.0, 1.0], [1.0, 1.0]).p_value == 1.0
+    assert paired_difference([2.0, 2.0], [1.0, 1.0]).p_value == 0.0
+
+
+def test_bootstrap_follows_its_seed():
+    values = np.random.default_rng(0).exponential(size=30)
+    interval = bootstrap_interval(values, 1)
+    assert interval == bootstrap_interval(values, 1)
+    assert interval != bootstrap_interval(values, 2)
+    assert interval.low < interval.mean < interval.high
+    assert bootstrap_interval(values, np.random.default_rng(1)) == interval
+    assert bootstrap_interval([2.0, 2.0]) == (2.0, 2.0, 2.0)
+
+
+def test_holm():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: t_interval([]), "values must be a list of finite numbers"),
+        (lambda: t_interval([1.0, float("nan")]), "values must be a list of finite numbers"),
+        (lambda: t_interval([1.0, 2.0], 95), "confidence must lie in"),
+        (lambda: paired_difference([1.0], [1.0, 2.0]), "a and b must be pairs, got 1 and 2"),
+        (lambda: bootstrap_interval([1.0]), "at least two"),
+        (lambda: holm([0.5, 1.5]), "p_values must be"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
