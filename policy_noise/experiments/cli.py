@@ -17,7 +17,7 @@ from .radimagenet import load_image_folder, load_radimagenet
 from .recipes import NOISES, RECIPES, TrainRecipe, override
 from .report import transfer_table, write_report
 from .runs import Run, write_json
-from .training import create_model, predict, train
+from .training import create_model, epoch_batches, predict, train
 from .transfer import compare, parse_initialisation
 
 __all__ = ["average", "evaluate", "finetune", "pretrain", "report", "transfer"]
@@ -113,8 +113,9 @@ def _train_stage(stage: str, arguments: argparse.Namespace, recipe: TrainRecipe,
     data = _joined(arguments, recipe.load_size, recipe.in_chans)
     if isinstance(data, ImageSet) and data.in_chans > recipe.in_chans:
         raise ValueError(f"{data.name} has images of {data.in_chans} channels: pass --set in_chans={data.in_chans}")
-    create_model(recipe, data.num_classes, init=init)  # a wrong name or file is found before anything is written
+    create_model(recipe, data.num_classes, init=init)  # what does not fit is found before anything is written
     with world() as here:
+        epoch_batches(len(data.train), recipe, 0, here)
         record = _describe(data, arguments) | ({"init": str(init)} if init else {})
         world_size = {"processes": here.size}
         run = Run(arguments.output, stage, recipe, record | world_size, resume=arguments.resume, writes=here.main)

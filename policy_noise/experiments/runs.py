@@ -101,7 +101,7 @@ class Run:
         recipe: The resolved recipe, a dataclass.
         data: Description of the data set, compared on resuming.
         resume: Go on with a run that is there already.
-        writes: Whether this process writes.
+        writes: Whether this process checks and writes.
 
     Raises:
         FileExistsError: If the folder holds a run and ``resume`` is off.
@@ -116,16 +116,16 @@ class Run:
         record = {"stage": stage, "data": dict(data), "recipe": dataclasses.asdict(recipe)}
         record = json.loads(json.dumps(record))  # as it will be read back
         path = self.folder / "recipe.json"
-        if path.is_file():
+        # One process answers for all: the others may look when its record is written already.
+        if path.is_file() and writes:
             if not resume:
                 raise FileExistsError(f"{self.folder} holds a run already: pass --resume to go on, or another --output")
             found = json.loads(path.read_text(encoding="utf-8"))
             differing = _differing(found, record)
             if differing:
                 raise ValueError(f"{path} belongs to another run: {differing} differ from what was asked for")
-            if writes:
-                for leftover in self.checkpoints.glob(".*.pt.*"):
-                    leftover.unlink(missing_ok=True)  # of a kill in the middle of a write
+            for leftover in self.checkpoints.glob(".*.pt.*"):
+                leftover.unlink(missing_ok=True)  # of a kill in the middle of a write
         elif writes:
             write_json(path, record)
             write_json(self.folder / "environment.json", environment())
@@ -153,10 +153,11 @@ class Run:
         """All whole lines of ``metrics.jsonl``."""
         return read_lines(self.folder / "metrics.jsonl")
 
-    def rewind(self, step: int) -> None:
-        """Drop the lines of steps after this one: they will be written anew."""
+    def rewind(self, step: int | None = None) -> None:
+        """Drop the lines of steps after this one, which will be written anew, and a line that a kill cut short."""
         if self.writes:
-            kept = [json.dumps(entry) + "\n" for entry in self.history() if entry["step"] <= step]
+            entries = self.history()
+            kept = [json.dumps(entry) + "\n" for entry in entries if step is None or entry["step"] <= step]
             write_atomic(self.folder / "metrics.jsonl", lambda path: path.write_text("".join(kept), encoding="utf-8"))
 
     def save(self, name: str, state: Any) -> None:

@@ -238,6 +238,7 @@ def compare(
     """
     from tqdm import tqdm
 
+    run.rewind()
     done = {_key(line) for line in run.history()}
     bar = tqdm(total=len(sets) * len(inits) * len(recipe.shots) * recipe.trials, unit="trial", initial=len(done))
     for data in sets:

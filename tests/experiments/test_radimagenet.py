@@ -1,0 +1,143 @@
+"""Indexes of image files."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from policy_noise.experiments.radimagenet import _Index, load_image_folder, load_radimagenet
+
+FILES = {
+    "radiology_ai/MR/knee/acl": 3,
+    "radiology_ai/CT/lung/Nodule": 2,
+    "radiology_ai/US/thyroid_nodule": 1,
+    "radiology_ai/US/kidney": 1,
+}
+SPLITS = ("train", "val", "test")
+
+
+def write_image(path, grey):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((12, 10), grey, np.uint8)).save(path)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """RadImageNet's own layout; each image's grey value is its number."""
+    number = 0
+    for split in SPLITS:
+        rows = ["filename,label"]
+        for folder, count in FILES.items():
+            for index in range(count):
+                number += 1
+                name = f"{folder}/{split}{index}.png"
+                write_image(tmp_path / name, number)
+                rows.append(f"{name},{folder.rpartition('/')[2]}")
+        (tmp_path / f"RadiologyAI_{split}.csv").write_text("\n".join(rows) + "\n")
+    return tmp_path
+
+
+def test_own_layout(root):
+    data, missing = load_radimagenet(root, size=8)
+    assert missing == []
+    assert data.class_names == ("CT/lung/Nodule", "MR/knee/acl", "US/kidney", "US/thyroid_nodule")
+    assert data.groups["modality"] == ("CT", "MR", "US", "US")
+    assert data.groups["anatomy"] == ("lung", "knee", "abdomen", "thyroid")
+    assert [len(part) for part in (data.train, data.val, data.test)] == [7, 7, 7]
+    assert data.train.labels.tolist() == [1, 1, 1, 0, 0, 3, 2]
+    images, kept = data.val.read([2, 0])
+    assert images.shape == (2, 8, 8)
+    assert images[:, 0, 0].tolist() == [10, 8]  # val images are numbered from 8
+    assert kept.tolist() == [2, 0]
+    assert data.train.path(0) == str(root / "radiology_ai/MR/knee/acl/train0.png")
+
+
+def test_grey_as_three_channels(root):
+    data, _ = load_radimagenet(root, size=8, in_chans=3)
+    images, _ = data.train.read([0])
+    assert images.shape == (1, 8, 8, 3)
+    assert (images == 1).all()
+
+
+@pytest.mark.parametrize("lacking", ["radiology_ai", "RadiologyAI_val.csv"])
+def test_missing_parts_say_how_to_ask_for_access(root, lacking):
+    (root / lacking).rename(root / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=rf"{lacking} does not exist.*request.*radimagenet\.com"):
+        load_radimagenet(root, size=8)
+
+
+def test_missing_files_are_named_and_skipped_only_when_asked(root):
+    (root / "radiology_ai/MR/knee/acl/train1.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 files are missing.*train1\.png.*--skip-bad-files"):
+        load_radimagenet(root, size=8)
+    data, missing = load_radimagenet(root, size=8, skip_bad_files=True)
+    assert missing == [str(root / "radiology_ai/MR/knee/acl/train1.png")]
+    assert len(data.train) == 6
+    assert data.train.read(range(6))[0][:, 0, 0].tolist() == [1, 3, 4, 5, 6, 7]
+    assert data.train.labels.tolist() == [1, 1, 0, 0, 3, 2]
+
+
+def test_corrupt_files_are_named_and_skipped_only_when_asked(root):
+    (root / "radiology_ai/MR/knee/acl/train1.png").write_bytes(b"\x89PNG broken")
+    data, _ = load_radimagenet(root, size=8)
+    with pytest.raises(ValueError, match=r"train1\.png cannot be read as an image"):
+        data.train.read([0, 1])
+    data, _ = load_radimagenet(root, size=8, skip_bad_files=True)
+    images, kept = data.train.read([0, 1, 2])
+    assert len(images) == 2
+    assert kept.tolist() == [0, 2]
+    assert data.train.read([1])[0].shape == (0, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,class\n", "must have the columns filename and label"),
+        ("filename,label\n", "names no files"),
+        ("filename,label\nx.png,acl\n", r"line 2: filename must be a path"),
+        ("filename,label\nradiology_ai/MR/knee/acl/train0.png\n", "line 2: 2 columns expected, got 1"),
+        ("filename,label\nradiology_ai/MR/knee/acl/train0.png,acl\n", "the train split has no image of"),
+    ],
+)
+def test_bad_tables(root, text, message):
+    (root / "RadiologyAI_train.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_radimagenet(root, size=8)
+
+
+def test_image_folder(tmp_path):
+    for split in SPLITS:
+        write_image(tmp_path / split / "MR__knee__acl" / "b.png", 9)
+        write_image(tmp_path / split / "CT__lung__nodule" / "a.PNG", 5)
+        (tmp_path / split / "CT__lung__nodule" / "notes.txt").write_text("no image")
+    data, _ = load_image_folder(tmp_path, size=8)
+    assert data.class_names == ("CT__lung__nodule", "MR__knee__acl")
+    assert data.groups == {"modality": ("CT", "MR"), "anatomy": ("lung", "knee")}
+    assert data.test.read([0, 1])[0][:, 0, 0].tolist() == [5, 9]
+
+
+def test_image_folder_of_other_names_has_no_groups(tmp_path):
+    for split in SPLITS:
+        for name in ("cat", "dog"):
+            write_image(tmp_path / split / name / "a.png", 5)
+    assert load_image_folder(tmp_path, size=8)[0].groups == {}
+
+
+def test_bad_image_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match="train does not exist"):
+        load_image_folder(tmp_path, size=8)
+    for split in SPLITS:
+        (tmp_path / split / "empty").mkdir(parents=True)
+    with pytest.raises(ValueError, match="train holds no images"):
+        load_image_folder(tmp_path, size=8)
+    for split in SPLITS:
+        write_image(tmp_path / split / "a" / "x.png", 1)
+    write_image(tmp_path / "train" / "b" / "x.png", 1)
+    with pytest.raises(ValueError, match=r"the val split has no image of \['b'\]"):
+        load_image_folder(tmp_path, size=8)
+
+
+def test_index_holds_few_bytes_an_image():
+    index = _Index()
+    index.extend((f"radiology_ai/MR/knee/label{number % 165}", f"img{number:07d}.png") for number in range(20_000))
+    held = len(index.names) + index.ends.itemsize * len(index) + index.folder.itemsize * len(index)
+    assert held / len(index) < 32

@@ -1,0 +1,86 @@
+"""Run folders."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from policy_noise.experiments.runs import Run, environment, read_lines, write_atomic
+
+
+@dataclass(frozen=True)
+class Recipe:
+    epochs: int = 3
+    model: str = "tiny"
+
+
+def test_folder_says_what_was_asked_for(tmp_path):
+    Run(tmp_path / "a", "pretrain", Recipe(), {"name": "set"}, resume=False)
+    record = json.loads((tmp_path / "a" / "recipe.json").read_text())
+    assert record == {"stage": "pretrain", "data": {"name": "set"}, "recipe": {"epochs": 3, "model": "tiny"}}
+    place = json.loads((tmp_path / "a" / "environment.json").read_text())
+    assert {"command", "date", "packages", "git_revision", "processor", "device"} <= place.keys()
+
+
+def test_environment_names_packages():
+    assert environment()["packages"]["torch"].count(".") >= 2
+
+
+def test_existing_run_is_not_overwritten(tmp_path):
+    Run(tmp_path, "pretrain", Recipe(), {"name": "set"}, resume=False)
+    with pytest.raises(FileExistsError, match="--resume"):
+        Run(tmp_path, "pretrain", Recipe(), {"name": "set"}, resume=False)
+    Run(tmp_path, "pretrain", Recipe(), {"name": "set"}, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("stage", "recipe", "name", "message"),
+    [
+        ("finetune", Recipe(), "set", r"\['stage'\] differ"),
+        ("pretrain", Recipe(epochs=4), "set", r"\['recipe.epochs'\] differ"),
+        ("pretrain", Recipe(model="other"), "other", r"\['data.name', 'recipe.model'\] differ"),
+    ],
+)
+def test_resume_of_another_run_is_refused(tmp_path, stage, recipe, name, message):
+    Run(tmp_path, "pretrain", Recipe(), {"name": "set"}, resume=False)
+    before = (tmp_path / "recipe.json").read_bytes()
+    with pytest.raises(ValueError, match=message):
+        Run(tmp_path, stage, recipe, {"name": name}, resume=True)
+    assert (tmp_path / "recipe.json").read_bytes() == before
+
+
+def test_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_log_is_rewound_past_a_line_cut_short(tmp_path):
+    run = Run(tmp_path, "pretrain", Recipe(), {"name": "set"}, resume=False)
+    for step in range(1, 5):
+        run.log({"step": step})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+    assert [entry["step"] for entry in run.history()] == [1, 2, 3, 4]
+    run.rewind(2)
+    run.log({"step": 3})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+
+
+def test_log_of_no_file_is_empty(tmp_path):
+    assert read_lines(tmp_path / "nothing.jsonl") == []
+
+
+def test_only_the_writing_process_writes(tmp_path):
+    run = Run(tmp_path / "a", "pretrain", Recipe(), {"name": "set"}, resume=False, writes=False)
+    run.log({"step": 1})
+    run.save("last.pt", {})
+    assert not (tmp_path / "a").exists()

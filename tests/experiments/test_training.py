@@ -1,0 +1,237 @@
+"""Training: resuming to the bit, several processes, augmentation."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from policy_noise.experiments.data import Split
+from policy_noise.experiments.distributed import World
+from policy_noise.experiments.radimagenet import load_image_folder
+from policy_noise.experiments.recipes import RECIPES as DECLARED
+from policy_noise.experiments.training import augment, create_model, epoch_batches, predict, train
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from training_case import RECIPES, organs, run_of  # noqa: E402
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def child(*arguments, processes=1):
+    """Run the small training in processes of its own; the exit status."""
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += [str(HERE / "child.py"), *map(str, arguments)]
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200, check=False
+    )
+    return done.returncode, done.stderr
+
+
+def equal_files(one, other, names=("model.safetensors", "metrics.jsonl")):
+    return {name: (one / name).read_bytes() == (other / name).read_bytes() for name in names}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The policy's training without a break."""
+    folder = tmp_path_factory.mktemp("finished")
+    train(run_of(folder, RECIPES["policy"], ALONE), RECIPES["policy"], organs(), ALONE)
+    return folder
+
+
+class TestResume:
+    @pytest.mark.parametrize("when", ["log", "save"])
+    def test_after_a_kill_the_weights_are_the_same(self, tmp_path, finished, when):
+        status, error = child(tmp_path, "policy", when)
+        assert status == -signal.SIGKILL, error
+        assert not (tmp_path / "model.safetensors").exists()
+        state = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
+        assert state["step"] == 4  # killed in the second epoch: at step 5, or while step 6 was being saved
+        train(run_of(tmp_path, RECIPES["policy"], ALONE), RECIPES["policy"], organs(), ALONE)
+        assert equal_files(tmp_path, finished) == {"model.safetensors": True, "metrics.jsonl": True}
+        left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+        assert left == ["last.pt", "weights-0001.pt", "weights-0002.pt"]
+
+    def test_a_finished_run_stays_as_it_is(self, tmp_path, finished):
+        before = (finished / "model.safetensors").read_bytes()
+        train(run_of(finished, RECIPES["policy"], ALONE), RECIPES["policy"], organs(), ALONE)
+        assert (finished / "model.safetensors").read_bytes() == before
+
+    def test_another_number_of_processes_is_refused(self, tmp_path, finished):
+        state = torch.load(finished / "checkpoints" / "last.pt", weights_only=True)
+        (tmp_path / "checkpoints").mkdir()
+        torch.save({**state, "random": state["random"] * 2}, tmp_path / "checkpoints" / "last.pt")
+        with pytest.raises(ValueError, match="was written by 2 processes, and this run has 1"):
+            train(run_of(tmp_path, RECIPES["policy"], ALONE), RECIPES["policy"], organs(), ALONE)
+
+
+def test_the_log_holds_losses_scores_and_diagnostics(finished):
+    run = run_of(finished, RECIPES["policy"], ALONE)
+    entries = run.history()
+    assert [entry["step"] for entry in entries if "loss" in entry] == list(range(1, 9))
+    assert {"reward", "entropy", "mask_std", "policy_grad_norm"} <= entries[0].keys()
+    assert len([entry for entry in entries if "val_f1" in entry]) == 2
+    assert (finished / "figures" / "gallery-3-end.png").stat().st_size > 5000
+
+
+class TestSeveralProcesses:
+    def test_two_agree_with_one_of_the_double_batch(self, tmp_path):
+        recipe = RECIPES["conventional"]
+        train(run_of(tmp_path / "one", recipe, ALONE), recipe, organs(), ALONE)
+        status, error = child(tmp_path / "two", "half_batch", "finish", processes=2)
+        assert status == 0, error
+        one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
+        logs = [run_of(tmp_path / name, r, ALONE).history()
+                for name, r in (("one", recipe), ("two", RECIPES["half_batch"]))]  # fmt: skip
+        scores = [[e for e in log if "val_f1" in e][-1] for log in logs]
+        assert scores[1]["val_top1"] == scores[0]["val_top1"]
+        assert scores[1]["val_roc_auc"] == pytest.approx(scores[0]["val_roc_auc"], abs=1e-6)
+
+    def test_policies_are_the_same_on_all(self, tmp_path):
+        status, error = child(tmp_path, "policy_half_batch", "finish", processes=2)
+        assert status == 0, error
+        ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+        for part in ("model", "policy"):
+            assert ranks[0][part]
+            assert all(torch.equal(value, ranks[1][part][name]) for name, value in ranks[0][part].items())
+        random = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)["random"]
+        assert not torch.equal(random[0]["mask"], random[1]["mask"])  # each draws masks of its own
+
+
+class TestBatches:
+    recipe = RECIPES["conventional"]
+
+    def test_an_epoch_shows_every_image_once(self):
+        seen = [index for batch in epoch_batches(32, self.recipe, 0, ALONE) for index in batch]
+        assert sorted(seen) == list(range(32))
+        assert seen != [index for batch in epoch_batches(32, self.recipe, 1, ALONE) for index in batch]
+
+    def test_processes_share_the_double_batch(self):
+        half = dataclasses.replace(self.recipe, batch_size=4)
+        parts = [epoch_batches(32, half, 3, World(rank, 2, torch.device("cpu"))) for rank in range(2)]
+        together = [one + other for one, other in zip(*parts, strict=True)]
+        assert together == epoch_batches(32, self.recipe, 3, ALONE)
+
+    def test_too_few_images(self):
+        with pytest.raises(ValueError, match="needs 16 training images, got 15"):
+            epoch_batches(15, self.recipe, 0, World(0, 2, torch.device("cpu")))
+
+
+class TestAugment:
+    present = torch.ones(8, dtype=torch.bool)
+    images = torch.randint(0, 256, (8, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    @pytest.mark.parametrize("kind", ["shift", "resized_crop"])
+    def test_two_processes_get_the_halves_of_one(self, kind):
+        recipe = dataclasses.replace(RECIPES["conventional"], augmentation=kind)
+        whole = augment(self.images, recipe, 5, ALONE, self.present)
+        halves = [
+            augment(self.images[4 * r : 4 * r + 4], recipe, 5, World(r, 2, torch.device("cpu")), self.present[:4])
+            for r in range(2)
+        ]
+        torch.testing.assert_close(torch.cat(halves), whole, rtol=0, atol=1e-5)
+        assert not torch.allclose(whole, augment(self.images, recipe, 6, ALONE, self.present))
+
+    @pytest.mark.parametrize("kind", ["shift", "resized_crop"])
+    def test_a_dropped_image_does_not_change_the_others(self, kind):
+        recipe = dataclasses.replace(RECIPES["conventional"], augmentation=kind)
+        present = self.present.clone()
+        present[2] = False
+        whole = augment(self.images, recipe, 5, ALONE, self.present)
+        rest = augment(self.images[present], recipe, 5, ALONE, present)
+        torch.testing.assert_close(rest, whole[present], rtol=0, atol=1e-5)
+
+    def test_the_global_source_is_left_alone(self):
+        before = torch.get_rng_state()
+        augment(self.images, RECIPES["conventional"], 1, ALONE, self.present)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_evaluation_takes_the_centre(self):
+        recipe = dataclasses.replace(RECIPES["conventional"], image_size=8, augmentation="resized_crop")
+        out = augment(self.images, recipe, 0, ALONE, self.present, train=False)
+        torch.testing.assert_close(out, (self.images[:, :, 4:12, 4:12] / 255 - recipe.mean) / recipe.std)
+
+    def test_channels(self):
+        recipe = dataclasses.replace(RECIPES["conventional"], in_chans=3)
+        out = augment(self.images, recipe, 0, ALONE, self.present)
+        assert out.shape == (8, 3, 16, 16)
+        assert torch.equal(out[:, 0], out[:, 2])
+
+
+def test_predict_covers_the_split_once_in_its_order():
+    data, recipe = organs(), RECIPES["conventional"]
+    model = create_model(recipe, 2).eval()
+    targets, probabilities = predict(model, data.test, recipe, ALONE, multi_label=False)
+    assert np.array_equal(targets, data.test.labels)
+    with torch.no_grad():
+        x = (torch.from_numpy(data.test.images).unsqueeze(1) / 255 - recipe.mean) / recipe.std
+        expected = model(x).softmax(1).numpy()
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+
+
+def test_several_labels_an_image(tmp_path):
+    data = organs()
+    splits = {}
+    for name in ("train", "val", "test"):
+        split = getattr(data, name)
+        splits[name] = Split(split.images, np.stack([split.labels, np.arange(32) // 2 % 2, 1 - split.labels], 1))
+    data = dataclasses.replace(data, class_names=("a", "b", "c"), **splits)
+    recipe = dataclasses.replace(RECIPES["policy"], epochs=3, lr=4e-3)
+    model = train(run_of(tmp_path, recipe, ALONE), recipe, data, ALONE)
+    targets, probabilities = predict(model, data.test, recipe, ALONE, multi_label=True)
+    assert targets.shape == probabilities.shape == (32, 3)
+    last = [entry for entry in run_of(tmp_path, recipe, ALONE).history() if "val_f1" in entry][-1]
+    assert last["val_roc_auc"] > 0.6
+    assert "val_top5" not in last
+
+
+def test_files_on_disk_with_workers_and_a_corrupt_one(tmp_path):
+    from PIL import Image
+
+    for split in ("train", "val", "test"):
+        for label, name in enumerate(("dark", "light")):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for index in range(8):
+                Image.fromarray(np.full((16, 16), 40 + 120 * label, np.uint8)).save(folder / f"{index}.png")
+    (tmp_path / "data" / "train" / "dark" / "3.png").write_bytes(b"broken")
+    data, _ = load_image_folder(tmp_path / "data", size=16, skip_bad_files=True)
+    recipe = dataclasses.replace(RECIPES["conventional"], workers=1, epochs=1)
+    train(run_of(tmp_path / "run", recipe, ALONE), recipe, data, ALONE)
+    assert run_of(tmp_path / "run", recipe, ALONE).history()[-1]["files_skipped"] == 1
+
+
+def test_paper_recipe_trains_with_its_own_policy_schedule(tmp_path):
+    recipe = dataclasses.replace(
+        DECLARED["paper"]["pretrain"],
+        model="test_resnet",
+        image_size=16,
+        load_size=20,
+        batch_size=8,
+        epochs=1,
+        workers=0,
+        noise="policy",
+        noise_options={"policy": "test_resnet", "grid_size": 8, "kernel_size": 5, "sigma": 2.0},
+    )
+    train(run_of(tmp_path, recipe, ALONE), recipe, organs(), ALONE)
+    state = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
+    assert state["policy_scheduler"]["_last_lr"] == [0.0]  # the cosine's end
+    assert state["scheduler"]["_last_lr"] == [0.1]
+
+
+def test_unknown_model():
+    with pytest.raises(ValueError, match=r"model must be a name that timm\.list_models\(\) lists, got 'resnet9000'"):
+        create_model(dataclasses.replace(RECIPES["conventional"], model="resnet9000"), 2)

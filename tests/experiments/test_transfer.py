@@ -1,0 +1,187 @@
+"""Few-shot transfer."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from policy_noise.experiments.data import ImageSet, Split
+from policy_noise.experiments.recipes import RECIPES, override
+from policy_noise.experiments.runs import Run
+from policy_noise.experiments.transfer import (
+    Initialisation,
+    compare,
+    draw_few_shot,
+    embed,
+    fine_tune,
+    linear_probe,
+    parse_initialisation,
+    summarise,
+)
+from policy_noise.heated import save_heated
+
+
+def brightness_set(images=24, multi_label=False):
+    """Two classes that differ in brightness."""
+    rng = np.random.default_rng(0)
+
+    def split():
+        labels = np.arange(images) % 2
+        pictures = rng.integers(0, 60, (images, 32, 32)) + labels[:, None, None] * 120
+        columns = np.stack([labels, np.arange(images) // 2 % 2], 1)
+        return Split(pictures.astype(np.uint8), columns if multi_label else labels)
+
+    return ImageSet("bright", split(), split(), split(), ("dark", "light"), {})
+
+
+def small(**changes):
+    return dataclasses.replace(RECIPES["small"]["transfer"], **{"shots": (4, 8), "trials": 2, **changes})
+
+
+class TestDraw:
+    def test_even_over_classes(self):
+        labels = np.repeat([0, 1, 2], [50, 10, 3])
+        drawn = draw_few_shot(labels, 12, np.random.default_rng(0))
+        assert len(set(drawn.tolist())) == 12
+        assert sorted(np.bincount(labels[drawn]).tolist()) == [3, 4, 5]
+        assert np.bincount(labels[drawn])[2] == 3
+
+    def test_fewer_than_classes(self):
+        counts = np.zeros(10, int)
+        for seed in range(200):
+            drawn = draw_few_shot(np.arange(100) % 10, 4, np.random.default_rng(seed))
+            assert len(np.unique(drawn % 10)) == 4
+            counts += np.bincount(drawn % 10, minlength=10)
+        assert counts.min() > 50  # 80 expected of each
+
+    def test_images_are_drawn_alike(self):
+        counts = np.zeros(12, int)
+        for seed in range(600):
+            counts[draw_few_shot(np.arange(12) % 2, 6, np.random.default_rng(seed))] += 1
+        assert counts.min() > 240  # 300 expected
+        assert counts.max() < 360
+
+    def test_too_many(self):
+        with pytest.raises(ValueError, match=r"shots must lie in 1 to 5.*got 6"):
+            draw_few_shot(np.zeros(5, int), 6, np.random.default_rng(0))
+
+
+class TestProbe:
+    def test_separable(self):
+        features = np.array([[0.0], [0.1], [1.0], [1.1]])
+        probabilities = linear_probe(features, np.array([0, 0, 2, 2]), np.array([[0.0], [1.2]]), 3)
+        assert probabilities.argmax(1).tolist() == [0, 2]
+        assert (probabilities[:, 1] == 0).all()
+        assert probabilities.sum(1) == pytest.approx([1, 1])
+
+    def test_single_class(self):
+        assert linear_probe(np.ones((2, 1)), np.array([1, 1]), np.ones((3, 1)), 2).tolist() == [[0, 1]] * 3
+
+    def test_several_labels(self):
+        features = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+        labels = np.array([[0, 1], [0, 1], [1, 1], [1, 1]])
+        probabilities = linear_probe(features, labels, np.array([[0.0, 0.5], [1.0, 0.5]]), 2)
+        assert probabilities[0, 0] < 0.5 < probabilities[1, 0]
+        assert (probabilities[:, 1] == 1).all()
+
+
+def test_embed_leaves_the_model_as_it_was():
+    model = timm.create_model("test_resnet", in_chans=1).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    features = embed(model, torch.randn(5, 1, 32, 32), batch_size=2)
+    assert features.shape == (5, model.num_features)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_fine_tuning_learns(multi_label):
+    torch.manual_seed(0)
+    data = brightness_set(multi_label=multi_label)
+    model = timm.create_model("test_resnet", in_chans=1, num_classes=2)
+    images = torch.from_numpy(data.train.images).float().div(128).sub(1).unsqueeze(1)
+    labels = torch.from_numpy(data.train.labels)
+    fine_tune(model, images, labels, small(mode="full", steps=30, batch_size=16), 0)
+    with torch.no_grad():
+        output = model.eval()(images)
+    correct = (output[:, 0] > 0) == (labels[:, 0] > 0) if multi_label else output.argmax(1) == labels
+    assert correct.float().mean() > 0.9
+
+
+class TestCompare:
+    inits = (
+        Initialisation("random", "random", "test_resnet"),
+        Initialisation("policy", "random", "test_resnet"),
+    )
+
+    @pytest.mark.parametrize("mode", ["linear", "full"])
+    def test_equal_weights_give_equal_scores(self, tmp_path, mode):
+        data, recipe = brightness_set(), small(mode=mode, steps=2, shots=(8,))
+        run = Run(tmp_path, "transfer", recipe, {"name": "bright"}, resume=False)
+        lines = compare(run, recipe, [data], self.inits, torch.device("cpu"))
+        assert len(lines) == 4
+        by_init = {name: [line["f1"] for line in lines if line["init"] == name] for name in ("random", "policy")}
+        assert by_init["random"] == by_init["policy"]
+
+    def test_resumed_after_a_stop(self, tmp_path):
+        data, recipe = brightness_set(), small()
+        whole = Run(tmp_path / "whole", "transfer", recipe, {"name": "bright"}, resume=False)
+        expected = compare(whole, recipe, [data], self.inits, torch.device("cpu"))
+        assert len(expected) == 8
+        cut = Run(tmp_path / "cut", "transfer", recipe, {"name": "bright"}, resume=False)
+        for line in expected[:3]:
+            cut.log(line)
+        with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
+            file.write('{"data": "bri')
+        assert compare(cut, recipe, [data], self.inits, torch.device("cpu")) == expected
+
+    def test_several_labels(self, tmp_path):
+        data, recipe = brightness_set(multi_label=True), small(shots=(8,), trials=1)
+        run = Run(tmp_path, "transfer", recipe, {"name": "bright"}, resume=False)
+        line = compare(run, recipe, [data], self.inits[:1], torch.device("cpu"))[0]
+        assert line["roc_auc"] > 0.6
+        assert "top5" not in line
+
+
+def test_summary_is_over_runs_where_there_are_several():
+    def line(source, trial, f1):
+        return {"data": "d", "init": "policy", "source": source, "shots": 8, "trial": trial, "f1": f1}
+
+    one = [line("a", 0, 0.2), line("a", 1, 0.4)]
+    assert summarise(one, "f1")["d"]["policy"][8].mean == pytest.approx(0.3)
+    two = summarise([*one, line("b", 0, 0.5), line("b", 1, 0.5)], "f1")["d"]["policy"][8]
+    assert two.mean == pytest.approx(0.4)
+    assert two.high - two.mean == pytest.approx(0.1 * 12.706, rel=1e-3)  # t(0.975, 1), runs' means 0.3 and 0.5
+
+
+class TestInitialisation:
+    def test_of_a_run(self, tmp_path):
+        torch.manual_seed(0)
+        model = timm.create_model("test_resnet", in_chans=1, num_classes=4)
+        metadata = {"recipe": {"model": "test_resnet", "in_chans": 1, "mean": 0.4, "std": 0.2}}
+        save_heated(model, tmp_path / "model.safetensors", metadata)
+        init = parse_initialisation(f"policy={tmp_path}", None, None)
+        assert (init.label, init.model, init.in_chans, init.normalization) == ("policy", "test_resnet", 1, (0.4, 0.2))
+        made = init.create(3, seed=7)
+        assert torch.equal(next(made.parameters()), next(model.parameters()))
+        assert made.get_classifier().out_features == 3
+        beside = parse_initialisation("random", None, init)
+        assert (beside.source, beside.model, beside.in_chans) == ("random", "test_resnet", 1)
+
+    @pytest.mark.parametrize("text", ["random", "imagenet"])
+    def test_needs_a_model(self, text):
+        with pytest.raises(ValueError, match="needs the name of a timm model"):
+            parse_initialisation(text, None, None)
+        assert parse_initialisation(text, "resnet18", None).model == "resnet18"
+
+    def test_bad_texts(self, tmp_path):
+        with pytest.raises(ValueError, match="LABEL=RUN"):
+            parse_initialisation("runs", None, None)
+        with pytest.raises(FileNotFoundError, match=r"model\.safetensors does not exist"):
+            parse_initialisation(f"policy={tmp_path}", None, None)
+
+
+def test_override_reaches_the_shots():
+    assert override(small(), ["shots=[2]"]).shots == [2]
