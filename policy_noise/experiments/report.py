@@ -15,13 +15,13 @@ __all__ = ["transfer_table", "write_report"]
 
 CSS = """
 :root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 auto; max-width: 1080px;
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 auto; max-width: 1120px;
   padding: 24px; }
 h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 32px 0 8px; border-bottom: 1px solid #ddd; }
 p.lead { color: #666; margin: 0 0 16px; overflow-wrap: anywhere; }
-table { border-collapse: collapse; margin: 8px 0 16px; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; margin: 8px 0 16px; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; }
-th, td { text-align: left; padding: 4px 12px 4px 0; border-bottom: 1px solid #eee; vertical-align: top; }
+th, td { text-align: left; padding: 4px 14px 4px 0; border-bottom: 1px solid #eee; vertical-align: top; }
 th { font-weight: 600; border-bottom-color: #bbb; } td + td, th + th { white-space: nowrap; }
 img { max-width: 100%; height: auto; display: block; margin: 12px 0; }
 .cards { display: flex; flex-wrap: wrap; gap: 12px; margin: 16px 0; }

@@ -1,6 +1,6 @@
 """A small training in a process of its own, for tests that kill it or start several.
 
-Usage: child.py FOLDER NOISE WHEN, with WHEN one of ``finish``, ``log`` (killed in the middle of an epoch) and ``save``
+Usage: child.py FOLDER NAME[,NAME] WHEN, for runs in FOLDER/NAME, with WHEN one of ``finish``, ``log`` (killed in the middle of an epoch) and ``save``
 (killed when half of a checkpoint is written).
 """
 
@@ -23,7 +23,7 @@ from policy_noise.experiments.training import train
 
 
 def main() -> None:
-    folder, name, when = sys.argv[1:]
+    folder, names, when = sys.argv[1:]
     torch.set_num_threads(1)
     if when == "log":
         log = Run.log
@@ -53,10 +53,12 @@ def main() -> None:
 
     policy_noise.attach = attach_and_remember
     with world() as here:
-        model = train(run_of(folder, RECIPES[name], here), RECIPES[name], organs(), here)
-        # What each rank ended with, to compare them.
-        policy = {key: value for hook in hooks for key, value in hook.mask.state_dict().items()}
-        torch.save({"model": model.state_dict(), "policy": policy}, Path(folder) / f"rank{here.rank}.pt")
+        for name in names.split(","):
+            place = Path(folder, name)
+            model = train(run_of(place, RECIPES[name], here), RECIPES[name], organs(), here)
+            # What each rank ended with, to compare them.
+            policy = {key: value for hook in hooks for key, value in hook.mask.state_dict().items()}
+            torch.save({"model": model.state_dict(), "policy": policy}, place / f"rank{here.rank}.pt")
 
 
 if __name__ == "__main__":

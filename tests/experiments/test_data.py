@@ -122,6 +122,17 @@ class TestMedmnist:
         data = load_medmnist("pneumoniamnist", tmp_path, size=64)
         assert data.class_names == ("normal", "pneumonia")
 
+    def test_chestmnist_has_fourteen_labels_an_image(self, tmp_path):
+        content = arrays()
+        for split in ("train", "val", "test"):
+            content[f"{split}_labels"] = np.eye(14, dtype=np.uint8)[np.arange(28) % 14]
+            content[f"{split}_images"] = np.zeros((28, 8, 8), np.uint8)
+        save(tmp_path / "chestmnist.npz", content)
+        data = load_medmnist("chestmnist", tmp_path)
+        assert data.multi_label
+        assert data.class_names[:2] == ("atelectasis", "cardiomegaly")
+        assert len(data.class_names) == 14
+
     def test_nothing_is_fetched_unasked(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"pneumoniamnist\.npz does not exist.*--download"):
             load_medmnist("pneumoniamnist", tmp_path)

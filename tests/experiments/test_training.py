@@ -55,12 +55,13 @@ class TestResume:
     def test_after_a_kill_the_weights_are_the_same(self, tmp_path, finished, when):
         status, error = child(tmp_path, "policy", when)
         assert status == -signal.SIGKILL, error
-        assert not (tmp_path / "model.safetensors").exists()
-        state = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
+        folder = tmp_path / "policy"
+        assert not (folder / "model.safetensors").exists()
+        state = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
         assert state["step"] == 4  # killed in the second epoch: at step 5, or while step 6 was being saved
-        train(run_of(tmp_path, RECIPES["policy"], ALONE), RECIPES["policy"], organs(), ALONE)
-        assert equal_files(tmp_path, finished) == {"model.safetensors": True, "metrics.jsonl": True}
-        left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+        train(run_of(folder, RECIPES["policy"], ALONE), RECIPES["policy"], organs(), ALONE)
+        assert equal_files(folder, finished) == {"model.safetensors": True, "metrics.jsonl": True}
+        left = sorted(path.name for path in (folder / "checkpoints").iterdir())
         assert left == ["last.pt", "weights-0001.pt", "weights-0002.pt"]
 
     def test_a_finished_run_stays_as_it_is(self, tmp_path, finished):
@@ -85,29 +86,35 @@ def test_the_log_holds_losses_scores_and_diagnostics(finished):
     assert (finished / "figures" / "gallery-3-end.png").stat().st_size > 5000
 
 
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Both trainings on two processes, with half the batch on each."""
+    folder = tmp_path_factory.mktemp("two")
+    status, error = child(folder, "half_batch,policy_half_batch", "finish", processes=2)
+    assert status == 0, error
+    return folder
+
+
 class TestSeveralProcesses:
-    def test_two_agree_with_one_of_the_double_batch(self, tmp_path):
+    def test_two_agree_with_one_of_the_double_batch(self, tmp_path, two):
         recipe = RECIPES["conventional"]
-        train(run_of(tmp_path / "one", recipe, ALONE), recipe, organs(), ALONE)
-        status, error = child(tmp_path / "two", "half_batch", "finish", processes=2)
-        assert status == 0, error
-        one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-        for name, value in one.items():
-            torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
-        logs = [run_of(tmp_path / name, r, ALONE).history()
-                for name, r in (("one", recipe), ("two", RECIPES["half_batch"]))]  # fmt: skip
-        scores = [[e for e in log if "val_f1" in e][-1] for log in logs]
+        train(run_of(tmp_path, recipe, ALONE), recipe, organs(), ALONE)
+        folders = {tmp_path: recipe, two / "half_batch": RECIPES["half_batch"]}
+        weights = [load_file(folder / "model.safetensors") for folder in folders]
+        for name, value in weights[0].items():
+            torch.testing.assert_close(weights[1][name], value, rtol=1e-4, atol=1e-5)
+        logs = [run_of(folder, used, ALONE).history() for folder, used in folders.items()]
+        scores = [[entry for entry in log if "val_f1" in entry][-1] for log in logs]
         assert scores[1]["val_top1"] == scores[0]["val_top1"]
         assert scores[1]["val_roc_auc"] == pytest.approx(scores[0]["val_roc_auc"], abs=1e-6)
 
-    def test_policies_are_the_same_on_all(self, tmp_path):
-        status, error = child(tmp_path, "policy_half_batch", "finish", processes=2)
-        assert status == 0, error
-        ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    def test_policies_are_the_same_on_all(self, two):
+        folder = two / "policy_half_batch"
+        ranks = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
         for part in ("model", "policy"):
             assert ranks[0][part]
             assert all(torch.equal(value, ranks[1][part][name]) for name, value in ranks[0][part].items())
-        random = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)["random"]
+        random = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["random"]
         assert not torch.equal(random[0]["mask"], random[1]["mask"])  # each draws masks of its own
 
 

@@ -1,0 +1,158 @@
+"""How fast the pieces of the paper's training are on this machine, and what 90 epochs of RadImageNet would take.
+
+Measures reading (decoding 224-px grey PNG files, one process), augmentation (through Kornia on the device, and through
+torchvision on one CPU core), one training step, and the memory of an index of 1.35 million files. Nothing is loaded
+but what it makes itself:
+
+    python examples/throughput.py --model resnet50
+"""
+
+import argparse
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+import policy_noise
+from policy_noise.experiments import radimagenet
+from policy_noise.experiments.distributed import World
+from policy_noise.experiments.recipes import RECIPES, override
+from policy_noise.experiments.runs import environment
+from policy_noise.experiments.training import augment, create_model
+
+IMAGES, CLASSES, EPOCHS = 1_350_000, 165, 90
+
+
+def rate(work: Callable[[], object], images: int, seconds: float, device: torch.device) -> float:
+    """Images a second, after one call to warm up."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    work()
+    wait()
+    start, calls = time.perf_counter(), 0
+    while calls < 3 or time.perf_counter() - start < seconds:
+        work()
+        calls += 1
+        wait()
+    return images * calls / (time.perf_counter() - start)
+
+
+def reading(folder: Path, size: int, seconds: float) -> float:
+    """Images a second of one reading process: smoothed noise, which PNG compresses about as it does a scan."""
+    rng = np.random.default_rng(0)
+    for index in range(32):
+        coarse = Image.fromarray(rng.integers(0, 256, (56, 56), np.uint8))
+        coarse.resize((224, 224), Image.Resampling.BICUBIC).save(folder / f"{index:02d}.png")
+    names = b"".join(f"{index:02d}.png".encode() for index in range(32))
+    split = radimagenet.FileSplit(
+        root=str(folder.parent),
+        folders=(folder.name,),
+        folder=np.zeros(32, np.uint16),
+        names=np.frombuffer(names, np.uint8),
+        ends=np.arange(1, 33) * 6,
+        labels=np.zeros(32, np.int64),
+        size=size,
+        in_chans=1,
+    )
+    return rate(lambda: split.read(range(32)), 32, seconds, torch.device("cpu"))
+
+
+def index_memory(root: Path) -> tuple[float, float, float]:
+    """Bytes an image that the index keeps, the peak while it is made, and the seconds that took, at full size."""
+    folders = [f"radiology_ai/MR/anatomy{label % 7}/label{label}" for label in range(CLASSES)]
+    for folder in folders:
+        (root / folder).mkdir(parents=True)
+    shares = {"train": 0.75, "val": 0.1, "test": 0.15}
+    for split, share in shares.items():
+        with (root / f"RadiologyAI_{split}.csv").open("w") as file:
+            file.write("filename,label\n")
+            for number in range(int(IMAGES * share)):
+                file.write(f"{folders[number % CLASSES]}/{split}-{number:07d}.png,label{number % CLASSES}\n")
+    # The files themselves are not there, which the index would find out and say.
+    with mock.patch.object(radimagenet, "_missing", return_value=np.zeros(0, np.int64)):
+        tracemalloc.start()
+        start = time.perf_counter()
+        data, _ = radimagenet.load_radimagenet(root, size=256)
+        seconds = time.perf_counter() - start
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    kept = sum(part.nbytes for part in (data.train, data.val, data.test))
+    return kept / IMAGES, peak / IMAGES, seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet50", help="timm model")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each measurement")
+    parser.add_argument("--amp", action="store_true", help="bfloat16")
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    here, size = World(0, 1, device), arguments.batch_size
+    recipe = override(RECIPES["paper"]["pretrain"], [f"model={arguments.model}", f"batch_size={size}"])
+    present = torch.ones(size, dtype=torch.bool)
+    raw = torch.randint(0, 256, (size, 1, recipe.load_size, recipe.load_size), dtype=torch.uint8)
+    on_device = raw.to(device)
+    place = environment()
+    print(f"{place['processor']}; {place['device']}; {torch.get_num_threads()} torch threads; {place['date']}\n")
+    print("| what | images/s |\n|---|---|")
+
+    with tempfile.TemporaryDirectory() as folder:
+        read = reading(Path(folder), recipe.load_size, arguments.seconds)
+    print(f"| decode and resize PNG, one process | {read:.0f} |")
+    transform = v2.Compose([v2.RandomResizedCrop(recipe.image_size, antialias=True), v2.RandomHorizontalFlip()])
+    single = rate(lambda: [transform(image) for image in raw], size, arguments.seconds, torch.device("cpu"))
+    print(f"| augment through torchvision, image by image on the CPU | {single:.0f} |")
+    kornia = rate(lambda: augment(on_device, recipe, 0, here, present), size, arguments.seconds, device)
+    print(f"| augment through Kornia, batches on the {device.type} | {kornia:.0f} |")
+
+    model = create_model(recipe, CLASSES).to(device, memory_format=torch.channels_last).train()
+    images, targets = augment(on_device, recipe, 0, here, present), torch.randint(CLASSES, (size,), device=device)
+    rates = {}
+    for noise in ("conventional", "default", "paper"):
+        optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+        criterion = torch.nn.CrossEntropyLoss()
+        hook = None
+        if noise != "conventional":
+            normal = {"mean": [recipe.mean] * 3, "std": [recipe.std] * 3}
+            hook = policy_noise.attach(model, optimizer, criterion, preset=noise, **normal)
+
+        def step(optimizer: torch.optim.Optimizer = optimizer, criterion: torch.nn.Module = criterion) -> None:
+            with torch.autocast(device.type, torch.bfloat16, enabled=arguments.amp):
+                output = model(images)
+            loss = criterion(output.float(), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        rates[noise] = rate(step, size, arguments.seconds, device)
+        print(f"| train {arguments.model}, {noise} | {rates[noise]:.1f} |")
+        if hook is not None:
+            hook.remove()
+
+    total = IMAGES * 0.75 * EPOCHS
+    print(f"\n90 epochs of {IMAGES * 0.75 / 1e6:.2f} M training images are {total / 1e6:.0f} M images:")
+    for devices in (1, 8):
+        hours = total / (rates["default"] * devices) / 3600
+        need = rates["default"] * devices / read
+        print(f"- {devices} of this device: {hours:.0f} h, if reading keeps up ({need:.2g} processes as above)")
+    with tempfile.TemporaryDirectory() as folder:
+        kept, peak, seconds = index_memory(Path(folder))
+    print(
+        f"\nIndex of {IMAGES:,} files: {kept:.1f} bytes an image kept ({kept * IMAGES / 1e6:.0f} MB), {peak:.1f} at "
+        f"the peak, {seconds:.0f} s (traced, which slows it)"
+    )
+
+
+if __name__ == "__main__":
+    main()
