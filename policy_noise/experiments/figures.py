@@ -99,6 +99,8 @@ def mask_gallery(
     Shape:
         - images: (B, C, H, W).
     """
+    from matplotlib.colors import TwoSlopeNorm
+
     generator = torch.Generator(images.device).manual_seed(seed)
     training = mask.training
     sample = mask.eval().sample(images, generator)  # eval: a backbone policy's statistics stay as they are
@@ -114,20 +116,22 @@ def mask_gallery(
 
     low, high = float(expected.min()), float(expected.max())
     room = max(0.0, 0.1 - (high - low)) / 2  # a policy that has not moved shows as flat, not as rounding noise
-    depth = max(0.05, float((factor - 1).abs().max())) if mask.mean_preserving else 1.0
+    low = min(max(0.0, low - room), 0.9)
+    high = max(low + 0.1, min(1.0, high + room))
+    # White is a factor of 1. A mask that lost nearly all its cells lifts the rest by far more than it can darken.
+    depth = max(0.05, float((factor - 1).abs().max()))
+    colours = TwoSlopeNorm(1.0, vmin=max(0.0, 1 - depth), vmax=1 + depth)
     rows: list[tuple[str, np.ndarray, dict[str, Any]]] = [
         ("image", shown(images), {"cmap": "gray", "vmin": 0, "vmax": 1}),
         (
             "policy\n" + r"$\alpha\,/\,(\alpha+\beta)$",
             expected[:, 0].cpu().numpy(),
-            {"cmap": "viridis", "vmin": low - room, "vmax": high + room},
+            {"cmap": "viridis", "vmin": low, "vmax": high},
         ),
         (
             "mask\n(factor)",
             factor[:, 0].cpu().numpy(),
-            {"cmap": "RdBu_r", "vmin": 1 - depth, "vmax": 1 + depth}
-            if mask.mean_preserving
-            else {"cmap": "viridis", "vmin": 0, "vmax": 1},
+            {"cmap": "RdBu_r", "norm": colours} if mask.mean_preserving else {"cmap": "viridis", "vmin": 0, "vmax": 1},
         ),
         ("masked\nimage", shown(masked), {"cmap": "gray", "vmin": 0, "vmax": 1}),
     ]

@@ -1,7 +1,7 @@
 """A small training in a process of its own, for tests that kill it or start several.
 
-Usage: child.py FOLDER NAME[,NAME] WHEN, for runs in FOLDER/NAME, with WHEN one of ``finish``, ``log`` (killed in the middle of an epoch) and ``save``
-(killed when half of a checkpoint is written).
+Usage: child.py FOLDER NAME[,NAME] WHEN, for runs in FOLDER/NAME, with WHEN one of ``finish``, ``log`` (killed in the
+middle of an epoch) and ``save`` (killed when half of a checkpoint is written).
 """
 
 import os
