@@ -9,6 +9,7 @@ minutes on 2 CPU cores:
 """
 
 import argparse
+import datetime
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -212,10 +213,15 @@ def main() -> None:
         arguments.output / "training.png",
         heading=f"Training and fine-tuning ({arguments.epochs} + {finetune_epochs} epochs), {arguments.seeds} seeds",
     )
-    text = table(results)
-    (arguments.output / "table.md").write_text(text + "\n", encoding="utf-8")
     interval = "means [95 % t-intervals] over" if arguments.seeds > 1 else "no interval from"
-    print(f"\n{text}\n\n{interval} {arguments.seeds} seeds; {arguments.epochs} + {finetune_epochs} epochs of {MODEL}.")
+    text = (
+        f"{table(results)}\n\n"
+        f"{interval} {arguments.seeds} seeds; {arguments.epochs} + {finetune_epochs} epochs of {MODEL}; CPU, torch "
+        f"{torch.__version__}, timm {timm.__version__}, {datetime.date.today()}; "
+        f"`python examples/quickstart.py --seeds {arguments.seeds} --epochs {arguments.epochs}`\n"
+    )
+    (arguments.output / "table.md").write_text(text, encoding="utf-8")
+    print(f"\n{text}")
     print(f"{time.perf_counter() - begun:.0f} s; table and pictures are in {arguments.output}/")
 
 
