@@ -17,7 +17,9 @@ def test_table_and_pictures(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     table = (tmp_path / "out" / "table.md").read_text()
     assert table in printed
-    rows = [line.split("|") for line in table.splitlines()[2:]]
+    body, _, origin = table.partition("\n\n")
+    assert "--seeds 1 --epochs 1" in origin
+    rows = [line.split("|") for line in body.splitlines()[2:]]
     assert [row[2].strip() for row in rows] == ["conventional", "frozen noise", "policy noise"] * 4
     assert all(0 < float(row[3]) < 1 for row in rows)
     for name in ("gallery.png", "training.png"):
