@@ -111,8 +111,11 @@ def main() -> None:
         read = reading(Path(folder), recipe.load_size, arguments.seconds)
     print(f"| decode and resize PNG, one process | {read:.0f} |")
     transform = v2.Compose([v2.RandomResizedCrop(recipe.image_size, antialias=True), v2.RandomHorizontalFlip()])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a reading process
     single = rate(lambda: [transform(image) for image in raw], size, arguments.seconds, torch.device("cpu"))
-    print(f"| augment through torchvision, image by image on the CPU | {single:.0f} |")
+    torch.set_num_threads(threads)
+    print(f"| augment through torchvision, image by image on one CPU core | {single:.0f} |")
     kornia = rate(lambda: augment(on_device, recipe, 0, here, present), size, arguments.seconds, device)
     print(f"| augment through Kornia, batches on the {device.type} | {kornia:.0f} |")
 
