@@ -54,7 +54,10 @@ def classification(output: Path, seeds: int, stage: str) -> list[str]:
 
 
 def few_shot_differences(lines: list[dict], metric: str) -> list[str]:
-    """Policy noise against each control at each sample size, paired by seed (means over trials), with Holm's p."""
+    """Policy noise against each control at each sample size, paired by seed (means over trials), with Holm's p.
+
+    Says in words where it is better, worse, or not shown to be either.
+    """
     means: dict[tuple, dict[int, float]] = defaultdict(dict)
     collected: dict[tuple, list[float]] = defaultdict(list)
     for line in lines:
@@ -72,9 +75,22 @@ def few_shot_differences(lines: list[dict], metric: str) -> list[str]:
             rows.append([data, str(shots), LABELS[other], str(result), f"{result.p_value:.3f}"])
             p_values.append(result.p_value)
     adjusted = holm(p_values)
+    verdict = []
+    for other in ("conventional", "frozen"):
+        mine = [
+            (row[3].startswith("+"), value)
+            for row, value in zip(rows, adjusted, strict=True)
+            if row[2] == LABELS[other]
+        ]
+        better, worse = (sum(value < 0.05 and up is sign for up, value in mine) for sign in (True, False))
+        verdict += [
+            f"Against {LABELS[other]}, policy noise is better in {better} and worse in {worse} of {len(mine)} "
+            "comparisons (p by Holm below 0.05); in the others no difference is shown.",
+            "",
+        ]
     header = ["set", "images", "policy noise minus", "difference [95 % t-interval]", "p", "p by Holm"]
     body = [[*row, f"{value:.3f}"] for row, value in zip(rows, adjusted, strict=True)]
-    return ["| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *body]]
+    return [*verdict, *["| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *body]]]
 
 
 def main() -> None:
