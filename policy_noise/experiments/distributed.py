@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 __all__ = ["World", "world"]
 
@@ -38,6 +39,12 @@ class World:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give all processes the first one's buffers: BatchNorm statistics of the last step may differ."""
+        if self.size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
 
     def barrier(self) -> None:
         """Wait for all."""

@@ -282,6 +282,7 @@ def train(run: Run, recipe: TrainRecipe, data: Any, world: World, *, init: Path 
                 bar.set_postfix_str(f"loss {entry['loss']:.3f}")
             if recipe.checkpoint_steps and done % recipe.checkpoint_steps == 0 and done % steps:
                 _save(run, parts, generator, world, done)
+        world.share_buffers(model)
         targets_, probabilities = predict(model, data.val, recipe, world, multi_label=data.multi_label)
         scores = classification_metrics(targets_, probabilities)
         entry = {"step": done, "epoch": done / steps, **{f"val_{name}": value for name, value in scores.items()}}

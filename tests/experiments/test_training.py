@@ -88,9 +88,9 @@ def test_the_log_holds_losses_scores_and_diagnostics(finished):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """Both trainings on two processes, with half the batch on each."""
+    """Three trainings on two processes, with half the batch on each."""
     folder = tmp_path_factory.mktemp("two")
-    status, error = child(folder, "half_batch,policy_half_batch", "finish", processes=2)
+    status, error = child(folder, "half_batch,batch_norm,policy_half_batch", "finish", processes=2)
     assert status == 0, error
     return folder
 
@@ -107,6 +107,11 @@ class TestSeveralProcesses:
         scores = [[entry for entry in log if "val_f1" in entry][-1] for log in logs]
         assert scores[1]["val_top1"] == scores[0]["val_top1"]
         assert scores[1]["val_roc_auc"] == pytest.approx(scores[0]["val_roc_auc"], abs=1e-6)
+
+    def test_batch_statistics_are_the_same_on_all(self, two):
+        ranks = [torch.load(two / "batch_norm" / f"rank{rank}.pt", weights_only=True)["model"] for rank in range(2)]
+        assert any("running_mean" in name for name in ranks[0])
+        assert all(torch.equal(value, ranks[1][name]) for name, value in ranks[0].items())
 
     def test_policies_are_the_same_on_all(self, two):
         folder = two / "policy_half_batch"

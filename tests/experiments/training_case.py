@@ -28,8 +28,8 @@ def run_of(folder: str | Path, recipe: object, here: object, *, resume: bool = T
     return Run(folder, "pretrain", recipe, {"name": "bright"}, resume=resume, writes=here.main)
 
 
-# 32 images in batches of 8: four steps an epoch, a checkpoint at every second. No batch statistics, so that one
-# process can be compared with two.
+# 32 images in batches of 8: four steps an epoch, a checkpoint at every second. Without batch
+# statistics one process can be compared with two.
 _BASE = dataclasses.replace(
     DECLARED["small"]["pretrain"],
     model_options={"norm_layer": "groupnorm1"},
@@ -44,5 +44,6 @@ RECIPES = {
     "conventional": _BASE,
     "policy": dataclasses.replace(_BASE, noise="policy", noise_options={"grid_size": 4}),
     "half_batch": dataclasses.replace(_BASE, batch_size=4),
+    "batch_norm": dataclasses.replace(_BASE, batch_size=4, epochs=1, model_options={}),
     "policy_half_batch": dataclasses.replace(_BASE, batch_size=4, noise="policy", noise_options={"grid_size": 4}),
 }
