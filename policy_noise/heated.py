@@ -7,7 +7,6 @@ safetensors, with its metadata, and loads into a model with another number of cl
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .files import PathLike, write_atomic
 from .version import __version__
 
 __all__ = ["average_checkpoints", "load_heated", "read_heated_metadata", "recalibrate_batchnorm", "save_heated"]
-
-PathLike = str | os.PathLike[str]
 
 
 @torch.no_grad()
@@ -149,18 +147,7 @@ def save_heated(model: nn.Module, path: PathLike, metadata: Mapping[str, Any] | 
         text = json.dumps({**record, **(metadata or {})})
     except TypeError as error:
         raise TypeError(f"metadata must be JSON, got {metadata!r}: {error}") from error
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        save_model(inner, temporary, metadata={"heated": text})
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomic(path, lambda temporary: save_model(inner, str(temporary), metadata={"heated": text}))
 
 
 def read_heated_metadata(path: PathLike) -> dict[str, Any]:

@@ -20,6 +20,17 @@ MODULES = [policy_noise.__name__] + [
 ]
 
 
+def import_or_skip(name):
+    """A module of the package, unless it needs an extra that is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        missing = error.name or getattr(error.__cause__, "name", "")  # integrations name their extra, from the cause
+        if missing.split(".")[0] not in EXTRAS:
+            raise
+        pytest.skip(f"{name} needs {missing}, an extra that is not installed")
+
+
 def test_importing_it_is_light():
     """Nothing heavier than torch itself, in a fresh interpreter."""
     heavy = ["timm", "kornia", "torchvision", "sklearn", "matplotlib", "scipy", "pandas", "torch._dynamo"]
@@ -31,13 +42,7 @@ def test_importing_it_is_light():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings(name):
-    try:
-        module = importlib.import_module(name)
-    except ImportError as error:
-        missing = error.name or getattr(error.__cause__, "name", "")  # integrations name their extra, from the cause
-        if missing.split(".")[0] not in EXTRAS:
-            raise
-        pytest.skip(f"{name} needs {missing}, an extra that is not installed")
+    module = import_or_skip(name)
     torch.manual_seed(0)
     assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0
 
@@ -53,13 +58,7 @@ def test_the_main_modules_have_examples():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_all_names_exist(name):
-    try:
-        module = importlib.import_module(name)
-    except ImportError as error:
-        missing = error.name or getattr(error.__cause__, "name", "")  # integrations name their extra, from the cause
-        if missing.split(".")[0] not in EXTRAS:
-            raise
-        pytest.skip(f"{name} needs {missing}, an extra that is not installed")
+    module = import_or_skip(name)
     missing = [item for item in getattr(module, "__all__", []) if not hasattr(module, item)]
     assert not missing
 

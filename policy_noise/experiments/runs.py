@@ -6,42 +6,19 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..files import PathLike, write_atomic
+
 __all__ = ["Run", "environment", "write_atomic", "write_json"]
 
-PathLike = str | os.PathLike[str]
-
 PACKAGES = ("policy_noise", "torch", "timm", "kornia", "numpy", "scikit-learn", "medmnist")
-
-
-def write_atomic(path: PathLike, write: Callable[[Path], Any]) -> None:
-    """Write a file whole or not at all: a temporary one beside it, fsync, rename.
-
-    Args:
-        path: File to write.
-        write: Called with the temporary file's path.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: PathLike, value: Any) -> None:
