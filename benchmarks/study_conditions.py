@@ -49,6 +49,8 @@ class Condition:
 
 SMOOTH = {"grid_size": 4, "sigma": 1 / 12}
 """A few broad cells with a wide blur: nearest to what scanners do."""
+DOSES = (0.1, 0.2, 0.3, 0.45)
+"""Standard deviations of masks of a fixed dose."""
 ADVERSARIAL = {"reward": "adversarial"}
 WIDE = {"init_log_concentration": -1.0}
 """Starts at Beta(.37, .37), whose mass lies at the ends: the strongest noise at a given strength."""
@@ -61,6 +63,10 @@ def _frozen(name: str, mask: Mapping[str, Any], **rest: Any) -> Condition:
 
 def _learned(name: str, mask: Mapping[str, Any] | None = None, hook: Mapping[str, Any] | None = None, **rest: Any):
     return Condition(name, "learned", "default", mask or {}, hook=hook or {}, **rest)
+
+
+def _dosed(name: str, std: float, **rest: Any) -> Condition:
+    return _learned(f"{name}-dose{int(100 * std)}", {**SMOOTH, "mask_std": std}, **rest)
 
 
 def _declare() -> list[Condition]:
@@ -127,6 +133,12 @@ def _declare() -> list[Condition]:
         _learned("relative-coop", signal="relative"),
         _learned("align", signal="align"),
         _learned("align-smooth", smooth, signal="align"),
+        # The same dose for every mask, learned or not.
+        *(_frozen(f"dose{int(100 * std)}", {**smooth, "mask_std": std}) for std in DOSES),
+        *(_dosed("coop", std) for std in DOSES),
+        *(_dosed("adv", std, hook=ADVERSARIAL) for std in DOSES),
+        *(_dosed("align", std, signal="align") for std in DOSES),
+        *(_dosed("teacher", std, signal="teacher") for std in DOSES),
         # Hand-set rivals. The bias field knows one of the test's shifts.
         Condition("bias-field", "augmentation", augment="bias_field"),
         Condition("gaussian-noise", "augmentation", augment="gaussian_noise"),
@@ -155,6 +167,7 @@ def _declare() -> list[Condition]:
     return conditions
 
 
+DOSED = tuple(f"{name}-dose{int(100 * std)}" for name in ("frozen", "coop", "adv", "align", "teacher") for std in DOSES)
 CONDITIONS = {condition.name: condition for condition in _declare()}
 
 
@@ -176,6 +189,7 @@ class Suite:
 
 
 MAIN_TASKS = ("joined", "organs", "tumour", "pneumonia")
+HALF_TASKS = ("joined-half", "organs-half", "pneumonia-half")
 
 SUITES = {
     "smoke": Suite(
@@ -187,7 +201,8 @@ SUITES = {
         1,
         ("val",),
     ),
-    "screen": Suite(MAIN_TASKS, tuple(CONDITIONS), 3, ("val",)),
+    "screen": Suite(MAIN_TASKS, tuple(name for name in CONDITIONS if name not in DOSED), 3, ("val",)),
+    "dose-screen": Suite(HALF_TASKS, ("plain", "bias-field", *DOSED), 2, ("val",)),
     "confirm": Suite(
         MAIN_TASKS,
         (

@@ -33,7 +33,7 @@ class Task:
         per_class: Training images drawn from each class, other ones for each seed; None takes all.
         epochs: Passes over the training images, for every condition.
         batch_size: Images a step; the incomplete last batch of an epoch is left out.
-        model: ``"resnet"`` or ``"vit"``.
+        model: ``"resnet"``, ``"resnet-half"`` (feature maps of half the side, a quarter of the work) or ``"vit"``.
     """
 
     name: str
@@ -53,6 +53,9 @@ TASKS = {
         Task("tumour", "tumour", 64, per_class=256, epochs=48),
         Task("pneumonia", "pneumonia", 28, per_class=128, epochs=90, batch_size=64),
         Task("joined-full", "joined", 32, per_class=None, epochs=16),
+        Task("joined-half", "joined", 32, per_class=95, epochs=48, model="resnet-half"),
+        Task("organs-half", "organs", 32, per_class=None, epochs=36, model="resnet-half"),
+        Task("pneumonia-half", "pneumonia", 28, per_class=128, epochs=90, batch_size=64, model="resnet-half"),
         Task("joined-vit", "joined", 32, per_class=95, epochs=96, model="vit"),
     )
 }

@@ -48,14 +48,15 @@ class Classifier(nn.Module):
     def __init__(self, kind: str, size: int, num_classes: int) -> None:
         super().__init__()
         self.network: nn.Module
-        if kind == "resnet":
+        if kind in ("resnet", "resnet-half"):
             from timm.models.resnet import BasicBlock, ResNet
 
             network = ResNet(
                 BasicBlock, (1, 1, 1, 1), num_classes, 1, stem_type="deep", stem_width=8, channels=(16, 32, 64, 128)
             )
             # Its stem is made for 224 px. At 64 px the stride keeps the feature maps those of 32 px.
-            network.conv1 = nn.Conv2d(1, 16, 3, stride=max(1, size // 32), padding=1, bias=False)
+            stride = max(1, size // 32) * (2 if kind == "resnet-half" else 1)
+            network.conv1 = nn.Conv2d(1, 16, 3, stride=stride, padding=1, bias=False)
             nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
             network.maxpool = nn.Identity()
             self.network = network
@@ -66,7 +67,7 @@ class Classifier(nn.Module):
                 img_size=size, patch_size=4, in_chans=1, num_classes=num_classes, embed_dim=96, depth=4, num_heads=3
             )
         else:
-            raise ValueError(f"model must be 'resnet' or 'vit', got {kind!r}")
+            raise ValueError(f"model must be 'resnet', 'resnet-half' or 'vit', got {kind!r}")
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.network.forward_head(self.network.forward_features(images), pre_logits=True)

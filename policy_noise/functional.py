@@ -196,10 +196,12 @@ def _operators(
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[Tensor, ...]:
-    """What renders a grid at a size: an operator for each axis, and two that are made from them.
+    """What renders a grid at a size: an operator for each axis, and what is made from them.
 
-    The last but one is the first axis's with a column of ones: one more cell, whose value is added to every pixel. The
-    last is each cell's share of a rendered mask's spatial mean, (cells,).
+    After the axes' own operators come their triangular factors R / sqrt(pixels), from a QR decomposition: rendered with
+    them, which are as small as the grid, a mask keeps its root mean square. Then the first axis's operator with a
+    column of ones: one more cell, whose value is added to every pixel. The last is each cell's share of a rendered
+    mask's spatial mean, (cells,).
     """
     axes = [
         _axis_operator(cells, pixels, kernel_size, sigma, device, dtype)
@@ -209,7 +211,9 @@ def _operators(
         share = torch.ones(1, device=device, dtype=dtype)
         for operator in axes:
             share = torch.outer(share, operator.mean(0)).flatten()
-        return *axes, F.pad(axes[0], (0, 1), value=1.0), share
+        triangles = [torch.linalg.qr(axis.cpu().double(), mode="r").R / len(axis) ** 0.5 for axis in axes]
+        factors = [triangle.contiguous().to(axes[0]) for triangle in triangles]
+        return *axes, *factors, F.pad(axes[0], (0, 1), value=1.0), share
 
 
 def _operators_for_compiler(action: Tensor, size: list[int], kernel_size: int, sigma: float) -> list[Tensor]:
@@ -226,7 +230,7 @@ _LIBRARY.impl("operators", _operators_for_compiler, "CompositeExplicitAutograd")
 @torch.library.register_fake("policy_noise::operators", lib=_LIBRARY)
 def _fake_operators(action: Tensor, size: list[int], kernel_size: int, sigma: float) -> list[Tensor]:
     grid = tuple(action.shape[2:])
-    shapes = [*zip(size, grid, strict=True), (size[0], grid[0] + 1), (math.prod(grid),)]
+    shapes = [*zip(size, grid, strict=True), *zip(grid, grid, strict=True), (size[0], grid[0] + 1), (math.prod(grid),)]
     return [action.new_empty(shape) for shape in shapes]
 
 
@@ -273,7 +277,8 @@ def render_mask(
             return gaussian_blur2d(enlarged, (kernel_size, kernel_size), (sigma, sigma), border_type="reflect")
     if method != "matmul":
         raise ValueError(f"method must be 'matmul' or 'kornia', got {method!r}")
-    return _render(action, _get_operators(action, size, kernel_size, sigma))
+    operators = _get_operators(action, size, kernel_size, sigma)
+    return _render(action, operators[: len(size)])
 
 
 def _check_rendering(
@@ -294,22 +299,41 @@ def _get_operators(action: Tensor, size: tuple[int, ...], kernel_size: int, sigm
     return _operators(tuple(action.shape[2:]), size, kernel_size, sigma, action.device, action.dtype)
 
 
-def _render(action: Tensor, operators: Sequence[Tensor], offset: Tensor | None = None) -> Tensor:
-    """The separable product, and ``offset`` (B, 1, 1, ...) added to every pixel without a pass of its own."""
+def _render(
+    action: Tensor, axes: Sequence[Tensor], lifted: Tensor | None = None, offset: Tensor | None = None
+) -> Tensor:
+    """The separable product with one operator an axis.
+
+    With ``lifted`` in place of the first one, ``offset`` (B, 1, 1, ...) is added to every pixel without its own pass.
+    """
     # In the action's precision: a mask rounded to bf16 would be another mask than the one that is replayed outside.
     with torch.autocast(action.device.type, enabled=False):
         # The last axis first: it is contiguous, and the tensor is still small.
-        *axes, lifted, _ = operators
         mask = action @ axes[-1].mT
         if len(axes) == 3:
             mask = axes[1] @ mask
         first = axes[0]
-        if offset is not None:
+        if lifted is not None and offset is not None:
             first = lifted
             mask = torch.cat([mask, offset.expand(-1, -1, 1, *mask.shape[3:])], dim=2)
         if len(axes) == 3:
             return (first @ mask.flatten(3)).unflatten(3, mask.shape[3:])
         return first @ mask
+
+
+MIN_STD = 1e-4
+"""Standard deviation below which a rendered mask counts as flat."""
+
+
+def _standardize(action: Tensor, share: Tensor, factors: Sequence[Tensor], mask_std: float) -> Tensor:
+    """Cells whose rendered mask has mean 1 and standard deviation ``mask_std``, or less where a cell would pass 0."""
+    ones = [1] * (action.ndim - 1)
+    centred = action - (action.flatten(1) * share).sum(1).view(-1, *ones)
+    root_mean_square = _render(centred, factors).flatten(1).norm(dim=1)
+    scale = mask_std / root_mean_square.clamp(min=MIN_STD)
+    # Rendering averages cells, so that no pixel lies below the lowest cell.
+    scale = torch.minimum(scale, -1 / centred.flatten(1).amin(1).clamp(max=-MIN_STD))
+    return torch.addcmul(torch.ones_like(centred), centred, scale.view(-1, *ones))
 
 
 def scale_mask(mask: Tensor, *, strength: float = 1.0, mean_preserving: bool = False) -> Tensor:
@@ -362,6 +386,7 @@ def noise_mask(
     sigma: float | None = None,
     strength: float = 1.0,
     mean_preserving: bool = False,
+    mask_std: float | None = None,
     black: Tensor | None = None,
     applied: Tensor | None = None,
 ) -> Tensor:
@@ -374,6 +399,9 @@ def noise_mask(
         sigma: See :func:`blur_parameters`.
         strength: See :func:`scale_mask`.
         mean_preserving: See :func:`scale_mask`.
+        mask_std: Instead of ``mean_preserving``: give each mask a spatial mean of 1 and this standard deviation before
+            ``strength`` counts, so that an action says where the mask varies and not how much. It is less where a cell
+            would fall below 0, and 0 for an action that renders flat.
         black: See :func:`apply_mask`.
         applied: Which images are masked; the others come back bit for bit. By default all.
 
@@ -388,11 +416,14 @@ def noise_mask(
         >>> noise_mask(images, action, mean_preserving=True).shape
         torch.Size([4, 3, 64, 64])
     """
-    operators = _get_operators(action, *_check_rendering(action, images.shape[2:], kernel_size, sigma))
+    *operators, lifted, share = _get_operators(action, *_check_rendering(action, images.shape[2:], kernel_size, sigma))
+    axes, factors = operators[: len(operators) // 2], operators[len(operators) // 2 :]
     # Rendering is linear: what scale_mask does to the pixels is done to the few cells, and costs no pass over pixels.
     offset = None
-    if mean_preserving:
-        mean = (action.flatten(1) * operators[-1]).sum(1)
+    if mask_std is not None:
+        action = _standardize(action, share, factors, mask_std)
+    elif mean_preserving:
+        mean = (action.flatten(1) * share).sum(1)
         action = action / mean.view(-1, *[1] * (action.ndim - 1))
     if applied is not None:
         applied = applied.view(-1, *[1] * (action.ndim - 1))
@@ -403,7 +434,7 @@ def noise_mask(
         offset = action.new_full((len(action), *[1] * (action.ndim - 1)), 1.0 - strength)
     if strength != 1.0:
         action = action * strength
-    return apply_mask(images, _render(action, operators, offset), black)
+    return apply_mask(images, _render(action, axes, lifted, offset), black)
 
 
 # -- the estimator -----------------------------------------------------------------------------------------------------

@@ -68,6 +68,8 @@ class PolicyNoiseMask(nn.Module):
         p: Probability that an image is masked.
         strength: How far the mask moves from 1; 0 switches it off.
         mean_preserving: Divide each mask by its own mean, so that it changes where the light is and not how much.
+        mask_std: Also give each mask this standard deviation (at full ``strength``), a fixed dose: the policy then
+            decides where the mask varies, and cannot switch it off or turn it into a spotlight.
         domain: ``"intensity"`` multiplies intensities, so that 0 means black and the mask is a bias field;
             ``"normalized"`` multiplies the normalised image as it is, so that 0 means the mean grey (the paper's).
         mean: The images' normalisation, one number or one a channel: with ``std`` it says where black is. Without
@@ -103,6 +105,7 @@ class PolicyNoiseMask(nn.Module):
         p: float = 0.5,
         strength: float = 1.0,
         mean_preserving: bool = True,
+        mask_std: float | None = None,
         domain: Literal["intensity", "normalized"] = "intensity",
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
@@ -114,6 +117,11 @@ class PolicyNoiseMask(nn.Module):
         for name, value in (("p", p), ("strength", strength)):
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"{name} must lie in [0, 1], got {value!r}")
+        if mask_std is not None and not (mean_preserving and 0.0 < mask_std <= 1.0):
+            raise ValueError(
+                f"mask_std must lie in (0, 1] and needs mean_preserving, got mask_std={mask_std!r} and "
+                f"mean_preserving={mean_preserving!r}"
+            )
         if domain not in ("intensity", "normalized"):
             raise ValueError(f"domain must be 'intensity' or 'normalized', got {domain!r}")
         # A side of any length stands for the image, whose size is known later: this checks the numbers alone.
@@ -124,6 +132,7 @@ class PolicyNoiseMask(nn.Module):
         self.p = p
         self.strength = strength
         self.mean_preserving = mean_preserving
+        self.mask_std = mask_std
         self.domain = domain
         self.policy = create_policy(policy, in_chans, self.grid_size)
         # Not persistent: a policy's checkpoint says nothing about the normalisation of the next user's images.
@@ -230,6 +239,7 @@ class PolicyNoiseMask(nn.Module):
             "sigma": self.sigma,
             "strength": self.strength,
             "mean_preserving": self.mean_preserving,
+            "mask_std": self.mask_std,
         }
 
     def forward(self, images: Tensor, sample: MaskSample | None = None) -> Tensor:
@@ -256,7 +266,17 @@ class PolicyNoiseMask(nn.Module):
         return PF.noise_mask(images, sample.action, **self._rendering(), black=black, applied=sample.applied)
 
     def extra_repr(self) -> str:
-        names = ("in_chans", "grid_size", "kernel_size", "sigma", "p", "strength", "mean_preserving", "domain")
+        names = (
+            "in_chans",
+            "grid_size",
+            "kernel_size",
+            "sigma",
+            "p",
+            "strength",
+            "mean_preserving",
+            "mask_std",
+            "domain",
+        )
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 

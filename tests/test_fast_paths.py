@@ -95,12 +95,18 @@ def test_backbone_gives_the_same_channels_last():
 # -- the rendering -----------------------------------------------------------------------------------------------------
 
 
-def plain_noise_mask(images, action, kernel_size, sigma, strength, mean_preserving, black, applied):
+def plain_noise_mask(
+    images, action, kernel_size, sigma, strength, black, applied, mean_preserving=False, mask_std=None
+):
     """Every step on the pixels, with Kornia's blur."""
     enlarged = F.interpolate(action, images.shape[2:], mode="nearest")
     mask = gaussian_blur2d(enlarged, (kernel_size, kernel_size), (sigma, sigma), border_type="reflect")
-    if mean_preserving:
-        mask = mask / mask.mean((1, 2, 3), keepdim=True)
+    mean = mask.mean((1, 2, 3), keepdim=True)
+    if mask_std is not None:
+        scale = mask_std / mask.std((1, 2, 3), keepdim=True, correction=0)
+        mask = 1 + torch.minimum(scale, 1 / (mean - action.amin((1, 2, 3), keepdim=True))) * (mask - mean)
+    elif mean_preserving:
+        mask = mask / mean
     mask = 1 + strength * (mask - 1)
     if applied is not None:
         mask = torch.where(applied.view(-1, 1, 1, 1), mask, 1.0)
@@ -109,13 +115,12 @@ def plain_noise_mask(images, action, kernel_size, sigma, strength, mean_preservi
 
 @pytest.mark.parametrize("applied", [None, torch.tensor([True, False, True])])
 @pytest.mark.parametrize("black", [None, torch.tensor([-2.0, -1.5, -1.0]).double().view(1, 3, 1, 1)])
-@pytest.mark.parametrize("mean_preserving", [False, True])
+@pytest.mark.parametrize("scaling", [{}, {"mean_preserving": True}, {"mask_std": 0.2}, {"mask_std": 1.0}])
 @pytest.mark.parametrize("strength", [1.0, 0.4, 0.0])
-def test_noise_mask_scales_cells_as_it_would_scale_pixels(strength, mean_preserving, black, applied):
+def test_noise_mask_scales_cells_as_it_would_scale_pixels(strength, scaling, black, applied):
     images = torch.randn(3, 3, 30, 41, dtype=torch.float64)
     action = torch.rand(3, 1, 5, 7, dtype=torch.float64, requires_grad=True)
-    settings = {"kernel_size": 7, "sigma": 2.5, "strength": strength, "mean_preserving": mean_preserving}
-    settings |= {"black": black, "applied": applied}
+    settings = {"kernel_size": 7, "sigma": 2.5, "strength": strength, "black": black, "applied": applied, **scaling}
     expected = plain_noise_mask(images, action, **settings)
     result = PF.noise_mask(images, action, **settings)
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
@@ -217,7 +222,7 @@ def test_compiled_rendering_is_the_same_and_leaves_the_cached_operators_alone():
     applied, black = torch.tensor([True, False]), torch.full((1, 3, 1, 1), -1.0)
 
     def render(images, action):
-        return PF.noise_mask(images, action, mean_preserving=True, black=black, applied=applied)
+        return PF.noise_mask(images, action, mask_std=0.2, black=black, applied=applied)
 
     expected = render(images, action)
     torch._dynamo.reset()

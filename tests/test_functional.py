@@ -417,6 +417,30 @@ def test_mean_preserving_scaling_has_mean_one():
         torch.testing.assert_close(scaled, mask / mask.flatten(1).mean(1).view(-1, *[1] * (mask.ndim - 1)))
 
 
+@pytest.mark.parametrize(("grid", "size"), [((4, 4), (32, 32)), ((3, 5), (30, 41)), ((2, 3, 4), (12, 17, 20))])
+def test_a_fixed_dose_has_mean_one_and_its_deviation(grid, size):
+    action = torch.distributions.Beta(0.5, 0.5).sample((64, 1, *grid))
+    mask = PF.noise_mask(torch.ones(64, 1, *size), action, mask_std=0.15).flatten(1)
+    torch.testing.assert_close(mask.mean(1), torch.ones(64))
+    torch.testing.assert_close(mask.std(1, correction=0), torch.full((64,), 0.15))
+    # An affine function of the rendered mask, so that cells keep their order.
+    rendered = PF.render_mask(action, size).flatten(1)
+    correlation = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(mask, rendered, strict=True)])
+    torch.testing.assert_close(correlation, torch.ones(64))
+
+
+def test_a_fixed_dose_never_turns_light_negative_and_a_flat_mask_stays_flat():
+    action = torch.full((3, 1, 4, 4), 0.5)
+    action[1, 0, 0, 0] = 1e-6  # one dark cell, which a dose of 1 would push far below 0
+    action[2] = 1e-6  # a saturated policy
+    mask = PF.noise_mask(torch.ones(3, 1, 32, 32), action, mask_std=1.0).flatten(1)
+    assert torch.equal(mask[0], torch.ones(1024))
+    assert torch.equal(mask[2], torch.ones(1024))
+    assert -1e-5 < mask[1].min() < 0.1
+    torch.testing.assert_close(mask[1].mean(), torch.tensor(1.0))
+    assert 0.1 < mask[1].std() < 1
+
+
 def test_strength_moves_the_mask_from_one():
     mask = torch.rand(4, 1, 8, 8)
     torch.testing.assert_close(PF.scale_mask(mask, strength=0.25), 1 + 0.25 * (mask - 1))

@@ -152,6 +152,14 @@ def test_masks_preserve_the_mean(batch):
     assert (rendered.flatten(1).std(1) > 0.1).all()
 
 
+def test_a_fixed_dose_is_that_of_every_masked_image(batch):
+    images, _ = batch
+    mask = PolicyNoiseMask(mask_std=0.2, grid_size=4)
+    sample = mask.sample(images)
+    rendered = mask.render(sample, images.shape[2:]).flatten(1)
+    torch.testing.assert_close(rendered.std(1, correction=0), 0.2 * sample.applied)
+
+
 def test_without_mean_preserving_masks_start_at_half_the_light():
     mask = PolicyNoiseMask(p=1.0, mean_preserving=False, grid_size=16)
     rendered = mask.render(mask.sample(torch.randn(64, 3, 32, 32)), (32, 32))
@@ -338,6 +346,8 @@ def test_repr_names_the_settings():
         ({"p": 1.5}, r"p must lie in \[0, 1\], got 1\.5"),
         ({"p": math.nan}, r"p must lie in \[0, 1\], got nan"),
         ({"strength": -0.1}, r"strength must lie in \[0, 1\], got -0\.1"),
+        ({"mask_std": 0.0}, r"mask_std must lie in \(0, 1\].*got mask_std=0\.0"),
+        ({"mask_std": 0.2, "mean_preserving": False}, "mask_std .*needs mean_preserving, .*mean_preserving=False"),
         ({"domain": "frequency"}, "domain must be .*'frequency'"),
         ({"mean": 0.5}, r"mean and std belong together, got mean=0\.5 and std=None"),
         ({"mean": [0.5, 0.5], "std": 1.0}, r"mean must be one finite number or 3 \(in_chans\), got \[0\.5, 0\.5\]"),
