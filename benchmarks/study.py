@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from study_conditions import SUITES, Job, jobs
-from study_tasks import TaskData, build_task, train_indices
+from study_tasks import SHIFTS, TaskData, build_task, train_indices
 
 __all__ = ["key_of", "main", "pack", "read_results", "run_jobs"]
 
@@ -152,7 +152,7 @@ def _report(record: dict[str, Any], done: int, total: int, failed: int, steps: i
         print(f"[{done}/{total}] {seconds:5.0f} s  {name}  FAILED {last}", flush=True)
         return
     scores = next(iter(record["scores"].values()))
-    shifted = [value for name_, value in scores.items() if ":" in name_]
+    shifted = [value for name_, value in scores.items() if name_.split(":")[0] in SHIFTS]
     print(
         f"[{done}/{total}] {seconds:5.0f} s  {name}  clean {scores['clean']:.3f}  "
         f"shifted {sum(shifted) / len(shifted):.3f}  {record['seconds']:5.1f} s  ({steps / seconds:.0f} steps/s, "

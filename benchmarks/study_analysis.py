@@ -18,12 +18,23 @@ from policy_noise.experiments.statistics import bootstrap_interval, holm, paired
 
 __all__ = ["Comparison", "Results", "analyse", "compare", "front_mixture", "frozen_front", "gains", "save_plot"]
 
-MEASURES = ("clean", "shifted", *SHIFTS, "ct2", "mr")
-TESTED = ("clean", "shifted", "bias_field", "ct2", "mr")
+GROUPED = (*SHIFTS, "medmnist_c", "few_shot")
+"""Measures that are the mean of several sets' scores."""
+MEASURES = ("clean", "shifted", *GROUPED, "ct2", "mr")
+TESTED = ("clean", "shifted", "bias_field", "medmnist_c", "few_shot", "ct2", "mr")
 """Measures with all tests; other shifts are compared with plain alone, over all tasks. The bias field is the shift
 nearest to what the mask does."""
-CONTROLS = ("plain", "frozen front", "-shuffled", "-static")
+CONTROLS = ("plain", "frozen front", "frozen twin", "-shuffled", "-static")
 TWINS = ("-shuffled", "-static")
+FROZEN_TWINS = {
+    "coop": "frozen-s100-p50",
+    "adv": "frozen-s100-p50",
+    "relative-coop": "frozen-s100-p50",
+    "coop-smooth": "frozen-smooth-s100-p50",
+    "coop-normalized": "frozen-normalized",
+    "paper": "frozen-paper",
+}
+"""The same mask with a policy that never learns; ``X-doseN`` has ``frozen-doseN``."""
 ALWAYS_NAMED = ("plain", "coop", "adv", "paper")
 
 
@@ -74,12 +85,12 @@ class Results:
 
 
 def _measures(scores: dict[str, float]) -> dict[str, float]:
-    """Each shift is the mean of its severities, ``shifted`` the mean of the shifts."""
+    """Each shift is the mean of its severities, ``shifted`` the mean of the shifts; corruptions and shots likewise."""
     result = {name: value for name, value in scores.items() if ":" not in name}
-    for shift in SHIFTS:
-        levels = [value for name, value in scores.items() if name.split(":")[0] == shift and ":" in name]
+    for group in GROUPED:
+        levels = [value for name, value in scores.items() if name.split(":")[0] == group and ":" in name]
         if levels:
-            result[shift] = float(np.mean(levels))
+            result[group] = float(np.mean(levels))
     shifts = [result[shift] for shift in SHIFTS if shift in result]
     return result | ({"shifted": float(np.mean(shifts))} if shifts else {})
 
@@ -183,6 +194,9 @@ def compare(results: Results, task: str, condition: str, control: str, measure: 
     """
     tasks = results.tasks if task == "all" else [task]
     found = [_differences(results, name, condition, control, measure) for name in tasks]
+    found = [differences for differences in found if differences]  # not every task has every measure
+    if not found:
+        return None
     seeds = sorted(set.intersection(*(set(differences) for differences in found)))
     if len(seeds) < 2:
         return None
@@ -194,6 +208,12 @@ def compare(results: Results, task: str, condition: str, control: str, measure: 
     return Comparison(
         task, condition, control, measure, len(seeds), *test[:3], *interval[1:], effect, p_value=test.p_value
     )
+
+
+def _frozen_twin(condition: str) -> str:
+    name, _, dose = condition.partition("-dose")
+    dose = dose.removesuffix("-shuffled").removesuffix("-static")
+    return f"frozen-dose{dose}" if dose else FROZEN_TWINS.get(name, "none")
 
 
 def _comparisons(results: Results) -> list[Comparison]:
@@ -212,6 +232,8 @@ def _comparisons(results: Results) -> list[Comparison]:
                     for task in tasks:
                         for name in (name for name in names if results.family[name] == family):
                             other = f"{name}{control}" if control in TWINS else control
+                            if control == "frozen twin":
+                                other = _frozen_twin(name)
                             if not (control == "frozen front" and (family == "frozen" or measure == "clean")):
                                 kept.append(compare(results, task, name, other, measure))
                     done = [comparison for comparison in kept if comparison is not None]
@@ -284,10 +306,8 @@ def _overview(results: Results, lookup: _Lookup) -> list[str]:
 
 
 def _by_task(results: Results) -> list[str]:
-    columns = [
-        (task, measure) for task in results.tasks for measure in ("clean", "shifted", "bias_field", "brightness")
-    ]
-    columns += [("organs", measure) for measure in ("ct2", "mr")]
+    measures = ("clean", "shifted", "bias_field", "brightness", "medmnist_c", "few_shot", "ct2", "mr")
+    columns = [(task, measure) for task in results.tasks for measure in measures]
     columns = [column for column in columns if len(results.values(column[0], "plain", column[1]))]
     lines = _head(["condition", *(f"{task} {measure}" for task, measure in columns)])
     for name in _sorted(results):
@@ -314,21 +334,26 @@ def _tests(results: Results, lookup: _Lookup) -> list[str]:
 
 
 def _twin_tests(results: Results, lookup: _Lookup) -> list[str]:
-    columns = [(twin, measure) for twin in TWINS for measure in ("clean", "shifted", "bias_field")]
-    lines = _head(["task", "condition", *(f"{measure} - {twin[1:]}" for twin, measure in columns)])
+    """Against the same mask unlearned, the learned masks of other images, and one mask for all."""
+    columns = [(twin, measure) for twin in ("frozen", *TWINS) for measure in ("clean", "shifted", "bias_field")]
+    lines = _head(["task", "condition", *(f"{measure} - {twin.removeprefix('-')}" for twin, measure in columns)])
     for task in ("all", *results.tasks):
         for name in results.family:
-            cells = [lookup(task, name, name + twin, measure) for twin, measure in columns]
+            others = {"frozen": _frozen_twin(name), **{twin: name + twin for twin in TWINS}}
+            cells = [lookup(task, name, others[twin], measure) for twin, measure in columns]
             if any(cells):
                 lines.append(_row([task, name, *cells]))
     return lines
 
 
 def _unseen_tests(results: Results, lookup: _Lookup) -> list[str]:
-    lines = _head(["condition", "ct2 - plain", "mr - plain"])
+    """What only some tasks have: an unseen patient and modality, MedMNIST-C, few-shot transfer."""
+    columns = [m for m in ("ct2", "mr", "medmnist_c", "few_shot") if np.isfinite(gains(results, "plain", m))]
+    lines = _head(["condition", *(f"{measure} - {control}" for measure in columns for control in ("plain", "front"))])
     for name in _sorted(results)[1:]:
-        lines.append(_row([name, *(lookup("organs", name, "plain", measure) for measure in ("ct2", "mr"))]))
-    return lines
+        controls = ("plain", "frozen front")
+        lines.append(_row([name, *(lookup("all", name, other, m) for m in columns for other in controls)]))
+    return lines if columns else []
 
 
 def _policy_table(results: Results) -> list[str]:
@@ -564,8 +589,8 @@ def analyse(records: list[dict[str, Any]], split: str, output: Path, name: str) 
     if min(seeds.values()) >= 3:
         lines += ["", "## Learned conditions against their controls", "", *_tests(results, lookup)]
         lines += ["", "## Learned conditions against their twins", "", *_twin_tests(results, lookup)]
-        if results.values("organs", "plain", "ct2").size:
-            lines += ["", "## Organs: unseen patient and unseen modality", "", *_unseen_tests(results, lookup)]
+        if unseen := _unseen_tests(results, lookup):
+            lines += ["", "## Unseen patient, unseen modality, corruptions, transfer", "", *unseen]
         _plot_forest(results, comparisons, output / f"{name}-{split}-forest.png")
     policies = _policy_table(results)
     if len(policies) > 2:

@@ -4,7 +4,7 @@ Two suites: ``screen`` chooses on validation data, ``confirm`` looks at test wit
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from study_tasks import TASKS, Task
@@ -49,6 +49,8 @@ class Condition:
 
 SMOOTH = {"grid_size": 4, "sigma": 1 / 12}
 """A few broad cells with a wide blur: nearest to what scanners do."""
+PAPER_MASK = {"grid_size": 8, "kernel_size": None, "sigma": None}
+"""64 cells at 224 px are 8 at 28 to 32."""
 DOSES = (0.1, 0.2, 0.3, 0.45)
 """Standard deviations of masks of a fixed dose."""
 ADVERSARIAL = {"reward": "adversarial"}
@@ -65,8 +67,8 @@ def _learned(name: str, mask: Mapping[str, Any] | None = None, hook: Mapping[str
     return Condition(name, "learned", "default", mask or {}, hook=hook or {}, **rest)
 
 
-def _dosed(name: str, std: float, **rest: Any) -> Condition:
-    return _learned(f"{name}-dose{int(100 * std)}", {**SMOOTH, "mask_std": std}, **rest)
+def _dosed(name: str, std: float, twin: str = "", **rest: Any) -> Condition:
+    return _learned(f"{name}-dose{int(100 * std)}{twin}", {**SMOOTH, "mask_std": std}, **rest)
 
 
 def _declare() -> list[Condition]:
@@ -87,6 +89,7 @@ def _declare() -> list[Condition]:
         _frozen("wide-p100", p1, policy={"kind": "static", "concentration": 0.37}),
         _frozen("normalized", {"domain": "normalized"}),
         _frozen("curriculum", {}, curriculum=True),
+        Condition("frozen-paper", "frozen", "paper", PAPER_MASK, {"kind": "static"}, {"frozen": True}),
         # The paper's reward.
         _learned("coop"),
         _learned("coop-p100", p1),
@@ -96,14 +99,8 @@ def _declare() -> list[Condition]:
         _learned("coop-normalized", {"domain": "normalized"}),
         _learned("coop-smooth", smooth),
         _learned("coop-wide", policy=WIDE),
-        Condition(
-            # 64 cells at 224 px are 8 at 28 to 32; the policy's SGD peaks at the paper's 0.01.
-            "paper",
-            "learned",
-            "paper",
-            {"grid_size": 8, "kernel_size": None, "sigma": None},
-            hook={"lr_ratio": 0.01 / LEARNING_RATE},
-        ),
+        # The policy's SGD peaks at the paper's 0.01.
+        Condition("paper", "learned", "paper", PAPER_MASK, hook={"lr_ratio": 0.01 / LEARNING_RATE}),
         # The opposite.
         _learned("adv", hook=ADVERSARIAL),
         _learned("adv-p100", p1, ADVERSARIAL),
@@ -136,6 +133,8 @@ def _declare() -> list[Condition]:
         # The same dose for every mask, learned or not.
         *(_frozen(f"dose{int(100 * std)}", {**smooth, "mask_std": std}) for std in DOSES),
         *(_dosed("coop", std) for std in DOSES),
+        *(_dosed("coop", std, "-shuffled", shuffled=True) for std in DOSES),
+        *(_dosed("coop", std, "-static", policy={"kind": "static"}) for std in DOSES),
         *(_dosed("adv", std, hook=ADVERSARIAL) for std in DOSES),
         *(_dosed("align", std, signal="align") for std in DOSES),
         *(_dosed("teacher", std, signal="teacher") for std in DOSES),
@@ -167,8 +166,9 @@ def _declare() -> list[Condition]:
     return conditions
 
 
-DOSED = tuple(f"{name}-dose{int(100 * std)}" for name in ("frozen", "coop", "adv", "align", "teacher") for std in DOSES)
 CONDITIONS = {condition.name: condition for condition in _declare()}
+LATER = tuple(name for name in CONDITIONS if "dose" in name or name == "frozen-paper")
+"""Conditions that came after the first screening."""
 
 
 @dataclass(frozen=True)
@@ -201,8 +201,29 @@ SUITES = {
         1,
         ("val",),
     ),
-    "screen": Suite(MAIN_TASKS, tuple(name for name in CONDITIONS if name not in DOSED), 3, ("val",)),
-    "dose-screen": Suite(HALF_TASKS, ("plain", "bias-field", *DOSED), 2, ("val",)),
+    "screen": Suite(MAIN_TASKS, tuple(name for name in CONDITIONS if name not in LATER), 3, ("val",)),
+    "dose-screen": Suite(
+        HALF_TASKS,
+        ("plain", "bias-field", *(name for name in LATER if "-" not in name.partition("dose")[2])),
+        2,
+        ("val",),
+    ),
+    "dose": Suite(
+        HALF_TASKS,
+        (
+            *("plain", "frozen-dose10", "frozen-dose20", "frozen-dose30", "coop-dose20", "coop-dose20-shuffled"),
+            *("coop", "adv-dose20", "bias-field"),
+        ),
+        8,
+        ("val", "test"),
+    ),
+    "transfer": Suite(
+        ("no-breastcancerus", "no-braintumormri", "no-mednist"),
+        ("plain", "frozen-dose20", "coop-dose20"),
+        8,
+        ("val", "test"),
+    ),
+    "paper-twin": Suite(("organs-half", "pneumonia-half"), ("plain", "paper", "frozen-paper"), 8, ("val", "test")),
     "confirm": Suite(
         MAIN_TASKS,
         (
@@ -231,7 +252,7 @@ class Job:
     def describe(self) -> dict[str, Any]:
         """All that decides the result, as plain data: what the cache's key is made of."""
         return {
-            "task": asdict(self.task),
+            "task": self.task.describe(),
             "condition": {name: dict(v) if isinstance(v, Mapping) else v for name, v in vars(self.condition).items()},
             "seed": self.seed,
             "splits": list(self.splits),

@@ -1,24 +1,39 @@
 """Tasks of the study: images on the device, training subsets by seed, clean and shifted evaluation sets.
 
 Every task is small and grey, and lies on the device as uint8, so that a training step is a few kernels and no loader.
-Shifts are made once a process from fixed seeds, other ones for validation than for test: all runs see the same.
+Shifts are made once a process from fixed seeds, other ones for validation than for test: all runs see the same. Beside
+them a task can be scored under MedMNIST-C's corruptions, and by few-shot transfer to a set that was not trained on.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from policy_noise.experiments.data import ImageSet, Split, join_sets, load_npz
+from policy_noise.experiments.data import ImageSet, Split, join_sets, load_npz, resize
 
-__all__ = ["SEVERITIES", "SHIFTS", "TASKS", "EvalSet", "Task", "TaskData", "bias_field", "build_task", "train_indices"]
+__all__ = [
+    "SEVERITIES",
+    "SHIFTS",
+    "TASKS",
+    "EvalSet",
+    "FewShot",
+    "Task",
+    "TaskData",
+    "bias_field",
+    "build_task",
+    "medmnist_c",
+    "train_indices",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
+JOINED = ("mednist", "braintumormri", "breastcancerus")
 ORGANS = ROOT / "examples" / "data" / "organpatches.npz"
 
 
@@ -34,6 +49,9 @@ class Task:
         epochs: Passes over the training images, for every condition.
         batch_size: Images a step; the incomplete last batch of an epoch is left out.
         model: ``"resnet"``, ``"resnet-half"`` (feature maps of half the side, a quarter of the work) or ``"vit"``.
+        parts: Sets that ``"joined"`` joins.
+        few_shot: Set to which the features are transferred by a linear probe on a few images.
+        corruptions: MedMNIST-C's name of the set whose corruptions the evaluation images get.
     """
 
     name: str
@@ -43,22 +61,42 @@ class Task:
     epochs: int
     batch_size: int = 128
     model: str = "resnet"
+    parts: tuple[str, ...] = JOINED
+    few_shot: str | None = None
+    corruptions: str | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """What decides a result; what is left at its default is left out, so that new fields change no older key."""
+        settings = asdict(self)
+        for name in ("parts", "few_shot", "corruptions"):
+            if settings[name] == getattr(Task, name):
+                del settings[name]
+        return settings
 
 
-TASKS = {
-    task.name: task
-    for task in (
-        Task("joined", "joined", 32, per_class=95, epochs=48),
-        Task("organs", "organs", 32, per_class=None, epochs=36),
-        Task("tumour", "tumour", 64, per_class=256, epochs=48),
-        Task("pneumonia", "pneumonia", 28, per_class=128, epochs=90, batch_size=64),
-        Task("joined-full", "joined", 32, per_class=None, epochs=16),
-        Task("joined-half", "joined", 32, per_class=95, epochs=48, model="resnet-half"),
-        Task("organs-half", "organs", 32, per_class=None, epochs=36, model="resnet-half"),
-        Task("pneumonia-half", "pneumonia", 28, per_class=128, epochs=90, batch_size=64, model="resnet-half"),
-        Task("joined-vit", "joined", 32, per_class=95, epochs=96, model="vit"),
+_TASKS = (
+    Task("joined", "joined", 32, per_class=95, epochs=48),
+    Task("organs", "organs", 32, per_class=None, epochs=36),
+    Task("tumour", "tumour", 64, per_class=256, epochs=48),
+    Task("pneumonia", "pneumonia", 28, per_class=128, epochs=90, batch_size=64),
+    Task("joined-full", "joined", 32, per_class=None, epochs=16),
+    Task("joined-vit", "joined", 32, per_class=95, epochs=96, model="vit"),
+)
+TASKS = {task.name: task for task in _TASKS}
+# For a CPU.
+for _name, _rest in (
+    ("joined", {"few_shot": "pneumoniamnist"}),
+    ("organs", {"corruptions": "organcmnist"}),
+    ("pneumonia", {"corruptions": "pneumoniamnist"}),
+):
+    TASKS[f"{_name}-half"] = replace(TASKS[_name], name=f"{_name}-half", model="resnet-half", **_rest)
+for _left_out in JOINED:
+    TASKS[f"no-{_left_out}"] = replace(
+        TASKS["joined-half"],
+        name=f"no-{_left_out}",
+        parts=tuple(part for part in JOINED if part != _left_out),
+        few_shot=_left_out,
     )
-}
 
 
 @dataclass(frozen=True)
@@ -76,6 +114,23 @@ class EvalSet:
     classes: tuple[int, ...] | None = None
 
 
+@dataclass(frozen=True)
+class FewShot:
+    """A set to transfer to: draws of a few images for a linear probe, and images to score it on.
+
+    Args:
+        images: uint8, (N, 1, S, S), on the device: where the draws come from.
+        labels: (N,).
+        test: To score on.
+        num_classes: Of this set.
+    """
+
+    images: Tensor
+    labels: np.ndarray
+    test: EvalSet
+    num_classes: int
+
+
 @dataclass
 class TaskData:
     """A task on the device.
@@ -88,7 +143,8 @@ class TaskData:
         mean: Of the training images, in [0, 1].
         std: Likewise.
         evals: For ``"val"`` and ``"test"`` the sets by name: ``"clean"``, ``"<shift>:<severity>"``, and for the organs
-            in test ``"ct2"`` and ``"mr"``. Filled when first asked for.
+            in test ``"ct2"`` and ``"mr"``, with corruptions ``"medmnist_c:<corruption>-<severity>"``.
+        few_shot: For ``"val"`` and ``"test"`` the set to transfer to, where the task names one.
     """
 
     task: Task
@@ -98,6 +154,7 @@ class TaskData:
     mean: float
     std: float
     evals: dict[str, dict[str, EvalSet]] = field(default_factory=dict)
+    few_shot: dict[str, FewShot] = field(default_factory=dict)
 
 
 # -- shifts ------------------------------------------------------------------------------------------------------------
@@ -181,13 +238,48 @@ def _shifted(split: str, clean: EvalSet) -> dict[str, EvalSet]:
     return sets
 
 
+CORRUPTION_SEVERITIES = (0, 2, 4)
+"""Of MedMNIST-C's five."""
+
+
+def medmnist_c(name: str, images: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """Images under MedMNIST-C's corruptions (Di Salvo et al. 2024, package ``medmnistc``), at their own size.
+
+    The package was made for 224 px and seeds its corruptions globally; here each starts from a seed of its own.
+
+    Args:
+        name: The package's name of the set whose list of corruptions is meant.
+        images: uint8, (N, S, S).
+        seed: Of the first corruption.
+
+    Returns:
+        By ``"<corruption>-<severity>"``, severities 1, 3 and 5.
+
+    Raises:
+        ImportError: If the package or ImageMagick is missing.
+    """
+    from medmnistc.corruptions.registry import CORRUPTIONS_DS
+    from PIL import Image
+
+    state = np.random.get_state()  # noqa: NPY002  (the package draws from the global state)
+    sets = {}
+    for number, (corruption, corruptor) in enumerate(CORRUPTIONS_DS[name].items()):
+        for severity in CORRUPTION_SEVERITIES:
+            np.random.seed(seed + 10 * number + severity)  # noqa: NPY002
+            corruptor.rng = np.random.default_rng(seed + 10 * number + severity)  # impulse noise asks for it
+            made = [corruptor.apply(Image.fromarray(image).convert("RGB"), severity) for image in images]
+            grey = [np.asarray(Image.fromarray(np.asarray(image)).convert("L")) for image in made]
+            sets[f"{corruption}-{severity + 1}"] = np.stack(grey)
+    np.random.set_state(state)  # noqa: NPY002
+    return sets
+
+
 # -- building ----------------------------------------------------------------------------------------------------------
 
 
 def _load(task: Task, folder: Path) -> ImageSet:
     if task.source == "joined":
-        parts = [load_npz(folder / f"{name}_64.npz") for name in ("mednist", "braintumormri", "breastcancerus")]
-        return join_sets(parts, task.size)
+        return join_sets([_load_set(name, folder) for name in task.parts], task.size)
     path = {
         "organs": ORGANS,
         "tumour": folder / "braintumormri_64.npz",
@@ -197,6 +289,10 @@ def _load(task: Task, folder: Path) -> ImageSet:
     if images.train.images.shape[1:3] != (task.size, task.size):
         raise ValueError(f"task {task.name!r} is declared at {task.size} px, {path} holds {images.train.images.shape}")
     return images
+
+
+def _load_set(name: str, folder: Path) -> ImageSet:
+    return load_npz(folder / (f"{name}_64.npz" if name in JOINED else f"{name}.npz"))
 
 
 def _tensor(images: np.ndarray, device: torch.device) -> Tensor:
@@ -228,7 +324,22 @@ def build_task(task: Task, folder: Path, device: torch.device, splits: tuple[str
         data.evals[split] = {"clean": clean, **_shifted(split, clean)}
         if task.source == "organs" and split == "test":
             data.evals[split] |= {name: _unseen(name, device) for name in ("ct2", "mr")}
+        if task.corruptions is not None:
+            for name, corrupted in medmnist_c(task.corruptions, part.images, 3 * SHIFT_SEEDS[split]).items():
+                data.evals[split][f"medmnist_c:{name}"] = EvalSet(_tensor(corrupted, device), part.labels)
+        if task.few_shot is not None:
+            data.few_shot[split] = _few_shot(_load_set(task.few_shot, folder), split, task.size, device)
     return data
+
+
+def _few_shot(target: ImageSet, split: str, size: int, device: torch.device) -> FewShot:
+    part: Split = getattr(target, split)
+    return FewShot(
+        _tensor(resize(target.train.images, size), device),
+        target.train.labels,
+        EvalSet(_tensor(resize(part.images, size), device), part.labels),
+        target.num_classes,
+    )
 
 
 def _unseen(prefix: str, device: torch.device) -> EvalSet:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import study
 import study_tasks
 import study_training
 from study_conditions import CONDITIONS, SUITES, Condition, Job, jobs
-from study_tasks import EvalSet, Task, TaskData
+from study_tasks import EvalSet, FewShot, Task, TaskData
 
 TASK = Task("tiny", "organs", 16, per_class=8, epochs=4, batch_size=8)
 
@@ -45,6 +46,14 @@ def test_key_follows_the_configuration():
     other = dataclasses.replace(job, condition=dataclasses.replace(job.condition, signal="band"))
     assert study.key_of(job) == study.key_of(dataclasses.replace(job))
     assert len({study.key_of(job), study.key_of(other), study.key_of(dataclasses.replace(job, seed=9))}) == 3
+
+
+def test_committed_results_are_those_of_their_suite():
+    results = Path(study.__file__).parent / "results"
+    for suite, whole in (("confirm", True), ("screen", False)):
+        found = {record["key"] for record in study.read_results(results / f"study-{suite}.jsonl.gz")}
+        declared = {study.key_of(job) for job in jobs(suite)}
+        assert found == declared if whole else found < declared
 
 
 def test_unknown_names_are_refused():
@@ -81,6 +90,46 @@ def test_shifts_grow_with_severity(name):
         assert shifted.shape == images.shape
         distances.append(float((shifted - images).abs().mean()))
     assert 0 < distances[0] < distances[1] < distances[2]
+
+
+def test_corruptions_start_from_seeds_of_their_own_and_leave_the_global_one(monkeypatch):
+    class Noise:
+        def apply(self, image, severity):
+            image = np.asarray(image)
+            assert image.shape == (16, 16, 3)
+            return np.uint8(np.clip(image + (1 + severity) * np.random.normal(size=image.shape), 0, 255))  # noqa: NPY002
+
+    class Impulse:
+        def apply(self, image, severity):
+            return np.asarray(image) + self.rng.integers(2, size=(16, 16, 1), dtype=np.uint8)
+
+    registry = types.ModuleType("medmnistc.corruptions.registry")
+    registry.CORRUPTIONS_DS = {"breastmnist": {"noise": Noise(), "impulse": Impulse()}}
+    for name in ("medmnistc", "medmnistc.corruptions"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, registry.__name__, registry)
+    images = np.full((3, 16, 16), 100, np.uint8)
+    np.random.seed(5)  # noqa: NPY002
+    expected = np.random.rand()  # noqa: NPY002
+    np.random.seed(5)  # noqa: NPY002
+    first, second, other = (study_tasks.medmnist_c("breastmnist", images, seed) for seed in (1, 1, 500))
+    assert np.random.rand() == expected  # noqa: NPY002
+    assert list(first) == [f"{name}-{severity}" for name in ("noise", "impulse") for severity in (1, 3, 5)]
+    for name, corrupted in first.items():
+        assert corrupted.shape == images.shape
+        assert corrupted.dtype == np.uint8
+        assert np.array_equal(corrupted, second[name])
+        assert not np.array_equal(corrupted, other[name])
+
+
+def test_few_shot_transfer_probes_the_features(data, monkeypatch):
+    monkeypatch.setattr(study_training, "SHOTS", (6, 24))
+    target = FewShot(data.images, data.labels.numpy(), data.evals["val"]["clean"], 3)
+    model = study_training.Classifier("resnet", 16, 5)
+    scores = study_training.evaluate(model, dataclasses.replace(data, few_shot={"val": target}, num_classes=5), "val")
+    assert scores["few_shot:6"] > 0.5  # classes differ by brightness, which random features keep
+    assert scores["few_shot:24"] > 0.9
+    assert "few_shot:6" not in study_training.evaluate(model, dataclasses.replace(data, num_classes=5), "val")
 
 
 def test_shuffled_masks_go_to_the_neighbour_and_their_credit_comes_back():
@@ -123,6 +172,9 @@ KINDS = (
     "mixup",
     "randaugment",
     "adv-throughout",
+    "coop-dose20-shuffled",
+    "frozen-dose20",
+    "frozen-paper",
 )
 
 

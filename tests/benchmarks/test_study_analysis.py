@@ -9,7 +9,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from study_analysis import Results, analyse, compare, front_mixture, frozen_front, gains
+from study_analysis import Results, _frozen_twin, analyse, compare, front_mixture, frozen_front, gains
+from study_conditions import CONDITIONS
+
+from policy_noise.presets import get_preset
 
 POINTS = {  # clean, shifted
     "plain": ("plain", 0.80, 0.40),
@@ -85,6 +88,40 @@ def test_paired_comparisons(results):
     assert front.low < front.mean < front.high
     assert front.p_value < 0.001
     assert compare(results, "toy", "adv", "missing", "shifted") is None
+
+
+@pytest.mark.parametrize(
+    ("condition", "twin"),
+    [
+        ("coop-dose20", "frozen-dose20"),
+        ("coop-dose20-shuffled", "frozen-dose20"),
+        ("paper", "frozen-paper"),
+        ("adv", "frozen-s100-p50"),
+        ("plain", "none"),
+    ],
+)
+def test_the_frozen_twin_has_the_same_mask(condition, twin):
+    assert _frozen_twin(condition) == twin
+    if twin in CONDITIONS:
+        own, frozen = (_rendering(CONDITIONS[name]) for name in (condition, twin))
+        assert own == frozen
+
+
+def _rendering(condition):
+    settings = {"p": 0.5, "strength": 1.0, **get_preset(condition.preset).mask, **condition.mask}
+    return {name: value for name, value in settings.items() if name != "policy"}
+
+
+def test_means_over_tasks_are_of_those_that_have_the_measure():
+    records = _records()
+    other = [{**record, "task": "other", "key": f"o{record['key']}"} for record in records]
+    for record in other:
+        record["scores"] = {"val": {**record["scores"]["val"], "few_shot:16": record["seed"] / 10}}
+    both = Results([*records, *other], "val")
+    found = compare(both, "all", "adv", "plain", "few_shot")
+    assert found is not None
+    assert (found.seeds, found.mean) == (4, 0)
+    assert compare(Results(records, "val"), "all", "adv", "plain", "few_shot") is None
 
 
 def test_a_front_for_each_measure(results):
