@@ -248,6 +248,7 @@ def half_trained(data: TaskData, seed: int, epochs: int) -> tuple[Classifier, fl
         masked = PF.noise_mask(
             (images - data.mean) / data.std,
             action,
+            sigma=SIGMA * data.task.size,
             mean_preserving=True,
             black=black,
             applied=torch.rand(len(images)) < 0.5,
@@ -274,7 +275,8 @@ def measure(
 
         def loss_of(action: Tensor | None, images: Tensor, targets: Tensor, model: Classifier = model) -> Tensor:
             if action is not None:
-                images = PF.noise_mask(images, action, mean_preserving=True, black=black)
+                sigma = SIGMA * data.task.size
+                images = PF.noise_mask(images, action, sigma=sigma, mean_preserving=True, black=black)
             return F.cross_entropy(model(images)[0], targets, reduction="none")
 
         for grid in grids:

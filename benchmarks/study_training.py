@@ -29,6 +29,8 @@ from policy_noise.presets import get_preset
 __all__ = ["SIGNALS", "Classifier", "StudyMask", "build_hook", "evaluate", "macro_f1", "train"]
 
 WEIGHT_DECAY = 0.05
+FIRST_MASK: dict[str, Any] = {"grid_size": 8, "sigma": 6 / 224, "mask_std": None}
+"""The package's default mask when the study began, and the paper's blur: what conditions leave out."""
 CLEAN_SHARE = 0.25
 """Share of the epochs without masks at the end of a heated run."""
 POINTS = 8
@@ -104,10 +106,9 @@ def build_hook(
     """Make a condition's mask and its hook."""
     assert condition.preset is not None
     preset = get_preset(condition.preset)
-    settings = {**preset.mask, **condition.mask}
-    if settings.get("sigma") is not None:
-        settings["sigma"] *= data.task.size
-    grid = (settings.get("grid_size", 8),) * 2
+    settings = {**FIRST_MASK, **preset.mask, **condition.mask}
+    settings["sigma"] = (settings["sigma"] or FIRST_MASK["sigma"]) * data.task.size
+    grid = (settings["grid_size"],) * 2
     policy = dict(condition.policy)
     if policy.pop("kind", None) == "static":
         concentration = policy.pop("concentration", 1.0)

@@ -90,8 +90,9 @@ def attach(
                 "attach(..., in_chans=...)"
             )
         mask_settings["in_chans"] = conv.in_channels
-    if isinstance(conv, nn.Conv3d) and isinstance(mask_settings.get("grid_size", 8), int):
-        mask_settings["grid_size"] = (mask_settings.get("grid_size", 8),) * 3
+    if isinstance(conv, nn.Conv3d):
+        cells = mask_settings.get("grid_size", inspect.signature(PolicyNoiseMask).parameters["grid_size"].default)
+        mask_settings["grid_size"] = (cells,) * 3 if isinstance(cells, int) else cells
     if "mean" not in mask_settings and "std" not in mask_settings:
         mask_settings |= _normalization(inner, mask_settings["in_chans"])
     mask = PolicyNoiseMask(**mask_settings)

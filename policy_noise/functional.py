@@ -34,10 +34,10 @@ __all__ = [
 Baseline = Literal["none", "batch", "leave_one_out"]
 Reward = Literal["cooperative", "adversarial"]
 
-PAPER_SIDE = 224
-"""Image side in pixels to which the paper's kernel and sigma belong."""
-PAPER_KERNEL_SIZE = 13
-PAPER_SIGMA = 6.0
+SIGMAS_A_SIDE = 12
+"""A default blur's share of the image: broad, as shading by coils and scanners is."""
+KERNEL_IN_SIGMAS = 13 / 6
+"""Width of the kernel: the paper's ratio."""
 
 ACTION_EPS = 1e-6
 """Distance that sampled actions keep from 0 and 1, where Beta densities can be infinite."""
@@ -127,9 +127,9 @@ def blur_parameters(
 ) -> tuple[int, float]:
     """Resolve the Gaussian's kernel and sigma, in pixels, for an image size.
 
-    Left out, both are the paper's share of the image's shorter side (13 and 6 at 224 px: the nearest odd number, at
-    least 3), so that the mask's texture is the same at every resolution. A given number is taken as pixels. If only
-    one is given, the other follows in the paper's ratio.
+    Left out, sigma is a twelfth of the image's shorter side, so that the mask's texture is the same at every
+    resolution. A given number is taken as pixels. Kernel and sigma follow each other in the paper's ratio of 13 to 6, a
+    kernel as the nearest odd number, at least 3.
 
     Args:
         size: The image's spatial size in pixels.
@@ -140,8 +140,8 @@ def blur_parameters(
         ValueError: If a number is out of its range or the kernel does not fit the image.
 
     Example:
-        >>> blur_parameters((224, 224)), blur_parameters((28, 28))
-        ((13, 6.0), (3, 0.75))
+        >>> blur_parameters((96, 128)), blur_parameters((224, 224), kernel_size=13)
+        ((17, 8.0), (13, 6.0))
     """
     if kernel_size is not None and not (_is_number(kernel_size) and kernel_size >= 1 and kernel_size % 2 == 1):
         raise ValueError(f"kernel_size must be an odd positive integer in pixels, got {kernel_size!r}")
@@ -149,11 +149,9 @@ def blur_parameters(
         raise ValueError(f"sigma must be a positive number of pixels, got {sigma!r}")
     side = min(size)
     if sigma is None:
-        sigma = PAPER_SIGMA * (side / PAPER_SIDE if kernel_size is None else kernel_size / PAPER_KERNEL_SIZE)
-        if kernel_size is None:
-            kernel_size = min(_nearest_odd(PAPER_KERNEL_SIZE * side / PAPER_SIDE), 2 * side - 1)
-    elif kernel_size is None:
-        kernel_size = min(_nearest_odd(PAPER_KERNEL_SIZE / PAPER_SIGMA * sigma), 2 * side - 1)
+        sigma = side / SIGMAS_A_SIDE if kernel_size is None else kernel_size / KERNEL_IN_SIGMAS
+    if kernel_size is None:
+        kernel_size = min(_nearest_odd(KERNEL_IN_SIGMAS * sigma), 2 * side - 1)
     if kernel_size > 2 * side - 1:
         raise ValueError(
             f"kernel_size {kernel_size} does not fit an image of size {tuple(size)}: reflect padding allows at most "
@@ -331,8 +329,8 @@ def _standardize(action: Tensor, share: Tensor, factors: Sequence[Tensor], mask_
     centred = action - (action.flatten(1) * share).sum(1).view(-1, *ones)
     root_mean_square = _render(centred, factors).flatten(1).norm(dim=1)
     scale = mask_std / root_mean_square.clamp(min=MIN_STD)
-    # Rendering averages cells, so that no pixel lies below the lowest cell.
-    scale = torch.minimum(scale, -1 / centred.flatten(1).amin(1).clamp(max=-MIN_STD))
+    # Rendering averages cells, so that no pixel lies below the lowest cell; a little is kept for rounding.
+    scale = torch.minimum(scale, (ACTION_EPS - 1) / centred.flatten(1).amin(1).clamp(max=-MIN_STD))
     return torch.addcmul(torch.ones_like(centred), centred, scale.view(-1, *ones))
 
 

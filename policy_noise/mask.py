@@ -61,15 +61,16 @@ class PolicyNoiseMask(nn.Module):
     Args:
         in_chans: Channels of the images.
         grid_size: Cells along each axis; a tuple of two for images, of three for volumes (B, C, D, H, W).
-        kernel_size: Blur kernel in pixels; by default a share of the image's side (13 at 224 px).
-        sigma: Blur sigma in pixels; by default a share of the image's side (6 at 224 px).
+        kernel_size: Blur kernel in pixels; by default it follows sigma.
+        sigma: Blur sigma in pixels; by default a twelfth of the image's shorter side.
         policy: ``"spatial"`` (a few convolutions on a thumbnail), ``"static"`` (one distribution for all images), the
             name of a timm backbone (the paper's is ``"resnet10t"``), or a module; see :mod:`policy_noise.policy`.
         p: Probability that an image is masked.
         strength: How far the mask moves from 1; 0 switches it off.
         mean_preserving: Divide each mask by its own mean, so that it changes where the light is and not how much.
         mask_std: Also give each mask this standard deviation (at full ``strength``), a fixed dose: the policy then
-            decides where the mask varies, and cannot switch it off or turn it into a spotlight.
+            decides where the mask varies, and can neither switch it off nor make it a spotlight. None leaves the
+            deviation to the policy.
         domain: ``"intensity"`` multiplies intensities, so that 0 means black and the mask is a bias field;
             ``"normalized"`` multiplies the normalised image as it is, so that 0 means the mean grey (the paper's).
         mean: The images' normalisation, one number or one a channel: with ``std`` it says where black is. Without
@@ -97,7 +98,7 @@ class PolicyNoiseMask(nn.Module):
     def __init__(
         self,
         in_chans: int = 3,
-        grid_size: int | Sequence[int] = 8,
+        grid_size: int | Sequence[int] = 4,
         kernel_size: int | None = None,
         sigma: float | None = None,
         *,
@@ -105,7 +106,7 @@ class PolicyNoiseMask(nn.Module):
         p: float = 0.5,
         strength: float = 1.0,
         mean_preserving: bool = True,
-        mask_std: float | None = None,
+        mask_std: float | None = 0.2,
         domain: Literal["intensity", "normalized"] = "intensity",
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
@@ -117,11 +118,10 @@ class PolicyNoiseMask(nn.Module):
         for name, value in (("p", p), ("strength", strength)):
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"{name} must lie in [0, 1], got {value!r}")
-        if mask_std is not None and not (mean_preserving and 0.0 < mask_std <= 1.0):
-            raise ValueError(
-                f"mask_std must lie in (0, 1] and needs mean_preserving, got mask_std={mask_std!r} and "
-                f"mean_preserving={mean_preserving!r}"
-            )
+        if mask_std is not None and not 0.0 < mask_std <= 1.0:
+            raise ValueError(f"mask_std must lie in (0, 1], got {mask_std!r}")
+        if mask_std is not None and not mean_preserving:
+            raise ValueError(f"mask_std needs mean_preserving=True, got False: pass mask_std=None instead of {mask_std!r}")
         if domain not in ("intensity", "normalized"):
             raise ValueError(f"domain must be 'intensity' or 'normalized', got {domain!r}")
         # A side of any length stands for the image, whose size is known later: this checks the numbers alone.

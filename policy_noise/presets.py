@@ -35,6 +35,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 "policy": "resnet10t",
                 "p": 1.0,
                 "mean_preserving": False,
+                "mask_std": None,
                 "domain": "normalized",
             },
             hook={

@@ -104,7 +104,7 @@ def plain_noise_mask(
     mean = mask.mean((1, 2, 3), keepdim=True)
     if mask_std is not None:
         scale = mask_std / mask.std((1, 2, 3), keepdim=True, correction=0)
-        mask = 1 + torch.minimum(scale, 1 / (mean - action.amin((1, 2, 3), keepdim=True))) * (mask - mean)
+        mask = 1 + torch.minimum(scale, (1 - 1e-6) / (mean - action.amin((1, 2, 3), keepdim=True))) * (mask - mean)
     elif mean_preserving:
         mask = mask / mean
     mask = 1 + strength * (mask - 1)

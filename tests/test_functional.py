@@ -343,11 +343,10 @@ def test_render_keeps_its_precision_under_autocast(method):
         assert torch.equal(PF.render_mask(action, (32, 32), method=method), expected)
 
 
-def test_blur_parameters_are_the_papers_share_of_the_shorter_side():
-    assert PF.blur_parameters((224, 224)) == (13, 6.0)
-    assert PF.blur_parameters((448, 600)) == (27, 12.0)
-    assert PF.blur_parameters((112, 112)) == (7, 3.0)
-    assert PF.blur_parameters((28, 28)) == (3, 0.75)
+def test_blur_parameters_are_a_share_of_the_shorter_side():
+    assert PF.blur_parameters((96, 128)) == (17, 8.0)
+    assert PF.blur_parameters((48, 48)) == (9, 4.0)
+    assert PF.blur_parameters((24, 24)) == (5, 2.0)
     assert PF.blur_parameters((64, 28)) == PF.blur_parameters((28, 64))
     assert PF.blur_parameters((100, 100), kernel_size=13) == (13, 6.0)
     assert PF.blur_parameters((100, 100), sigma=6) == (13, 6.0)
@@ -359,7 +358,7 @@ def test_blur_parameters_left_out_always_fit(side):
     kernel_size, sigma = PF.blur_parameters((side, side))
     assert kernel_size % 2 == 1
     assert 1 <= kernel_size <= 2 * side - 1
-    assert sigma == pytest.approx(6 * side / 224)
+    assert sigma == pytest.approx(side / 12)
 
 
 @given(side=st.integers(1, 300), sigma=st.floats(1e-3, 1e4))
@@ -436,7 +435,7 @@ def test_a_fixed_dose_never_turns_light_negative_and_a_flat_mask_stays_flat():
     mask = PF.noise_mask(torch.ones(3, 1, 32, 32), action, mask_std=1.0).flatten(1)
     assert torch.equal(mask[0], torch.ones(1024))
     assert torch.equal(mask[2], torch.ones(1024))
-    assert -1e-5 < mask[1].min() < 0.1
+    assert 0 <= mask[1].min() < 0.1
     torch.testing.assert_close(mask[1].mean(), torch.tensor(1.0))
     assert 0.1 < mask[1].std() < 1
 

@@ -269,7 +269,7 @@ def bandit(steps, observe, *, lr, optimizer_name="adamw", **arguments):
     image is the mean squared distance of its 16 relevant cells from the target.
     """
     mask = PolicyNoiseMask(
-        1, 8, kernel_size=1, sigma=1.0, policy="static", p=1.0, mean_preserving=False, domain="normalized"
+        1, 8, kernel_size=1, sigma=1.0, policy="static", p=1.0, mean_preserving=False, mask_std=None, domain="normalized"
     )
     model = nn.Identity()
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
@@ -646,7 +646,7 @@ def test_what_is_hooked_already_is_refused(make_model, batch, shared):
         (torch.randn(3, 32, 32), TypeError, r"no floating-point tensor of 4 axes among \['\(3, 32, 32\)"),
         (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), TypeError, r"no floating-point tensor.*torch\.uint8"),
         (torch.randn(2, 1, 32, 32), ValueError, r"with C = 3, got \(2, 1, 32, 32\)"),
-        (torch.randn(2, 3, 5, 5), ValueError, r"grid_size \(8, 8\) does not fit images of size \(5, 5\)"),
+        (torch.randn(2, 3, 3, 3), ValueError, r"grid_size \(4, 4\) does not fit images of size \(3, 3\)"),
     ],
 )
 def test_images_are_refused_and_nothing_has_moved(make_model, batch, images, error, message):
