@@ -22,12 +22,15 @@ import math
 import os
 import platform
 import random
+import re
 import subprocess
 import sys
 import time
 import traceback
+import unittest.mock
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -41,6 +44,7 @@ import torch.nn.functional as F
 from scipy.stats import linregress, quantile_test
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.benchmark import Timer
 
 import policy_noise
@@ -53,6 +57,7 @@ MODELS = {
     "resnet50": "resnet50",
     "convnext_tiny": "convnext_tiny",
     "vit_small": "vit_small_patch16_224",
+    "tiny": "test_resnet",
 }
 CLASSES = 100
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -76,6 +81,7 @@ class Configuration:
         seconds: Time to spend on the repetitions; at least six are made.
         repetitions: Most of them.
         profile: Also the split, the launched kernels and the checks, which belong to the model and not to its batch.
+        launches: Also what the default preset asks of the device, and its time on the host, part by part.
     """
 
     model: str
@@ -89,6 +95,7 @@ class Configuration:
     seconds: float = 10.0
     repetitions: int = 30
     profile: bool = False
+    launches: bool = False
 
     def label(self) -> str:
         parts = [self.model, f"{self.size} px", f"batch {self.batch}", self.precision]
@@ -109,6 +116,9 @@ def suite(name: str) -> list[Configuration]:
             Configuration("resnet10t", seconds=45),
             Configuration("resnet18", 64, arms=("plain", "default", *RIVALS), seconds=15),
         ]
+    if name == "launches":
+        arms = ("plain", "plain again", "default")
+        return [Configuration("tiny", 64, 2, arms=arms, seconds=20, repetitions=200, launches=True)]
     if name == "gpu":
         few = ("plain", "default")
         return [
@@ -137,7 +147,7 @@ def suite(name: str) -> list[Configuration]:
             *(replace(base, grid=grid) for grid in (16, 32, 64)),
             *(replace(base, model=model) for model in MODELS if model != "resnet18"),
         ]
-    raise ValueError(f"suite must be quick, cpu, gpu or scaling, got {name!r}")
+    raise ValueError(f"suite must be quick, cpu, launches, gpu or scaling, got {name!r}")
 
 
 # -- the authors' recipe -----------------------------------------------------------------------------------------------
@@ -383,6 +393,9 @@ def measure(configuration: Configuration, device: torch.device) -> dict[str, Any
                 ),
                 "masks drawn and applied inside torch.cuda.graph": guarded(lambda: check_graph(configuration, device)),
             }
+    if configuration.launches:
+        record["launches"] = guarded(lambda: count_launches(arms["default"]))
+        record["host"] = guarded(lambda: time_parts(arms["default"], added(record)))
     return record
 
 
@@ -403,6 +416,101 @@ def count_kernels(step: Callable[[], None], device: torch.device) -> int:
     events = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     # Optimizers mark their range on the device too.
     return sum(not event.name.startswith("Optimizer.") for event in events)
+
+
+# Called by these names in a step of the default preset; what one calls of the others counts as theirs.
+PARTS = {
+    "policy forward": lambda hook: (hook.mask.policy, "forward"),
+    "sampling": lambda hook: (hook.mask, "sample"),
+    "rendering": lambda hook: (hook.mask, "forward"),
+    "loss of each sample": lambda hook: (policy_noise.hook, "per_sample_loss"),
+    "observe": lambda hook: (hook.learner, "observe"),
+    "policy backward": lambda hook: (hook.learner, "_flat_gradient"),
+    "estimator and policy step": lambda hook: (hook.learner, "step"),
+}
+
+
+@contextmanager
+def parts_within(hook: policy_noise.ReinforceHook, enter: Callable[[str], Any]) -> Iterator[None]:
+    """Run each part of a step inside a context of its own."""
+    with ExitStack() as stack:
+        for part, find in PARTS.items():
+            owner, name = find(hook)
+            original = getattr(owner, name)
+
+            def within(*args: Any, part: str = part, original: Callable[..., Any] = original, **kwargs: Any) -> Any:
+                with enter(part):
+                    return original(*args, **kwargs)
+
+            stack.enter_context(unittest.mock.patch.object(owner, name, within))
+        yield
+
+
+class Launches(TorchDispatchMode):
+    """Counts what a step asks of the device, by part, without views and bare allocations; one can be many kernels."""
+
+    FREE = re.compile(
+        r"detach_?|alias|t|lift_fresh|empty\w*|new_empty\w*|_?record_function\w*"
+        r"|\w*(view|expand|select|slice|split|unbind|squeeze|transpose|permute|as_strided)\w*"
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = "rest"
+        self.counts: Counter[tuple[str, str]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.split("::")[1]
+        if not self.FREE.fullmatch(name):
+            self.counts[self.part, name.strip("_")] += 1
+        return func(*args, **(kwargs or {}))
+
+    @contextmanager
+    def within(self, part: str) -> Iterator[None]:
+        outer, self.part = self.part, part
+        yield
+        self.part = outer
+
+
+def count_launches(arm: Arm) -> dict[str, int]:
+    """What a step of the default preset asks of the device, by part."""
+    assert arm.hook is not None
+    arm.step()
+    launches = Launches()
+    # On a GPU dropped samples are told of only when metrics are read.
+    with (
+        unittest.mock.patch.object(arm.hook.learner, "_warn_dropped"),
+        parts_within(arm.hook, launches.within),
+        launches,
+    ):
+        arm.step()
+    counts = dict.fromkeys(PARTS, 0)
+    for (part, _), count in launches.counts.items():
+        if part in counts:
+            counts[part] += count
+    return {**counts, "all": sum(counts.values())}
+
+
+def time_parts(arm: Arm, whole: float, steps: int = 200) -> dict[str, float]:
+    """Median seconds of each part in a running step; the rest of what the preset adds is hooks and pairing."""
+    assert arm.hook is not None
+    times: dict[str, list[float]] = {part: [] for part in PARTS}
+    inner = [0.0]
+
+    @contextmanager
+    def clock(part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        inner.append(0.0)
+        yield
+        spent = time.perf_counter() - start
+        times[part].append(spent - inner.pop())
+        inner[-1] += spent
+
+    with parts_within(arm.hook, clock):
+        for _ in range(steps):
+            arm.step()
+    parts = {part: median(values) for part, values in times.items()}
+    return {**parts, "hooks and pairing": whole - sum(parts.values()), "all": whole}
 
 
 def timed(function: Callable[[], Any]) -> float:
@@ -630,7 +738,12 @@ def to_markdown(results: dict[str, Any]) -> str:
             )
         notes += [f"- {record['label']}, {name} failed: {words}" for name, words in record["failures"].items()]
         notes += goals(record)
-        for key, title, unit in (("kernels", "kernels a step", 1.0), ("rendering", "rendering, ms", 1e3)):
+        for key, title, unit in (
+            ("kernels", "kernels a step", 1.0),
+            ("launches", "operations of the default preset on the device", 1.0),
+            ("host", "host time of the default preset, ms", 1e3),
+            ("rendering", "rendering, ms", 1e3),
+        ):
             values = record.get(key)
             if values:
                 notes.append(f"- {record['label']}, {title}: {listed(values, unit)}")
@@ -770,7 +883,7 @@ def report(results: dict[str, Any], path: Path) -> None:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=("quick", "cpu", "gpu", "scaling"), default="quick")
+    parser.add_argument("--suite", choices=("quick", "cpu", "launches", "gpu", "scaling"), default="quick")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
     parser.add_argument("--device", help="by default cuda for the gpu suite, else cpu")
     parser.add_argument("--threads", type=int, help="of torch on the CPU")
