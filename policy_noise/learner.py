@@ -41,6 +41,8 @@ class PolicyLearner:
         follow_schedule: With ``lr``: False keeps it as it is, for a scheduler of your own on ``optimizer``.
         weight_decay: Of the policy's optimizer.
         frozen: Never step: the control in which masks are drawn and nothing is learned.
+        update_every: Learn from one window in this many. In the others masks are drawn without a graph, and their
+            losses are let go.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class PolicyLearner:
         follow_schedule: bool = True,
         weight_decay: float = 0.0,
         frozen: bool = False,
+        update_every: int = 1,
     ) -> None:
         _one_of("estimator", estimator, ("score_function", "paper"))
         _one_of("reward", reward, ("cooperative", "adversarial"))
@@ -74,6 +77,13 @@ class PolicyLearner:
                 "estimator='paper' has neither an adversarial reward nor an entropy bonus, got "
                 f"reward={reward!r} and entropy_coef={entropy_coef!r}: take estimator='score_function' for them"
             )
+        if not isinstance(update_every, int) or update_every < 1:
+            raise ValueError(f"update_every must be a positive integer, got {update_every!r}")
+        if estimator == "paper" and update_every > 1:
+            raise ValueError(
+                "estimator='paper' scales the classifier's loss in every step and needs update_every=1, got "
+                f"{update_every}: take estimator='score_function'"
+            )
         if not 0.0 <= baseline_momentum < 1.0:
             raise ValueError(f"baseline_momentum must lie in [0, 1), got {baseline_momentum!r}")
         self.mask = mask
@@ -87,6 +97,7 @@ class PolicyLearner:
         self.lr_ratio = lr_ratio
         self.follow_schedule = follow_schedule
         self.frozen = frozen
+        self.update_every = update_every
         self.parameters = [p for p in mask.parameters() if p.requires_grad]
         if not self.parameters:
             raise ValueError("mask has no parameter that requires a gradient: there is no policy to train")
@@ -126,12 +137,7 @@ class PolicyLearner:
         Raises:
             ValueError: If there is not one loss for each image.
         """
-        if not isinstance(loss, Tensor) or loss.shape != sample.log_prob.shape:
-            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise ValueError(
-                f"per_sample_loss must have shape ({len(sample.log_prob)},), one loss for each image, got {shape}; "
-                "compute it with reduction='none'"
-            )
+        check_loss(sample, loss)
         self._window.append((sample, loss.detach().float().to(sample.log_prob.device)))
         if len(self._window) > MAX_WINDOW:
             del self._window[0]
@@ -183,6 +189,10 @@ class PolicyLearner:
         self.optimizer.step()
         for parameter in self.parameters:
             parameter.grad = None
+
+    def skip(self, user_lr: float) -> None:
+        """Let a window pass that was not to be learned from; its learning rate may still be the largest seen."""
+        self._peak_user_lr = max(self._peak_user_lr, user_lr)
 
     def _fused(self) -> bool:
         return self.parameters[0].device.type in ("cpu", "cuda")
@@ -440,6 +450,16 @@ class PolicyLearner:
         if self._moving_average is not None:
             self._moving_average = self._moving_average.to(device)
         self._samples_checked, self._samples_finite = self._samples_dropped, 0
+
+
+def check_loss(sample: MaskSample, loss: Tensor) -> None:
+    """Refuse losses of which there is not one for each image."""
+    if not isinstance(loss, Tensor) or loss.shape != sample.log_prob.shape:
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(
+            f"per_sample_loss must have shape ({len(sample.log_prob)},), one loss for each image, got {shape}; "
+            "compute it with reduction='none'"
+        )
 
 
 def _join(tensors: list[Tensor]) -> Tensor:
