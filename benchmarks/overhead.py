@@ -1,6 +1,8 @@
 """What the noise mask costs: time, memory and kernels of a training step, beside the authors' recipe.
 
-    python benchmarks/overhead.py --suite cpu --threads 2
+    python benchmarks/overhead.py --suite cpu --threads 2 --deadline 840
+    python benchmarks/overhead.py --suite scaling --threads 2 --deadline 540
+    python benchmarks/overhead.py --suite launches --threads 1
     python benchmarks/overhead.py --suite gpu --output results
     python benchmarks/overhead.py --suite quick --models resnet18 --sizes 32 64 --batches 8
 
@@ -8,11 +10,12 @@ Every configuration builds all its arms (the plain step and its rivals) side by 
 shuffled order within each repetition, so that a disturbance of the machine meets all of them alike. A cost is the
 median over repetitions of the ratio to the plain step of the same repetition; its interval is that of the median from
 order statistics (95 %, no distribution assumed). The arm "plain again" is the plain step once more: how far its
-interval lies from 1 is what this machine cannot resolve.
+interval lies from 1 is what this machine cannot resolve. Peak memory is the allocator's on a GPU; on a CPU it is how
+far two steps raise a fresh process's resident set (VmHWM) above what it was with everything imported.
 
-Results are written after each configuration to OUTPUT/overhead-SUITE.json, and at the end as a table (.md) and a plot
-(.png); ``--report FILE.json`` makes those two again without measuring. A configuration that fails is recorded with its
-error, and the others go on.
+Results are written after each configuration to OUTPUT/overhead-SUITE.json and as a table (.md), and at the end as a
+plot (.png); ``--report FILE.json`` makes those two again without measuring. A configuration that fails is recorded with
+its error, and the others go on.
 """
 
 import argparse
@@ -22,12 +25,15 @@ import math
 import os
 import platform
 import random
+import re
 import subprocess
 import sys
 import time
 import traceback
+import unittest.mock
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -38,9 +44,11 @@ import kornia
 import timm
 import torch
 import torch.nn.functional as F
-from scipy.stats import linregress, quantile_test
+from scipy.optimize import nnls
+from scipy.stats import quantile_test
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.benchmark import Timer
 
 import policy_noise
@@ -53,6 +61,7 @@ MODELS = {
     "resnet50": "resnet50",
     "convnext_tiny": "convnext_tiny",
     "vit_small": "vit_small_patch16_224",
+    "tiny": "test_resnet",
 }
 CLASSES = 100
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -76,6 +85,7 @@ class Configuration:
         seconds: Time to spend on the repetitions; at least six are made.
         repetitions: Most of them.
         profile: Also the split, the launched kernels and the checks, which belong to the model and not to its batch.
+        launches: Also what the default preset asks of the device, and its time on the host, part by part.
     """
 
     model: str
@@ -89,6 +99,7 @@ class Configuration:
     seconds: float = 10.0
     repetitions: int = 30
     profile: bool = False
+    launches: bool = False
 
     def label(self) -> str:
         parts = [self.model, f"{self.size} px", f"batch {self.batch}", self.precision]
@@ -103,12 +114,17 @@ def suite(name: str) -> list[Configuration]:
     if name == "quick":
         return [Configuration("resnet10t", 64, 8, arms=(*OURS, *RIVALS), seconds=6, profile=True)]
     if name == "cpu":
-        return [
-            Configuration("resnet18", seconds=75, profile=True),
-            Configuration("resnet50", seconds=150),
-            Configuration("resnet10t", seconds=45),
-            Configuration("resnet18", 64, arms=("plain", "default", *RIVALS), seconds=15),
+        few = ("plain", "plain again", "default")
+        return [  # what was aimed at first, so that a deadline cuts the rest
+            Configuration("resnet18", arms=(*OURS, *RIVALS), seconds=120, profile=True),
+            Configuration("resnet50", arms=(*OURS, *RIVALS), seconds=240),
+            Configuration("resnet10t", arms=(*OURS, *RIVALS), seconds=60),
+            Configuration("convnext_tiny", arms=few, seconds=60),
+            Configuration("vit_small", arms=few, seconds=40),
         ]
+    if name == "launches":
+        arms = ("plain", "plain again", "default")
+        return [Configuration("tiny", 64, 2, arms=arms, seconds=20, repetitions=200, launches=True)]
     if name == "gpu":
         few = ("plain", "default")
         return [
@@ -132,12 +148,13 @@ def suite(name: str) -> list[Configuration]:
     if name == "scaling":
         base = Configuration("resnet18", 96, 16, arms=("plain", "default"), seconds=6)
         return [
-            *(replace(base, size=size) for size in (28, 64, 96, 128, 224, 320, 512)),
-            *(replace(base, batch=batch) for batch in (8, 32, 64, 128, 256)),
+            *(replace(base, size=size) for size in (96, 28, 64, 128, 224, 320)),
+            *(replace(base, batch=batch) for batch in (8, 32, 64, 128)),
             *(replace(base, grid=grid) for grid in (16, 32, 64)),
-            *(replace(base, model=model) for model in MODELS if model != "resnet18"),
+            *(replace(base, model=model) for model in MODELS if model not in ("resnet18", "tiny")),
+            *(replace(base, size=512), replace(base, batch=256)),  # the longest last
         ]
-    raise ValueError(f"suite must be quick, cpu, gpu or scaling, got {name!r}")
+    raise ValueError(f"suite must be quick, cpu, launches, gpu or scaling, got {name!r}")
 
 
 # -- the authors' recipe -----------------------------------------------------------------------------------------------
@@ -322,8 +339,8 @@ def warm_up(arm: Arm, device: torch.device) -> None:
     arm.peak = torch.cuda.max_memory_allocated() - before
 
 
-def measure(configuration: Configuration, device: torch.device) -> dict[str, Any]:
-    """Time a configuration's arms interleaved."""
+def measure(configuration: Configuration, device: torch.device, until: float = math.inf) -> dict[str, Any]:
+    """Time a configuration's arms interleaved; past ``until``, of :func:`time.perf_counter`, no repetition is begun."""
     arms: dict[str, Arm] = {}
     failures: dict[str, str] = {}
     for name in configuration.arms:
@@ -349,7 +366,8 @@ def measure(configuration: Configuration, device: torch.device) -> dict[str, Any
     order = list(arms)
     start = time.perf_counter()
     for repetition in range(configuration.repetitions):
-        if repetition >= 6 and time.perf_counter() - start > configuration.seconds:
+        now = time.perf_counter()
+        if (repetition >= 6 and now - start > configuration.seconds) or (repetition and now > until):
             break
         shuffled.shuffle(order)
         for name in order:
@@ -364,7 +382,7 @@ def measure(configuration: Configuration, device: torch.device) -> dict[str, Any
     for name, arm in arms.items():
         memory = None if arm.peak is None else arm.static + arm.peak
         record["arms"][name] = {"seconds": arm.times, "peak_memory_bytes": memory}
-    if configuration.profile and "default" in arms:
+    if configuration.profile and "default" in arms and time.perf_counter() < until:
         record["kernels"] = {
             name: guarded(lambda arm=arms[name]: count_kernels(arm.step, device))
             for name in ("plain", "default", "paper", "authors")
@@ -383,6 +401,9 @@ def measure(configuration: Configuration, device: torch.device) -> dict[str, Any
                 ),
                 "masks drawn and applied inside torch.cuda.graph": guarded(lambda: check_graph(configuration, device)),
             }
+    if configuration.launches:
+        record["launches"] = guarded(lambda: count_launches(arms["default"]))
+        record["host"] = guarded(lambda: time_parts(arms["default"], added(record)))
     return record
 
 
@@ -403,6 +424,101 @@ def count_kernels(step: Callable[[], None], device: torch.device) -> int:
     events = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     # Optimizers mark their range on the device too.
     return sum(not event.name.startswith("Optimizer.") for event in events)
+
+
+# Called by these names in a step of the default preset; what one calls of the others counts as theirs.
+PARTS = {
+    "policy forward": lambda hook: (hook.mask.policy, "forward"),
+    "sampling": lambda hook: (hook.mask, "sample"),
+    "rendering": lambda hook: (hook.mask, "forward"),
+    "loss of each sample": lambda hook: (policy_noise.hook, "per_sample_loss"),
+    "observe": lambda hook: (hook.learner, "observe"),
+    "policy backward": lambda hook: (hook.learner, "_flat_gradient"),
+    "estimator and policy step": lambda hook: (hook.learner, "step"),
+}
+
+
+@contextmanager
+def parts_within(hook: policy_noise.ReinforceHook, enter: Callable[[str], Any]) -> Iterator[None]:
+    """Run each part of a step inside a context of its own."""
+    with ExitStack() as stack:
+        for part, find in PARTS.items():
+            owner, name = find(hook)
+            original = getattr(owner, name)
+
+            def within(*args: Any, part: str = part, original: Callable[..., Any] = original, **kwargs: Any) -> Any:
+                with enter(part):
+                    return original(*args, **kwargs)
+
+            stack.enter_context(unittest.mock.patch.object(owner, name, within))
+        yield
+
+
+class Launches(TorchDispatchMode):
+    """Counts what a step asks of the device, by part, without views and bare allocations; one can be many kernels."""
+
+    FREE = re.compile(
+        r"detach_?|alias|t|lift_fresh|empty\w*|new_empty\w*|_?record_function\w*"
+        r"|\w*(view|expand|select|slice|split|unbind|squeeze|transpose|permute|as_strided)\w*"
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = "rest"
+        self.counts: Counter[tuple[str, str]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.split("::")[1]
+        if not self.FREE.fullmatch(name):
+            self.counts[self.part, name.strip("_")] += 1
+        return func(*args, **(kwargs or {}))
+
+    @contextmanager
+    def within(self, part: str) -> Iterator[None]:
+        outer, self.part = self.part, part
+        yield
+        self.part = outer
+
+
+def count_launches(arm: Arm) -> dict[str, int]:
+    """What a step of the default preset asks of the device, by part."""
+    assert arm.hook is not None
+    arm.step()
+    launches = Launches()
+    # On a GPU dropped samples are told of only when metrics are read.
+    with (
+        unittest.mock.patch.object(arm.hook.learner, "_warn_dropped"),
+        parts_within(arm.hook, launches.within),
+        launches,
+    ):
+        arm.step()
+    counts = dict.fromkeys(PARTS, 0)
+    for (part, _), count in launches.counts.items():
+        if part in counts:
+            counts[part] += count
+    return {**counts, "all": sum(counts.values())}
+
+
+def time_parts(arm: Arm, whole: float, steps: int = 200) -> dict[str, float]:
+    """Median seconds of each part in a running step; the rest of what the preset adds is hooks and pairing."""
+    assert arm.hook is not None
+    times: dict[str, list[float]] = {part: [] for part in PARTS}
+    inner = [0.0]
+
+    @contextmanager
+    def clock(part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        inner.append(0.0)
+        yield
+        spent = time.perf_counter() - start
+        times[part].append(spent - inner.pop())
+        inner[-1] += spent
+
+    with parts_within(arm.hook, clock):
+        for _ in range(steps):
+            arm.step()
+    parts = {part: median(values) for part, values in times.items()}
+    return {**parts, "hooks and pairing": whole - sum(parts.values()), "all": whole}
 
 
 def timed(function: Callable[[], Any]) -> float:
@@ -587,6 +703,8 @@ def ratio(record: dict[str, Any], arm: str, to: str) -> tuple[float, float, floa
         return None
     pairs = zip(record["arms"][arm]["seconds"], record["arms"][to]["seconds"], strict=True)
     ratios = [mine / other for mine, other in pairs]
+    if len(ratios) < 6:  # of fewer no two are 95 % sure to have the median between them
+        return median(ratios), math.nan, math.nan
     interval = quantile_test(ratios, q=1.0, p=0.5).confidence_interval(0.95)
     return median(ratios), float(interval.low), float(interval.high)
 
@@ -616,13 +734,14 @@ def to_markdown(results: dict[str, Any]) -> str:
     notes: list[str] = []
     for record in results["configurations"]:
         if "error" in record:
-            notes.append(f"- {record['label']} failed: {record['error'].splitlines()[-1]}")
+            notes.append(f"- {record['label']}: {record['error'].splitlines()[-1]}")
             continue
         for name, arm in record["arms"].items():
             value = ratio(record, name, "plain")
             assert value is not None
             memory, share = arm["peak_memory_bytes"], memory_ratio(record, name)
             interval = "" if name == "plain" else f"{value[1]:.3f} to {value[2]:.3f}"
+            interval = "too few" if "nan" in interval else interval
             lines.append(
                 f"| {record['label']} | {name} | {1e3 * median(arm['seconds']):.2f} | {value[0]:.3f} | {interval} "
                 f"| {len(arm['seconds'])} | {'' if memory is None else f'{memory / 2**20:.0f}'} "
@@ -630,7 +749,12 @@ def to_markdown(results: dict[str, Any]) -> str:
             )
         notes += [f"- {record['label']}, {name} failed: {words}" for name, words in record["failures"].items()]
         notes += goals(record)
-        for key, title, unit in (("kernels", "kernels a step", 1.0), ("rendering", "rendering, ms", 1e3)):
+        for key, title, unit in (
+            ("kernels", "kernels a step", 1.0),
+            ("launches", "operations of the default preset on the device", 1.0),
+            ("host", "host time of the default preset, ms", 1e3),
+            ("rendering", "rendering, ms", 1e3),
+        ):
             values = record.get(key)
             if values:
                 notes.append(f"- {record['label']}, {title}: {listed(values, unit)}")
@@ -651,18 +775,23 @@ def added(record: dict[str, Any]) -> float:
 
 
 def law(results: dict[str, Any]) -> str:
-    """The added time as a constant and a share of the pixels, by least squares at the preset's own grid."""
+    """The added time as a constant, a share of the pixels and one of the cells, by least squares of relative errors."""
     points = [
-        (record["configuration"]["batch"] * record["configuration"]["size"] ** 2 / 1e6, 1e3 * added(record))
+        (1e3 * added(record), one["batch"] * one["size"] ** 2 / 1e6, one["batch"] * (one["grid"] or 8) ** 2 / 1e3)
         for record in results["configurations"]
-        if "error" not in record and not record["configuration"]["grid"]
+        if "error" not in record and "default" in record["arms"] and (one := record["configuration"])
     ]
-    if len({pixels for pixels, _ in points}) < 2:
+    measured = [point for point in points if point[0] > 0]  # nothing can be said relative to less
+    if len({point[1:] for point in measured}) < 4:
         return "- too few configurations for a law of the cost"
-    line = linregress(points)
+    rows = [(1 / cost, pixels / cost, cells / cost) for cost, pixels, cells in measured]
+    (constant, by_pixels, by_cells), _ = nnls(rows, [1.0] * len(rows))
+    errors = [abs(constant * row[0] + by_pixels * row[1] + by_cells * row[2] - 1) for row in rows]
     return (
-        f"- the default preset adds {line.intercept:.2f} ms and {line.slope:.2f} ms for a million pixels "
-        f"(B x H x W, {len(points)} configurations, r {line.rvalue:.3f})"
+        "- O(B H W) plus O(B G^2) plus a constant, fitted to all classifiers alike: the default preset adds "
+        f"{constant:.2f} ms, {by_pixels:.2f} ms for a million pixels and {by_cells:.2f} ms for a thousand cells "
+        f"({len(measured)} of {len(points)} configurations, off by {100 * median(errors):.0f} % in the median and "
+        f"{100 * max(errors):.0f} % at most)"
     )
 
 
@@ -713,7 +842,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     title = f"{results['machine']['device']}, {results['date'][:10]}"
     if results["suite"] == "scaling":
         figure, axes = plt.subplots(1, 4, figsize=(16, 4), sharey=True)
-        base = Configuration(**{**records[0]["configuration"], "arms": (), "size": 96})
+        base = Configuration(**{**records[0]["configuration"], "arms": ()})
         for axis, name in zip(axes, ("size", "batch", "grid", "model"), strict=True):
             points = []
             for record in records:
@@ -723,11 +852,13 @@ def plot(results: dict[str, Any], path: Path) -> None:
                 plain = median(record["arms"]["plain"]["seconds"])
                 where = {"grid": own.grid or 8, "model": 1e3 * plain}.get(name, getattr(own, name))
                 points.append((where, 1e3 * plain, 1e3 * added(record)))
+            axis.set(xscale="log", yscale="log", xlabel={"model": "plain step of the model, ms"}.get(name, name))
+            if not points:
+                continue
             points.sort()
             columns = list(zip(*points, strict=True))
             axis.plot(columns[0], columns[1], "o-", color="0.5", label="plain step")
             axis.plot(columns[0], columns[2], "s-", color="C3", label="added by the default preset")
-            axis.set(xscale="log", yscale="log", xlabel={"model": "plain step of the model, ms"}.get(name, name))
         axes[0].set_ylabel("ms a step")
         axes[0].legend()
     else:
@@ -770,7 +901,7 @@ def report(results: dict[str, Any], path: Path) -> None:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=("quick", "cpu", "gpu", "scaling"), default="quick")
+    parser.add_argument("--suite", choices=("quick", "cpu", "launches", "gpu", "scaling"), default="quick")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
     parser.add_argument("--device", help="by default cuda for the gpu suite, else cpu")
     parser.add_argument("--threads", type=int, help="of torch on the CPU")
@@ -781,7 +912,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--precisions", nargs="+", choices=sorted(PRECISIONS), help="instead of the suite's")
     parser.add_argument("--compile", action="store_true", help="compile the models")
     parser.add_argument("--seconds", type=float, help="a configuration's repetitions, instead of the suite's")
-    parser.add_argument("--deadline", type=float, help="seconds after which no further configuration is begun")
+    parser.add_argument("--deadline", type=float, help="seconds after which nothing more is begun")
     parser.add_argument("--no-memory", action="store_true", help="leave out the CPU's memory, a process an arm")
     parser.add_argument(
         "--report", type=Path, metavar="FILE.json", help="table and plot of a results file, and no more"
@@ -831,18 +962,22 @@ def main(arguments: list[str] | None = None) -> None:
         "configurations": [],
     }
     start = time.perf_counter()
+    until = start + (options.deadline or math.inf)
     if device.type == "cuda":  # workspaces that stay would be counted as the first arm's memory
         guarded(make_arm("default", Configuration("resnet10t", 64, 8), device).step)
     for configuration in chosen(options):
-        if options.deadline and time.perf_counter() - start > options.deadline:
+        if time.perf_counter() > until:
             record = {"label": configuration.label(), "configuration": asdict(configuration)}
             results["configurations"].append({**record, "error": f"left out after {options.deadline:.0f} s"})
             continue
         print(f"{time.perf_counter() - start:6.0f} s  {configuration.label()}", file=sys.stderr, flush=True)
         try:
-            record = measure(configuration, device)
-            if device.type == "cpu" and not options.no_memory and (configuration.model, "memory") in GOALS:
-                for name in record["arms"].keys() & {"plain", "default", "paper", "authors"}:
+            record = measure(configuration, device, until)
+            measured = configuration.size == 224 and (configuration.model, "memory") in GOALS
+            if device.type == "cpu" and options.suite == "cpu" and measured and not options.no_memory:
+                for name in ("plain", "default", "paper", "authors"):
+                    if name not in record["arms"] or time.perf_counter() > until:
+                        continue
                     peak = measure_memory_apart(configuration, name, torch.get_num_threads())
                     record["arms"][name]["peak_memory_bytes"] = peak
         except Exception:
@@ -850,11 +985,13 @@ def main(arguments: list[str] | None = None) -> None:
             record["error"] = traceback.format_exc()
         results["configurations"].append(record)
         write(results, path)
+        path.with_suffix(".md").write_text(to_markdown(results))
         gc.collect()
         if device.type == "cuda":
             torch._dynamo.reset()
             torch.cuda.empty_cache()
-    results["pipeline"] = guarded(lambda: measure_pipeline(device))
+    if options.suite not in ("launches", "scaling") and time.perf_counter() < until:
+        results["pipeline"] = guarded(lambda: measure_pipeline(device))
     results["seconds"] = time.perf_counter() - start
     write(results, path)
     report(results, path)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Real
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -67,8 +67,11 @@ def sample_beta(concentration1: Tensor, concentration0: Tensor, generator: torch
 
 
 def _draw(concentration1: Tensor, concentration0: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    return _draw_pairs(torch.stack([concentration1, concentration0], dim=-1), generator)
+
+
+def _draw_pairs(concentration: Tensor, generator: torch.Generator | None) -> Tensor:
     with torch.no_grad():
-        concentration = torch.stack([concentration1, concentration0], dim=-1)
         action = torch._sample_dirichlet(concentration, generator=generator).select(-1, 0)
         return action.clamp(ACTION_EPS, 1.0 - ACTION_EPS)
 
@@ -100,6 +103,63 @@ def beta_log_prob(action: Tensor, concentration1: Tensor, concentration0: Tensor
         torch.lgamma(concentration1) + torch.lgamma(concentration0) - torch.lgamma(concentration1 + concentration0)
     )
     return (concentration1 - 1) * torch.log(action) + (concentration0 - 1) * torch.log1p(-action) - log_beta
+
+
+def draw(
+    logarithm: Tensor, low: float, high: float, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Bound the concentrations, draw from them and score the draw, in few operations forwards and backwards.
+
+    Args:
+        logarithm: Logarithms of alpha and beta of each cell.
+        low: Bound of the logarithms, beyond which they get no gradient.
+        high: Likewise.
+        generator: See :func:`sample_beta`.
+
+    Shape:
+        - logarithm: (B, ..., 2).
+        - Output: concentrations, (B, ..., 2); actions as of :func:`sample_beta`, (B, ...); the sum over cells of their
+          :func:`beta_log_prob`, (B,).
+    """
+    # Compilers fuse the plain form by themselves, and transforms need functions of another kind.
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        concentration = logarithm.clamp(low, high).exp()
+        concentration1, concentration0 = concentration.unbind(-1)
+        action = sample_beta(concentration1, concentration0, generator)
+        return concentration, action, beta_log_prob(action, concentration1, concentration0).flatten(1).sum(1)
+    return _Draw.apply(logarithm, low, high, generator)
+
+
+class _Draw(torch.autograd.Function):
+    """The score is in closed form: log a - digamma(alpha) + digamma(alpha + beta), and with 1 - a for beta."""
+
+    @staticmethod
+    def forward(ctx: Any, logarithm: Tensor, low: float, high: float, generator: torch.Generator | None) -> Any:
+        bounded = logarithm.clamp(low, high)
+        concentration = bounded.exp()
+        action = _draw_pairs(concentration, generator)
+        log_action = torch.stack([action, 1.0 - action], dim=-1).log_()
+        total = concentration.sum(-1, keepdim=True)
+        # Half of each cell's lgamma(alpha + beta) goes to each of its two terms.
+        terms = ((concentration - 1.0) * log_action).sub_(concentration.lgamma()).add_(total.lgamma(), alpha=0.5)
+        ctx.mark_non_differentiable(action)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logarithm, bounded, concentration, log_action)
+        return concentration, action, terms.flatten(1).sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, of_concentration: Tensor | None, _: None, of_log_prob: Tensor | None) -> Any:
+        logarithm, bounded, concentration, log_action = ctx.saved_tensors
+        gradient = of_concentration
+        if of_log_prob is not None:
+            total = concentration.sum(-1, keepdim=True)
+            score = log_action - torch.digamma(concentration) + torch.digamma(total)
+            gradient = score * of_log_prob.view(-1, *[1] * (score.ndim - 1))
+            if of_concentration is not None:
+                gradient = gradient + of_concentration
+        if gradient is None:
+            return None, None, None, None
+        return (gradient * concentration).masked_fill_(bounded != logarithm, 0.0), None, None, None
 
 
 def beta_entropy(concentration1: Tensor, concentration0: Tensor) -> Tensor:
@@ -480,36 +540,52 @@ class LossMoments:
     valid: Tensor
     kept: Tensor
     count: Tensor
+    samples: Tensor
     mean: Tensor
+    average: Tensor
+    many: Tensor
     centred: Tensor
     variance: Tensor
 
     @classmethod
-    def of(cls, loss: Tensor, valid: Tensor) -> "LossMoments":
+    def of(cls, loss: Tensor, valid: Tensor, average: Tensor | None = None) -> "LossMoments":
+        """Of losses (B,) and which of them count; one that alone does is compared with an average of earlier ones.
+
+        That average is NaN where there are no earlier ones; then, and left out, it is the mean.
+        """
         kept = torch.where(valid, loss, 0)
-        count = valid.sum()
+        # As floating point, so that the numbers below need no casts; a half would count up to 256.
+        count = valid.sum(dtype=torch.float64 if loss.dtype == torch.float64 else torch.float32)
         samples = count.clamp(min=1)
         mean = kept.sum() / samples
-        centred = (kept - mean) * valid
-        return cls(valid, kept, count, mean, centred, centred.square().sum() / samples)
+        many = count > 1
+        average = mean if average is None else torch.where(average.isnan(), mean, average)
+        centred = (kept - torch.where(many, mean, average)) * valid
+        return cls(valid, kept, count, samples, mean, average, many, centred, centred.square().sum() / samples)
 
     def advantage(self, baseline: Baseline | Tensor | float, normalize: bool) -> Tensor:
-        if isinstance(baseline, str):
-            if baseline == "none":
-                result = self.kept
-            elif baseline == "batch":
-                result = self.centred
-            elif baseline == "leave_one_out":
-                # l_i - (S - l_i) / (n - 1) = (l_i - S / n) n / (n - 1)
-                result = self.centred * self.count / (self.count - 1).clamp(min=1)
-            else:
-                raise ValueError(f"baseline must be 'none', 'batch', 'leave_one_out' or a number, got {baseline!r}")
-        else:
-            result = torch.where(self.valid, self.kept - baseline, 0)
-        if normalize:
-            deviation = self.variance.sqrt().clamp(min=1e-6)
-            result = result / torch.where(self.count > 1, deviation, 1.0)  # one loss has no deviation
-        return result
+        result = self._from(baseline)
+        if isinstance(baseline, str) and baseline == "leave_one_out":
+            # l_i - (S - l_i) / (n - 1) = (l_i - S / n) n / (n - 1)
+            result = result * self.count / (self.count - 1).clamp(min=1)
+        return result / self._deviation() if normalize else result
+
+    def weights(self, baseline: Baseline | Tensor | float, normalize: bool) -> Tensor:
+        """``advantage() / count``, with all that is one number a batch multiplied first."""
+        leave_one_out = isinstance(baseline, str) and baseline == "leave_one_out"
+        scale = self.count.clamp(min=2) - 1 if leave_one_out else self.samples
+        return self._from(baseline) / (scale * self._deviation() if normalize else scale)
+
+    def _from(self, baseline: Baseline | Tensor | float) -> Tensor:
+        if not isinstance(baseline, str):
+            return torch.where(self.valid, self.kept - baseline, 0)
+        if baseline not in ("none", "batch", "leave_one_out"):
+            raise ValueError(f"baseline must be 'none', 'batch', 'leave_one_out' or a number, got {baseline!r}")
+        return self.kept if baseline == "none" else self.centred
+
+    def _deviation(self) -> Tensor:
+        # One loss has no deviation, and none has neither: 1 then, which is what ``samples`` is.
+        return torch.where(self.many, self.variance.sqrt().clamp(min=1e-6), self.samples)
 
 
 def reinforce_loss(

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .learner import PolicyLearner, is_distributed
+from .learner import PolicyLearner, check_loss, is_distributed
 from .mask import PolicyNoiseMask
 from .pairing import PairingQueue, Pending, tensors_of
 from .rewards import is_hookable, per_sample_loss, plain_tensor
@@ -92,6 +92,8 @@ class ReinforceHook:
         follow_schedule: With ``lr``: False leaves the rate to a scheduler of yours on ``hook.policy_optimizer``.
         weight_decay: Of the policy's optimizer.
         frozen: Draw masks and learn nothing: the control.
+        update_every: Learn from one step in this many, beginning with the first. In the others masks are drawn and no
+            more, and the metrics stay those of the last learned step.
         input_name: Which of the model's inputs is masked: a position, or a name, either a keyword's or a key in a
             mapping that the model takes. By default the first floating-point tensor with the mask's number of axes.
         generator: Source of randomness for the masks; by default the device's global one, and with several processes
@@ -143,6 +145,7 @@ class ReinforceHook:
         self._seed = torch.initial_seed()
         self._steps = 0
         self._draws = 0
+        self._drawn = False
         self._output_loss = output_loss
         self._input_name = input_name
         self._queue = PairingQueue(max_pending)
@@ -191,14 +194,14 @@ class ReinforceHook:
         self._queue.check_room()
         if images.is_floating_point() and images.device != self.learner.parameters[0].device:
             self.learner.to(images.device)
-        with _own_graph():
+        with _own_graph(), torch.set_grad_enabled(self._learning):
             # A subclass (MONAI's MetaTensor) would go on through the policy into its gradients and its checkpoint.
             sample = self.mask.sample(plain_tensor(images), self._generator_for(images.device))
         masked = self.mask(images, sample)
         self._check_range(images)
         self._size = tuple(images.shape[2:])
         self._queue.push(sample)
-        self._masked = True
+        self._masked = self._drawn = True
         return masked
 
     def observe(self, per_sample_loss: Tensor) -> Tensor:
@@ -291,6 +294,7 @@ class ReinforceHook:
         self.learner.load_state_dict(state_dict)
         self._queue.clear()
         self._seed, self._steps, self._draws = state_dict["seed"], state_dict["steps"], 0
+        self._drawn = False
 
     # -- hooks ---------------------------------------------------------------------------------------------------------
 
@@ -311,6 +315,9 @@ class ReinforceHook:
         if self._output_loss is None or not self._masked:
             self._queue.mark(output, masked=self._masked)
             return None
+        if not self._learning:
+            self._queue.pop(self._queue.newest)
+            return None
         with torch.no_grad():
             loss = self._output_loss(output, args, kwargs)
         factor = self._observe(self._queue.newest, loss)
@@ -322,6 +329,9 @@ class ReinforceHook:
         pending = self._queue.find([*tensors_of(args), *tensors_of(kwargs)])
         if pending is None:
             return None
+        if not self._learning:
+            self._queue.pop(pending)
+            return None
         factor = self._observe(pending, per_sample_loss(criterion, *args, **kwargs))
         return None if factor is None else loss * factor
 
@@ -329,9 +339,14 @@ class ReinforceHook:
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
             return  # a fused optimizer under GradScaler was called and skipped the step itself
-        self.learner.step(float(optimizer.param_groups[0]["lr"]))
+        user_lr = float(optimizer.param_groups[0]["lr"])
+        if self._learning:
+            self.learner.step(user_lr)
+        else:
+            self.learner.skip(user_lr)
         self._steps += 1
         self._draws = 0
+        self._drawn = False
         # A policy that has moved invalidates the graphs of masks drawn before.
         self._queue.invalidate()
 
@@ -350,15 +365,24 @@ class ReinforceHook:
         return state_dict
 
     def _observe(self, pending: Pending, loss: Tensor) -> Tensor | None:
-        factor = self.learner.observe(pending.sample, loss)
+        factor = None
+        if self._learning:
+            factor = self.learner.observe(pending.sample, loss)
+        else:
+            check_loss(pending.sample, loss)
         self._queue.pop(pending)
         return factor
+
+    @property
+    def _learning(self) -> bool:
+        """Whether this window is one that the policy learns from; it is the same on all ranks."""
+        return self._steps % self.learner.update_every == 0
 
     # -- details -------------------------------------------------------------------------------------------------------
 
     def _replay(self, images: Tensor) -> Tensor:
         """Mask again in a backward: activation checkpointing recomputes the hooked model, its random state restored."""
-        if self.generator is not None or is_distributed() or not (self._queue or self.learner.observations):
+        if self.generator is not None or is_distributed() or not self._drawn:
             raise RuntimeError(
                 "the hooked model itself runs under torch.utils.checkpoint, which cannot replay its masks here: "
                 "checkpoint the blocks inside the model, or use use_reentrant=False without a generator of your own"

@@ -1,5 +1,6 @@
 """The policy's own training: a window of observed samples, an estimator and an optimizer."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -7,6 +8,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from . import functional as PF
 from .mask import MaskSample, PolicyNoiseMask
@@ -39,6 +41,8 @@ class PolicyLearner:
         follow_schedule: With ``lr``: False keeps it as it is, for a scheduler of your own on ``optimizer``.
         weight_decay: Of the policy's optimizer.
         frozen: Never step: the control in which masks are drawn and nothing is learned.
+        update_every: Learn from one window in this many. In the others masks are drawn without a graph, and their
+            losses are let go.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class PolicyLearner:
         follow_schedule: bool = True,
         weight_decay: float = 0.0,
         frozen: bool = False,
+        update_every: int = 1,
     ) -> None:
         _one_of("estimator", estimator, ("score_function", "paper"))
         _one_of("reward", reward, ("cooperative", "adversarial"))
@@ -72,6 +77,13 @@ class PolicyLearner:
                 "estimator='paper' has neither an adversarial reward nor an entropy bonus, got "
                 f"reward={reward!r} and entropy_coef={entropy_coef!r}: take estimator='score_function' for them"
             )
+        if not isinstance(update_every, int) or update_every < 1:
+            raise ValueError(f"update_every must be a positive integer, got {update_every!r}")
+        if estimator == "paper" and update_every > 1:
+            raise ValueError(
+                "estimator='paper' scales the classifier's loss in every step and needs update_every=1, got "
+                f"{update_every}: take estimator='score_function'"
+            )
         if not 0.0 <= baseline_momentum < 1.0:
             raise ValueError(f"baseline_momentum must lie in [0, 1), got {baseline_momentum!r}")
         self.mask = mask
@@ -85,6 +97,7 @@ class PolicyLearner:
         self.lr_ratio = lr_ratio
         self.follow_schedule = follow_schedule
         self.frozen = frozen
+        self.update_every = update_every
         self.parameters = [p for p in mask.parameters() if p.requires_grad]
         if not self.parameters:
             raise ValueError("mask has no parameter that requires a gradient: there is no policy to train")
@@ -102,7 +115,8 @@ class PolicyLearner:
         self._last: dict[str, Tensor] = {}
         self._last_samples: list[MaskSample] = []
         self._samples_seen = 0
-        self._samples_dropped: Tensor | int = 0
+        self._samples_checked = 0
+        self._samples_finite: Tensor | int = 0
         self._warned_dropped = False
 
     # -- observing -----------------------------------------------------------------------------------------------------
@@ -123,12 +137,7 @@ class PolicyLearner:
         Raises:
             ValueError: If there is not one loss for each image.
         """
-        if not isinstance(loss, Tensor) or loss.shape != sample.log_prob.shape:
-            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise ValueError(
-                f"per_sample_loss must have shape ({len(sample.log_prob)},), one loss for each image, got {shape}; "
-                "compute it with reduction='none'"
-            )
+        check_loss(sample, loss)
         self._window.append((sample, loss.detach().float().to(sample.log_prob.device)))
         if len(self._window) > MAX_WINDOW:
             del self._window[0]
@@ -168,19 +177,22 @@ class PolicyLearner:
         if window:
             self._last_samples = [sample.detach() for sample, _ in window]
         # The samples' own checks leave finite numbers here; a policy must outlive whatever they missed.
-        torch.nan_to_num_(gradient, 0.0, 0.0, 0.0)
-        self._last["policy_grad_norm"] = gradient.norm()
+        self._last["gradient"] = torch.nan_to_num_(gradient, 0.0, 0.0, 0.0)
         if self.frozen:
             return
         self._set_lr(user_lr)
-        pieces = gradient.split([parameter.numel() for parameter in self.parameters])
+        pieces = _unflatten_dense_tensors(gradient, self.parameters)
         for parameter, piece in zip(self.parameters, pieces, strict=True):
-            piece = piece.view_as(parameter)
             # Fused optimizers take gradients that lie in memory as their parameters do.
             same = piece.stride() == parameter.stride() and piece.dtype == parameter.dtype
             parameter.grad = piece if same else torch.empty_like(parameter).copy_(piece)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def skip(self, user_lr: float) -> None:
+        """Let a window pass that was not to be learned from; its learning rate may still be the largest seen."""
+        self._peak_user_lr = max(self._peak_user_lr, user_lr)
 
     def _fused(self) -> bool:
         return self.parameters[0].device.type in ("cpu", "cuda")
@@ -198,14 +210,19 @@ class PolicyLearner:
 
     def _valid(self, sample: MaskSample, loss: Tensor) -> Tensor:
         """Samples that count: masked, with a finite loss. The others are dropped, and non-finite ones counted."""
-        finite = torch.isfinite(loss + sample.log_prob.detach())  # one is infinite or NaN: so is the sum
-        self._samples_dropped = self._samples_dropped + (~finite).sum()
+        finite = (loss + sample.log_prob.detach()).abs() < math.inf  # one is infinite or NaN: so is the sum
+        self._samples_checked += len(finite)
+        self._samples_finite = self._samples_finite + finite.sum()
         if not finite.is_cuda:
             self._warn_dropped()
         return finite & sample.applied
 
+    @property
+    def _samples_dropped(self) -> int:
+        return self._samples_checked - int(self._samples_finite)
+
     def _warn_dropped(self) -> None:
-        dropped = int(self._samples_dropped)
+        dropped = self._samples_dropped
         if dropped and not self._warned_dropped:
             self._warned_dropped = True
             warnings.warn(
@@ -223,9 +240,9 @@ class PolicyLearner:
         sizes = [len(losses) for _, losses in window]
         valid = _join([self._valid(sample, losses) for sample, losses in window])
         loss = _join([losses for _, losses in window])
-        moments = PF.LossMoments.of(loss, valid)
-        average = self._average(moments.mean)
-        self._record(moments.count, moments.mean, moments.variance, average)
+        # A sample that alone counts has no others to be compared with.
+        moments = PF.LossMoments.of(loss, valid, self._moving_average)
+        self._record(moments.count, moments.mean, moments.variance, moments.average)
         if self.estimator == "paper":
             outputs = [
                 PF.paper_objective(sample.cell_log_prob(), losses)
@@ -233,18 +250,13 @@ class PolicyLearner:
             ]
             weights = [torch.full_like(output, size / len(loss)) for output, size in zip(outputs, sizes, strict=True)]
         else:
-            baseline: Any = average if self.baseline == "moving_average" else self.baseline
-            weight = moments.advantage(baseline, self.normalize_advantage)
-            if self.baseline in ("batch", "leave_one_out"):
-                # A sample that alone counts has no others to be compared with.
-                weight = torch.where(moments.count < 2, moments.advantage(average, False), weight)
-            samples = moments.count.clamp(min=1)
-            weight = weight / samples
+            baseline: Any = moments.average if self.baseline == "moving_average" else self.baseline
+            weight = moments.weights(baseline, self.normalize_advantage)
             outputs = [sample.log_prob for sample, _ in window]
             weights = [*(weight if self.reward == "cooperative" else -weight).split(sizes)]
             if self.entropy_coef:
                 outputs += [sample.entropy for sample, _ in window]
-                weights += (-self.entropy_coef * valid / samples).split(sizes)
+                weights += (-self.entropy_coef * valid / moments.samples).split(sizes)
         return self._flat_gradient(outputs, weights)
 
     def _average(self, mean: Tensor) -> Tensor:
@@ -259,7 +271,7 @@ class PolicyLearner:
         blended = torch.lerp(mean, average, self.baseline_momentum)
         previous = torch.full_like(mean, torch.nan) if self._moving_average is None else self._moving_average
         self._moving_average = torch.where(count > 0, blended, previous).detach()  # NaN: no sample has counted yet
-        self._last = {"loss": mean, "average": average, "variance": variance}
+        self._last = {"count": count, "loss": mean, "average": average, "variance": variance}
 
     def _gradient_of_all_ranks(self, window: list[tuple[MaskSample, Tensor]]) -> Tensor | None:
         """Several processes: the window of all ranks in one all-reduce.
@@ -329,11 +341,12 @@ class PolicyLearner:
     def _flat_gradient(self, outputs: list[Tensor], weights: list[Tensor], *, retain_graph: bool = False) -> Tensor:
         """Gradient of the weighted sum of outputs in all parameters, one after the other in one vector."""
         if not any(output.requires_grad for output in outputs):
-            return torch.cat([torch.zeros_like(p).flatten() for p in self.parameters])
-        gradients = torch.autograd.grad(
-            outputs, self.parameters, weights, retain_graph=retain_graph, allow_unused=True, materialize_grads=True
+            return _flatten_dense_tensors([torch.zeros_like(parameter) for parameter in self.parameters])
+        return _flatten_dense_tensors(
+            torch.autograd.grad(
+                outputs, self.parameters, weights, retain_graph=retain_graph, allow_unused=True, materialize_grads=True
+            )
         )
-        return torch.cat([gradient.flatten() for gradient in gradients])
 
     # -- reporting and state -------------------------------------------------------------------------------------------
 
@@ -355,14 +368,14 @@ class PolicyLearner:
             result = {
                 "reward": sign * loss,
                 "baseline": sign * baseline,
-                "advantage_std": float(self._last["variance"]) ** 0.5,
+                "advantage_std": float(self._last["variance"]) ** 0.5 if self._last["count"] > 1 else 0.0,
                 "entropy": float(entropy),
-                "policy_grad_norm": float(self._last["policy_grad_norm"]),
+                "policy_grad_norm": float(self._last["gradient"].norm()),
             }
         if self._last_samples and size is not None:
             mask = self.mask.render(self._last_samples[-1], size)
             result |= {"mask_mean": float(mask.mean()), "mask_std": float(mask.std())}
-        return result | {"samples_seen": self._samples_seen, "samples_dropped": int(self._samples_dropped)}
+        return result | {"samples_seen": self._samples_seen, "samples_dropped": self._samples_dropped}
 
     def state_dict(self) -> dict[str, Any]:
         """Policy, optimizer and baseline, as tensors and plain numbers."""
@@ -372,7 +385,7 @@ class PolicyLearner:
             "moving_average": self._moving_average,
             "peak_user_lr": self._peak_user_lr,
             "samples_seen": self._samples_seen,
-            "samples_dropped": int(self._samples_dropped),
+            "samples_dropped": self._samples_dropped,
         }
 
     def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -422,7 +435,7 @@ class PolicyLearner:
         self._moving_average = None if average is None else average.to(self.parameters[0].device)
         self._peak_user_lr = state_dict["peak_user_lr"]
         self._samples_seen = state_dict["samples_seen"]
-        self._samples_dropped = state_dict["samples_dropped"]
+        self._samples_checked, self._samples_finite = state_dict["samples_dropped"], 0
         self._window = []
 
     def _load_optimizer(self, state_dict: dict[str, Any]) -> None:
@@ -436,7 +449,17 @@ class PolicyLearner:
         self._load_optimizer(self.optimizer.state_dict())
         if self._moving_average is not None:
             self._moving_average = self._moving_average.to(device)
-        self._samples_dropped = int(self._samples_dropped)
+        self._samples_checked, self._samples_finite = self._samples_dropped, 0
+
+
+def check_loss(sample: MaskSample, loss: Tensor) -> None:
+    """Refuse losses of which there is not one for each image."""
+    if not isinstance(loss, Tensor) or loss.shape != sample.log_prob.shape:
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(
+            f"per_sample_loss must have shape ({len(sample.log_prob)},), one loss for each image, got {shape}; "
+            "compute it with reduction='none'"
+        )
 
 
 def _join(tensors: list[Tensor]) -> Tensor:

@@ -204,12 +204,11 @@ class PolicyNoiseMask(nn.Module):
                     f"policy must give two tensors of shape {expected} (grid_size), got "
                     f"{tuple(log_concentration1.shape)} and {tuple(log_concentration0.shape)}"
                 )
-            # As one tensor, so that each step is one kernel for both, also backwards.
-            logarithms = torch.stack([log_concentration1, log_concentration0]).float()
-            bounded = logarithms.clamp(math.log(MIN_CONCENTRATION), math.log(MAX_CONCENTRATION))
-            concentration1, concentration0 = bounded.exp()
-            action = PF.sample_beta(concentration1, concentration0, generator)
-            log_prob = PF.beta_log_prob(action, concentration1, concentration0)
+            # As one tensor, so that each step is one kernel for both, also backwards; in the sampler's layout.
+            logarithms = torch.stack([log_concentration1, log_concentration0], dim=-1).float()
+            low, high = math.log(MIN_CONCENTRATION), math.log(MAX_CONCENTRATION)
+            concentration, action, log_prob = PF.draw(logarithms, low, high, generator)
+            concentration1, concentration0 = concentration.unbind(-1)
             if self.p < 1.0:
                 # torch.rand, in the form that compilers take with a batch of any size.
                 chance = torch.empty(images.shape[0], device=images.device).uniform_(generator=generator)
@@ -220,7 +219,7 @@ class PolicyNoiseMask(nn.Module):
                 action=action,
                 concentration1=concentration1,
                 concentration0=concentration0,
-                log_prob=log_prob.flatten(1).sum(1),
+                log_prob=log_prob,
                 applied=applied,
             )
 

@@ -99,6 +99,8 @@ def _class_average(
         per_sample = values.reshape(len(values), -1)
         return per_sample.mean(1) if criterion.reduction == "mean" else per_sample.sum(1)
     kept = target != criterion.ignore_index
+    if criterion.weight is None and target.ndim == 1:
+        return values * len(values) / kept.sum().clamp(min=1)
     weight = kept.to(values.dtype)
     if criterion.weight is not None:
         weight = weight * criterion.weight[torch.where(kept, target, 0)].to(values.dtype)

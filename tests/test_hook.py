@@ -403,6 +403,117 @@ def test_a_policy_outlives_its_classifier(make_model, batch):
     assert loop.hook.metrics["samples_dropped"] == 16
 
 
+# -- learning from one step in several ---------------------------------------------------------------------------------
+
+
+def test_only_every_kth_window_is_learned_from(make_model, batch):
+    """Its step is that of a policy that learns always, and in between nothing moves and nothing is kept."""
+    loop = Loop(make_model(), update_every=3)
+    policies, states, seen = [loop.policy()], [], []
+    for _ in range(7):
+        images, targets = batch
+        loss = loop.criterion(loop.model(images[:4]), targets[:4]) + loop.criterion(loop.model(images[4:]), targets[4:])
+        seen.append(loop.hook.learner.observations)
+        assert len(loop.hook._queue) == 0
+        loss.backward()
+        loop.optimizer.step()
+        policies.append(loop.policy())
+        states.append(copy.deepcopy(loop.hook.policy_optimizer.state_dict()["state"]))
+    assert seen == [2, 0, 0, 2, 0, 0, 2]
+    for step in range(7):
+        moved = any(not torch.equal(policies[step][name], policies[step + 1][name]) for name in policies[0])
+        assert moved == (step % 3 == 0)
+        if step % 3:
+            assert_same(states[step], states[step - 1])
+    assert loop.hook.metrics["samples_seen"] == 24
+
+
+def test_a_learned_step_is_that_of_a_policy_that_always_learns(make_model, batch):
+    """The same classifier, the same policy and the same random numbers, after a step that was let pass and without."""
+    start = make_model().state_dict()
+    policies = []
+    for update_every in (1, 2):
+        loop = Loop(make_model(), update_every=update_every)
+        loop.model.load_state_dict(start)
+        torch.manual_seed(5)
+        loop.step(*batch)
+        if update_every == 2:
+            loop.step(*batch)
+        loop.model.load_state_dict(start)
+        torch.manual_seed(6)
+        loop.step(*batch)
+        policies.append(loop.policy())
+    assert_same(*policies)
+
+
+def test_masks_of_a_step_that_is_let_pass_are_drawn_as_ever(make_model, batch):
+    start, losses = make_model().state_dict(), []
+    for update_every in (1, 4):
+        loop = Loop(make_model(), update_every=update_every, lr=0.0)
+        loop.model.load_state_dict(start)
+        torch.manual_seed(3)
+        losses.append([loop.step(*batch) for _ in range(6)])
+    assert_same(*losses)
+    loop.model(batch[0])
+    assert not loop.hook._queue.newest.sample.log_prob.requires_grad
+
+
+@pytest.mark.parametrize("way", ["observe", "output_loss"])
+def test_steps_are_let_pass_however_losses_come(make_model, batch, way):
+    images, targets = batch
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    calls = []
+
+    def loss_of(output, args, kwargs):
+        calls.append(output)
+        return F.cross_entropy(output, targets, reduction="none")
+
+    arguments = {"output_loss": loss_of} if way == "output_loss" else {}
+    hook = ReinforceHook(PolicyNoiseMask(p=1.0), optimizer, model=model, update_every=2, **arguments)
+    for step in range(4):
+        loss = F.cross_entropy(model(images), targets, reduction="none")
+        if way == "observe":
+            if step == 1:
+                with pytest.raises(ValueError, match=r"per_sample_loss must have shape \(8,\)"):
+                    hook.observe(loss.mean())
+            assert torch.equal(hook.observe(loss), loss)
+        assert len(hook._queue) == 0
+        loss.mean().backward()
+        optimizer.step()
+    assert hook.metrics["samples_seen"] == 16
+    assert len(calls) == (2 if way == "output_loss" else 0)
+
+
+def test_a_resumed_training_learns_from_the_same_steps(make_model, batch):
+    start = make_model().state_dict()
+
+    def run(cut):
+        loop = Loop(make_model(), update_every=3)
+        loop.model.load_state_dict(start)
+        for step in range(8):
+            if step == cut:
+                state = copy.deepcopy((loop.model.state_dict(), loop.optimizer.state_dict(), torch.get_rng_state()))
+                loop = Loop(make_model(), seed=7, update_every=3)
+                loop.model.load_state_dict(state[0])
+                loop.optimizer.load_state_dict(state[1])
+                torch.set_rng_state(state[2])
+            loop.step(*batch)
+        return loop.policy()
+
+    whole = run(None)
+    for cut in (2, 3, 4):
+        assert_same(run(cut), whole)
+
+
+def test_the_rate_knows_peaks_of_steps_that_were_let_pass(make_model, batch):
+    loop = Loop(make_model(), update_every=2, lr=0.02)
+    for user_lr in (0.1, 0.4, 0.2):
+        loop.optimizer.param_groups[0]["lr"] = user_lr
+        loop.step(*batch)
+    assert loop.hook.policy_optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
 # -- copies and checkpoints --------------------------------------------------------------------------------------------
 
 

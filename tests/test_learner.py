@@ -347,6 +347,9 @@ def test_a_foreign_state_is_refused_and_nothing_has_moved(break_it, message):
         ({"entropy_coef": -1.0}, r"entropy_coef must not be negative, got -1\.0"),
         ({"baseline_momentum": 1.0}, r"baseline_momentum must lie in \[0, 1\), got 1\.0"),
         ({"estimator": "paper", "reward": "adversarial"}, "estimator='paper' .*reward='adversarial'"),
+        ({"update_every": 0}, "update_every must be a positive integer, got 0"),
+        ({"update_every": 1.5}, r"update_every must be a positive integer, got 1\.5"),
+        ({"estimator": "paper", "update_every": 2}, "estimator='paper' scales .* update_every=1, got 2"),
         ({"estimator": "paper", "entropy_coef": 0.1}, r"estimator='paper' .*entropy_coef=0\.1"),
     ],
 )
@@ -441,6 +444,7 @@ def run_rank(rank, folder):
         "seeded alike": train_attached(rank, 0),
         "seeded apart": train_attached(rank, rank),
         "with buffers": train_attached(rank, rank, policy="resnet10t"),
+        "every third": train_attached(rank, rank, update_every=3),
     }
     torch.save(result, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -466,7 +470,7 @@ def test_two_ranks_take_the_step_of_the_joined_window(two_ranks):
         )
 
 
-@pytest.mark.parametrize("seeds", ["seeded alike", "seeded apart", "with buffers"])
+@pytest.mark.parametrize("seeds", ["seeded alike", "seeded apart", "with buffers", "every third"])
 def test_ranks_share_one_policy_and_draw_different_masks(two_ranks, seeds):
     first, second = (result[seeds] for result in two_ranks)
     for own, others in zip(first["policies"], second["policies"], strict=True):

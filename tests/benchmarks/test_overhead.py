@@ -1,5 +1,6 @@
 """The overhead benchmark: its authors' recipe, its suites, and a run from measuring to the table."""
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -31,7 +32,7 @@ def test_authors_policy_has_the_published_size_and_runs_its_heads_twice():
     assert not torch.equal(policy.base_alpha, before)
 
 
-@pytest.mark.parametrize("name", ["quick", "cpu", "gpu", "scaling"])
+@pytest.mark.parametrize("name", ["quick", "cpu", "launches", "gpu", "scaling"])
 def test_suites_hold_only_arms_that_exist_and_a_plain_one(name):
     known = {*overhead.OURS, *overhead.RIVALS, "default, compiled mask"}
     for configuration in overhead.suite(name):
@@ -69,3 +70,38 @@ def test_a_run_writes_results_table_and_plot_and_survives_a_failure(tmp_path, mo
     assert table in capsys.readouterr().out
     assert table.count("| default |") == 1
     assert (tmp_path / "overhead-quick.png").stat().st_size > 0
+
+
+def test_a_deadline_leaves_a_whole_table(tmp_path, monkeypatch):
+    suite = [Configuration("tiny", size, 2, arms=("plain", "default")) for size in (64, 96)]
+    monkeypatch.setattr(overhead, "suite", lambda name: suite)
+    overhead.main(["--suite", "scaling", "--output", str(tmp_path), "--deadline", "0.001"])
+    cut, left_out = json.loads((tmp_path / "overhead-scaling.json").read_text())["configurations"]
+    assert len(cut["arms"]["plain"]["seconds"]) == 1
+    assert "left out" in left_out["error"]
+    table = (tmp_path / "overhead-scaling.md").read_text()
+    assert "too few |" in table
+    assert "tiny, 96 px, batch 2, fp32: left out" in table
+    assert "too few configurations for a law" in table
+    assert (tmp_path / "overhead-scaling.png").stat().st_size > 0
+
+
+def test_the_law_finds_what_it_was_made_of():
+    configurations = []
+    for batch, size, grid in itertools.product((8, 32, 128), (32, 96, 224), (None, 16, 64)):
+        cost = 2 + 0.5 * batch * size**2 / 1e6 + 0.25 * batch * (grid or 8) ** 2 / 1e3
+        times = {"plain": {"seconds": [1.0] * 6}, "default": {"seconds": [1.0 + 1e-3 * cost] * 6}}
+        configurations.append({"configuration": {"batch": batch, "size": size, "grid": grid}, "arms": times})
+    law = overhead.law({"configurations": configurations})
+    assert "adds 2.00 ms, 0.50 ms for a million pixels and 0.25 ms for a thousand cells" in law
+
+
+def test_launches_are_counted_where_they_are_made():
+    arm = overhead.make_arm("default", Configuration("tiny", 64, 2), CPU)
+    counts = overhead.count_launches(arm)
+    parts = overhead.time_parts(arm, 1.0, steps=2)
+    assert counts["all"] == sum(counts[part] for part in overhead.PARTS)
+    assert counts["policy forward"] >= 4 + 3 + 4  # convolutions, norms, activations
+    assert counts["policy backward"] > counts["rendering"] > 5
+    assert counts["observe"] == 0
+    assert sum(parts[part] for part in (*overhead.PARTS, "hooks and pairing")) == pytest.approx(1.0)
