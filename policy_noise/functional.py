@@ -379,19 +379,20 @@ def _render(
         return first @ mask
 
 
-MIN_STD = 1e-4
-"""Standard deviation below which a rendered mask counts as flat."""
+FLAT = 1e-3
+"""A mask whose lowest cell lies no further than this below its mean counts as flat."""
 
 
 def _standardize(action: Tensor, share: Tensor, factors: Sequence[Tensor], mask_std: float) -> Tensor:
     """Cells whose rendered mask has mean 1 and standard deviation ``mask_std``, or less where a cell would pass 0."""
     ones = [1] * (action.ndim - 1)
-    centred = action - (action.flatten(1) * share).sum(1).view(-1, *ones)
-    root_mean_square = _render(centred, factors).flatten(1).norm(dim=1)
-    scale = mask_std / root_mean_square.clamp(min=MIN_STD)
-    # Rendering averages cells, so that no pixel lies below the lowest cell; a little is kept for rounding.
-    scale = torch.minimum(scale, (ACTION_EPS - 1) / centred.flatten(1).amin(1).clamp(max=-MIN_STD))
-    return torch.addcmul(torch.ones_like(centred), centred, scale.view(-1, *ones))
+    with torch.autocast(action.device.type, enabled=False):
+        darkness = torch.mv(action.flatten(1), share).view(-1, *ones) - action
+        deviation = _render(darkness, factors).flatten(1).norm(dim=1)
+        # Rendering averages cells, so that no pixel is darker than the darkest cell.
+        scale = torch.maximum(deviation / mask_std, darkness.flatten(1).amax(1)).clamp(min=FLAT)
+        # A little less than all, so that rounding leaves no light negative.
+        return torch.rsub(darkness / scale.view(-1, *ones), 1.0, alpha=1.0 - ACTION_EPS)
 
 
 def scale_mask(mask: Tensor, *, strength: float = 1.0, mean_preserving: bool = False) -> Tensor:

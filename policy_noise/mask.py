@@ -121,7 +121,9 @@ class PolicyNoiseMask(nn.Module):
         if mask_std is not None and not 0.0 < mask_std <= 1.0:
             raise ValueError(f"mask_std must lie in (0, 1], got {mask_std!r}")
         if mask_std is not None and not mean_preserving:
-            raise ValueError(f"mask_std needs mean_preserving=True, got False: pass mask_std=None instead of {mask_std!r}")
+            raise ValueError(
+                f"mask_std needs mean_preserving=True, got False: pass mask_std=None instead of {mask_std!r}"
+            )
         if domain not in ("intensity", "normalized"):
             raise ValueError(f"domain must be 'intensity' or 'normalized', got {domain!r}")
         # A side of any length stands for the image, whose size is known later: this checks the numbers alone.

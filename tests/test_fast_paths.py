@@ -91,8 +91,9 @@ def plain_noise_mask(
     mask = gaussian_blur2d(enlarged, (kernel_size, kernel_size), (sigma, sigma), border_type="reflect")
     mean = mask.mean((1, 2, 3), keepdim=True)
     if mask_std is not None:
-        scale = mask_std / mask.std((1, 2, 3), keepdim=True, correction=0)
-        mask = 1 + torch.minimum(scale, (1 - 1e-6) / (mean - action.amin((1, 2, 3), keepdim=True))) * (mask - mean)
+        lowest = action.amin((1, 2, 3), keepdim=True)
+        scale = torch.maximum(mask.std((1, 2, 3), keepdim=True, correction=0) / mask_std, mean - lowest)
+        mask = 1 + (mask - mean) / scale * (1 - 1e-6)
     elif mean_preserving:
         mask = mask / mean
     mask = 1 + strength * (mask - 1)

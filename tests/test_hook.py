@@ -269,7 +269,15 @@ def bandit(steps, observe, *, lr, optimizer_name="adamw", **arguments):
     image is the mean squared distance of its 16 relevant cells from the target.
     """
     mask = PolicyNoiseMask(
-        1, 8, kernel_size=1, sigma=1.0, policy="static", p=1.0, mean_preserving=False, mask_std=None, domain="normalized"
+        1,
+        8,
+        kernel_size=1,
+        sigma=1.0,
+        policy="static",
+        p=1.0,
+        mean_preserving=False,
+        mask_std=None,
+        domain="normalized",
     )
     model = nn.Identity()
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
