@@ -17,6 +17,7 @@ __all__ = [
     "class_histogram",
     "confusion_matrix",
     "few_shot_curves",
+    "intensity_histogram",
     "mask_gallery",
     "training_diagnostics",
 ]
@@ -220,8 +221,7 @@ def class_histogram(data: Any, path: PathLike) -> None:
     """
     labels = data.train.labels
     counts = labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=data.num_classes)
-    kind = next((data.groups[name] for name in ("modality", "set") if name in data.groups), None)
-    kinds = np.array(kind if kind is not None else [data.name] * data.num_classes)
+    kinds = _kinds(data)
     names = list(dict.fromkeys(kinds))
     with _style():
         sizes = [max(3, int((kinds == name).sum())) for name in names]
@@ -232,7 +232,7 @@ def class_histogram(data: Any, path: PathLike) -> None:
             members = np.flatnonzero(kinds == name)
             members = members[np.argsort(-counts[members], kind="stable")]
             axis.bar(range(len(members)), counts[members], color=palette[position % len(palette)], width=0.75)
-            axis.set_title(f"{name or 'all'}\n{int(counts[members].sum())} images", fontsize=9)
+            axis.set_title(f"{name or 'other'}\n{int(counts[members].sum())} images", fontsize=9)
             axis.grid(axis="x", visible=False)
             texts = [data.class_names[label].rpartition("/")[2].replace("_", " ")[:22] for label in members]
             many = len(members) > 40  # 116 classes: names would be a smear
@@ -242,6 +242,52 @@ def class_histogram(data: Any, path: PathLike) -> None:
         if counts.max() > 20 * max(1, counts.min()):
             axes[0].set_yscale("log")
         axes[0].set_ylabel("training images")
+        figure.savefig(path)
+
+
+def _kinds(data: Any) -> np.ndarray:
+    """The modality of each class, or the set that it came from; the data set's name where neither is known."""
+    kinds = next((data.groups[name] for name in ("modality", "set") if name in data.groups), None)
+    return np.array(kinds if kinds is not None else [data.name] * data.num_classes)
+
+
+def intensity_histogram(data: Any, path: PathLike, *, images: int = 256) -> None:
+    """Draw how often each grey value occurs in the training split, a panel for each modality.
+
+    A dotted line marks the mean, from which multiplication in normalised values moves grey values away or to it.
+
+    Args:
+        data: The set; without modalities one panel shows all.
+        path: PNG to write.
+        images: Read for each modality, evenly over its images.
+    """
+    kinds, labels = _kinds(data), data.train.labels
+    names = list(dict.fromkeys(kinds))
+    with _style():
+        columns = min(4, len(names))
+        rows = -(-len(names) // columns)
+        figure = _figure(max(4.6, 2.9 * columns), 2.5 * rows)
+        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        palette = [COLOURS[name] for name in ("policy", "frozen", "imagenet", "random", "conventional")]
+        for position, (axis, name) in enumerate(zip(axes, names, strict=False)):
+            members = np.arange(len(labels)) if labels.ndim == 2 else np.flatnonzero(kinds[labels] == name)
+            chosen = members[np.linspace(0, len(members) - 1, min(images, len(members))).round().astype(int)]
+            values = data.train.read(chosen)[0] / 255
+            colour = palette[position % len(palette)]
+            weights = np.full(values.size, 1 / max(1, values.size))
+            axis.hist(
+                values.ravel(), 64, range=(0, 1), weights=weights, color=colour, histtype="stepfilled", alpha=0.85
+            )
+            axis.set_yscale("log")  # black background would hide all else
+            axis.set_title(f"{name or 'other'}: mean {values.mean():.3f}, std {values.std():.3f}", fontsize=9)
+            axis.axvline(values.mean(), color=INK, linestyle=":", linewidth=1)
+        for axis in axes[len(names) :]:
+            axis.set_visible(False)
+        for axis in axes[max(0, len(names) - columns) : len(names)]:
+            axis.set_xlabel("grey value")
+            axis.tick_params(labelbottom=True)
+        for axis in axes[::columns]:
+            axis.set_ylabel("share of pixels")
         figure.savefig(path)
 
 

@@ -71,7 +71,7 @@ def write_report(folder: Path) -> Path:
     body.append(f'<p class="lead">{html.escape(about)}<br><code>{html.escape(place["command"])}</code></p>')
 
     if record["stage"] == "transfer":
-        body += _transfer(lines, figures)
+        body += _transfer(lines, recipe, figures)
     else:
         if lines:
             method = recipe.get("noise", "conventional")
@@ -80,7 +80,11 @@ def write_report(folder: Path) -> Path:
             body += _last_validation(lines, recipe)
         for path in sorted(folder.glob("scores*.json")):
             body += _scores(json.loads(path.read_text(encoding="utf-8")), path.stem, figures)
-    shown = {"training.png": "Training", "classes.png": "Training images of each class"}
+    shown = {
+        "training.png": "Training",
+        "classes.png": "Training images of each class",
+        "intensities.png": "Grey values of the training images",
+    }
     for name, heading in shown.items():
         if (figures / name).is_file():
             body += [f"<h2>{heading}</h2>", _image(figures / name)]
@@ -151,8 +155,12 @@ def _cells(entry: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
     return [str(entry[name]) if isinstance(entry[name], int) else f"{entry[name]:.3f}" for name in columns]
 
 
-def _transfer(lines: Sequence[Mapping[str, Any]], figures: Path) -> list[str]:
-    parts = []
+def _transfer(lines: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any], figures: Path) -> list[str]:
+    how = "Linear probe" if recipe["mode"] == "linear" else f"Full fine-tuning, {recipe['steps']} steps"
+    parts = [
+        f"<p>{how}; {recipe['trials']} draws of each sample size, the same for all initialisations. Intervals are over "
+        "draws, or, where a label stands for several runs, over the runs' means.</p>"
+    ]
     for metric in ("f1", "roc_auc"):
         summary = summarise(lines, metric)
         if not summary:
