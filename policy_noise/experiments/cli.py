@@ -166,7 +166,12 @@ def pretrain() -> None:
 def finetune() -> None:
     """Fine-tune a heated model on clean images; the number of classes may change."""
     parser = _parser(finetune.__doc__ or "")
-    parser.add_argument("--init", type=Path, required=True, help="a run's folder, or a heated model's file")
+    parser.add_argument(
+        "--init",
+        type=Path,
+        required=True,
+        help="a run's folder, or a heated model's file; its model, image size, normalisation and augmentation are kept",
+    )
     _add_data(parser)
     _add_recipe(parser)
     arguments = parser.parse_args()
