@@ -72,9 +72,11 @@ def _sources(arguments: argparse.Namespace, size: int, in_chans: int) -> list[An
         sets = [load_npz(*_path_and_prefix(text), seed=arguments.split_seed) for text in arguments.npz or ()]
         own = {"size": arguments.medmnist_size, "download": arguments.download}
         return sets + [load_medmnist(flag, arguments.root, **own) for flag in arguments.medmnist or ()]
-    load = load_radimagenet if arguments.radimagenet else load_image_folder
-    root = arguments.radimagenet or arguments.image_folder
-    files, missing = load(root, size=size, in_chans=in_chans, skip_bad_files=arguments.skip_bad_files)
+    skip = arguments.skip_bad_files
+    if arguments.radimagenet:  # grey: what takes three channels gets them on its device
+        files, missing = load_radimagenet(arguments.radimagenet, size=size, skip_bad_files=skip)
+    else:
+        files, missing = load_image_folder(arguments.image_folder, size=size, in_chans=in_chans, skip_bad_files=skip)
     if missing and not int(os.environ.get("RANK", 0)):
         print("\n".join([f"{len(missing)} missing files are left out:", *missing]), file=sys.stderr)
     return [files]

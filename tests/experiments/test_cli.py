@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 
 from policy_noise.experiments import cli
@@ -69,6 +70,33 @@ def test_all_stages(tmp_path, monkeypatch, capsys, files):
     (heated / "report.html").unlink()
     start(monkeypatch, "report", heated)
     assert (heated / "report.html").is_file()
+
+
+def test_radimagenet_is_reported_by_modality_and_anatomy(tmp_path, monkeypatch, capsys):
+    folders = ("CT/lung/nodule", "MR/knee/acl", "US/thyroid_nodule")
+    for split in ("train", "val", "test"):
+        rows = ["filename,label"]
+        for label, folder in enumerate(folders):
+            place = tmp_path / "radiology_ai" / folder
+            place.mkdir(parents=True, exist_ok=True)
+            for index in range(6):
+                Image.fromarray(np.full((16, 16), 40 + 80 * label, np.uint8)).save(place / f"{split}{index}.png")
+                rows.append(f"radiology_ai/{folder}/{split}{index}.png,{folder.rpartition('/')[2]}")
+        (tmp_path / f"RadiologyAI_{split}.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "radiology_ai" / "MR" / "knee" / "acl" / "train4.png").unlink()
+    run = tmp_path / "run"
+    start(monkeypatch, "pretrain", "--radimagenet", tmp_path, "--skip-bad-files", "--noise", "conventional",
+          "--output", run, "--set", *TINY, "epochs=1", "in_chans=3")  # fmt: skip
+    errors = capsys.readouterr().err
+    assert "1 missing files are left out" in errors
+    assert "train4.png" in errors
+    assert load_file(run / "model.safetensors")["conv1.0.weight"].shape[1] == 3
+    groups = json.loads((run / "scores.json").read_text())["groups"]
+    assert [entry["group"] for entry in groups["modality"]] == ["CT", "MR", "US"]
+    assert [entry["group"] for entry in groups["anatomy"]] == ["lung", "knee", "thyroid"]
+    page = (run / "report.html").read_text()
+    assert "<th>anatomy</th>" in page
+    assert "Grey values of the training images" in page
 
 
 @pytest.mark.parametrize(
