@@ -1,7 +1,7 @@
 """Files that are whole or not there."""
 
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,7 @@ def write_atomic(path: PathLike, write: Callable[[Path], Any]) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"  # not mkstemp's, which only its owner may read
     try:
         write(temporary)
         with temporary.open("rb") as file:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from policy_noise.heated import average_checkpoints, read_heated_metadata, save_
 from .data import SPLITS, ImageSet, Split, join_sets, load_medmnist, load_npz, resize
 from .distributed import world
 from .evaluation import score
-from .figures import class_histogram
+from .figures import class_histogram, intensity_histogram
 from .radimagenet import load_image_folder, load_radimagenet
 from .recipes import NOISES, RECIPES, TrainRecipe, override
 from .report import transfer_table, write_report
@@ -24,28 +25,38 @@ __all__ = ["average", "evaluate", "finetune", "pretrain", "report", "transfer"]
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-    )
+    return argparse.ArgumentParser(description=description, allow_abbrev=False)
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("data, one kind of")
+    group = parser.add_argument_group("data, one kind of, or --npz and --medmnist together")
     group.add_argument(
         "--npz", nargs="+", metavar="PATH[:PREFIX]", help="files in MedMNIST's layout; several are joined"
     )
     group.add_argument("--medmnist", nargs="+", metavar="FLAG", help="sets of the medmnist package; several are joined")
     group.add_argument("--radimagenet", type=Path, metavar="ROOT", help="folder of radiology_ai/ and the three tables")
     group.add_argument("--image-folder", type=Path, metavar="ROOT", help="tree {train,val,test}/CLASS/IMAGE")
-    group.add_argument("--root", type=Path, default=Path("data"), help="folder of the medmnist files")
-    group.add_argument("--medmnist-size", type=int, default=28, help="28, 64, 128 or 224")
+    group.add_argument("--root", type=Path, default=Path("data"), help="folder of the medmnist files (default: data)")
+    group.add_argument("--medmnist-size", type=int, default=28, help="28 (default), 64, 128 or 224")
+    group.add_argument("--split-seed", type=int, default=0, help="of npz files without splits (default: 0)")
     group.add_argument("--download", action="store_true", help="let medmnist fetch missing files")
-    group.add_argument("--skip-bad-files", action="store_true", help="leave out missing and corrupt files, counted")
+    group.add_argument(
+        "--skip-bad-files", action="store_true", help="leave out missing and corrupt files, named, counted"
+    )
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", choices=sorted(RECIPES), default="small", help="the declared numbers")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="change the recipe")
+    parser.add_argument(
+        "--recipe", choices=sorted(RECIPES), default="small", help="the declared numbers (default: small)"
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change the recipe, as in epochs=3 seed=1; any unknown name lists them all",
+    )
     parser.add_argument("--output", type=Path, required=True, help="the run's folder")
     parser.add_argument("--resume", action="store_true", help="go on with the run in that folder")
 
@@ -54,19 +65,20 @@ def _sources(arguments: argparse.Namespace, size: int, in_chans: int) -> list[An
     """The sets that the command line names, each by itself."""
     kinds = ("npz", "medmnist", "radimagenet", "image_folder")
     given = [name for name in kinds if getattr(arguments, name)]
-    if len(given) != 1:
+    if len(given) != 1 and given != ["npz", "medmnist"]:
         options = ", ".join("--" + name.replace("_", "-") for name in kinds)
-        raise ValueError(f"exactly one of {options} must be given, got {given or 'none'}")
-    if arguments.npz:
-        return [load_npz(*_path_and_prefix(text)) for text in arguments.npz]
-    if arguments.medmnist:
-        size, download = arguments.medmnist_size, arguments.download
-        return [load_medmnist(flag, arguments.root, size=size, download=download) for flag in arguments.medmnist]
-    load = load_radimagenet if arguments.radimagenet else load_image_folder
-    root = arguments.radimagenet or arguments.image_folder
-    files, missing = load(root, size=size, in_chans=in_chans, skip_bad_files=arguments.skip_bad_files)
-    if missing:
-        print(f"{len(missing)} missing files are left out, such as {missing[:3]}", file=sys.stderr)
+        raise ValueError(f"exactly one of {options} must be given, or the first two together, got {given or 'none'}")
+    if "npz" in given or "medmnist" in given:
+        sets = [load_npz(*_path_and_prefix(text), seed=arguments.split_seed) for text in arguments.npz or ()]
+        own = {"size": arguments.medmnist_size, "download": arguments.download}
+        return sets + [load_medmnist(flag, arguments.root, **own) for flag in arguments.medmnist or ()]
+    skip = arguments.skip_bad_files
+    if arguments.radimagenet:  # grey: what takes three channels gets them on its device
+        files, missing = load_radimagenet(arguments.radimagenet, size=size, skip_bad_files=skip)
+    else:
+        files, missing = load_image_folder(arguments.image_folder, size=size, in_chans=in_chans, skip_bad_files=skip)
+    if missing and not int(os.environ.get("RANK", 0)):
+        print("\n".join([f"{len(missing)} missing files are left out:", *missing]), file=sys.stderr)
     return [files]
 
 
@@ -93,6 +105,7 @@ def _describe(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
         "classes": data.num_classes,
         **{split: len(getattr(data, split)) for split in SPLITS},
         "skip_bad_files": arguments.skip_bad_files,
+        "split_seed": arguments.split_seed,
     }
 
 
@@ -118,10 +131,11 @@ def _train_stage(stage: str, arguments: argparse.Namespace, recipe: TrainRecipe,
         epoch_batches(len(data.train), recipe, 0, here)
         record = _describe(data, arguments) | ({"init": str(init)} if init else {})
         world_size = {"processes": here.size}
-        run = Run(arguments.output, stage, recipe, record | world_size, resume=arguments.resume, writes=here.main)
-        here.barrier()
+        options = {"resume": arguments.resume, "writes": here.main}
+        run = here.agree(lambda: Run(arguments.output, stage, recipe, record | world_size, **options))
         if here.main:
             class_histogram(data, run.figures / "classes.png")
+            intensity_histogram(data, run.figures / "intensities.png")
         model = train(run, recipe, data, here, init=init)
         targets, probabilities = predict(model, data.test, recipe, here, multi_label=data.multi_label)
         if here.main:
@@ -142,7 +156,9 @@ def pretrain() -> None:
     parser = _parser(pretrain.__doc__ or "")
     _add_data(parser)
     _add_recipe(parser)
-    parser.add_argument("--noise", choices=NOISES, default="policy", help="what the images are multiplied by")
+    parser.add_argument(
+        "--noise", choices=NOISES, default="policy", help="what the images are multiplied by (default: policy)"
+    )
     arguments = parser.parse_args()
     recipe = override(RECIPES[arguments.recipe]["pretrain"], [f"noise={arguments.noise}", *arguments.set])
     _train_stage("pretrain", arguments, recipe, None)
@@ -152,13 +168,18 @@ def pretrain() -> None:
 def finetune() -> None:
     """Fine-tune a heated model on clean images; the number of classes may change."""
     parser = _parser(finetune.__doc__ or "")
-    parser.add_argument("--init", type=Path, required=True, help="a run's folder, or a heated model's file")
+    parser.add_argument(
+        "--init",
+        type=Path,
+        required=True,
+        help="a run's folder, or a heated model's file; its model, image size, normalisation and augmentation are kept",
+    )
     _add_data(parser)
     _add_recipe(parser)
     arguments = parser.parse_args()
     init = arguments.init / "model.safetensors" if arguments.init.is_dir() else arguments.init
     saved = read_heated_metadata(init).get("recipe", {})
-    names = ("model", "model_options", "in_chans", "mean", "std")
+    names = ("model", "model_options", "in_chans", "mean", "std", "image_size", "load_size", "augmentation")
     inherited = {name: saved[name] for name in names if name in saved}
     recipe = dataclasses.replace(RECIPES[arguments.recipe]["finetune"], **inherited)
     _train_stage("finetune", arguments, override(recipe, arguments.set), init)
@@ -169,9 +190,11 @@ def average() -> None:
     """Average the weights of a run's last epochs into averaged.safetensors."""
     parser = _parser(average.__doc__ or "")
     parser.add_argument("--run", type=Path, required=True, help="the run's folder")
-    parser.add_argument("--last", type=int, default=3, help="epochs to average")
+    parser.add_argument("--last", type=int, default=3, help="epochs to average (default: 3)")
     arguments = parser.parse_args()
     paths = sorted((arguments.run / "checkpoints").glob("weights-*.pt"))
+    if not paths:
+        raise FileNotFoundError(f"{arguments.run} holds no checkpoints/weights-*.pt: --run must be a training's folder")
     if not 1 <= arguments.last <= len(paths):
         raise ValueError(
             f"--last must lie in 1 to {len(paths)}, the weights kept in {arguments.run}, got {arguments.last}"
@@ -223,9 +246,10 @@ def transfer() -> None:
         nargs="+",
         required=True,
         metavar="LABEL=RUN",
-        help="runs, 'random', 'imagenet'; a label may come again",
+        help="runs; 'random'; 'imagenet' (timm's weights, fetched) or imagenet=FILE (the same, a safetensors file); a "
+        "label may come again",
     )
-    parser.add_argument("--model", help="timm model for 'random' and 'imagenet'; by default the first run's")
+    parser.add_argument("--model", help="timm model for 'random' and 'imagenet' (default: the first run's)")
     _add_data(parser)
     _add_recipe(parser)
     arguments = parser.parse_args()
@@ -240,20 +264,27 @@ def transfer() -> None:
             mean, std = init.normalization
             raise ValueError(f"{init.source} was trained with another normalisation: pass --set mean={mean} std={std}")
         init.create(sets[0].num_classes, 0)
+    for name, given in (("--init", [(i.label, i.source) for i in inits]), ("sets", [data.name for data in sets])):
+        if len(set(given)) < len(given):
+            raise ValueError(f"{name} must differ from one another, got {given}")
     for data in sets:
         if max(recipe.shots) > len(data.train):
             raise ValueError(
                 f"shots {max(recipe.shots)} is more than the {len(data.train)} training images of {data.name}"
             )
     with world() as here:
-        if here.size > 1:
-            raise ValueError("transfer runs in one process; start one for each set to use more")
-        record = {"name": ", ".join(data.name for data in sets), "init": [dataclasses.asdict(init) for init in inits]}
-        run = Run(arguments.output, "transfer", recipe, record, resume=arguments.resume)
-        lines = compare(run, recipe, sets, inits, here.device)
-    for metric in ("f1", "roc_auc"):
-        print(f"\n{metric}, mean [95 % t-interval]\n\n{transfer_table(lines, metric)}")
-    write_report(run.folder)
+        record = {
+            "name": ", ".join(data.name for data in sets),
+            "split_seed": arguments.split_seed,
+            "init": [dataclasses.asdict(init) for init in inits],
+        }
+        options = {"resume": arguments.resume, "writes": here.main}
+        run = here.agree(lambda: Run(arguments.output, "transfer", recipe, record, **options))
+        lines = compare(run, recipe, sets, inits, here)
+        if here.main:
+            for metric in ("f1", "roc_auc"):
+                print(f"\n{metric}, mean [95 % t-interval]\n\n{transfer_table(lines, metric)}")
+            write_report(run.folder)
 
 
 @_clearly

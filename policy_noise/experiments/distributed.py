@@ -1,16 +1,18 @@
 """One process or several under torchrun, without the stages having to ask."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 __all__ = ["World", "world"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,19 @@ class World:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def agree(self, work: Callable[[], T]) -> T:
+        """Do something in every process; bad input that one of them finds ends them all, with its message."""
+        result: Any = None
+        problem = None
+        try:
+            result = work()
+        except (ValueError, OSError) as error:
+            problem = error
+        found = [error for error in self.gather(problem) if error is not None]
+        if found:
+            raise found[0]
+        return result
 
     def share_buffers(self, module: nn.Module) -> None:
         """Give all processes the first one's buffers: BatchNorm statistics of the last step may differ."""

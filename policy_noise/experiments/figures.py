@@ -17,6 +17,7 @@ __all__ = [
     "class_histogram",
     "confusion_matrix",
     "few_shot_curves",
+    "intensity_histogram",
     "mask_gallery",
     "training_diagnostics",
 ]
@@ -194,7 +195,8 @@ def training_diagnostics(
                 for curve in curves:
                     axis.plot(curve[:, 0], curve[:, 1], color=COLOURS.get(method), alpha=0.25, linewidth=0.9)
                 average = np.mean([curve[:length] for curve in curves], axis=0)
-                axis.plot(average[:, 0], average[:, 1], color=COLOURS.get(method), linewidth=2.2)
+                point = "o" if length == 1 else None  # a line of one point is none
+                axis.plot(average[:, 0], average[:, 1], color=COLOURS.get(method), linewidth=2.2, marker=point)
             axis.set_title(title)
             axis.margins(x=0.02)
         for axis in axes[len(panels) :]:
@@ -220,11 +222,10 @@ def class_histogram(data: Any, path: PathLike) -> None:
     """
     labels = data.train.labels
     counts = labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=data.num_classes)
-    kind = next((data.groups[name] for name in ("modality", "set") if name in data.groups), None)
-    kinds = np.array(kind if kind is not None else [data.name] * data.num_classes)
+    kinds = _kinds(data)
     names = list(dict.fromkeys(kinds))
     with _style():
-        sizes = [max(3, int((kinds == name).sum())) for name in names]
+        sizes = [max(3, len(name) // 4, int((kinds == name).sum())) for name in names]
         figure = _figure(min(16.0, 2.5 + 0.34 * sum(sizes)), 4.2)
         axes = figure.subplots(1, len(names), sharey=True, squeeze=False, width_ratios=sizes)[0]
         palette = [COLOURS[name] for name in ("policy", "frozen", "imagenet", "random", "conventional")]
@@ -232,7 +233,8 @@ def class_histogram(data: Any, path: PathLike) -> None:
             members = np.flatnonzero(kinds == name)
             members = members[np.argsort(-counts[members], kind="stable")]
             axis.bar(range(len(members)), counts[members], color=palette[position % len(palette)], width=0.75)
-            axis.set_title(f"{name or 'all'}\n{int(counts[members].sum())} images", fontsize=9)
+            unit = "images" if labels.ndim == 1 else "labels"
+            axis.set_title(f"{name or 'other'}\n{int(counts[members].sum())} {unit}", fontsize=9)
             axis.grid(axis="x", visible=False)
             texts = [data.class_names[label].rpartition("/")[2].replace("_", " ")[:22] for label in members]
             many = len(members) > 40  # 116 classes: names would be a smear
@@ -242,6 +244,53 @@ def class_histogram(data: Any, path: PathLike) -> None:
         if counts.max() > 20 * max(1, counts.min()):
             axes[0].set_yscale("log")
         axes[0].set_ylabel("training images")
+        figure.savefig(path)
+
+
+def _kinds(data: Any) -> np.ndarray:
+    """The modality of each class, or the set that it came from; the data set's name where neither is known."""
+    kinds = next((data.groups[name] for name in ("modality", "set") if name in data.groups), None)
+    return np.array(kinds if kinds is not None else [data.name] * data.num_classes)
+
+
+def intensity_histogram(data: Any, path: PathLike, *, images: int = 256) -> None:
+    """Draw how often each grey value occurs in the training split, a panel for each modality.
+
+    A dotted line marks the mean, from which multiplication in normalised values moves grey values away or to it.
+
+    Args:
+        data: The set; without modalities one panel shows all.
+        path: PNG to write.
+        images: Read for each modality, evenly over its images.
+    """
+    kinds, labels = _kinds(data), data.train.labels
+    names = list(dict.fromkeys(kinds))
+    with _style():
+        columns = min(4, len(names))
+        rows = -(-len(names) // columns)
+        figure = _figure(max(4.6, 2.9 * columns), 2.5 * rows)
+        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        palette = [COLOURS[name] for name in ("policy", "frozen", "imagenet", "random", "conventional")]
+        for position, (axis, name) in enumerate(zip(axes, names, strict=False)):
+            members = np.arange(len(labels)) if labels.ndim == 2 else np.flatnonzero(kinds[labels] == name)
+            chosen = members[np.linspace(0, len(members) - 1, min(images, len(members))).round().astype(int)]
+            counts = np.bincount(data.train.read(chosen)[0].ravel(), minlength=256)
+            shares = counts / max(1, counts.sum())
+            grey = np.arange(256) / 255
+            mean = float(shares @ grey)
+            std = float(np.sqrt(shares @ (grey - mean) ** 2))
+            colour = palette[position % len(palette)]
+            axis.stairs(shares.reshape(64, 4).sum(1), np.linspace(0, 1, 65), fill=True, color=colour, alpha=0.85)
+            axis.set_yscale("log")  # black background would hide all else
+            axis.set_title(f"{name or 'other'}\nmean {mean:.3f}, std {std:.3f}", fontsize=9)
+            axis.axvline(mean, color=INK, linestyle=":", linewidth=1)
+        for axis in axes[len(names) :]:
+            axis.set_visible(False)
+        for axis in axes[max(0, len(names) - columns) : len(names)]:
+            axis.set_xlabel("grey value")
+            axis.tick_params(labelbottom=True)
+        for axis in axes[::columns]:
+            axis.set_ylabel("share of pixels")
         figure.savefig(path)
 
 
@@ -257,14 +306,14 @@ def confusion_matrix(counts: Sequence[Sequence[int]], class_names: Sequence[str]
     shares = matrix / np.maximum(1, matrix.sum(1, keepdims=True))
     classes = len(matrix)
     with _style():
-        side = min(13.0, 3.2 + 0.38 * classes)
+        texts = [name.replace("_", " ")[:28] for name in class_names] if classes <= 30 else []
+        side = min(13.0, 2.6 + 0.38 * classes) + 0.06 * max(map(len, texts), default=0)
         figure = _figure(side + 0.6, side)
         axis = figure.subplots()
         drawn = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         axis.grid(False)
         axis.spines[:].set_visible(False)
-        if classes <= 30:
-            texts = [name.replace("_", " ")[:28] for name in class_names]
+        if texts:
             axis.set_xticks(range(classes), texts, rotation=60, ha="right")
             axis.set_yticks(range(classes), texts)
             for row, column in np.argwhere(shares >= 0.005):

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import warnings
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class FileSplit:
         labels: (N,) int64.
         size: Side in pixels to which images are resized.
         in_chans: 1 or 3 channels.
-        skip_corrupt: Leave out files that cannot be read, instead of raising.
+        skip_corrupt: Leave out files that cannot be read, each named in a warning, instead of raising.
     """
 
     root: str
@@ -87,6 +88,7 @@ class FileSplit:
                     raise ValueError(
                         f"{path} cannot be read as an image ({error}); --skip-bad-files leaves such files out"
                     ) from error
+                warnings.warn(f"{path} is left out: it cannot be read as an image ({error})", stacklevel=2)
         shape = (0, self.size, self.size) + ((3,) if self.in_chans == 3 else ())
         return (np.stack(images) if images else np.zeros(shape, np.uint8)), np.array(kept, dtype=np.int64)
 
@@ -158,7 +160,7 @@ def load_image_folder(
 
     Raises:
         FileNotFoundError: If the root or a split is missing.
-        ValueError: If a split is empty or lacks a class.
+        ValueError: If a split or a class's folder is empty, or a split lacks a class.
     """
     root = Path(root)
     builders = {split: _Index() for split in SPLITS}
@@ -168,9 +170,11 @@ def load_image_folder(
         folders = sorted(entry.name for entry in os.scandir(root / split) if entry.is_dir())
         for folder in folders:
             files = sorted(e.name for e in os.scandir(root / split / folder) if e.name.lower().endswith(EXTENSIONS))
+            if not files:
+                raise ValueError(f"{root / split / folder} holds no images ({', '.join(EXTENSIONS)})")
             builders[split].extend((f"{split}/{folder}", name) for name in files)
-        if not len(builders[split]):
-            raise ValueError(f"{root / split} holds no images in class folders")
+        if not folders:
+            raise ValueError(f"{root / split} is empty: it must hold a folder of images for each class")
     return _assemble(root.name, root, builders, size, in_chans, skip_bad_files, _folder_kind)
 
 

@@ -44,6 +44,10 @@ NAMES = {
 }
 
 
+# Of sets with several labels an image.
+SEVERAL = {"roc_auc": "ROC-AUC, mean over labels", "top1": "labels right"}
+
+
 def write_report(folder: Path) -> Path:
     """Draw a run's pictures that can be drawn from its files, and write ``report.html``.
 
@@ -71,7 +75,7 @@ def write_report(folder: Path) -> Path:
     body.append(f'<p class="lead">{html.escape(about)}<br><code>{html.escape(place["command"])}</code></p>')
 
     if record["stage"] == "transfer":
-        body += _transfer(lines, figures)
+        body += _transfer(lines, recipe, figures)
     else:
         if lines:
             method = recipe.get("noise", "conventional")
@@ -80,7 +84,11 @@ def write_report(folder: Path) -> Path:
             body += _last_validation(lines, recipe)
         for path in sorted(folder.glob("scores*.json")):
             body += _scores(json.loads(path.read_text(encoding="utf-8")), path.stem, figures)
-    shown = {"training.png": "Training", "classes.png": "Training images of each class"}
+    shown = {
+        "training.png": "Training",
+        "classes.png": "Training images of each class",
+        "intensities.png": "Grey values of the training images",
+    }
     for name, heading in shown.items():
         if (figures / name).is_file():
             body += [f"<h2>{heading}</h2>", _image(figures / name)]
@@ -115,8 +123,9 @@ def _last_validation(lines: Sequence[Mapping[str, Any]], recipe: Mapping[str, An
     if not found:
         return ["<p>No epoch has been finished yet.</p>"]
     last = found[-1]
+    names = {**NAMES, "roc_auc": "ROC-AUC"}
     cards = {
-        f"validation, {NAMES[name]}": f"{last[f'val_{name}']:.3f}" for name in ("f1", "balanced_accuracy", "roc_auc")
+        f"validation, {names[name]}": f"{last[f'val_{name}']:.3f}" for name in ("f1", "balanced_accuracy", "roc_auc")
     }
     cards = {"training": LABELS[recipe["noise"]], "epochs": f"{last['epoch']:.0f} of {recipe['epochs']}", **cards}
     if last.get("files_skipped"):
@@ -129,7 +138,8 @@ def _last_validation(lines: Sequence[Mapping[str, Any]], recipe: Mapping[str, An
 
 
 def _scores(scores: Mapping[str, Any], stem: str, figures: Path) -> list[str]:
-    rows = [[NAMES.get(name, name), f"{value:.4f}"] for name, value in scores["scores"].items()]
+    names = NAMES if "confusion" in scores else NAMES | SEVERAL
+    rows = [[names.get(name, name), f"{value:.4f}"] for name, value in scores["scores"].items()]
     parts = [
         f"<h2>Test split of {html.escape(scores['data'])}: {scores['images']} images</h2>",
         _table(["metric", "value"], rows),
@@ -151,15 +161,20 @@ def _cells(entry: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
     return [str(entry[name]) if isinstance(entry[name], int) else f"{entry[name]:.3f}" for name in columns]
 
 
-def _transfer(lines: Sequence[Mapping[str, Any]], figures: Path) -> list[str]:
-    parts = []
+def _transfer(lines: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any], figures: Path) -> list[str]:
+    how = "Linear probe" if recipe["mode"] == "linear" else f"Full fine-tuning, {recipe['steps']} steps"
+    parts = [
+        f"<p>{how}; {recipe['trials']} draws of each sample size, the same for all initialisations. Intervals are over "
+        "draws, or, where a label stands for several runs, over the runs' means.</p>"
+    ]
     for metric in ("f1", "roc_auc"):
         summary = summarise(lines, metric)
         if not summary:
             return ["<p>No trial has been finished yet.</p>"]
         path = figures / f"few-shot-{metric}.png"
-        few_shot_curves(summary, path, metric=NAMES[metric])
-        parts += [f"<h2>{NAMES[metric]}: means with 95 % t-intervals</h2>", _image(path)]
+        name = {"f1": "macro F1", "roc_auc": "ROC-AUC"}[metric]
+        few_shot_curves(summary, path, metric=name)
+        parts += [f"<h2>{name}: means with 95 % t-intervals</h2>", _image(path)]
         for data, inits in summary.items():
             shots = sorted({n for points in inits.values() for n in points})
             rows = [

@@ -180,6 +180,8 @@ def predict(model: nn.Module, split: Any, recipe: TrainRecipe, world: World, *, 
     Raises:
         ValueError: If no image could be read.
     """
+    from tqdm import tqdm
+
     model.eval()
     batches = _Batches()
     batches.batches = [
@@ -190,7 +192,9 @@ def predict(model: nn.Module, split: Any, recipe: TrainRecipe, world: World, *, 
         if len(part)
     ]
     positions, outputs = [], []
-    for indices, (images, _, present) in zip(batches.batches, _loader(split, batches, recipe.workers), strict=True):
+    loader = _loader(split, batches, recipe.workers)
+    bar = tqdm(loader, desc="scoring", unit="batch", delay=5, leave=False, disable=not world.main)
+    for indices, (images, _, present) in zip(batches.batches, bar, strict=True):
         if not len(images):
             continue
         x = augment(images.to(world.device, non_blocking=True), recipe, 0, world, present, train=False)
@@ -249,18 +253,24 @@ def train(run: Run, recipe: TrainRecipe, data: Any, world: World, *, init: Path 
     if policy_scheduler is not None:
         parts["policy_scheduler"] = policy_scheduler
     torch.manual_seed(recipe.seed * 1009 + world.rank)  # what is left to the global source: dropout and the like
-    done = _restore(run, parts, generator, world)
+    done, skipped = _restore(run, parts, generator, world)
 
     batches = _Batches()
     loader = _loader(data.train, batches, recipe.workers)
     writer = _tensorboard(run) if world.main else None
-    unreadable = 0
-    bar = tqdm(total=steps * recipe.epochs, initial=done, unit="step", desc=recipe.noise, disable=not world.main)
+    stage = run.record["stage"]
+    bar = tqdm(
+        total=steps * recipe.epochs,
+        initial=done,
+        unit="step",
+        desc=f"{stage}, {LABELS[recipe.noise]}" if stage == "pretrain" else stage,
+        disable=not world.main,
+    )
     for epoch in range(done // steps, recipe.epochs):
         batches.batches = epoch_batches(len(data.train), recipe, epoch, world)[done % steps :]
         wrapped.train()
         for images, targets, present in loader:
-            unreadable += int((~present).sum())
+            skipped += int((~present).sum())
             x = augment(images.to(world.device, non_blocking=True), recipe, done, world, present)
             y = targets.to(world.device, non_blocking=True)
             with torch.autocast(world.device.type, torch.bfloat16, enabled=recipe.amp):
@@ -281,17 +291,18 @@ def train(run: Run, recipe: TrainRecipe, data: Any, world: World, *, init: Path 
                 _report(run, writer, entry)
                 bar.set_postfix_str(f"loss {entry['loss']:.3f}")
             if recipe.checkpoint_steps and done % recipe.checkpoint_steps == 0 and done % steps:
-                _save(run, parts, generator, world, done)
+                _save(run, parts, generator, world, done, skipped)
         world.share_buffers(model)
         targets_, probabilities = predict(model, data.val, recipe, world, multi_label=data.multi_label)
         scores = classification_metrics(targets_, probabilities)
         entry = {"step": done, "epoch": done / steps, **{f"val_{name}": value for name, value in scores.items()}}
-        skipped = sum(world.gather(unreadable))
-        _report(run, writer, {**entry, "files_skipped": skipped} if skipped else entry)
+        left_out = sum(world.gather(skipped))
+        _report(run, writer, {**entry, "files_skipped": left_out} if left_out else entry)
+        skipped = 0
         if hook is not None and run.writes:
             _gallery(run, hook.mask, data, recipe, world, epoch)
         run.save(f"weights-{epoch + 1:04d}.pt", {"model": model.state_dict()})
-        _save(run, parts, generator, world, done)
+        _save(run, parts, generator, world, done, skipped)
         _prune(run, epoch + 1 - recipe.keep_checkpoints)
     bar.close()
     if hook is not None:
@@ -299,7 +310,7 @@ def train(run: Run, recipe: TrainRecipe, data: Any, world: World, *, init: Path 
     if run.writes:
         if writer is not None:
             writer.close()
-        metadata = {"stage": run.record["stage"], "data": data.name, "classes": list(data.class_names)}
+        metadata = {"stage": stage, "data": data.name, "classes": list(data.class_names)}
         save_heated(model, run.folder / "model.safetensors", {**metadata, "recipe": run.record["recipe"]})
     world.barrier()
     return model
@@ -349,33 +360,33 @@ def _attach(
 # -- checkpoints and reports -------------------------------------------------------------------------------------------
 
 
-def _save(run: Run, parts: dict[str, Any], generator: torch.Generator, world: World, step: int) -> None:
+def _save(run: Run, parts: dict[str, Any], generator: torch.Generator, world: World, step: int, skipped: int) -> None:
     """Everything that the next step depends on, of all processes. The policy travels in the optimizer's state."""
-    random = {"mask": generator.get_state(), "cpu": torch.get_rng_state()}
+    own = {"mask": generator.get_state(), "cpu": torch.get_rng_state(), "skipped": skipped}
     if world.device.type == "cuda":
-        random["cuda"] = torch.cuda.get_rng_state(world.device)
-    sources = world.gather(random)
-    run.save("last.pt", {"step": step, "random": sources, **{name: part.state_dict() for name, part in parts.items()}})
+        own["cuda"] = torch.cuda.get_rng_state(world.device)
+    ranks = world.gather(own)
+    run.save("last.pt", {"step": step, "ranks": ranks, **{name: part.state_dict() for name, part in parts.items()}})
 
 
-def _restore(run: Run, parts: dict[str, Any], generator: torch.Generator, world: World) -> int:
-    """Load the last checkpoint, if there is one; the number of steps that it had taken."""
+def _restore(run: Run, parts: dict[str, Any], generator: torch.Generator, world: World) -> tuple[int, int]:
+    """Load the last checkpoint, if there is one; the steps it had taken, and the files left out in its epoch."""
     path = run.checkpoints / "last.pt"
     if not path.is_file():
         run.rewind(0)
-        return 0
+        return 0, 0
     state = torch.load(path, map_location="cpu", weights_only=True)
-    if len(state["random"]) != world.size:
-        raise ValueError(f"{path} was written by {len(state['random'])} processes, and this run has {world.size}")
+    if len(state["ranks"]) != world.size:
+        raise ValueError(f"{path} was written by {len(state['ranks'])} processes, and this run has {world.size}")
     for name, part in parts.items():
         part.load_state_dict(state[name])
-    random = state["random"][world.rank]
-    generator.set_state(random["mask"])
-    torch.set_rng_state(random["cpu"])
-    if "cuda" in random:
-        torch.cuda.set_rng_state(random["cuda"], world.device)
+    own = state["ranks"][world.rank]
+    generator.set_state(own["mask"])
+    torch.set_rng_state(own["cpu"])
+    if "cuda" in own:
+        torch.cuda.set_rng_state(own["cuda"], world.device)
     run.rewind(state["step"])
-    return state["step"]
+    return state["step"], own["skipped"]
 
 
 def _prune(run: Run, epoch: int) -> None:
@@ -405,8 +416,11 @@ def _gallery(run: Run, mask: Any, data: Any, recipe: TrainRecipe, world: World, 
     moments = {0: "1-start", recipe.epochs // 2: "2-middle", recipe.epochs - 1: "3-end"}
     if epoch not in moments:
         return
-    labels = data.val.labels if not data.multi_label else data.val.labels.argmax(1)
-    firsts = np.unique(labels, return_index=True)[1]
+    labels = data.val.labels
+    if data.multi_label:  # the first label stands for the image; without any it is not shown
+        labels = np.where(labels.any(1), labels.argmax(1), -1)
+    found, firsts = np.unique(labels, return_index=True)
+    firsts = firsts[found >= 0]
     chosen = firsts[np.linspace(0, len(firsts) - 1, min(GALLERY_IMAGES, len(firsts))).round().astype(int)]
     images, kept = data.val.read(chosen)
     tensor = torch.from_numpy(np.ascontiguousarray(images))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from policy_noise.heated import load_heated, read_heated_metadata
 
 from .data import match_channels, resize, to_tensor
+from .distributed import World
 from .metrics import classification_metrics
 from .recipes import TransferRecipe
 from .runs import Run
@@ -156,11 +157,12 @@ class Initialisation:
 
     Args:
         label: What tables and curves call it; the same for several pretraining seeds of one method.
-        source: ``"random"``, ``"imagenet"`` (timm's pretrained weights) or a heated model's file.
+        source: ``"random"``, ``"imagenet"`` (timm's pretrained weights, fetched) or a file.
         model: Name of the timm model.
         in_chans: Channels that the model takes.
         options: Arguments of :func:`timm.create_model`.
         normalization: Mean and std that it was trained with, where that is known.
+        heated: Whether a file is a heated model's; else it holds timm's pretrained weights.
     """
 
     label: str
@@ -169,17 +171,35 @@ class Initialisation:
     in_chans: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
     normalization: tuple[float, float] | None = None
+    heated: bool = True
 
     def create(self, num_classes: int, seed: int) -> nn.Module:
-        """A model with these weights and a fresh head."""
+        """A model with these weights and a fresh head.
+
+        Raises:
+            ValueError: If timm's weights cannot be had, or a file is of another architecture.
+        """
         import timm
 
         torch.manual_seed(seed)
-        pretrained = self.source == "imagenet"
-        options = {"num_classes": num_classes, "in_chans": self.in_chans, **self.options}
-        model = timm.create_model(self.model, pretrained=pretrained, **options)
-        if self.source not in ("random", "imagenet"):
-            load_heated(model, self.source)
+        options: dict[str, Any] = {"in_chans": self.in_chans, **self.options}
+        file = None if self.source in ("random", "imagenet") else self.source
+        if self.source == "random" or (file and self.heated):
+            model = timm.create_model(self.model, num_classes=num_classes, **options)
+            if file:
+                load_heated(model, file)
+            return model
+        try:
+            # With the published number of classes first: with another, timm takes any file and leaves out what differs.
+            overlay = {"file": file} if file else None
+            model = timm.create_model(self.model, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"initialisation {self.label!r}: timm's weights of {self.model} cannot be had from "
+                f"{file or 'its download'} ({str(error)[:300]}); give their safetensors file as imagenet=FILE, or "
+                "leave this initialisation out"
+            ) from error
+        model.reset_classifier(num_classes)  # type: ignore[operator]
         return model
 
 
@@ -187,8 +207,9 @@ def parse_initialisation(text: str, model: str | None, like: Initialisation | No
     """Read ``label=source`` of the command line; a run's folder stands for its ``model.safetensors``.
 
     Args:
-        text: Such as ``"policy=runs/policy"``, ``"random"`` or ``"imagenet"``.
-        model: Name of the timm model for the last two; by default that of ``like``.
+        text: Such as ``"policy=runs/policy"``, ``"random"``, ``"imagenet"`` or ``"imagenet=FILE"``, timm's weights as
+            safetensors.
+        model: Name of the timm model for the last three; by default that of ``like``.
         like: A run's initialisation, whose model and channels they share.
 
     Raises:
@@ -198,12 +219,14 @@ def parse_initialisation(text: str, model: str | None, like: Initialisation | No
     label, separator, source = text.partition("=")
     if not separator:
         source = label
-    if source in ("random", "imagenet"):
+    if source in ("random", "imagenet") or label == "imagenet":
         if model is None and like is None:
-            raise ValueError(f"{source!r} needs the name of a timm model: name a run beside it, or pass --model")
+            raise ValueError(f"{label!r} needs the name of a timm model: name a run beside it, or pass --model")
+        if source not in ("random", "imagenet") and not (Path(source).is_file() and source.endswith(".safetensors")):
+            raise FileNotFoundError(f"imagenet={source}: timm's weights must be a safetensors file, and there is none")
         if like is not None and model in (None, like.model):
-            return Initialisation(label, source, like.model, like.in_chans, like.options)
-        return Initialisation(label, source, str(model), 1 if like is None else like.in_chans)
+            return Initialisation(label, source, like.model, like.in_chans, like.options, heated=False)
+        return Initialisation(label, source, str(model), 1 if like is None else like.in_chans, heated=False)
     if not separator:
         raise ValueError(f"an initialisation must be LABEL=RUN, 'random' or 'imagenet', got {text!r}")
     path = Path(source)
@@ -219,62 +242,83 @@ def parse_initialisation(text: str, model: str | None, like: Initialisation | No
 
 
 def compare(
-    run: Run, recipe: TransferRecipe, sets: Sequence[Any], inits: Sequence[Initialisation], device: torch.device
+    run: Run, recipe: TransferRecipe, sets: Sequence[Any], inits: Sequence[Initialisation], world: World
 ) -> list[dict[str, Any]]:
     """Few-shot trials of every initialisation on every set, one line each in the run's log.
 
-    The draws are the same for all initialisations. Trials that the log holds already are not repeated.
+    The draws are the same for all initialisations. Trials that the log holds already are not repeated. Several
+    processes take turns at the trials; the log is the same as one process writes.
 
     Args:
         run: The run's folder.
         recipe: How.
         sets: Target sets.
         inits: Initialisations; several with one label are several pretraining seeds.
-        device: Where to compute.
+        world: The processes.
 
     Returns:
         All lines.
-
     """
     from tqdm import tqdm
 
     run.rewind()
+    world.barrier()
     done = {_key(line) for line in run.history()}
-    bar = tqdm(total=len(sets) * len(inits) * len(recipe.shots) * recipe.trials, unit="trial", initial=len(done))
+    world.barrier()  # nobody writes on before all have read
+    total = len(sets) * len(inits) * len(recipe.shots) * recipe.trials
+    bar = tqdm(total=total, unit="trial", initial=len(done), disable=not world.main)
     for data in sets:
-        splits = [_tensors(split, recipe, device) for split in (data.train, data.test)]
-        for init in inits:
-            features = None
-            for shots in recipe.shots:
-                for trial in range(recipe.trials):
-                    line = {
-                        "data": data.name,
-                        "init": init.label,
-                        "source": init.source,
-                        "shots": shots,
-                        "trial": trial,
-                    }
-                    if _key(line) in done:
-                        continue
-                    chosen = draw_few_shot(data.train.labels, shots, np.random.default_rng([recipe.seed, trial, shots]))
-                    labels = data.train.labels[chosen]
-                    if recipe.mode == "linear":
-                        if features is None:
-                            model = init.create(data.num_classes, recipe.seed).to(device)
-                            features = [embed(model, match_channels(images, init.in_chans)) for images in splits]
-                        probabilities = linear_probe(
-                            features[0][chosen], labels, features[1], data.num_classes, c=recipe.c
-                        )
-                    else:
-                        model = init.create(data.num_classes, trial).to(device)
-                        train_images, test_images = (match_channels(images, init.in_chans) for images in splits)
-                        fine_tune(model, train_images[chosen], torch.from_numpy(labels).to(device), recipe, trial)
-                        probabilities = _probabilities(model, test_images, data.multi_label)
-                    run.log({**line, **classification_metrics(data.test.labels, probabilities)})
-                    bar.set_postfix_str(f"{data.name}, {init.label}, {shots} images")
+        lines = [
+            (init, {"data": data.name, "init": init.label, "source": init.source, "shots": shots, "trial": trial})
+            for init in inits
+            for shots in recipe.shots
+            for trial in range(recipe.trials)
+        ]
+        todo = [(init, line) for init, line in lines if _key(line) not in done]
+        if not todo:
+            continue
+        splits = [_tensors(split, recipe, world.device) for split in (data.train, data.test)]
+        features: dict[str, list[np.ndarray]] = {}
+        for start in range(0, len(todo), world.size):
+            line = None
+            if start + world.rank < len(todo):
+                init, line = todo[start + world.rank]
+                line |= _trial(data, splits, init, recipe, line["shots"], line["trial"], features)
+            for finished in world.gather(line):
+                if finished is not None:
+                    run.log(finished)
+                    bar.set_postfix_str(f"{data.name}, {finished['init']}, {finished['shots']} images")
                     bar.update()
     bar.close()
     return run.history()
+
+
+def _trial(
+    data: Any,
+    splits: Sequence[Tensor],
+    init: Initialisation,
+    recipe: TransferRecipe,
+    shots: int,
+    trial: int,
+    features: dict[str, list[np.ndarray]],
+) -> dict[str, float]:
+    """Test scores after learning from one draw; ``features`` keeps those of the last initialisation for the probe."""
+    chosen = draw_few_shot(data.train.labels, shots, np.random.default_rng([recipe.seed, trial, shots]))
+    labels = data.train.labels[chosen]
+    device = splits[0].device
+    if recipe.mode == "linear":
+        if init.source not in features:
+            features.clear()
+            model = init.create(data.num_classes, recipe.seed).to(device)
+            features[init.source] = [embed(model, match_channels(images, init.in_chans)) for images in splits]
+        train, test = features[init.source]
+        probabilities = linear_probe(train[chosen], labels, test, data.num_classes, c=recipe.c)
+    else:
+        model = init.create(data.num_classes, trial).to(device)
+        train_images, test_images = (match_channels(images, init.in_chans) for images in splits)
+        fine_tune(model, train_images[chosen], torch.from_numpy(labels).to(device), recipe, trial)
+        probabilities = _probabilities(model, test_images, data.multi_label)
+    return classification_metrics(data.test.labels, probabilities)
 
 
 def _key(line: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -1,15 +1,19 @@
 """The stages' command lines, from files to pages, and their complaints."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 
 from policy_noise.experiments import cli
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TINY = ["epochs=2", "batch_size=8", "image_size=16", "load_size=16"]
 
 
@@ -68,6 +72,33 @@ def test_all_stages(tmp_path, monkeypatch, capsys, files):
     assert (heated / "report.html").is_file()
 
 
+def test_radimagenet_is_reported_by_modality_and_anatomy(tmp_path, monkeypatch, capsys):
+    folders = ("CT/lung/nodule", "MR/knee/acl", "US/thyroid_nodule")
+    for split in ("train", "val", "test"):
+        rows = ["filename,label"]
+        for label, folder in enumerate(folders):
+            place = tmp_path / "radiology_ai" / folder
+            place.mkdir(parents=True, exist_ok=True)
+            for index in range(6):
+                Image.fromarray(np.full((16, 16), 40 + 80 * label, np.uint8)).save(place / f"{split}{index}.png")
+                rows.append(f"radiology_ai/{folder}/{split}{index}.png,{folder.rpartition('/')[2]}")
+        (tmp_path / f"RadiologyAI_{split}.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "radiology_ai" / "MR" / "knee" / "acl" / "train4.png").unlink()
+    run = tmp_path / "run"
+    start(monkeypatch, "pretrain", "--radimagenet", tmp_path, "--skip-bad-files", "--noise", "conventional",
+          "--output", run, "--set", *TINY, "epochs=1", "in_chans=3")  # fmt: skip
+    errors = capsys.readouterr().err
+    assert "1 missing files are left out" in errors
+    assert "train4.png" in errors
+    assert load_file(run / "model.safetensors")["conv1.0.weight"].shape[1] == 3
+    groups = json.loads((run / "scores.json").read_text())["groups"]
+    assert [entry["group"] for entry in groups["modality"]] == ["CT", "MR", "US"]
+    assert [entry["group"] for entry in groups["anatomy"]] == ["lung", "knee", "thyroid"]
+    page = (run / "report.html").read_text()
+    assert "<th>anatomy</th>" in page
+    assert "Grey values of the training images" in page
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -80,10 +111,22 @@ def test_all_stages(tmp_path, monkeypatch, capsys, files):
         (["--npz", "ONE", "--set", "epoch=2"], "--set takes NAME=VALUE"),
         (["--npz", "ONE", "--set", "model=resnet9000"], "resnet9000"),
         (["--npz", "ONE", "--set", "batch_size=25"], "needs 25 training images, got 24"),
+        (["--npz", "LACKING"], r"lacking\.npz lacks the keys \['test_labels'\]"),
+        (["--npz", "OUTSIDE"], r"outside\.npz: labels must run from 0 to 9 without a hole"),
+        (["--npz", "ABSENT"], r"absent\.npz: the val split has no image of \['class 1'\]"),
+        (["--image-folder", "EMPTY"], r"empty.train.a holds no images"),
     ],
 )
 def test_bad_input_before_any_training(tmp_path, monkeypatch, files, arguments, message):
-    arguments = [str(files / "one.npz") if text == "ONE" else text for text in arguments]
+    content = dict(np.load(files / "one.npz"))
+    np.savez(tmp_path / "lacking.npz", **{key: value for key, value in content.items() if key != "test_labels"})
+    np.savez(tmp_path / "outside.npz", **content | {"train_labels": np.full((24, 1), 9)})
+    np.savez(tmp_path / "absent.npz", **content | {"val_labels": np.zeros((24, 1), int)})
+    for split in ("train", "val", "test"):
+        (tmp_path / "empty" / split / "a").mkdir(parents=True)
+    places = {"ONE": files / "one.npz", "EMPTY": tmp_path / "empty"}
+    places |= {name: tmp_path / f"{name.lower()}.npz" for name in ("LACKING", "OUTSIDE", "ABSENT")}
+    arguments = [str(places.get(text, text)) for text in arguments]
     with pytest.raises(SystemExit) as stop:
         start(monkeypatch, "pretrain", *arguments, "--output", tmp_path / "run")
     assert str(stop.value).startswith("error: ")
@@ -109,6 +152,7 @@ def heated(tmp_path_factory, files):
         ("finetune --init {new} --npz {one} --output {new}", "new does not exist"),
         ("finetune --init {heated} --npz {one} --output {new} --set model=resnet10t", "another architecture"),
         ("average --run {heated} --last 2", "--last must lie in 1 to 1"),
+        ("average --run {new}", "new holds no checkpoints"),
         ("evaluate --model {heated} --npz {two}", "trained on 2 other classes"),
         (
             "transfer --init a={heated} --npz {two} --output {new} --set image_size=16",
@@ -116,6 +160,9 @@ def heated(tmp_path_factory, files):
         ),
         ("transfer --init a={heated} --npz {two} --output {new} --set mean=0.1", "another normalisation"),
         ("transfer --init random --npz {two} --output {new}", "needs the name of a timm model"),
+        ("transfer --init a={heated} a={heated} --npz {two} --output {new}", "--init must differ"),
+        ("transfer --init a={heated} --npz {two} {two} --output {new}", "sets must differ"),
+        ("transfer --init a={heated} imagenet={new} --npz {two} --output {new}", "must be a safetensors file"),
         ("report {new}", "holds no run"),
     ],
 )
@@ -129,6 +176,37 @@ def test_bad_input_after_pretraining(tmp_path, monkeypatch, files, heated, comma
 
 
 def test_scripts_are_thin():
-    examples = Path(__file__).resolve().parents[2] / "examples"
     for stage in cli.__all__:
-        assert f"from policy_noise.experiments.cli import {stage}" in (examples / f"{stage}.py").read_text()
+        assert f"from policy_noise.experiments.cli import {stage}" in (EXAMPLES / f"{stage}.py").read_text()
+
+
+def on_two_processes(stage, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(EXAMPLES / f"{stage}.py"), *map(str, arguments)]
+    return subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200, check=False
+    )
+
+
+def test_transfer_on_two_processes_writes_the_same_log(tmp_path, monkeypatch, files, heated):
+    def arguments(name):
+        return ["--init", f"a={heated}", "random", "--npz", files / "two.npz", "--output", tmp_path / name,
+                "--set", "shots=[6, 12]", "trials=3", "image_size=16", "mode=full", "steps=2"]  # fmt: skip
+
+    done = on_two_processes("transfer", *arguments("two"))
+    assert done.returncode == 0, done.stderr
+    start(monkeypatch, "transfer", *arguments("one"))
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert len(logs[0]) == 12
+    for one, two in zip(*logs, strict=True):
+        assert one == pytest.approx(two)
+
+
+def test_bad_input_ends_all_processes_with_its_message(files, heated):
+    done = on_two_processes("pretrain", "--npz", files / "one.npz", "--output", heated, "--set", *TINY)
+    assert done.returncode != 0
+    assert done.stderr.count("holds a run already: pass --resume") == 2
+    assert "barrier" not in done.stderr

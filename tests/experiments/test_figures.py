@@ -11,6 +11,7 @@ from policy_noise.experiments.figures import (
     class_histogram,
     confusion_matrix,
     few_shot_curves,
+    intensity_histogram,
     mask_gallery,
     training_diagnostics,
 )
@@ -66,6 +67,21 @@ def test_histogram(tmp_path, groups):
     class_histogram(organs([5, 90, 3], groups), tmp_path / "one.png")
     class_histogram(organs([5, 9, 3], groups), tmp_path / "two.png")
     assert not np.array_equal(pixels(tmp_path / "one.png"), pixels(tmp_path / "two.png"))
+
+
+def test_intensities_have_a_panel_for_each_modality(tmp_path):
+    labels = np.repeat([0, 1, 2], 8)
+    grey = (np.array([20, 120, 220])[labels, None, None] * np.ones((24, 4, 4))).astype(np.uint8)
+    split = Split(grey, labels)
+    widths = []
+    for groups in ({}, {"modality": ("CT", "MR", "US")}):
+        data = ImageSet("set", split, split, split, ("a", "b", "c"), groups)
+        intensity_histogram(data, tmp_path / "one.png", images=5)
+        widths.append(pixels(tmp_path / "one.png").shape[1])
+    assert widths[1] > 1.5 * widths[0]
+    # The middle panel's bar alone: 120 of 255 lies near its middle.
+    middle = pixels(tmp_path / "one.png").astype(int)[:, widths[1] // 3 : 2 * widths[1] // 3]
+    assert (np.abs(middle - [232, 175, 38]).sum(-1) < 60).sum() > 100  # orange, somewhat transparent
 
 
 def test_confusion_and_curves(tmp_path):

@@ -82,10 +82,12 @@ def test_corrupt_files_are_named_and_skipped_only_when_asked(root):
     with pytest.raises(ValueError, match=r"train1\.png cannot be read as an image"):
         data.train.read([0, 1])
     data, _ = load_radimagenet(root, size=8, skip_bad_files=True)
-    images, kept = data.train.read([0, 1, 2])
+    with pytest.warns(UserWarning, match=r"train1\.png is left out"):
+        images, kept = data.train.read([0, 1, 2])
     assert len(images) == 2
     assert kept.tolist() == [0, 2]
-    assert data.train.read([1])[0].shape == (0, 8, 8)
+    with pytest.warns(UserWarning, match=r"train1\.png is left out"):
+        assert data.train.read([1])[0].shape == (0, 8, 8)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +129,11 @@ def test_bad_image_folders(tmp_path):
         load_image_folder(tmp_path, size=8)
     for split in SPLITS:
         (tmp_path / split / "empty").mkdir(parents=True)
-    with pytest.raises(ValueError, match="train holds no images"):
+    with pytest.raises(ValueError, match=r"train.empty holds no images"):
+        load_image_folder(tmp_path, size=8)
+    for split in SPLITS:
+        (tmp_path / split / "empty").rmdir()
+    with pytest.raises(ValueError, match="train is empty"):
         load_image_folder(tmp_path, size=8)
     for split in SPLITS:
         write_image(tmp_path / split / "a" / "x.png", 1)

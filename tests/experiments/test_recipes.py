@@ -3,8 +3,11 @@
 import dataclasses
 
 import pytest
+import torch
+from torch import nn
 
 from policy_noise.experiments.recipes import RECIPES, override
+from policy_noise.experiments.training import _attach, _optimizer, _scheduler, create_model
 
 SMALL = RECIPES["small"]["pretrain"]
 
@@ -17,6 +20,43 @@ def test_papers_numbers():
     assert (finetune.batch_size, finetune.epochs, finetune.lr, finetune.warmup_epochs) == (64, 10, 0.001, 7)
     transfer = RECIPES["paper"]["transfer"]
     assert (transfer.shots, transfer.trials) == ((8, 16, 32, 64, 128, 256), 10)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "resnet18", "resnet50"])
+def test_papers_schedules(name):
+    pretrain, finetune = (override(RECIPES["paper"][stage], [f"model={name}"]) for stage in ("pretrain", "finetune"))
+    model = create_model(pretrain, 165)
+    rates = {}
+    for recipe in (pretrain, finetune):
+        optimizer = _optimizer(model, recipe)
+        group = optimizer.param_groups[0]
+        assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 1e-4, False)
+        scheduler = _scheduler(optimizer, recipe, steps=2)
+        rates[recipe.epochs] = []
+        for step in range(2 * recipe.epochs):
+            if step % 2 == 0:
+                rates[recipe.epochs].append(group["lr"])
+            optimizer.step()
+            scheduler.step()
+    assert rates[90] == pytest.approx([0.1] * 30 + [0.01] * 30 + [0.001] * 30)
+    assert rates[10] == pytest.approx([0.001 * (0.01 + 0.99 * min(epoch, 7) / 7) for epoch in range(10)])
+
+
+def test_papers_policy():
+    recipe = dataclasses.replace(RECIPES["paper"]["pretrain"], noise="policy")
+    model = create_model(dataclasses.replace(recipe, model="test_resnet"), 165)
+    optimizer = _optimizer(model, recipe)
+    hook, scheduler = _attach(model, optimizer, nn.CrossEntropyLoss(), recipe, 1, torch.Generator())
+    group = hook.policy_optimizer.param_groups[0]
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.01, 0.9, 1e-4)
+    for _ in range(45):
+        hook.policy_optimizer.step()
+        scheduler.step()
+    assert group["lr"] == pytest.approx(0.005)  # half of the cosine over 90 epochs
+    mask = hook.mask
+    assert (mask.grid_size, mask.p, mask.mean_preserving, mask.domain) == ((64, 64), 1.0, False, "normalized")
+    assert sum(weight.numel() for weight in mask.parameters()) == pytest.approx(10.18e6, rel=0.002)
+    hook.remove()
 
 
 def test_override():

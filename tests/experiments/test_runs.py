@@ -49,6 +49,12 @@ def test_resume_of_another_run_is_refused(tmp_path, stage, recipe, name, message
     assert (tmp_path / "recipe.json").read_bytes() == before
 
 
+def test_others_may_read_what_they_may_read_of_other_files(tmp_path):
+    (tmp_path / "plain").write_text("")
+    write_atomic(tmp_path / "atomic", lambda temporary: temporary.write_text(""))
+    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")

@@ -72,7 +72,7 @@ class TestResume:
     def test_another_number_of_processes_is_refused(self, tmp_path, finished):
         state = torch.load(finished / "checkpoints" / "last.pt", weights_only=True)
         (tmp_path / "checkpoints").mkdir()
-        torch.save({**state, "random": state["random"] * 2}, tmp_path / "checkpoints" / "last.pt")
+        torch.save({**state, "ranks": state["ranks"] * 2}, tmp_path / "checkpoints" / "last.pt")
         with pytest.raises(ValueError, match="was written by 2 processes, and this run has 1"):
             train(run_of(tmp_path, RECIPES["policy"], ALONE), RECIPES["policy"], organs(), ALONE)
 
@@ -119,8 +119,8 @@ class TestSeveralProcesses:
         for part in ("model", "policy"):
             assert ranks[0][part]
             assert all(torch.equal(value, ranks[1][part][name]) for name, value in ranks[0][part].items())
-        random = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["random"]
-        assert not torch.equal(random[0]["mask"], random[1]["mask"])  # each draws masks of its own
+        ranks = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["ranks"]
+        assert not torch.equal(ranks[0]["mask"], ranks[1]["mask"])  # each draws masks of its own
 
 
 class TestBatches:
@@ -210,7 +210,8 @@ def test_several_labels_an_image(tmp_path):
     assert "val_top5" not in last
 
 
-def test_files_on_disk_with_workers_and_a_corrupt_one(tmp_path):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_files_on_disk_and_a_corrupt_one(tmp_path, recwarn, workers):
     from PIL import Image
 
     for split in ("train", "val", "test"):
@@ -221,9 +222,12 @@ def test_files_on_disk_with_workers_and_a_corrupt_one(tmp_path):
                 Image.fromarray(np.full((16, 16), 40 + 120 * label, np.uint8)).save(folder / f"{index}.png")
     (tmp_path / "data" / "train" / "dark" / "3.png").write_bytes(b"broken")
     data, _ = load_image_folder(tmp_path / "data", size=16, skip_bad_files=True)
-    recipe = dataclasses.replace(RECIPES["conventional"], workers=1, epochs=1)
+    recipe = dataclasses.replace(RECIPES["conventional"], workers=workers, epochs=2)
     train(run_of(tmp_path / "run", recipe, ALONE), recipe, data, ALONE)
-    assert run_of(tmp_path / "run", recipe, ALONE).history()[-1]["files_skipped"] == 1
+    ends = [entry for entry in run_of(tmp_path / "run", recipe, ALONE).history() if "val_f1" in entry]
+    assert [entry["files_skipped"] for entry in ends] == [1, 1]  # in each epoch
+    if workers == 0:
+        assert any("dark/3.png is left out" in str(warning.message) for warning in recwarn)
 
 
 def test_paper_recipe_trains_with_its_own_policy_schedule(tmp_path):

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from policy_noise.experiments.data import ImageSet, Split
+from policy_noise.experiments.distributed import World
 from policy_noise.experiments.recipes import RECIPES, override
 from policy_noise.experiments.runs import Run
 from policy_noise.experiments.transfer import (
@@ -21,6 +23,8 @@ from policy_noise.experiments.transfer import (
     summarise,
 )
 from policy_noise.heated import save_heated
+
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 def brightness_set(images=24, multi_label=False):
@@ -120,7 +124,7 @@ class TestCompare:
     def test_equal_weights_give_equal_scores(self, tmp_path, mode):
         data, recipe = brightness_set(), small(mode=mode, steps=2, shots=(8,))
         run = Run(tmp_path, "transfer", recipe, {"name": "bright"}, resume=False)
-        lines = compare(run, recipe, [data], self.inits, torch.device("cpu"))
+        lines = compare(run, recipe, [data], self.inits, ALONE)
         assert len(lines) == 4
         by_init = {name: [line["f1"] for line in lines if line["init"] == name] for name in ("random", "policy")}
         assert by_init["random"] == by_init["policy"]
@@ -128,19 +132,19 @@ class TestCompare:
     def test_resumed_after_a_stop(self, tmp_path):
         data, recipe = brightness_set(), small()
         whole = Run(tmp_path / "whole", "transfer", recipe, {"name": "bright"}, resume=False)
-        expected = compare(whole, recipe, [data], self.inits, torch.device("cpu"))
+        expected = compare(whole, recipe, [data], self.inits, ALONE)
         assert len(expected) == 8
         cut = Run(tmp_path / "cut", "transfer", recipe, {"name": "bright"}, resume=False)
         for line in expected[:3]:
             cut.log(line)
         with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
             file.write('{"data": "bri')
-        assert compare(cut, recipe, [data], self.inits, torch.device("cpu")) == expected
+        assert compare(cut, recipe, [data], self.inits, ALONE) == expected
 
     def test_several_labels(self, tmp_path):
         data, recipe = brightness_set(multi_label=True), small(shots=(8,), trials=1)
         run = Run(tmp_path, "transfer", recipe, {"name": "bright"}, resume=False)
-        line = compare(run, recipe, [data], self.inits[:1], torch.device("cpu"))[0]
+        line = compare(run, recipe, [data], self.inits[:1], ALONE)[0]
         assert line["roc_auc"] > 0.6
         assert "top5" not in line
 
@@ -169,6 +173,37 @@ class TestInitialisation:
         assert made.get_classifier().out_features == 3
         beside = parse_initialisation("random", None, init)
         assert (beside.source, beside.model, beside.in_chans) == ("random", "test_resnet", 1)
+
+    @pytest.mark.parametrize("in_chans", [1, 3])
+    def test_of_timms_weights_in_a_file(self, tmp_path, in_chans):
+        torch.manual_seed(0)
+        published = timm.create_model("test_resnet")  # 3 channels, 1000 classes, as timm publishes it
+        save_file(published.state_dict(), tmp_path / "model.safetensors", {"format": "pt"})
+        like = Initialisation("policy", "somewhere", "test_resnet", in_chans)
+        init = parse_initialisation(f"imagenet={tmp_path / 'model.safetensors'}", None, like)
+        made = init.create(5, seed=7)
+        assert made.get_classifier().out_features == 5
+        expected = published.conv1[0].weight if in_chans == 3 else published.conv1[0].weight.sum(1, keepdim=True)
+        torch.testing.assert_close(made.conv1[0].weight, expected)
+        torch.testing.assert_close(made.layer3[0].conv1.weight, published.layer3[0].conv1.weight)
+
+    def test_timms_weights_of_another_architecture(self, tmp_path):
+        path = tmp_path / "model.safetensors"
+        save_file(timm.create_model("test_vit").state_dict(), path, {"format": "pt"})
+        init = parse_initialisation(f"imagenet={path}", "test_resnet", None)
+        with pytest.raises(ValueError, match=r"initialisation 'imagenet': timm's weights of test_resnet.*safetensors"):
+            init.create(5, seed=0)
+        with pytest.raises(FileNotFoundError, match="must be a safetensors file"):
+            parse_initialisation(f"imagenet={tmp_path}", "test_resnet", None)
+
+    def test_timms_weights_that_cannot_be_fetched(self, monkeypatch):
+        def fail(*args, **kwargs):
+            raise OSError("no network")
+
+        monkeypatch.setattr("timm.models._builder.load_pretrained", fail)
+        init = parse_initialisation("imagenet", "test_resnet", None)
+        with pytest.raises(ValueError, match=r"'imagenet'.*test_resnet cannot be had.*no network.*imagenet=FILE"):
+            init.create(5, seed=0)
 
     @pytest.mark.parametrize("text", ["random", "imagenet"])
     def test_needs_a_model(self, text):
