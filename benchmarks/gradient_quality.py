@@ -39,6 +39,8 @@ from policy_noise.policy import SpatialPolicy
 
 __all__ = ["ESTIMATORS", "Pool", "draw_pool", "main", "quality"]
 
+SIGMA = 6 / 224
+"""The paper's blur, as a share of the image's side."""
 MOMENTUM = 0.9
 """Of the moving-average baseline, the learner's own."""
 HEAD_STD = 0.1
