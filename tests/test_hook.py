@@ -824,7 +824,7 @@ def test_observe_refuses_and_the_batch_goes_on_waiting(make_model, batch, losses
         lambda state: {},
         lambda state: None,
         lambda state: nn.Linear(2, 2).state_dict(),
-        lambda state: {**state, "mask": PolicyNoiseMask(grid_size=4).state_dict()},
+        lambda state: {**state, "mask": PolicyNoiseMask(grid_size=5).state_dict()},
         lambda state: {**state, "mask": PolicyNoiseMask(policy="static").state_dict()},
         lambda state: {name: value for name, value in state.items() if name != "seed"},
         lambda state: {**state, "optimizer": torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1).state_dict()},
