@@ -213,7 +213,7 @@ def compare(results: Results, task: str, condition: str, control: str, measure: 
 def _frozen_twin(condition: str) -> str:
     name, _, dose = condition.partition("-dose")
     dose = dose.removesuffix("-shuffled").removesuffix("-static")
-    return f"frozen-dose{dose}" if dose else FROZEN_TWINS.get(name, "none")
+    return f"frozen-dose{dose}" if dose and name != "frozen" else FROZEN_TWINS.get(name, "none")
 
 
 def _comparisons(results: Results) -> list[Comparison]:

@@ -98,6 +98,7 @@ def test_paired_comparisons(results):
         ("paper", "frozen-paper"),
         ("adv", "frozen-s100-p50"),
         ("plain", "none"),
+        ("frozen-dose20", "none"),
     ],
 )
 def test_the_frozen_twin_has_the_same_mask(condition, twin):
