@@ -25,7 +25,8 @@ class Condition:
             ``"augmentation"`` (hand-set rivals).
         preset: Of :class:`policy_noise.PolicyNoiseMask`; None for no mask.
         mask: Overrides for the mask. ``sigma`` is a share of the image's side here, not pixels.
-        policy: Of the policy: ``kind`` (``"spatial"``, ``"static"`` or a timm name), ``init_log_concentration``.
+        policy: Of the policy: ``kind`` (``"spatial"``, ``"static"`` or a timm name), ``init_log_concentration``, of a
+            static one ``concentration`` or ``concentration1`` and ``concentration0``.
         hook: Overrides for :class:`policy_noise.ReinforceHook`.
         signal: What the policy is told about each image: see ``study_training.SIGNALS``.
         shuffled: Each mask is applied to another image of the batch, and credited with that image's loss.
@@ -132,6 +133,12 @@ def _declare() -> list[Condition]:
         _learned("align-smooth", smooth, signal="align"),
         # The same dose for every mask, learned or not.
         *(_frozen(f"dose{int(100 * std)}", {**smooth, "mask_std": std}) for std in DOSES),
+        # What coop-dose20-shuffled had learned, the median of 24 runs: a few bright cells among dark ones.
+        _frozen(
+            "dose20-sparse",
+            {**smooth, "mask_std": 0.2},
+            policy={"kind": "static", "concentration1": 0.44, "concentration0": 3.04},
+        ),
         *(_dosed("coop", std) for std in DOSES),
         *(_dosed("coop", std, "-shuffled", shuffled=True) for std in DOSES),
         *(_dosed("coop", std, "-static", policy={"kind": "static"}) for std in DOSES),
@@ -217,6 +224,8 @@ SUITES = {
         8,
         ("val", "test"),
     ),
+    # Declared after test was looked at: is it a matter of the mask's shape?
+    "dose-shape": Suite(HALF_TASKS, ("frozen-dose20-sparse", "coop-dose20-static"), 8, ("val", "test")),
     "transfer": Suite(
         ("no-breastcancerus", "no-braintumormri", "no-mednist"),
         ("plain", "frozen-dose20", "coop-dose20"),

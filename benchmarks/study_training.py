@@ -111,8 +111,9 @@ def build_hook(
     grid = (settings["grid_size"],) * 2
     policy = dict(condition.policy)
     if policy.pop("kind", None) == "static":
-        concentration = policy.pop("concentration", 1.0)
-        settings["policy"] = StaticPolicy(grid, concentration, concentration)
+        both = policy.pop("concentration", 1.0)
+        concentrations = [policy.pop(name, both) for name in ("concentration1", "concentration0")]
+        settings["policy"] = StaticPolicy(grid, *concentrations)
     elif policy:
         settings["policy"] = SpatialPolicy(1, grid, **policy)
     mask = StudyMask(in_chans=1, mean=data.mean, std=data.std, **settings).to(device)
