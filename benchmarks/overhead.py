@@ -64,6 +64,7 @@ MODELS = {
     "tiny": "test_resnet",
 }
 CLASSES = 100
+DEFAULT_GRID = policy_noise.PolicyNoiseMask().grid_size[0]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OURS = ("plain", "plain again", "default", "paper", "authors")
 RIVALS = ("timm RandomErasing", "timm Mixup", "kornia RandomErasing")
@@ -560,7 +561,7 @@ def rendering(configuration: Configuration, device: torch.device) -> dict[str, f
     """The rendering beside one elementwise multiply and beside the blurs that it replaces, in seconds."""
     images, _ = make_batch(configuration, device)
     size = images.shape[2:]
-    action = torch.rand(configuration.batch, 1, 8, 8, device=device)
+    action = torch.rand(configuration.batch, 1, DEFAULT_GRID, DEFAULT_GRID, device=device)
     fine = torch.rand(configuration.batch, 1, 64, 64, device=device) if min(size) >= 64 else action
     factor = torch.rand(configuration.batch, 1, *size, device=device)
     black = torch.tensor([-m / s for m, s in zip(MEAN, STD, strict=True)], device=device).view(1, 3, 1, 1)
@@ -568,7 +569,7 @@ def rendering(configuration: Configuration, device: torch.device) -> dict[str, f
     return {
         "elementwise multiply": timed(lambda: images * factor),
         "default: render, scale and apply": timed(
-            lambda: PF.noise_mask(images, action, mean_preserving=True, black=black, applied=applied)
+            lambda: PF.noise_mask(images, action, mask_std=0.2, black=black, applied=applied)
         ),
         "paper: render and apply": timed(lambda: PF.noise_mask(images, fine, kernel_size=13, sigma=6.0)),
         "matrix products, mask alone": timed(lambda: PF.render_mask(fine, size, 13, 6.0)),
@@ -777,7 +778,11 @@ def added(record: dict[str, Any]) -> float:
 def law(results: dict[str, Any]) -> str:
     """The added time as a constant, a share of the pixels and one of the cells, by least squares of relative errors."""
     points = [
-        (1e3 * added(record), one["batch"] * one["size"] ** 2 / 1e6, one["batch"] * (one["grid"] or 8) ** 2 / 1e3)
+        (
+            1e3 * added(record),
+            one["batch"] * one["size"] ** 2 / 1e6,
+            one["batch"] * (one["grid"] or DEFAULT_GRID) ** 2 / 1e3,
+        )
         for record in results["configurations"]
         if "error" not in record and "default" in record["arms"] and (one := record["configuration"])
     ]
@@ -850,7 +855,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
                 if own != replace(base, **{name: getattr(own, name)}):
                     continue
                 plain = median(record["arms"]["plain"]["seconds"])
-                where = {"grid": own.grid or 8, "model": 1e3 * plain}.get(name, getattr(own, name))
+                where = {"grid": own.grid or DEFAULT_GRID, "model": 1e3 * plain}.get(name, getattr(own, name))
                 points.append((where, 1e3 * plain, 1e3 * added(record)))
             axis.set(xscale="log", yscale="log", xlabel={"model": "plain step of the model, ms"}.get(name, name))
             if not points:
@@ -858,7 +863,11 @@ def plot(results: dict[str, Any], path: Path) -> None:
             points.sort()
             columns = list(zip(*points, strict=True))
             axis.plot(columns[0], columns[1], "o-", color="0.5", label="plain step")
-            axis.plot(columns[0], columns[2], "s-", color="C3", label="added by the default preset")
+            # What the machine did not resolve from nothing has no place on a logarithmic axis.
+            resolved = [cost if cost > 0 else math.nan for cost in columns[2]]
+            axis.plot(columns[0], resolved, "s:", color="C3", label="added by the default preset")
+            axis.set_xticks(columns[0], [f"{value:.0f}" for value in columns[0]])
+            axis.minorticks_off()
         axes[0].set_ylabel("ms a step")
         axes[0].legend()
     else:
