@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from study_analysis import save_plot
 from study_conditions import LEARNING_RATE
 from study_tasks import TASKS, TaskData, build_task
-from study_training import WEIGHT_DECAY, Batches, Classifier
+from study_training import PAPER_SIGMA, WEIGHT_DECAY, Batches, Classifier
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
@@ -39,8 +39,6 @@ from policy_noise.policy import SpatialPolicy
 
 __all__ = ["ESTIMATORS", "Pool", "draw_pool", "main", "quality"]
 
-SIGMA = 6 / 224
-"""The paper's blur, as a share of the image's side."""
 MOMENTUM = 0.9
 """Of the moving-average baseline, the learner's own."""
 HEAD_STD = 0.1
@@ -250,7 +248,7 @@ def half_trained(data: TaskData, seed: int, epochs: int) -> tuple[Classifier, fl
         masked = PF.noise_mask(
             (images - data.mean) / data.std,
             action,
-            sigma=SIGMA * data.task.size,
+            sigma=PAPER_SIGMA * data.task.size,
             mean_preserving=True,
             black=black,
             applied=torch.rand(len(images)) < 0.5,
@@ -277,7 +275,7 @@ def measure(
 
         def loss_of(action: Tensor | None, images: Tensor, targets: Tensor, model: Classifier = model) -> Tensor:
             if action is not None:
-                sigma = SIGMA * data.task.size
+                sigma = PAPER_SIGMA * data.task.size
                 images = PF.noise_mask(images, action, sigma=sigma, mean_preserving=True, black=black)
             return F.cross_entropy(model(images)[0], targets, reduction="none")
 

@@ -74,29 +74,30 @@ class Task:
         return settings
 
 
-_TASKS = (
-    Task("joined", "joined", 32, per_class=95, epochs=48),
-    Task("organs", "organs", 32, per_class=None, epochs=36),
-    Task("tumour", "tumour", 64, per_class=256, epochs=48),
-    Task("pneumonia", "pneumonia", 28, per_class=128, epochs=90, batch_size=64),
-    Task("joined-full", "joined", 32, per_class=None, epochs=16),
-    Task("joined-vit", "joined", 32, per_class=95, epochs=96, model="vit"),
-)
-TASKS = {task.name: task for task in _TASKS}
-# For a CPU.
-for _name, _rest in (
-    ("joined", {"few_shot": "pneumoniamnist"}),
-    ("organs", {"corruptions": "organcmnist"}),
-    ("pneumonia", {"corruptions": "pneumoniamnist"}),
-):
-    TASKS[f"{_name}-half"] = replace(TASKS[_name], name=f"{_name}-half", model="resnet-half", **_rest)
-for _left_out in JOINED:
-    TASKS[f"no-{_left_out}"] = replace(
-        TASKS["joined-half"],
-        name=f"no-{_left_out}",
-        parts=tuple(part for part in JOINED if part != _left_out),
-        few_shot=_left_out,
-    )
+def _declare() -> list[Task]:
+    tasks = [
+        Task("joined", "joined", 32, per_class=95, epochs=48),
+        Task("organs", "organs", 32, per_class=None, epochs=36),
+        Task("tumour", "tumour", 64, per_class=256, epochs=48),
+        Task("pneumonia", "pneumonia", 28, per_class=128, epochs=90, batch_size=64),
+        Task("joined-full", "joined", 32, per_class=None, epochs=16),
+        Task("joined-vit", "joined", 32, per_class=95, epochs=96, model="vit"),
+    ]
+    joined, organs, _, pneumonia, *_ = tasks
+    # For a CPU.
+    half = replace(joined, name="joined-half", model="resnet-half", few_shot="pneumoniamnist")
+    tasks += [
+        half,
+        replace(organs, name="organs-half", model="resnet-half", corruptions="organcmnist"),
+        replace(pneumonia, name="pneumonia-half", model="resnet-half", corruptions="pneumoniamnist"),
+    ]
+    for left_out in JOINED:
+        parts = tuple(part for part in JOINED if part != left_out)
+        tasks.append(replace(half, name=f"no-{left_out}", parts=parts, few_shot=left_out))
+    return tasks
+
+
+TASKS = {task.name: task for task in _declare()}
 
 
 @dataclass(frozen=True)

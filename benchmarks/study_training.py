@@ -22,15 +22,17 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from policy_noise import MaskSample, PolicyNoiseMask, ReinforceHook
-from policy_noise.experiments.transfer import draw_few_shot, linear_probe
+from policy_noise.experiments.transfer import draw_few_shot, embed, linear_probe
 from policy_noise.policy import SpatialPolicy, StaticPolicy
 from policy_noise.presets import get_preset
 
 __all__ = ["SIGNALS", "Classifier", "StudyMask", "build_hook", "evaluate", "macro_f1", "train"]
 
 WEIGHT_DECAY = 0.05
-FIRST_MASK: dict[str, Any] = {"grid_size": 8, "sigma": 6 / 224, "mask_std": None}
-"""The package's default mask when the study began, and the paper's blur: what conditions leave out."""
+PAPER_SIGMA = 6 / 224
+"""The paper's blur, as a share of the image's side."""
+FIRST_MASK: dict[str, Any] = {"grid_size": 8, "sigma": PAPER_SIGMA, "mask_std": None}
+"""The package's default mask when the study began: what conditions leave out."""
 CLEAN_SHARE = 0.25
 """Share of the epochs without masks at the end of a heated run."""
 POINTS = 8
@@ -107,7 +109,7 @@ def build_hook(
     assert condition.preset is not None
     preset = get_preset(condition.preset)
     settings = {**FIRST_MASK, **preset.mask, **condition.mask}
-    settings["sigma"] = (settings["sigma"] or FIRST_MASK["sigma"]) * data.task.size
+    settings["sigma"] = (settings["sigma"] or PAPER_SIGMA) * data.task.size
     grid = (settings["grid_size"],) * 2
     policy = dict(condition.policy)
     if policy.pop("kind", None) == "static":
@@ -461,24 +463,23 @@ def macro_f1(model: Classifier, data: TaskData, evals: EvalSet) -> float:
 def evaluate(model: Classifier, data: TaskData, split: str) -> dict[str, float]:
     """Macro F1 on every set of a split, and after few-shot transfer."""
     scores = {name: macro_f1(model, data, evals) for name, evals in data.evals[split].items()}
-    if split in data.few_shot:
-        scores |= {f"few_shot:{shots}": _transfer(model, data, data.few_shot[split], shots) for shots in SHOTS}
-    return scores
+    return scores | (_transfer(model, data, data.few_shot[split]) if split in data.few_shot else {})
 
 
-@torch.no_grad()
-def _transfer(model: Classifier, data: TaskData, target: FewShot, shots: int) -> float:
-    """Macro F1 of a linear probe, mean over draws, which are the same for all runs."""
+def _transfer(model: Classifier, data: TaskData, target: FewShot) -> dict[str, float]:
+    """Macro F1 of linear probes by the number of images, mean over draws, which are the same for all runs."""
     from sklearn.metrics import f1_score
 
-    model.eval()
     features, test_features = (
-        torch.cat([model((part.float() / 255 - data.mean) / data.std)[1] for part in images.split(2048)]).cpu().numpy()
+        embed(model.network, (images.float() / 255 - data.mean) / data.std)
         for images in (target.images, target.test.images)
     )
-    scores = []
-    for draw in range(DRAWS):
-        drawn = draw_few_shot(target.labels, shots, np.random.default_rng([shots, draw]))
-        found = linear_probe(features[drawn], target.labels[drawn], test_features, target.num_classes).argmax(1)
-        scores.append(f1_score(target.test.labels, found, average="macro", zero_division=0))
-    return float(np.mean(scores))
+    scores = {}
+    for shots in SHOTS:
+        found = []
+        for draw in range(DRAWS):
+            drawn = draw_few_shot(target.labels, shots, np.random.default_rng([shots, draw]))
+            probabilities = linear_probe(features[drawn], target.labels[drawn], test_features, target.num_classes)
+            found.append(f1_score(target.test.labels, probabilities.argmax(1), average="macro", zero_division=0))
+        scores[f"few_shot:{shots}"] = float(np.mean(found))
+    return scores

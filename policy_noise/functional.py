@@ -357,12 +357,11 @@ def _get_operators(action: Tensor, size: tuple[int, ...], kernel_size: int, sigm
     return _operators(tuple(action.shape[2:]), size, kernel_size, sigma, action.device, action.dtype)
 
 
-def _render(
-    action: Tensor, axes: Sequence[Tensor], lifted: Tensor | None = None, offset: Tensor | None = None
-) -> Tensor:
+def _render(action: Tensor, axes: Sequence[Tensor], offset: Tensor | None = None) -> Tensor:
     """The separable product with one operator an axis.
 
-    With ``lifted`` in place of the first one, ``offset`` (B, 1, 1, ...) is added to every pixel without its own pass.
+    With ``offset`` (B, 1, 1, ...) the first operator has a last column of ones: the offset is added to every pixel
+    without a pass of its own.
     """
     # In the action's precision: a mask rounded to bf16 would be another mask than the one that is replayed outside.
     with torch.autocast(action.device.type, enabled=False):
@@ -370,13 +369,11 @@ def _render(
         mask = action @ axes[-1].mT
         if len(axes) == 3:
             mask = axes[1] @ mask
-        first = axes[0]
-        if lifted is not None and offset is not None:
-            first = lifted
+        if offset is not None:
             mask = torch.cat([mask, offset.expand(-1, -1, 1, *mask.shape[3:])], dim=2)
         if len(axes) == 3:
-            return (first @ mask.flatten(3)).unflatten(3, mask.shape[3:])
-        return first @ mask
+            return (axes[0] @ mask.flatten(3)).unflatten(3, mask.shape[3:])
+        return axes[0] @ mask
 
 
 FLAT = 1e-3
@@ -493,7 +490,9 @@ def noise_mask(
         offset = action.new_full((len(action), *[1] * (action.ndim - 1)), 1.0 - strength)
     if strength != 1.0:
         action = action * strength
-    return apply_mask(images, _render(action, axes, lifted, offset), black)
+    if offset is not None:
+        axes[0] = lifted
+    return apply_mask(images, _render(action, axes, offset), black)
 
 
 # -- the estimator -----------------------------------------------------------------------------------------------------
@@ -531,7 +530,8 @@ def advantage(
     """
     loss = loss.detach()
     valid = torch.ones_like(loss, dtype=torch.bool) if valid is None else valid
-    return LossMoments.of(loss, valid).advantage(baseline, normalize)
+    moments = LossMoments.of(loss, valid)
+    return moments.weights(baseline, normalize) * moments.samples
 
 
 @dataclass(frozen=True)
@@ -552,7 +552,7 @@ class LossMoments:
     def of(cls, loss: Tensor, valid: Tensor, average: Tensor | None = None) -> "LossMoments":
         """Of losses (B,) and which of them count; one that alone does is compared with an average of earlier ones.
 
-        That average is NaN where there are no earlier ones; then, and left out, it is the mean.
+        Left out, or NaN, it is the mean; see :func:`average_or`.
         """
         kept = torch.where(valid, loss, 0)
         # As floating point, so that the numbers below need no casts; a half would count up to 256.
@@ -560,33 +560,31 @@ class LossMoments:
         samples = count.clamp(min=1)
         mean = kept.sum() / samples
         many = count > 1
-        average = mean if average is None else torch.where(average.isnan(), mean, average)
+        average = average_or(mean, average)
         centred = (kept - torch.where(many, mean, average)) * valid
         return cls(valid, kept, count, samples, mean, average, many, centred, centred.square().sum() / samples)
 
-    def advantage(self, baseline: Baseline | Tensor | float, normalize: bool) -> Tensor:
-        result = self._from(baseline)
-        if isinstance(baseline, str) and baseline == "leave_one_out":
-            # l_i - (S - l_i) / (n - 1) = (l_i - S / n) n / (n - 1)
-            result = result * self.count / (self.count - 1).clamp(min=1)
-        return result / self._deviation() if normalize else result
-
     def weights(self, baseline: Baseline | Tensor | float, normalize: bool) -> Tensor:
-        """``advantage() / count``, with all that is one number a batch multiplied first."""
-        leave_one_out = isinstance(baseline, str) and baseline == "leave_one_out"
-        scale = self.count.clamp(min=2) - 1 if leave_one_out else self.samples
-        return self._from(baseline) / (scale * self._deviation() if normalize else scale)
-
-    def _from(self, baseline: Baseline | Tensor | float) -> Tensor:
+        """The advantage over the number of samples, with all that is one number a batch multiplied first."""
+        scale = self.samples
         if not isinstance(baseline, str):
-            return torch.where(self.valid, self.kept - baseline, 0)
-        if baseline not in ("none", "batch", "leave_one_out"):
+            distance = torch.where(self.valid, self.kept - baseline, 0)
+        elif baseline not in ("none", "batch", "leave_one_out"):
             raise ValueError(f"baseline must be 'none', 'batch', 'leave_one_out' or a number, got {baseline!r}")
-        return self.kept if baseline == "none" else self.centred
+        else:
+            distance = self.kept if baseline == "none" else self.centred
+            if baseline == "leave_one_out":
+                # l_i - (S - l_i) / (n - 1) = (l_i - S / n) n / (n - 1)
+                scale = self.count.clamp(min=2) - 1
+        if normalize:
+            # One loss has no deviation, and none has neither: 1 then, which is what ``samples`` is.
+            scale = scale * torch.where(self.many, self.variance.sqrt().clamp(min=1e-6), self.samples)
+        return distance / scale
 
-    def _deviation(self) -> Tensor:
-        # One loss has no deviation, and none has neither: 1 then, which is what ``samples`` is.
-        return torch.where(self.many, self.variance.sqrt().clamp(min=1e-6), self.samples)
+
+def average_or(mean: Tensor, average: Tensor | None) -> Tensor:
+    """A moving average, or the mean where there is none yet: None, or NaN as long as no sample has counted."""
+    return mean if average is None else torch.where(average.isnan(), mean, average)
 
 
 def reinforce_loss(

@@ -234,7 +234,8 @@ class ReinforceHook:
                 "observe was called but no masked batch waits for this loss: mask one first (hook.apply(images), or a "
                 "forward of the hooked model in training mode with gradients on), and observe it once, before the step"
             )
-        factor = self._observe(pending, per_sample_loss)
+        check_loss(pending.sample, per_sample_loss)
+        factor = self._observe(pending, lambda: per_sample_loss)
         return per_sample_loss if factor is None else per_sample_loss * factor
 
     @contextmanager
@@ -315,12 +316,9 @@ class ReinforceHook:
         if self._output_loss is None or not self._masked:
             self._queue.mark(output, masked=self._masked)
             return None
-        if not self._learning:
-            self._queue.pop(self._queue.newest)
-            return None
+        output_loss = self._output_loss
         with torch.no_grad():
-            loss = self._output_loss(output, args, kwargs)
-        factor = self._observe(self._queue.newest, loss)
+            factor = self._observe(self._queue.newest, lambda: output_loss(output, args, kwargs))
         return None if factor is None else _replace(output, ("loss",), lambda value: value * factor)
 
     def _after_criterion(self, criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any) -> Any:
@@ -329,10 +327,7 @@ class ReinforceHook:
         pending = self._queue.find([*tensors_of(args), *tensors_of(kwargs)])
         if pending is None:
             return None
-        if not self._learning:
-            self._queue.pop(pending)
-            return None
-        factor = self._observe(pending, per_sample_loss(criterion, *args, **kwargs))
+        factor = self._observe(pending, lambda: per_sample_loss(criterion, *args, **kwargs))
         return None if factor is None else loss * factor
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -364,12 +359,9 @@ class ReinforceHook:
             )
         return state_dict
 
-    def _observe(self, pending: Pending, loss: Tensor) -> Tensor | None:
-        factor = None
-        if self._learning:
-            factor = self.learner.observe(pending.sample, loss)
-        else:
-            check_loss(pending.sample, loss)
+    def _observe(self, pending: Pending, loss: Callable[[], Tensor]) -> Tensor | None:
+        """Give a batch its loss, which is not even computed in windows that nothing is learned from."""
+        factor = self.learner.observe(pending.sample, loss()) if self._learning else None
         self._queue.pop(pending)
         return factor
 

@@ -259,13 +259,6 @@ class PolicyLearner:
                 weights += (-self.entropy_coef * valid / moments.samples).split(sizes)
         return self._flat_gradient(outputs, weights)
 
-    def _average(self, mean: Tensor) -> Tensor:
-        return (
-            mean
-            if self._moving_average is None
-            else torch.where(self._moving_average.isnan(), mean, self._moving_average)
-        )
-
     def _record(self, count: Tensor, mean: Tensor, variance: Tensor, average: Tensor) -> None:
         """Keep what metrics are made of, when they are read, and move the average on."""
         blended = torch.lerp(mean, average, self.baseline_momentum)
@@ -283,7 +276,7 @@ class PolicyLearner:
         """
         device = self.parameters[0].device
         zero = torch.zeros((), device=device)
-        shift = self._average(zero)
+        shift = PF.average_or(zero, self._moving_average)
         sums = torch.zeros(5, device=device)
         weighted = plain = spread = zero
         for sample, raw in window:
@@ -316,7 +309,7 @@ class PolicyLearner:
         n = count.clamp(min=1)
         mean = total / n
         variance = (squares / n - mean.square()).clamp(min=0)
-        average = self._average(mean + shift)
+        average = PF.average_or(mean + shift, self._moving_average)
         if self.estimator == "paper":
             flat = gradient / seen.clamp(min=1)
         else:

@@ -32,6 +32,7 @@ COLOURS = {
     "random": "#cc79a7",
     "imagenet": "#009e73",
 }
+BARS = [COLOURS[name] for name in ("policy", "frozen", "imagenet", "random", "conventional")]
 LABELS = {
     "conventional": "conventional",
     "frozen": "frozen noise",
@@ -228,11 +229,10 @@ def class_histogram(data: Any, path: PathLike) -> None:
         sizes = [max(3, len(name) // 4, int((kinds == name).sum())) for name in names]
         figure = _figure(min(16.0, 2.5 + 0.34 * sum(sizes)), 4.2)
         axes = figure.subplots(1, len(names), sharey=True, squeeze=False, width_ratios=sizes)[0]
-        palette = [COLOURS[name] for name in ("policy", "frozen", "imagenet", "random", "conventional")]
         for position, (axis, name) in enumerate(zip(axes, names, strict=True)):
             members = np.flatnonzero(kinds == name)
             members = members[np.argsort(-counts[members], kind="stable")]
-            axis.bar(range(len(members)), counts[members], color=palette[position % len(palette)], width=0.75)
+            axis.bar(range(len(members)), counts[members], color=BARS[position % len(BARS)], width=0.75)
             unit = "images" if labels.ndim == 1 else "labels"
             axis.set_title(f"{name or 'other'}\n{int(counts[members].sum())} {unit}", fontsize=9)
             axis.grid(axis="x", visible=False)
@@ -270,7 +270,6 @@ def intensity_histogram(data: Any, path: PathLike, *, images: int = 256) -> None
         rows = -(-len(names) // columns)
         figure = _figure(max(4.6, 2.9 * columns), 2.5 * rows)
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-        palette = [COLOURS[name] for name in ("policy", "frozen", "imagenet", "random", "conventional")]
         for position, (axis, name) in enumerate(zip(axes, names, strict=False)):
             members = np.arange(len(labels)) if labels.ndim == 2 else np.flatnonzero(kinds[labels] == name)
             chosen = members[np.linspace(0, len(members) - 1, min(images, len(members))).round().astype(int)]
@@ -279,7 +278,7 @@ def intensity_histogram(data: Any, path: PathLike, *, images: int = 256) -> None
             grey = np.arange(256) / 255
             mean = float(shares @ grey)
             std = float(np.sqrt(shares @ (grey - mean) ** 2))
-            colour = palette[position % len(palette)]
+            colour = BARS[position % len(BARS)]
             axis.stairs(shares.reshape(64, 4).sum(1), np.linspace(0, 1, 65), fill=True, color=colour, alpha=0.85)
             axis.set_yscale("log")  # black background would hide all else
             axis.set_title(f"{name or 'other'}\nmean {mean:.3f}, std {std:.3f}", fontsize=9)

@@ -44,8 +44,9 @@ NAMES = {
 }
 
 
-# Of sets with several labels an image.
-SEVERAL = {"roc_auc": "ROC-AUC, mean over labels", "top1": "labels right"}
+# Of sets with several labels an image, and where there may be either.
+SEVERAL = NAMES | {"roc_auc": "ROC-AUC, mean over labels", "top1": "labels right"}
+EITHER = NAMES | {"roc_auc": "ROC-AUC"}
 
 
 def write_report(folder: Path) -> Path:
@@ -123,9 +124,8 @@ def _last_validation(lines: Sequence[Mapping[str, Any]], recipe: Mapping[str, An
     if not found:
         return ["<p>No epoch has been finished yet.</p>"]
     last = found[-1]
-    names = {**NAMES, "roc_auc": "ROC-AUC"}
     cards = {
-        f"validation, {names[name]}": f"{last[f'val_{name}']:.3f}" for name in ("f1", "balanced_accuracy", "roc_auc")
+        f"validation, {EITHER[name]}": f"{last[f'val_{name}']:.3f}" for name in ("f1", "balanced_accuracy", "roc_auc")
     }
     cards = {"training": LABELS[recipe["noise"]], "epochs": f"{last['epoch']:.0f} of {recipe['epochs']}", **cards}
     if last.get("files_skipped"):
@@ -138,7 +138,7 @@ def _last_validation(lines: Sequence[Mapping[str, Any]], recipe: Mapping[str, An
 
 
 def _scores(scores: Mapping[str, Any], stem: str, figures: Path) -> list[str]:
-    names = NAMES if "confusion" in scores else NAMES | SEVERAL
+    names = NAMES if "confusion" in scores else SEVERAL
     rows = [[names.get(name, name), f"{value:.4f}"] for name, value in scores["scores"].items()]
     parts = [
         f"<h2>Test split of {html.escape(scores['data'])}: {scores['images']} images</h2>",
@@ -172,7 +172,7 @@ def _transfer(lines: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any], fig
         if not summary:
             return ["<p>No trial has been finished yet.</p>"]
         path = figures / f"few-shot-{metric}.png"
-        name = {"f1": "macro F1", "roc_auc": "ROC-AUC"}[metric]
+        name = EITHER[metric]
         few_shot_curves(summary, path, metric=name)
         parts += [f"<h2>{name}: means with 95 % t-intervals</h2>", _image(path)]
         for data, inits in summary.items():
