@@ -34,7 +34,8 @@ FROZEN_TWINS = {
     "coop-normalized": "frozen-normalized",
     "paper": "frozen-paper",
 }
-"""The same mask with a policy that never learns; ``X-doseN`` has ``frozen-doseN``."""
+"""The same mask with a policy that never learns; ``X-doseN`` has ``frozen-doseN``, and ``X-2x2-doseN``
+``frozen-2x2-doseN``."""
 ALWAYS_NAMED = ("plain", "coop", "adv", "paper")
 
 
@@ -212,8 +213,12 @@ def compare(results: Results, task: str, condition: str, control: str, measure: 
 
 def _frozen_twin(condition: str) -> str:
     name, _, dose = condition.partition("-dose")
-    dose = dose.removesuffix("-shuffled").removesuffix("-static")
-    return f"frozen-dose{dose}" if dose and name != "frozen" else FROZEN_TWINS.get(name, "none")
+    if not dose or name.startswith("frozen"):
+        return FROZEN_TWINS.get(condition, "none")
+    for kind in ("-shuffled", "-static", "-class"):
+        dose = dose.removesuffix(kind)
+    shape = name.partition("-")[2]
+    return f"frozen-{shape}-dose{dose}" if shape else f"frozen-dose{dose}"
 
 
 def _comparisons(results: Results) -> list[Comparison]:

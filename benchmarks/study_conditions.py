@@ -25,14 +25,15 @@ class Condition:
             ``"augmentation"`` (hand-set rivals).
         preset: Of :class:`policy_noise.PolicyNoiseMask`; None for no mask.
         mask: Overrides for the mask. ``sigma`` is a share of the image's side here, not pixels.
-        policy: Of the policy: ``kind`` (``"spatial"``, ``"static"`` or a timm name), ``init_log_concentration``, of a
+        policy: Of the policy: ``kind`` (``"spatial"``, ``"static"`` or ``"class"``), ``init_log_concentration``, of a
             static one ``concentration`` or ``concentration1`` and ``concentration0``.
         hook: Overrides for :class:`policy_noise.ReinforceHook`.
         signal: What the policy is told about each image: see ``study_training.SIGNALS``.
         shuffled: Each mask is applied to another image of the batch, and credited with that image's loss.
         curriculum: The strength grows from 0 to its value over the first half of the masked epochs.
         augment: Name of a hand-set augmentation.
-        schedule: ``"heated"``: the last quarter of the epochs is clean. ``"throughout"``: none is.
+        schedule: ``"heated"``: the last quarter of the epochs is clean; ``"long"``: the last half; ``"throughout"``:
+            none is; ``"recalibrated"``: none is, and BatchNorm's averages are taken anew from unmasked images.
     """
 
     name: str
@@ -50,6 +51,8 @@ class Condition:
 
 SMOOTH = {"grid_size": 4, "sigma": 1 / 12}
 """A few broad cells with a wide blur: nearest to what scanners do."""
+BROAD = {"2x2": {"grid_size": 2, "sigma": 1 / 6}, "3x3": {"grid_size": 3, "sigma": 1 / 9}}
+"""Broader still, in the same proportion of blur to cell."""
 PAPER_MASK = {"grid_size": 8, "kernel_size": None, "sigma": None}
 """64 cells at 224 px are 8 at 28 to 32."""
 DOSES = (0.1, 0.2, 0.3, 0.45)
@@ -68,8 +71,8 @@ def _learned(name: str, mask: Mapping[str, Any] | None = None, hook: Mapping[str
     return Condition(name, "learned", "default", mask or {}, hook=hook or {}, **rest)
 
 
-def _dosed(name: str, std: float, twin: str = "", **rest: Any) -> Condition:
-    return _learned(f"{name}-dose{int(100 * std)}{twin}", {**SMOOTH, "mask_std": std}, **rest)
+def _dosed(name: str, std: float, twin: str = "", shape: Mapping[str, Any] = SMOOTH, **rest: Any) -> Condition:
+    return _learned(f"{name}-dose{int(100 * std)}{twin}", {**shape, "mask_std": std}, **rest)
 
 
 def _declare() -> list[Condition]:
@@ -145,6 +148,32 @@ def _declare() -> list[Condition]:
         *(_dosed("adv", std, hook=ADVERSARIAL) for std in DOSES),
         *(_dosed("align", std, signal="align") for std in DOSES),
         *(_dosed("teacher", std, signal="teacher") for std in DOSES),
+        # Fewer and broader cells, of which a policy's gradient can see more.
+        *(
+            _frozen(f"{name}-dose{int(100 * std)}", {**shape, "mask_std": std})
+            for name, shape in BROAD.items()
+            for std in DOSES
+        ),
+        *(_dosed(f"coop-{name}", std, shape=shape) for name, shape in BROAD.items() for std in DOSES),
+        *(
+            _dosed(f"coop-{name}", std, "-shuffled", shape, shuffled=True)
+            for name, shape in BROAD.items()
+            for std in DOSES
+        ),
+        *(_dosed(f"adv-{name}", std, shape=shape, hook=ADVERSARIAL) for name, shape in BROAD.items() for std in DOSES),
+        # What a class has in common is learned from all its images.
+        *(_dosed("coop", std, "-class", policy={"kind": "class"}) for std in DOSES),
+        *(_dosed("adv", std, "-class", hook=ADVERSARIAL, policy={"kind": "class"}) for std in DOSES),
+        # What a step on the masked image does to another batch.
+        *(_dosed("virtual", std, signal="virtual") for std in DOSES),
+        *(_dosed("robust", std, signal="robust") for std in DOSES),
+        *(_dosed("robust-2x2", std, shape=BROAD["2x2"], signal="robust") for std in DOSES),
+        # Where to stop.
+        *(_dosed("coop", 0.2, f"-{schedule}", schedule=schedule) for schedule in ("long", "recalibrated")),
+        *(
+            _frozen(f"dose20-{schedule}", {**smooth, "mask_std": 0.2}, schedule=schedule)
+            for schedule in ("long", "recalibrated")
+        ),
         # Hand-set rivals. The bias field knows one of the test's shifts.
         Condition("bias-field", "augmentation", augment="bias_field"),
         Condition("gaussian-noise", "augmentation", augment="gaussian_noise"),
@@ -176,6 +205,12 @@ def _declare() -> list[Condition]:
 CONDITIONS = {condition.name: condition for condition in _declare()}
 LATER = tuple(name for name in CONDITIONS if "dose" in name or name == "frozen-paper")
 """Conditions that came after the first screening."""
+THIRD = tuple(
+    name
+    for name in LATER
+    if any(part in name for part in ("2x2", "3x3", "virtual", "robust", "-class", "-long", "-recalibrated"))
+)
+"""Conditions that came after the second round."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +246,11 @@ SUITES = {
     "screen": Suite(MAIN_TASKS, tuple(name for name in CONDITIONS if name not in LATER), 3, ("val",)),
     "dose-screen": Suite(
         HALF_TASKS,
-        ("plain", "bias-field", *(name for name in LATER if "-" not in name.partition("dose")[2])),
+        (
+            "plain",
+            "bias-field",
+            *(name for name in LATER if name not in THIRD and "-" not in name.partition("dose")[2]),
+        ),
         2,
         ("val",),
     ),
@@ -226,6 +265,15 @@ SUITES = {
     ),
     # Declared after test was looked at: is it a matter of the mask's shape?
     "dose-shape": Suite(HALF_TASKS, ("frozen-dose20-sparse", "coop-dose20-static"), 8, ("val", "test")),
+    "third-screen": Suite(
+        HALF_TASKS,
+        (
+            *("plain", "frozen-dose10", "frozen-dose20", "coop-dose20", "bias-field"),
+            *(name for name in THIRD if "dose20" in name and "-shuffled" not in name),
+        ),
+        1,
+        ("val",),
+    ),
     "transfer": Suite(
         ("no-breastcancerus", "no-braintumormri", "no-mednist"),
         ("plain", "frozen-dose20", "coop-dose20"),

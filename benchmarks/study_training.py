@@ -9,7 +9,7 @@ networks cost.
 import copy
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,21 +20,22 @@ from study_conditions import LEARNING_RATE, Condition, Job
 from study_tasks import EvalSet, FewShot, TaskData, bias_field, train_indices
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
 
 from policy_noise import MaskSample, PolicyNoiseMask, ReinforceHook
 from policy_noise.experiments.transfer import draw_few_shot, embed, linear_probe
 from policy_noise.policy import SpatialPolicy, StaticPolicy
 from policy_noise.presets import get_preset
 
-__all__ = ["SIGNALS", "Classifier", "StudyMask", "build_hook", "evaluate", "macro_f1", "train"]
+__all__ = ["SIGNALS", "ClassPolicy", "Classifier", "StudyMask", "build_hook", "evaluate", "macro_f1", "train"]
 
 WEIGHT_DECAY = 0.05
 PAPER_SIGMA = 6 / 224
 """The paper's blur, as a share of the image's side."""
 FIRST_MASK: dict[str, Any] = {"grid_size": 8, "sigma": PAPER_SIGMA, "mask_std": None}
 """The package's default mask when the study began: what conditions leave out."""
-CLEAN_SHARE = 0.25
-"""Share of the epochs without masks at the end of a heated run."""
+CLEAN_SHARES = {"heated": 0.25, "long": 0.5, "throughout": 0.0, "recalibrated": 0.0}
+"""Share of the epochs without masks, at the end, by schedule."""
 POINTS = 8
 """Points of a learning curve."""
 SHOTS = (16, 64, 256)
@@ -42,6 +43,8 @@ DRAWS = 10
 EMA_DECAY = 0.98
 BAND_MARGIN = 0.5
 """How far above the clean images' loss the band's target lies, in nats."""
+ROBUST_STD = 0.45
+"""Standard deviation of the unlearned masks on the batch that ``robust`` looks at."""
 
 
 class Classifier(nn.Module):
@@ -102,6 +105,25 @@ class StudyMask(PolicyNoiseMask):
         return signal.roll(-1, 0) if self.shuffled else signal
 
 
+class ClassPolicy(nn.Module):
+    """One distribution for all images of a class, whose labels are set before each batch.
+
+    Args:
+        num_classes: Classes.
+        grid_size: Cells along each axis.
+    """
+
+    labels: Tensor
+
+    def __init__(self, num_classes: int, grid_size: tuple[int, ...]) -> None:
+        super().__init__()
+        self.log_concentration = nn.Parameter(torch.zeros(num_classes, 2, *grid_size))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        log_concentration1, log_concentration0 = self.log_concentration[self.labels].unsqueeze(2).unbind(1)
+        return log_concentration1, log_concentration0
+
+
 def build_hook(
     condition: Condition, data: TaskData, optimizer: torch.optim.Optimizer, device: torch.device, seed: int
 ) -> ReinforceHook:
@@ -112,7 +134,10 @@ def build_hook(
     settings["sigma"] = (settings["sigma"] or PAPER_SIGMA) * data.task.size
     grid = (settings["grid_size"],) * 2
     policy = dict(condition.policy)
-    if policy.pop("kind", None) == "static":
+    kind = policy.pop("kind", None)
+    if kind == "class":
+        settings["policy"] = ClassPolicy(data.num_classes, grid)
+    elif kind == "static":
         both = policy.pop("concentration", 1.0)
         concentrations = [policy.pop(name, both) for name in ("concentration1", "concentration0")]
         settings["policy"] = StaticPolicy(grid, *concentrations)
@@ -133,9 +158,13 @@ class Signals:
     Args:
         name: One of :data:`SIGNALS`.
         model: The classifier, before its forward is replaced by a graph: the teacher is a copy.
+        generator: Of the masks that ``robust`` draws.
+        normalization: Of the images, as the mask takes it.
     """
 
-    def __init__(self, name: str, model: Classifier) -> None:
+    def __init__(
+        self, name: str, model: Classifier, generator: torch.Generator, normalization: Mapping[str, float]
+    ) -> None:
         if name not in SIGNALS:
             raise ValueError(f"signal must be one of {sorted(SIGNALS)}, got {name!r}")
         self.name = name
@@ -144,17 +173,27 @@ class Signals:
         self.steps = 0
         self.clean_level: Tensor | None = None
         self.reference: Tensor | None = None
+        self.other: tuple[Tensor, Tensor, Tensor] | None = None
+        self.noise: PolicyNoiseMask | None = None
+        self.generator = generator
+        if name == "robust":
+            self.noise = PolicyNoiseMask(1, policy="static", p=1.0, mask_std=ROBUST_STD, **normalization)
+            self.noise.to(generator.device)
         if name == "teacher":
             self.teacher = copy.deepcopy(model).eval()
 
     @torch.no_grad()
     def before(self, images: Tensor, labels: Tensor, other_images: Tensor, other_labels: Tensor) -> None:
         """Look at the unmasked batch, or at another one, before the classifier's own forward."""
-        if self.name not in ("relative", "align"):
+        if self.name not in ("relative", "align", "virtual", "robust"):
             return
         self.model.eval()
         if self.name == "relative":
             self.reference = F.cross_entropy(self.model(images)[0], labels, reduction="none")
+        elif self.name != "align":
+            if self.noise is not None:
+                other_images = self.noise(other_images, self.noise.sample(other_images, self.generator))
+            self.other = (*self.model(other_images), other_labels)
         else:
             logits, features = self.model(other_images)
             self.reference = _error(logits, other_labels).T @ features
@@ -217,12 +256,30 @@ def _align(state: Signals, loss: Tensor, masked: Tensor, applied: Tensor, *args:
     return -inner / (error.norm(dim=1) * features.norm(dim=1) * state.reference.norm()).clamp(min=1e-8)
 
 
+def _virtual(state: Signals, loss: Tensor, masked: Tensor, applied: Tensor, *args: Tensor) -> Tensor:
+    """Loss of another batch after the last layer took a step on this image alone.
+
+    The step's length is one for the whole batch: it would move an average image's own logits by their error.
+    """
+    logits, features, labels = args
+    assert state.other is not None
+    other_logits, other_features, other_labels = state.other
+    # The layer has a bias, which acts as one more feature of value 1.
+    inner = features @ other_features.T + 1
+    step = inner / (other_features.square().sum(1).mean() + 1)
+    moved = other_logits - step.unsqueeze(2) * _error(logits, labels).unsqueeze(1)
+    losses = F.cross_entropy(moved.flatten(0, 1), other_labels.repeat(len(moved)), reduction="none")
+    return losses.view(len(moved), -1).mean(1)
+
+
 SIGNALS: dict[str, Callable[..., Tensor]] = {
     "loss": _loss,
     "teacher": _teacher,
     "band": _band,
     "relative": _relative,
     "align": _align,
+    "virtual": _virtual,
+    "robust": _virtual,  # the other batch under strong unlearned masks
 }
 
 
@@ -336,9 +393,11 @@ def train(job: Job, data: TaskData, *, graphs: bool = True) -> dict[str, Any]:
     model = Classifier(task.model, task.size, data.num_classes).to(device)
     if device.type == "cpu":
         model.to(memory_format=torch.channels_last)  # a quarter faster there
-    signals = Signals(condition.signal, model)
+    generator = torch.Generator(device).manual_seed(30_000 + seed)
+    signals = Signals(condition.signal, model, generator, {"mean": data.mean, "std": data.std})
     model.train()
-    if graphs and device.type == "cuda":
+    # Recalibration runs the model in training mode with another momentum than a graph would have recorded.
+    if graphs and device.type == "cuda" and condition.schedule != "recalibrated":
         _graph(model, torch.zeros(task.batch_size, 1, task.size, task.size, device=device))
     batches = Batches(data, seed, task.epochs)
     optimizer = torch.optim.AdamW(
@@ -347,9 +406,7 @@ def train(job: Job, data: TaskData, *, graphs: bool = True) -> dict[str, Any]:
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, LEARNING_RATE, total_steps=len(batches), pct_start=0.1, cycle_momentum=False
     )
-    noisy_epochs = task.epochs
-    if condition.schedule == "heated":
-        noisy_epochs -= round(CLEAN_SHARE * task.epochs)
+    noisy_epochs = task.epochs - round(CLEAN_SHARES[condition.schedule] * task.epochs)
     noisy_steps = noisy_epochs * batches.steps_per_epoch
     hook = None if condition.preset is None else build_hook(condition, data, optimizer, device, seed)
     augment = None
@@ -378,6 +435,8 @@ def train(job: Job, data: TaskData, *, graphs: bool = True) -> dict[str, Any]:
                 hook.mask.strength = strength * min(1.0, 2 * step / noisy_steps)
             other_images, other_labels = batches[(step + 1) % len(batches)]
             signals.before(images, labels, (other_images - data.mean) / data.std, other_labels)
+            if isinstance(hook.mask.policy, ClassPolicy):
+                hook.mask.policy.labels = labels
             masked = hook.apply(images)
             logits, features = model(masked)
             losses = F.cross_entropy(logits, labels, reduction="none")
@@ -404,6 +463,9 @@ def train(job: Job, data: TaskData, *, graphs: bool = True) -> dict[str, Any]:
                 model.train()
     if hook is not None:
         hook.remove()
+    if condition.schedule == "recalibrated":
+        last = range(len(batches) - batches.steps_per_epoch, len(batches))
+        update_bn(((batches[step][0] - data.mean) / data.std for step in last), model)
     scores = {split: evaluate(model, data, split) for split in job.splits}
     return {
         "scores": scores,
@@ -429,6 +491,8 @@ def _diagnose(mask: PolicyNoiseMask, data: TaskData) -> dict[str, float]:
     stride = max(1, len(data.images) // 256)
     images = (data.images[::stride][:256].float() / 255 - data.mean) / data.std
     mask.eval()
+    if isinstance(mask.policy, ClassPolicy):
+        mask.policy.labels = data.labels[::stride][:256]
     sample = mask.sample(images, torch.Generator(images.device).manual_seed(0))
     mask.train()
     mean = sample.concentration1 / (sample.concentration1 + sample.concentration0)

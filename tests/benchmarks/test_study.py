@@ -179,6 +179,11 @@ KINDS = (
     "coop-dose20-shuffled",
     "frozen-dose20-sparse",
     "frozen-paper",
+    "adv-dose20-class",
+    "virtual-dose20",
+    "robust-2x2-dose20",
+    "coop-dose20-long",
+    "coop-dose20-recalibrated",
 )
 
 
@@ -193,13 +198,66 @@ def test_every_kind_of_run(data, name):
     assert all(0 <= value <= 1 for value in result["scores"]["val"].values())
     assert np.isfinite([point["loss"] for point in result["curve"]]).all()
     # The last quarter of a heated run has no policy.
-    last = {"heated": 9, "throughout": 12}[condition.schedule]
+    last = {"heated": 9, "long": 6, "throughout": 12, "recalibrated": 12}[condition.schedule]
     assert [point["step"] for point in result["policy"]] == (list(range(1, last + 1)) if condition.preset else [])
     if condition.family == "frozen":
         assert {point["alpha"] for point in result["policy"]} == {result["policy"][0]["alpha"]}
     if condition.family == "learned":
         assert len({point["alpha"] for point in result["policy"]}) > 1
     json.dumps(result)
+
+
+def test_a_virtual_step_is_one_of_the_last_layer(data):
+    torch.manual_seed(0)
+    model = study_training.Classifier("resnet", 16, 3)
+    images, others = (data.images[part].float() / 255 for part in (slice(0, 5), slice(5, 9)))
+    labels, other_labels = data.labels[:5], data.labels[5:9]
+    signals = study_training.Signals("virtual", model, torch.Generator(), {})
+    signals.before(images, labels, others, other_labels)
+    model.eval()
+    logits, features = model(images)
+    found = signals.after(images, torch.ones(5, dtype=torch.bool), logits.detach(), features, labels)
+    # By hand: a gradient step of the layer itself on each image, of one length for all.
+    with torch.no_grad():
+        length = 1 / (model(others)[1].square().sum(1).mean() + 1)
+    head = model.network.get_classifier()
+    for index in range(5):
+        weight, bias = torch.autograd.grad(
+            torch.nn.functional.cross_entropy(head(features[index : index + 1]), labels[index : index + 1]),
+            [head.weight, head.bias],
+        )
+        moved = torch.nn.functional.linear(model(others)[1], head.weight - length * weight, head.bias - length * bias)
+        expected = torch.nn.functional.cross_entropy(moved, other_labels)
+        torch.testing.assert_close(found[index], expected.detach())
+    assert found.std() > 0
+
+
+def test_a_class_policy_gives_each_image_its_class():
+    policy = study_training.ClassPolicy(3, (2, 2))
+    torch.nn.init.normal_(policy.log_concentration)
+    policy.labels = torch.tensor([2, 0, 2])
+    log_concentration1, log_concentration0 = policy(torch.zeros(3, 1, 8, 8))
+    assert torch.equal(log_concentration1[:, 0], policy.log_concentration[[2, 0, 2], 0])
+    assert torch.equal(log_concentration0[:, 0], policy.log_concentration[[2, 0, 2], 1])
+
+
+def test_recalibrated_statistics_are_those_of_unmasked_images(data):
+    """The last epoch's mean of the first layer, whatever the masks did before."""
+    seen: list[torch.Tensor] = []
+    statistics = study_training.update_bn
+
+    def update(loader, model):
+        images = [batch.clone() for batch in loader]
+        seen.extend(images)
+        statistics(images, model)
+        first = model.network.conv1(torch.cat(images)).mean((0, 2, 3))
+        torch.testing.assert_close(model.network.bn1.running_mean, first, rtol=1e-3, atol=1e-4)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_training, "update_bn", update)
+        study_training.train(Job(TASK, CONDITIONS["frozen-dose20-recalibrated"], 0, ("val",)), data)
+    batches = study_training.Batches(data, 0, TASK.epochs)
+    assert torch.equal(seen[-1], (batches[len(batches) - 1][0] - data.mean) / data.std)
 
 
 def test_a_run_repeats_and_a_mask_of_no_strength_is_plain_training(data):

@@ -95,6 +95,10 @@ def test_paired_comparisons(results):
     [
         ("coop-dose20", "frozen-dose20"),
         ("coop-dose20-shuffled", "frozen-dose20"),
+        ("adv-dose20-class", "frozen-dose20"),
+        ("robust-2x2-dose20", "frozen-2x2-dose20"),
+        ("coop-dose20-recalibrated", "frozen-dose20-recalibrated"),
+        ("frozen-2x2-dose20", "none"),
         ("paper", "frozen-paper"),
         ("adv", "frozen-s100-p50"),
         ("plain", "none"),
