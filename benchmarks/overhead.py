@@ -86,7 +86,8 @@ class Configuration:
         seconds: Time to spend on the repetitions; at least six are made.
         repetitions: Most of them.
         profile: Also the split, the launched kernels and the checks, which belong to the model and not to its batch.
-        launches: Also what the default preset asks of the device, and its time on the host, part by part.
+        launches: Also what the default preset, learned and frozen, asks of the device, and its time on the host, part
+            by part.
     """
 
     model: str
@@ -124,7 +125,7 @@ def suite(name: str) -> list[Configuration]:
             Configuration("vit_small", arms=few, seconds=40),
         ]
     if name == "launches":
-        arms = ("plain", "plain again", "default")
+        arms = ("plain", "plain again", "default", "frozen")
         return [Configuration("tiny", 64, 2, arms=arms, seconds=20, repetitions=200, launches=True)]
     if name == "gpu":
         few = ("plain", "default")
@@ -252,7 +253,9 @@ def make_arm(name: str, configuration: Configuration, device: torch.device) -> A
     optimizers: list[torch.optim.Optimizer] = [optimizer]
     forward: Callable[[Tensor, Tensor], Tensor] = lambda x, y: criterion(model(x), y)  # noqa: E731
     grid = configuration.grid or min(64, configuration.size // 2)
-    if name.startswith("default"):
+    if name == "frozen":
+        hook = policy_noise.attach(model, optimizer, frozen=True, policy="static", mean=MEAN, std=STD)
+    elif name.startswith("default"):
         settings: dict[str, Any] = {"mean": MEAN, "std": STD}
         if configuration.grid:
             settings["grid_size"] = configuration.grid
@@ -404,6 +407,7 @@ def measure(configuration: Configuration, device: torch.device, until: float = m
             }
     if configuration.launches:
         record["launches"] = guarded(lambda: count_launches(arms["default"]))
+        record["launches frozen"] = guarded(lambda: count_launches(arms["frozen"]))
         record["host"] = guarded(lambda: time_parts(arms["default"], added(record)))
     return record
 
@@ -482,7 +486,7 @@ class Launches(TorchDispatchMode):
 
 
 def count_launches(arm: Arm) -> dict[str, int]:
-    """What a step of the default preset asks of the device, by part."""
+    """What an arm's mask and policy ask of the device in a step, by part."""
     assert arm.hook is not None
     arm.step()
     launches = Launches()
@@ -753,6 +757,7 @@ def to_markdown(results: dict[str, Any]) -> str:
         for key, title, unit in (
             ("kernels", "kernels a step", 1.0),
             ("launches", "operations of the default preset on the device", 1.0),
+            ("launches frozen", "operations of the frozen mask on the device", 1.0),
             ("host", "host time of the default preset, ms", 1e3),
             ("rendering", "rendering, ms", 1e3),
         ):

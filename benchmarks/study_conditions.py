@@ -280,6 +280,12 @@ SUITES = {
         8,
         ("val", "test"),
     ),
+    "large": Suite(
+        ("joined-full-half", "joined-vit-half"),
+        ("plain", "frozen-dose10", "frozen-dose20", "coop-dose20"),
+        8,
+        ("val", "test"),
+    ),
     "paper-twin": Suite(("organs-half", "pneumonia-half"), ("plain", "paper", "frozen-paper"), 8, ("val", "test")),
     "confirm": Suite(
         MAIN_TASKS,

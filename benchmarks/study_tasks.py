@@ -48,7 +48,8 @@ class Task:
         per_class: Training images drawn from each class, other ones for each seed; None takes all.
         epochs: Passes over the training images, for every condition.
         batch_size: Images a step; the incomplete last batch of an epoch is left out.
-        model: ``"resnet"``, ``"resnet-half"`` (feature maps of half the side, a quarter of the work) or ``"vit"``.
+        model: ``"resnet"`` or ``"vit"`` (patches of 4 px); with ``-half`` its feature maps have half the side, which is
+            a quarter of the work.
         parts: Sets that ``"joined"`` joins.
         few_shot: Set to which the features are transferred by a linear probe on a few images.
         corruptions: MedMNIST-C's name of the set whose corruptions the evaluation images get.
@@ -83,13 +84,15 @@ def _declare() -> list[Task]:
         Task("joined-full", "joined", 32, per_class=None, epochs=16),
         Task("joined-vit", "joined", 32, per_class=95, epochs=96, model="vit"),
     ]
-    joined, organs, _, pneumonia, *_ = tasks
+    joined, organs, _, pneumonia, full, vit = tasks
     # For a CPU.
     half = replace(joined, name="joined-half", model="resnet-half", few_shot="pneumoniamnist")
     tasks += [
         half,
         replace(organs, name="organs-half", model="resnet-half", corruptions="organcmnist"),
         replace(pneumonia, name="pneumonia-half", model="resnet-half", corruptions="pneumoniamnist"),
+        replace(full, name="joined-full-half", model="resnet-half"),
+        replace(vit, name="joined-vit-half", model="vit-half"),
     ]
     for left_out in JOINED:
         parts = tuple(part for part in JOINED if part != left_out)

@@ -70,14 +70,15 @@ class Classifier(nn.Module):
             nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
             network.maxpool = nn.Identity()
             self.network = network
-        elif kind == "vit":
+        elif kind in ("vit", "vit-half"):
             from timm.models.vision_transformer import VisionTransformer
 
+            patch_size = 8 if kind == "vit-half" else 4
             self.network = VisionTransformer(
-                img_size=size, patch_size=4, in_chans=1, num_classes=num_classes, embed_dim=96, depth=4, num_heads=3
+                size, patch_size, in_chans=1, num_classes=num_classes, embed_dim=96, depth=4, num_heads=3
             )
         else:
-            raise ValueError(f"model must be 'resnet', 'resnet-half' or 'vit', got {kind!r}")
+            raise ValueError(f"model must be 'resnet', 'resnet-half', 'vit' or 'vit-half', got {kind!r}")
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.network.forward_head(self.network.forward_features(images), pre_logits=True)

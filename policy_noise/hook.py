@@ -91,7 +91,8 @@ class ReinforceHook:
         lr_ratio: Instead of ``lr``: the user's current learning rate times this (paper: a tenth).
         follow_schedule: With ``lr``: False leaves the rate to a scheduler of yours on ``hook.policy_optimizer``.
         weight_decay: Of the policy's optimizer.
-        frozen: Draw masks and learn nothing: the control.
+        frozen: Draw masks and learn nothing: the control, or a plain augmentation, which needs no losses. Losses that
+            are observed are reported in the metrics.
         update_every: Learn from one step in this many, beginning with the first. In the others masks are drawn and no
             more, and the metrics stay those of the last learned step.
         input_name: Which of the model's inputs is masked: a position, or a name, either a keyword's or a key in a
@@ -191,10 +192,13 @@ class ReinforceHook:
             return images
         if torch._C._current_graph_task_id() != -1:
             return self._replay(images)
-        self._queue.check_room()
+        if self.learner.frozen:
+            self._queue.make_room()
+        else:
+            self._queue.check_room()
         if images.is_floating_point() and images.device != self.learner.parameters[0].device:
             self.learner.to(images.device)
-        with _own_graph(), torch.set_grad_enabled(self._learning):
+        with _own_graph(), torch.set_grad_enabled(self._learning and not self.learner.frozen):
             # A subclass (MONAI's MetaTensor) would go on through the policy into its gradients and its checkpoint.
             sample = self.mask.sample(plain_tensor(images), self._generator_for(images.device))
         masked = self.mask(images, sample)

@@ -334,7 +334,7 @@ class PolicyLearner:
     def _flat_gradient(self, outputs: list[Tensor], weights: list[Tensor], *, retain_graph: bool = False) -> Tensor:
         """Gradient of the weighted sum of outputs in all parameters, one after the other in one vector."""
         if not any(output.requires_grad for output in outputs):
-            return _flatten_dense_tensors([torch.zeros_like(parameter) for parameter in self.parameters])
+            return self.parameters[0].new_zeros(sum(parameter.numel() for parameter in self.parameters))
         return _flatten_dense_tensors(
             torch.autograd.grad(
                 outputs, self.parameters, weights, retain_graph=retain_graph, allow_unused=True, materialize_grads=True

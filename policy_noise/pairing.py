@@ -61,6 +61,11 @@ class PairingQueue:
                 "no loss under hook.paused()"
             )
 
+    def make_room(self) -> None:
+        """Let the oldest batch go where losses need not come."""
+        if len(self._pending) >= self.max_pending:
+            self._pending.popleft()
+
     def push(self, sample: MaskSample) -> None:
         """Let a masked batch wait."""
         self._number += 1

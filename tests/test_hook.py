@@ -522,6 +522,52 @@ def test_the_rate_knows_peaks_of_steps_that_were_let_pass(make_model, batch):
     assert loop.hook.policy_optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
 
 
+# -- learning from no step ---------------------------------------------------------------------------------------------
+
+
+def test_a_frozen_mask_is_drawn_without_a_graph_and_reports_what_a_learned_one_does(make_model, batch):
+    start, found = make_model().state_dict(), {}
+    for frozen in (False, True):
+        loop = Loop(make_model(), frozen=frozen)
+        loop.model.load_state_dict(start)
+        before = loop.policy()
+        torch.manual_seed(3)
+        output = loop.model(batch[0])
+        assert loop.hook._queue.newest.sample.log_prob.requires_grad == (not frozen)
+        loop.criterion(output, batch[1]).backward()
+        loop.optimizer.step()
+        found[frozen] = loop.hook.metrics
+        assert all(torch.equal(value, loop.policy()[name]) for name, value in before.items()) == frozen
+    gradients = [found[frozen].pop("policy_grad_norm") for frozen in (False, True)]
+    assert gradients[0] > 0 == gradients[1]
+    # The learned one's mask is rendered from the same draw.
+    assert found[False] == pytest.approx(found[True])
+
+
+def test_a_frozen_mask_needs_no_losses(make_model, batch):
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    hook = ReinforceHook(PolicyNoiseMask(p=1.0, policy="static"), optimizer, model=model, frozen=True, max_pending=2)
+    for accumulated in (1, 1, 1, 5):
+        for _ in range(accumulated):
+            F.cross_entropy(model(batch[0]), batch[1]).backward()
+        assert 1 <= len(hook._queue) <= 2
+        optimizer.step()
+        assert len(hook._queue) == 0
+    assert hook.metrics == {"samples_seen": 0, "samples_dropped": 0}
+
+
+def test_a_frozen_mask_is_that_of_a_static_policy(make_model, batch):
+    """A spatial policy starts as Beta(1, 1) everywhere, so that the cheaper one draws the same masks."""
+    masked = []
+    for policy in ("spatial", "static"):
+        torch.manual_seed(0)
+        mask = PolicyNoiseMask(policy=policy)
+        torch.manual_seed(1)
+        masked.append(mask(batch[0]))
+    assert torch.equal(*masked)
+
+
 # -- copies and checkpoints --------------------------------------------------------------------------------------------
 
 

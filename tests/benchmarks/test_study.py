@@ -158,6 +158,16 @@ def _black(images: torch.Tensor) -> torch.Tensor:
     return black
 
 
+@pytest.mark.parametrize(("kind", "features"), [("resnet", 128), ("resnet-half", 128), ("vit", 96), ("vit-half", 96)])
+def test_half_a_classifier_sees_half_the_side(kind, features):
+    model = study_training.Classifier(kind, 32, 5)
+    logits, pooled = model(torch.rand(2, 1, 32, 32))
+    assert (logits.shape, pooled.shape) == ((2, 5), (2, features))
+    maps = model.network.forward_features(torch.rand(2, 1, 32, 32))
+    places = {"resnet": (4, 4), "resnet-half": (2, 2), "vit": (65, 96), "vit-half": (17, 96)}[kind]
+    assert maps.shape[-2:] == places
+
+
 KINDS = (
     "plain",
     "frozen-s100-p50",
