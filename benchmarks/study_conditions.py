@@ -278,13 +278,15 @@ SUITES = {
         1,
         ("val",),
     ),
-    # Chosen on third-screen: the learned condition farthest above the frozen front under bias fields whose clean score
-    # is at most 0.01 below plain, with its twins; conditions that suite dose has are read from there.
+    # Chosen on third-screen: of the learned conditions whose clean score is at most 0.01 below plain the one farthest
+    # above the frozen front under bias fields, with its twins, and the frozen one for which the same holds. Broad cells
+    # and the bias field are there in any case, and what suite dose has is read from there.
     "third": Suite(
         HALF_TASKS,
         (
             *("plain", "frozen-dose10", "frozen-dose20", "frozen-dose30", "bias-field"),
             *("frozen-2x2-dose10", "frozen-2x2-dose20", "robust-2x2-dose20", "robust-2x2-dose20-shuffled"),
+            "frozen-dose20-long",
         ),
         8,
         ("val", "test"),
