@@ -50,13 +50,16 @@ def test_key_follows_the_configuration():
 
 def test_committed_results_are_those_of_their_suite():
     results = Path(study.__file__).parent / "results"
-    for name, suites, whole in (
-        ("confirm", ("confirm",), True),
-        ("screen", ("screen",), False),
-        ("dose", ("dose", "dose-shape"), False),
+    for name, suites, first_seed, whole in (
+        ("confirm", ("confirm",), 0, True),
+        ("screen", ("screen",), 0, False),
+        ("dose", ("dose", "dose-shape"), 0, False),
+        ("third-screen", ("third-screen",), 100, True),
+        ("transfer", ("transfer",), 0, True),
+        ("paper-twin", ("paper-twin",), 0, False),
     ):
         found = {record["key"] for record in study.read_results(results / f"study-{name}.jsonl.gz")}
-        declared = {study.key_of(job) for suite in suites for job in jobs(suite)}
+        declared = {study.key_of(job) for suite in suites for job in jobs(suite, first_seed=first_seed)}
         assert found == declared if whole else found < declared
 
 

@@ -173,7 +173,8 @@ def test_report_and_files(tmp_path):
         analyse(_records(), "test", tmp_path, "toy")
 
 
-def test_two_seeds_give_no_intervals(tmp_path):
-    report = analyse(_records(2), "val", tmp_path, "toy")
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_one_or_two_seeds_give_no_intervals(tmp_path, seeds):
+    report = analyse(_records(seeds), "val", tmp_path, "toy")
     assert "| adv | -.060 | +.2" in report  # and no bracket follows
     assert "against their" not in report
