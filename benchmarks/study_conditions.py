@@ -291,6 +291,8 @@ SUITES = {
         8,
         ("val", "test"),
     ),
+    # Declared after test was looked at: what does the default's reward learn on broad cells?
+    "third-coop": Suite(HALF_TASKS, ("coop-2x2-dose20",), 8, ("val", "test")),
     "transfer": Suite(
         ("no-breastcancerus", "no-braintumormri", "no-mednist"),
         ("plain", "frozen-dose20", "coop-dose20"),
