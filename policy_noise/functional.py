@@ -34,8 +34,8 @@ __all__ = [
 Baseline = Literal["none", "batch", "leave_one_out"]
 Reward = Literal["cooperative", "adversarial"]
 
-SIGMAS_A_SIDE = 12
-"""A default blur's share of the image: broad, as shading by coils and scanners is."""
+SIGMAS_A_CELL = 3
+"""A default blur's share of a cell: neighbours run into each other, as the shading of coils and scanners does."""
 KERNEL_IN_SIGMAS = 13 / 6
 """Width of the kernel: the paper's ratio."""
 
@@ -183,16 +183,17 @@ def beta_entropy(concentration1: Tensor, concentration0: Tensor) -> Tensor:
 
 
 def blur_parameters(
-    size: Sequence[int], kernel_size: int | None = None, sigma: float | None = None
+    size: Sequence[int], grid: Sequence[int], kernel_size: int | None = None, sigma: float | None = None
 ) -> tuple[int, float]:
     """Resolve the Gaussian's kernel and sigma, in pixels, for an image size.
 
-    Left out, sigma is a twelfth of the image's shorter side, so that the mask's texture is the same at every
-    resolution. A given number is taken as pixels. Kernel and sigma follow each other in the paper's ratio of 13 to 6, a
-    kernel as the nearest odd number, at least 3.
+    Left out, sigma is a third of a cell, along the axis where cells are shortest, so that the mask's texture is the
+    same at every resolution. A given number is taken as pixels. Kernel and sigma follow each other in the paper's ratio
+    of 13 to 6, a kernel as the nearest odd number, at least 3.
 
     Args:
         size: The image's spatial size in pixels.
+        grid: Cells along each of its axes.
         kernel_size: Odd and positive. Reflect padding limits it to twice the shorter side less one.
         sigma: Standard deviation, positive.
 
@@ -200,7 +201,7 @@ def blur_parameters(
         ValueError: If a number is out of its range or the kernel does not fit the image.
 
     Example:
-        >>> blur_parameters((96, 128)), blur_parameters((224, 224), kernel_size=13)
+        >>> blur_parameters((96, 128), (4, 4)), blur_parameters((224, 224), (64, 64), kernel_size=13)
         ((17, 8.0), (13, 6.0))
     """
     if kernel_size is not None and not (_is_number(kernel_size) and kernel_size >= 1 and kernel_size % 2 == 1):
@@ -208,8 +209,10 @@ def blur_parameters(
     if sigma is not None and not (_is_number(sigma) and sigma > 0):
         raise ValueError(f"sigma must be a positive number of pixels, got {sigma!r}")
     side = min(size)
-    if sigma is None:
-        sigma = side / SIGMAS_A_SIDE if kernel_size is None else kernel_size / KERNEL_IN_SIGMAS
+    if sigma is None and kernel_size is not None:
+        sigma = kernel_size / KERNEL_IN_SIGMAS
+    elif sigma is None:
+        sigma = min(pixels / (SIGMAS_A_CELL * cells) for pixels, cells in zip(size, grid, strict=True))
     if kernel_size is None:
         kernel_size = min(_nearest_odd(KERNEL_IN_SIGMAS * sigma), 2 * side - 1)
     if kernel_size > 2 * side - 1:
@@ -342,13 +345,13 @@ def render_mask(
 def _check_rendering(
     action: Tensor, size: Sequence[int], kernel_size: int | None, sigma: float | None
 ) -> tuple[tuple[int, ...], int, float]:
-    size = tuple(len(range(pixels)) for pixels in size)  # turns a compiler's symbolic sizes into the numbers they are
-    grid = tuple(action.shape[2:])
+    # This turns a compiler's symbolic sizes into the numbers they are.
+    size, grid = (tuple(len(range(length)) for length in lengths) for lengths in (size, action.shape[2:]))
     if action.ndim not in (4, 5) or action.shape[1] != 1:
         raise ValueError(f"action must have shape (B, 1, G, G) or (B, 1, G, G, G), got {tuple(action.shape)}")
     if len(size) != len(grid) or any(pixels < cells for pixels, cells in zip(size, grid, strict=True)):
         raise ValueError(f"size {size} does not fit a grid of {grid} cells: every axis needs a pixel for each cell")
-    return size, *blur_parameters(size, kernel_size, sigma)
+    return size, *blur_parameters(size, grid, kernel_size, sigma)
 
 
 def _get_operators(action: Tensor, size: tuple[int, ...], kernel_size: int, sigma: float) -> Sequence[Tensor]:

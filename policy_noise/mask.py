@@ -62,7 +62,7 @@ class PolicyNoiseMask(nn.Module):
         in_chans: Channels of the images.
         grid_size: Cells along each axis; a tuple of two for images, of three for volumes (B, C, D, H, W).
         kernel_size: Blur kernel in pixels; by default it follows sigma.
-        sigma: Blur sigma in pixels; by default a twelfth of the image's shorter side.
+        sigma: Blur sigma in pixels; by default a third of a cell.
         policy: ``"spatial"`` (a few convolutions on a thumbnail), ``"static"`` (one distribution for all images), the
             name of a timm backbone (the paper's is ``"resnet10t"``), or a module; see :mod:`policy_noise.policy`.
         p: Probability that an image is masked.
@@ -127,7 +127,7 @@ class PolicyNoiseMask(nn.Module):
         if domain not in ("intensity", "normalized"):
             raise ValueError(f"domain must be 'intensity' or 'normalized', got {domain!r}")
         # A side of any length stands for the image, whose size is known later: this checks the numbers alone.
-        PF.blur_parameters((10**6, 10**6), kernel_size, sigma)
+        PF.blur_parameters((10**6,), (1,), kernel_size, sigma)
         self.in_chans = in_chans
         self.kernel_size = kernel_size
         self.sigma = sigma
@@ -185,7 +185,7 @@ class PolicyNoiseMask(nn.Module):
                 "every cell needs a pixel; choose a smaller grid_size"
             )
         # Before anything is drawn, so that a refusal leaves policy and random state as they were.
-        PF.blur_parameters(images.shape[2:], self.kernel_size, self.sigma)
+        PF.blur_parameters(images.shape[2:], self.grid_size, self.kernel_size, self.sigma)
 
     def sample(self, images: Tensor, generator: torch.Generator | None = None) -> MaskSample:
         """Draw masks for a batch. The policy runs in fp32, whatever the images' dtype and autocast.

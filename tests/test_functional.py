@@ -301,7 +301,7 @@ def test_render_fits_every_size_and_is_kornias_call(grid, extra, given_kernel):
     assert mask.shape == (1, 1, *size)
     assert mask.min() >= action.min() - 1e-5
     assert mask.max() <= action.max() + 1e-5
-    expected = kornia_render(action, size, *PF.blur_parameters(size, kernel_size))
+    expected = kornia_render(action, size, *PF.blur_parameters(size, grid, kernel_size))
     torch.testing.assert_close(mask, expected, rtol=0, atol=5e-6)
 
 
@@ -343,27 +343,28 @@ def test_render_keeps_its_precision_under_autocast(method):
         assert torch.equal(PF.render_mask(action, (32, 32), method=method), expected)
 
 
-def test_blur_parameters_are_a_share_of_the_shorter_side():
-    assert PF.blur_parameters((96, 128)) == (17, 8.0)
-    assert PF.blur_parameters((48, 48)) == (9, 4.0)
-    assert PF.blur_parameters((24, 24)) == (5, 2.0)
-    assert PF.blur_parameters((64, 28)) == PF.blur_parameters((28, 64))
-    assert PF.blur_parameters((100, 100), kernel_size=13) == (13, 6.0)
-    assert PF.blur_parameters((100, 100), sigma=6) == (13, 6.0)
-    assert PF.blur_parameters((100, 100), 5, 9.0) == (5, 9.0)
+def test_blur_parameters_are_a_share_of_the_shortest_cell():
+    assert PF.blur_parameters((96, 128), (4, 4)) == (17, 8.0)
+    assert PF.blur_parameters((48, 48), (4, 4)) == (9, 4.0)
+    assert PF.blur_parameters((48, 48), (2, 2)) == (17, 8.0)
+    assert PF.blur_parameters((48, 48), (2, 8)) == (5, 2.0)
+    assert PF.blur_parameters((64, 28), (4, 4)) == PF.blur_parameters((28, 64), (4, 4))
+    assert PF.blur_parameters((100, 100), (4, 4), kernel_size=13) == (13, 6.0)
+    assert PF.blur_parameters((100, 100), (4, 4), sigma=6) == (13, 6.0)
+    assert PF.blur_parameters((100, 100), (4, 4), 5, 9.0) == (5, 9.0)
 
 
-@given(side=st.integers(1, 2000))
-def test_blur_parameters_left_out_always_fit(side):
-    kernel_size, sigma = PF.blur_parameters((side, side))
+@given(side=st.integers(1, 2000), cells=st.integers(1, 64))
+def test_blur_parameters_left_out_always_fit(side, cells):
+    kernel_size, sigma = PF.blur_parameters((side, side), (cells, cells))
     assert kernel_size % 2 == 1
     assert 1 <= kernel_size <= 2 * side - 1
-    assert sigma == pytest.approx(side / 12)
+    assert sigma == pytest.approx(side / cells / 3)
 
 
 @given(side=st.integers(1, 300), sigma=st.floats(1e-3, 1e4))
 def test_a_given_sigma_always_finds_a_kernel_that_fits(side, sigma):
-    kernel_size, kept = PF.blur_parameters((side, side), sigma=sigma)
+    kernel_size, kept = PF.blur_parameters((side, side), (4, 4), sigma=sigma)
     assert kept == sigma
     assert kernel_size % 2 == 1
     assert 1 <= kernel_size <= 2 * side - 1
@@ -372,14 +373,14 @@ def test_a_given_sigma_always_finds_a_kernel_that_fits(side, sigma):
 @pytest.mark.parametrize("kernel_size", [0, -3, 4, 3.5, math.nan, math.inf, "13", [13]])
 def test_blur_parameters_refuse_a_kernel(kernel_size):
     with pytest.raises(ValueError, match="kernel_size must be an odd positive integer") as error:
-        PF.blur_parameters((64, 64), kernel_size)
+        PF.blur_parameters((64, 64), (4, 4), kernel_size)
     assert repr(kernel_size) in str(error.value)
 
 
 @pytest.mark.parametrize("sigma", [0, -1.0, math.nan, math.inf, "6", [6]])
 def test_blur_parameters_refuse_a_sigma(sigma):
     with pytest.raises(ValueError, match="sigma must be a positive number") as error:
-        PF.blur_parameters((64, 64), 5, sigma)
+        PF.blur_parameters((64, 64), (4, 4), 5, sigma)
     assert repr(sigma) in str(error.value)
 
 
