@@ -56,7 +56,8 @@ def test_committed_results_are_those_of_their_suite():
         ("dose", ("dose", "dose-shape"), 0, False),
         ("third-screen", ("third-screen",), 100, True),
         ("transfer", ("transfer",), 0, True),
-        ("paper-twin", ("paper-twin",), 0, False),
+        ("twin", ("paper-twin",), 0, False),
+        ("third", ("third", "third-coop"), 0, False),
     ):
         found = {record["key"] for record in study.read_results(results / f"study-{name}.jsonl.gz")}
         declared = {study.key_of(job) for suite in suites for job in jobs(suite, first_seed=first_seed)}
