@@ -293,6 +293,12 @@ SUITES = {
     ),
     # Declared after test was looked at: what does the default's reward learn on broad cells?
     "third-coop": Suite(HALF_TASKS, ("coop-2x2-dose20",), 8, ("val", "test")),
+    # How broad the default's cells are, and its dose. Validation alone, seeds that no other suite has. Of the three
+    # learned conditions the one with the best mean of its differences from plain, clean, shifted and under bias fields;
+    # another than coop-dose20, today's default, only if the 95 % interval of its advantage in that mean excludes 0.
+    "default-screen": Suite(HALF_TASKS, ("plain", "coop-dose20", "coop-2x2-dose10", "coop-2x2-dose20"), 5, ("val",)),
+    # Declared with it, whatever it chooses: the learned twin of what the third round recommends.
+    "default": Suite(HALF_TASKS, ("coop-2x2-dose10",), 8, ("val", "test")),
     "transfer": Suite(
         ("no-breastcancerus", "no-braintumormri", "no-mednist"),
         ("plain", "frozen-dose20", "coop-dose20"),
