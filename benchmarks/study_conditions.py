@@ -178,6 +178,8 @@ def _declare() -> list[Condition]:
             _frozen(f"dose20-{schedule}", {**smooth, "mask_std": 0.2}, schedule=schedule)
             for schedule in ("long", "recalibrated")
         ),
+        # Broad cells that also darken the image: their mean is each mask's own, about a half.
+        _frozen("2x2-dark", {**BROAD["2x2"], "mean_preserving": False, "mask_std": None}),
         # Hand-set rivals. The bias field knows one of the test's shifts.
         Condition("bias-field", "augmentation", augment="bias_field"),
         Condition("gaussian-noise", "augmentation", augment="gaussian_noise"),
@@ -207,7 +209,7 @@ def _declare() -> list[Condition]:
 
 
 CONDITIONS = {condition.name: condition for condition in _declare()}
-LATER = tuple(name for name in CONDITIONS if "dose" in name or name == "frozen-paper")
+LATER = tuple(name for name in CONDITIONS if "dose" in name or name in ("frozen-paper", "frozen-2x2-dark"))
 """Conditions that came after the first screening."""
 THIRD = tuple(
     name
@@ -299,6 +301,8 @@ SUITES = {
     "default-screen": Suite(HALF_TASKS, ("plain", "coop-dose20", "coop-2x2-dose10", "coop-2x2-dose20"), 5, ("val",)),
     # Declared with it, whatever it chooses: the learned twin of what the third round recommends.
     "default": Suite(HALF_TASKS, ("coop-2x2-dose10",), 8, ("val", "test")),
+    # Is it the dose, or the brightness, that the hand-set bias field is ahead by? Unlearned, so nothing is chosen.
+    "brightness": Suite(HALF_TASKS, ("frozen-2x2-dose45", "frozen-2x2-dark"), 8, ("val", "test")),
     "transfer": Suite(
         ("no-breastcancerus", "no-braintumormri", "no-mednist"),
         ("plain", "frozen-dose20", "coop-dose20"),
