@@ -315,6 +315,8 @@ SUITES = {
         8,
         ("val", "test"),
     ),
+    # Declared after test was looked at: does what the third round recommends cost anything on the full set?
+    "large-broad": Suite(("joined-full-half",), ("frozen-2x2-dose10",), 8, ("val", "test")),
     "paper-twin": Suite(("organs-half", "pneumonia-half"), ("plain", "paper", "frozen-paper"), 8, ("val", "test")),
     "confirm": Suite(
         MAIN_TASKS,

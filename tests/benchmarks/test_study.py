@@ -55,6 +55,7 @@ def test_committed_results_are_those_of_their_suite():
         ("screen", ("screen",), 0, False),
         ("dose", ("dose", "dose-shape"), 0, False),
         ("third-screen", ("third-screen",), 100, True),
+        ("default-screen", ("default-screen",), 200, True),
         ("transfer", ("transfer",), 0, True),
         ("twin", ("paper-twin",), 0, False),
         ("third", ("third", "third-coop"), 0, False),
