@@ -829,9 +829,11 @@ def goals(record: dict[str, Any]) -> list[str]:
     against = ratio(record, "paper", "authors")
     if against is not None:
         verdict = "met" if against[0] <= 0.75 else "missed"
+        interval = f"{against[1]:.3f} to {against[2]:.3f}"
+        interval = "too few" if "nan" in interval else interval
         notes.append(
-            f"- {record['label']}, paper preset against the authors' way: {against[0]:.3f} "
-            f"({against[1]:.3f} to {against[2]:.3f}) of at most 0.75: {verdict}"
+            f"- {record['label']}, paper preset against the authors' way: {against[0]:.3f} ({interval}) of at most "
+            f"0.75: {verdict}"
         )
     values = record.get("rendering")
     if isinstance(values, dict):
