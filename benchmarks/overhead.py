@@ -745,8 +745,7 @@ def to_markdown(results: dict[str, Any]) -> str:
             value = ratio(record, name, "plain")
             assert value is not None
             memory, share = arm["peak_memory_bytes"], memory_ratio(record, name)
-            interval = "" if name == "plain" else f"{value[1]:.3f} to {value[2]:.3f}"
-            interval = "too few" if "nan" in interval else interval
+            interval = "" if name == "plain" else in_words(value)
             lines.append(
                 f"| {record['label']} | {name} | {1e3 * median(arm['seconds']):.2f} | {value[0]:.3f} | {interval} "
                 f"| {len(arm['seconds'])} | {'' if memory is None else f'{memory / 2**20:.0f}'} "
@@ -772,6 +771,12 @@ def to_markdown(results: dict[str, Any]) -> str:
     if results.get("pipeline"):
         notes.append(f"- input pipeline at 64 px, images/s: {listed(results['pipeline'], 1.0)}")
     return "\n".join([*lines, "", *notes, ""])
+
+
+def in_words(ratio_and_interval: tuple[float, float, float]) -> str:
+    """The interval of a ratio."""
+    _, low, high = ratio_and_interval
+    return "too few" if math.isnan(low) or math.isnan(high) else f"{low:.3f} to {high:.3f}"
 
 
 def added(record: dict[str, Any]) -> float:
@@ -829,11 +834,9 @@ def goals(record: dict[str, Any]) -> list[str]:
     against = ratio(record, "paper", "authors")
     if against is not None:
         verdict = "met" if against[0] <= 0.75 else "missed"
-        interval = f"{against[1]:.3f} to {against[2]:.3f}"
-        interval = "too few" if "nan" in interval else interval
         notes.append(
-            f"- {record['label']}, paper preset against the authors' way: {against[0]:.3f} ({interval}) of at most "
-            f"0.75: {verdict}"
+            f"- {record['label']}, paper preset against the authors' way: {against[0]:.3f} ({in_words(against)}) of at "
+            f"most 0.75: {verdict}"
         )
     values = record.get("rendering")
     if isinstance(values, dict):
