@@ -34,11 +34,25 @@ def test_authors_policy_has_the_published_size_and_runs_its_heads_twice():
 
 @pytest.mark.parametrize("name", ["quick", "cpu", "launches", "gpu", "scaling"])
 def test_suites_hold_only_arms_that_exist_and_a_plain_one(name):
-    known = {*overhead.OURS, *overhead.RIVALS, "default, compiled mask", "frozen"}
+    compiled = ("default, compiled mask", "default, policy as graphs")
+    known = {*overhead.OURS, *overhead.RIVALS, *compiled, overhead.SPARSE, "frozen"}
     for configuration in overhead.suite(name):
         assert configuration.arms[0] == "plain"
         assert set(configuration.arms) <= known
         assert configuration.model in overhead.MODELS
+
+
+def test_an_arm_that_learns_now_and_then_is_timed_over_whole_periods(monkeypatch):
+    runs = []
+    monkeypatch.setattr(overhead, "elapsed", lambda step, times, device: runs.append(times) or 0.005)
+    configuration = Configuration("tiny", 64, 2, arms=("plain", overhead.SPARSE), repetitions=1)
+    assert overhead.make_arm(overhead.SPARSE, configuration, CPU).hook.learner.update_every == overhead.EVERY
+    overhead.measure(configuration, CPU)
+    assert sorted(runs[2:]) == [4, 4]  # 20 ms of steps of 5 ms
+    runs.clear()
+    monkeypatch.setattr(overhead, "elapsed", lambda step, times, device: runs.append(times) or 1.0)
+    overhead.measure(configuration, CPU)
+    assert sorted(runs[2:]) == [1, overhead.EVERY]
 
 
 def test_ratio_is_the_median_of_the_pairs():
