@@ -1,6 +1,7 @@
 """Conditions of the study, declared: what is done to the training images, and what the policy is told about it.
 
-Two suites: ``screen`` chooses on validation data, ``confirm`` looks at test with the names that were chosen.
+Suites named ``screen`` or ``...-screen`` score validation data alone and choose; the others look at test with the names
+that were chosen, or that nothing had to choose.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,8 @@ class Condition:
         family: ``"plain"``, ``"frozen"`` (their envelope is the Pareto curve to beat), ``"learned"`` or
             ``"augmentation"`` (hand-set rivals).
         preset: Of :class:`policy_noise.PolicyNoiseMask`; None for no mask.
-        mask: Overrides for the mask. ``sigma`` is a share of the image's side here, not pixels.
+        mask: Overrides for the mask. ``sigma`` is a share of the image's side here, not pixels; ``level_std`` is the
+            study's own (``study_training.StudyMask``).
         policy: Of the policy: ``kind`` (``"spatial"``, ``"static"`` or ``"class"``), ``init_log_concentration``, of a
             static one ``concentration`` or ``concentration1`` and ``concentration0``.
         hook: Overrides for :class:`policy_noise.ReinforceHook`.
@@ -180,6 +182,12 @@ def _declare() -> list[Condition]:
         ),
         # Broad cells that also darken the image: their mean is each mask's own, about a half.
         _frozen("2x2-dark", {**BROAD["2x2"], "mean_preserving": False, "mask_std": None}),
+        # Broad cells of a fixed dose whose mean varies about 1: the last is about the hand-set bias field's.
+        *(
+            _frozen(f"2x2-dose{int(100 * std)}-level", {**BROAD["2x2"], "mask_std": std, "level_std": std})
+            for std in DOSES[:3]
+        ),
+        _learned("coop-2x2-dose20-level", {**BROAD["2x2"], "mask_std": 0.2, "level_std": 0.2}),
         # Hand-set rivals. The bias field knows one of the test's shifts.
         Condition("bias-field", "augmentation", augment="bias_field"),
         Condition("gaussian-noise", "augmentation", augment="gaussian_noise"),
@@ -215,6 +223,7 @@ THIRD = tuple(
     name
     for name in LATER
     if any(part in name for part in ("2x2", "3x3", "virtual", "robust", "-class", "-long", "-recalibrated"))
+    and not name.endswith("-level")
 )
 """Conditions that came after the second round."""
 
@@ -303,6 +312,11 @@ SUITES = {
     "default": Suite(HALF_TASKS, ("coop-2x2-dose10",), 8, ("val", "test")),
     # Is it the dose, or the brightness, that the hand-set bias field is ahead by? Unlearned, so nothing is chosen.
     "brightness": Suite(HALF_TASKS, ("frozen-2x2-dose45", "frozen-2x2-dark"), 8, ("val", "test")),
+    # Declared after test was looked at for other conditions: is a mask that brightens as often as it darkens worth more
+    # than one of mean 1, does learning it help, and is anything left to the hand-set bias field at its own dose? The
+    # comparisons: each frozen one with frozen-2x2 of the same dose, the learned one with its frozen twin, the strongest
+    # with the bias field. Nothing is chosen.
+    "level": Suite(HALF_TASKS, tuple(name for name in CONDITIONS if name.endswith("-level")), 8, ("val", "test")),
     "transfer": Suite(
         ("no-breastcancerus", "no-braintumormri", "no-mednist"),
         ("plain", "frozen-dose20", "coop-dose20"),
