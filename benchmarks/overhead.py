@@ -1,6 +1,7 @@
 """What the noise mask costs: time, memory and kernels of a training step, beside the authors' recipe.
 
     python benchmarks/overhead.py --suite cpu --threads 2 --deadline 1800
+    python benchmarks/overhead.py --memory benchmarks/results/overhead-cpu.json
     python benchmarks/overhead.py --suite scaling --threads 2 --deadline 540
     python benchmarks/overhead.py --suite launches --threads 1
     python benchmarks/overhead.py --suite gpu --output results
@@ -11,7 +12,8 @@ shuffled order within each repetition, so that a disturbance of the machine meet
 median over repetitions of the ratio to the plain step of the same repetition; its interval is that of the median from
 order statistics (95 %, no distribution assumed). The arm "plain again" is the plain step once more: how far its
 interval lies from 1 is what this machine cannot resolve. Peak memory is the allocator's on a GPU; on a CPU it is how
-far two steps raise a fresh process's resident set (VmHWM) above what it was with everything imported.
+far two steps raise a fresh process's resident set (VmHWM) above what it was with everything imported, the median of
+several processes, as one alone says little; ``--memory FILE.json`` adds it to a results file.
 
 Results are written after each configuration to OUTPUT/overhead-SUITE.json and as a table (.md), and at the end as a
 plot (.png); ``--report FILE.json`` makes those two again without measuring. A configuration that fails is recorded with
@@ -72,6 +74,8 @@ EVERY = 4
 SPARSE = "default, every fourth"
 """The policy learns from one step in :data:`EVERY`."""
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+MEMORY_ARMS = ("plain", "default", "paper", "authors")
+MEMORY_RUNS = 5
 GOALS = {
     ("resnet50", "time"): 1.03,
     ("resnet18", "time"): 1.05,
@@ -687,6 +691,23 @@ def measure_memory_apart(configuration: Configuration, arm: str, threads: int) -
     return int(output.stdout.split()[-1])
 
 
+def add_memory(results: dict[str, Any], path: Path) -> None:
+    """Measure the peak memory of a CPU results file's arms, where there is a goal for it, in turns."""
+    for record in results["configurations"]:
+        settings = record["configuration"]
+        if "error" in record or settings["size"] != 224 or (settings["model"], "memory") not in GOALS:
+            continue
+        configuration = Configuration(**{**settings, "arms": tuple(settings["arms"])})
+        arms = {name: arm for name, arm in record["arms"].items() if name in MEMORY_ARMS}
+        runs: dict[str, list[int]] = {name: [] for name in arms}
+        for _ in range(MEMORY_RUNS):
+            for name, values in runs.items():
+                values.append(measure_memory_apart(configuration, name, results["machine"]["threads"]))
+        for name, arm in arms.items():
+            arm |= {"peak_memory_bytes": int(median(runs[name])), "peak_memory_runs": runs[name]}
+        write(results, path)
+
+
 # -- reporting ---------------------------------------------------------------------------------------------------------
 
 
@@ -742,6 +763,7 @@ def to_markdown(results: dict[str, Any]) -> str:
         + (f" · TF32 in convolutions {machine['tf32_convolution']}" if machine["cudnn"] else ""),
         "",
         "Ratios are medians over paired repetitions, with the 95 % interval of the median.",
+        *([f"Peak memory: `{results['memory']}`, medians of {MEMORY_RUNS} processes."] if "memory" in results else []),
         "",
         "| configuration | arm | ms a step | x plain | interval | n | peak memory MB | x plain |",
         "|---|---|---:|---:|---|---:|---:|---:|",
@@ -761,6 +783,10 @@ def to_markdown(results: dict[str, Any]) -> str:
                 f"| {len(arm['seconds'])} | {'' if memory is None else f'{memory / 2**20:.0f}'} "
                 f"| {'' if share is None else f'{share:.3f}'} |"
             )
+        peaks = {name: arm["peak_memory_runs"] for name, arm in record["arms"].items() if "peak_memory_runs" in arm}
+        if peaks:
+            ranges = {name: f"{min(values) / 2**20:.0f} to {max(values) / 2**20:.0f}" for name, values in peaks.items()}
+            notes.append(f"- {record['label']}, peak memory from process to process, MB: {listed(ranges, 1.0)}")
         notes += [f"- {record['label']}, {name} failed: {words}" for name, words in record["failures"].items()]
         notes += goals(record)
         for key, title, unit in (
@@ -942,7 +968,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="compile the models")
     parser.add_argument("--seconds", type=float, help="a configuration's repetitions, instead of the suite's")
     parser.add_argument("--deadline", type=float, help="seconds after which nothing more is begun")
-    parser.add_argument("--no-memory", action="store_true", help="leave out the CPU's memory, a process an arm")
+    parser.add_argument(
+        "--memory", type=Path, metavar="FILE.json", help="add the peak memory to a results file of a CPU, and no more"
+    )
     parser.add_argument(
         "--report", type=Path, metavar="FILE.json", help="table and plot of a results file, and no more"
     )
@@ -978,14 +1006,22 @@ def main(arguments: list[str] | None = None) -> None:
     if options.report:
         report(json.loads(options.report.read_text()), options.report)
         return
+    command = " ".join(["python", "benchmarks/overhead.py", *(arguments or sys.argv[1:])])
+    if options.memory:
+        results = json.loads(options.memory.read_text())
+        add_memory(results, options.memory)
+        results["memory"] = command
+        write(results, options.memory)
+        report(results, options.memory)
+        return
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device or ("cuda" if options.suite == "gpu" else "cpu"))
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / f"overhead-{options.suite}.json"
-    results: dict[str, Any] = {
+    results = {
         "suite": options.suite,
-        "command": " ".join(["python", "benchmarks/overhead.py", *(arguments or sys.argv[1:])]),
+        "command": command,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": describe_machine(device),
         "configurations": [],
@@ -1002,13 +1038,6 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{time.perf_counter() - start:6.0f} s  {configuration.label()}", file=sys.stderr, flush=True)
         try:
             record = measure(configuration, device, until)
-            measured = configuration.size == 224 and (configuration.model, "memory") in GOALS
-            if device.type == "cpu" and options.suite == "cpu" and measured and not options.no_memory:
-                for name in ("plain", "default", "paper", "authors"):
-                    if name not in record["arms"] or time.perf_counter() > until:
-                        continue
-                    peak = measure_memory_apart(configuration, name, torch.get_num_threads())
-                    record["arms"][name]["peak_memory_bytes"] = peak
         except Exception:
             record = {"label": configuration.label(), "configuration": asdict(configuration)}
             record["error"] = traceback.format_exc()

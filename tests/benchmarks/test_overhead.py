@@ -73,7 +73,7 @@ def test_a_run_writes_results_table_and_plot_and_survives_a_failure(tmp_path, mo
         ],
     )
     monkeypatch.setattr(overhead, "measure_pipeline", lambda device: {"without a mask": 10.0})
-    overhead.main(["--suite", "quick", "--output", str(tmp_path), "--no-memory"])
+    overhead.main(["--suite", "quick", "--output", str(tmp_path)])
     results = json.loads((tmp_path / "overhead-quick.json").read_text())
     good, small, bad = results["configurations"]
     assert len(good["arms"]["default"]["seconds"]) == 6
@@ -98,6 +98,33 @@ def test_a_deadline_leaves_a_whole_table(tmp_path, monkeypatch):
     assert "tiny, 96 px, batch 2, fp32: left out" in table
     assert "too few configurations for a law" in table
     assert (tmp_path / "overhead-scaling.png").stat().st_size > 0
+
+
+def test_memory_is_added_to_a_results_file(tmp_path, monkeypatch, capsys):
+    arms = {name: {"seconds": [1.0], "peak_memory_bytes": None} for name in ("plain", "plain again", "default")}
+    records = [
+        {"label": model, "configuration": {"model": model, "size": 224, "arms": [*arms]}, "arms": arms, "failures": {}}
+        for model in ("resnet18", "tiny")
+    ]
+    machine = {"device": "a CPU", "threads": 3, "load_at_start": 0.0, "cudnn": None}
+    machine |= dict.fromkeys(("torch", "timm", "kornia"), "1.0")
+    results = {"suite": "cpu", "command": "", "date": "2026", "machine": machine, "configurations": records}
+    path = tmp_path / "overhead-cpu.json"
+    path.write_text(json.dumps(results))
+    sizes = itertools.count(100)
+    asked = []
+    monkeypatch.setattr(
+        overhead, "measure_memory_apart", lambda *request: asked.append(request[1:]) or next(sizes) * 2**20
+    )
+    overhead.main(["--memory", str(path)])
+    assert asked == [("plain", 3), ("default", 3)] * overhead.MEMORY_RUNS
+    found = json.loads(path.read_text())["configurations"]
+    assert found[0]["arms"]["default"]["peak_memory_bytes"] == 105 * 2**20
+    assert found[1]["arms"] == arms
+    table = capsys.readouterr().out
+    assert "| resnet18 | default | 1000.00 | 1.000 | too few | 1 | 105 | 1.010 |" in table
+    assert "resnet18, peak memory from process to process, MB: plain 100 to 108, default 101 to 109" in table
+    assert "default preset, memory: 1.010 of at most 1.03: met" in table
 
 
 def test_the_law_finds_what_it_was_made_of():
