@@ -24,8 +24,9 @@ MEASURES = ("clean", "shifted", *GROUPED, "ct2", "mr")
 TESTED = ("clean", "shifted", "bias_field", "medmnist_c", "few_shot", "ct2", "mr")
 """Measures with all tests; other shifts are compared with plain alone, over all tasks. The bias field is the shift
 nearest to what the mask does."""
-CONTROLS = ("plain", "frozen front", "frozen twin", "-shuffled", "-static")
+CONTROLS = ("plain", "frozen front", "frozen twin", "-shuffled", "-static", "mean of 1", "bias-field")
 TWINS = ("-shuffled", "-static")
+LEVEL_CONTROLS = ("mean of 1", "bias-field")
 FROZEN_TWINS = {
     "coop": "frozen-s100-p50",
     "adv": "frozen-s100-p50",
@@ -221,8 +222,21 @@ def _frozen_twin(condition: str) -> str:
     return f"frozen-{shape}-dose{dose}" if shape else f"frozen-dose{dose}"
 
 
+def _other(condition: str, control: str) -> str:
+    """The condition that a control means for this one, ``"none"`` where it has none."""
+    if control in TWINS:
+        return condition + control
+    if control == "frozen twin":
+        return _frozen_twin(condition)
+    if control in LEVEL_CONTROLS and not condition.endswith("-level"):
+        return "none"
+    return condition.removesuffix("-level") if control == "mean of 1" else control
+
+
 def _comparisons(results: Results) -> list[Comparison]:
     """All conditions against plain and, but for frozen ones, the front; those with twins against them.
+
+    Masks whose mean varies are compared with the same of mean 1 and with the hand-set bias field too.
 
     Holm's correction is over all tasks and conditions of one family of conditions, control and measure, and likewise
     over the conditions' means over tasks.
@@ -236,9 +250,7 @@ def _comparisons(results: Results) -> list[Comparison]:
                     kept = []
                     for task in tasks:
                         for name in (name for name in names if results.family[name] == family):
-                            other = f"{name}{control}" if control in TWINS else control
-                            if control == "frozen twin":
-                                other = _frozen_twin(name)
+                            other = _other(name, control)
                             if not (control == "frozen front" and (family == "frozen" or measure == "clean")):
                                 kept.append(compare(results, task, name, other, measure))
                     done = [comparison for comparison in kept if comparison is not None]
@@ -351,6 +363,19 @@ def _twin_tests(results: Results, lookup: _Lookup) -> list[str]:
             cells = [lookup(task, name, others[twin], measure) for twin, measure in columns]
             if any(cells):
                 lines.append(_row([task, name, *cells]))
+    return lines
+
+
+def _level_tests(results: Results, lookup: _Lookup) -> list[str]:
+    """Masks whose mean varies about 1 against the same of mean 1, and against the hand-set bias field."""
+    measures = [m for m in TESTED if np.isfinite(gains(results, "plain", m))]
+    lines = _head(["condition", "control", *measures])
+    for name in _sorted(results):
+        for control in LEVEL_CONTROLS:
+            other = _other(name, control)
+            cells = [lookup("all", name, other, measure) for measure in measures]
+            if any(cells):
+                lines.append(_row([name, other, *cells]))
     return lines
 
 
@@ -597,6 +622,8 @@ def analyse(records: list[dict[str, Any]], split: str, output: Path, name: str) 
     if min(seeds.values()) >= 3:
         lines += ["", "## Learned conditions against their controls", "", *_tests(results, lookup)]
         lines += ["", "## Learned conditions against their twins", "", *_twin_tests(results, lookup)]
+        if len(levels := _level_tests(results, lookup)) > 2:
+            lines += ["", "## Masks whose mean varies about 1, mean over tasks", "", *levels]
         if unseen := _unseen_tests(results, lookup):
             lines += ["", "## Unseen patient, unseen modality, corruptions, transfer", "", *unseen]
         _plot_forest(results, comparisons, output / f"{name}-{split}-forest.png")

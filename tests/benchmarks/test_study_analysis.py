@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from study_analysis import Results, _frozen_twin, analyse, compare, front_mixture, frozen_front, gains
+from study_analysis import Results, _frozen_twin, _other, analyse, compare, front_mixture, frozen_front, gains
 from study_conditions import CONDITIONS
 
 from policy_noise.presets import get_preset
@@ -98,6 +98,7 @@ def test_paired_comparisons(results):
         ("adv-dose20-class", "frozen-dose20"),
         ("robust-2x2-dose20", "frozen-2x2-dose20"),
         ("coop-dose20-recalibrated", "frozen-dose20-recalibrated"),
+        ("coop-2x2-dose20-level", "frozen-2x2-dose20-level"),
         ("frozen-2x2-dose20", "none"),
         ("paper", "frozen-paper"),
         ("adv", "frozen-s100-p50"),
@@ -110,6 +111,12 @@ def test_the_frozen_twin_has_the_same_mask(condition, twin):
     if twin in CONDITIONS:
         own, frozen = (_rendering(CONDITIONS[name]) for name in (condition, twin))
         assert own == frozen
+
+
+def test_masks_whose_mean_varies_have_two_controls_more():
+    assert _other("coop-2x2-dose20-level", "mean of 1") == "coop-2x2-dose20"
+    assert _other("frozen-2x2-dose30-level", "bias-field") == "bias-field"
+    assert _other("coop-2x2-dose20", "mean of 1") == _other("coop-2x2-dose20", "bias-field") == "none"
 
 
 def _rendering(condition):
