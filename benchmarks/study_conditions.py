@@ -25,8 +25,7 @@ class Condition:
         family: ``"plain"``, ``"frozen"`` (their envelope is the Pareto curve to beat), ``"learned"`` or
             ``"augmentation"`` (hand-set rivals).
         preset: Of :class:`policy_noise.PolicyNoiseMask`; None for no mask.
-        mask: Overrides for the mask. ``sigma`` is a share of the image's side here, not pixels; ``level_std`` is the
-            study's own (``study_training.StudyMask``).
+        mask: Overrides for the mask. ``sigma`` is a share of the image's side here, not pixels.
         policy: Of the policy: ``kind`` (``"spatial"``, ``"static"`` or ``"class"``), ``init_log_concentration``, of a
             static one ``concentration`` or ``concentration1`` and ``concentration0``.
         hook: Overrides for :class:`policy_noise.ReinforceHook`.

@@ -86,15 +86,12 @@ class Classifier(nn.Module):
 
 
 class StudyMask(PolicyNoiseMask):
-    """The package's mask, which remembers what it applied, and can do two things more.
+    """The package's mask, which remembers what it applied, and can apply each mask to its neighbour in the batch.
 
-    It can apply each mask to its neighbour in the batch, which is any other image, as batches are in random order. And
-    it can brighten or darken the image: by exp(``level_std`` z), where z is the mean of the mask's actions, centred and
-    scaled to what has a standard deviation of 1 under the uniform distribution.
+    Batches are in random order, so the neighbour is any other image.
     """
 
     shuffled = False
-    level_std = 0.0
     applied: Tensor
 
     def forward(self, images: Tensor, sample: MaskSample | None = None) -> Tensor:
@@ -102,13 +99,7 @@ class StudyMask(PolicyNoiseMask):
             if self.shuffled:
                 sample = replace(sample, action=sample.action.roll(1, 0), applied=sample.applied.roll(1, 0))
             self.applied = sample.applied
-        masked = super().forward(images, sample)
-        if sample is None or not self.level_std:
-            return masked
-        actions = sample.action.flatten(1)
-        z = (actions.mean(1) - 0.5) * (12 * actions.shape[1]) ** 0.5
-        level = torch.where(self.applied, torch.exp(self.level_std * z), 1.0).view(-1, 1, 1, 1)
-        return torch.lerp(self.black, masked, level)  # type: ignore[arg-type]
+        return super().forward(images, sample)
 
     def credit(self, signal: Tensor) -> Tensor:
         """Give each mask the number of the image that it was applied to."""
@@ -142,7 +133,6 @@ def build_hook(
     preset = get_preset(condition.preset)
     settings = {**FIRST_MASK, **preset.mask, **condition.mask}
     settings["sigma"] = (settings["sigma"] or PAPER_SIGMA) * data.task.size
-    level_std = settings.pop("level_std", 0.0)
     grid = (settings["grid_size"],) * 2
     policy = dict(condition.policy)
     kind = policy.pop("kind", None)
@@ -156,7 +146,6 @@ def build_hook(
         settings["policy"] = SpatialPolicy(1, grid, **policy)
     mask = StudyMask(in_chans=1, mean=data.mean, std=data.std, **settings).to(device)
     mask.shuffled = condition.shuffled
-    mask.level_std = level_std
     generator = torch.Generator(device).manual_seed(10_000 + seed)
     return ReinforceHook(mask, optimizer, generator=generator, **{**preset.hook, **condition.hook})
 

@@ -23,6 +23,7 @@ __all__ = [
     "beta_entropy",
     "beta_log_prob",
     "blur_parameters",
+    "mask_level",
     "noise_mask",
     "paper_objective",
     "reinforce_loss",
@@ -395,6 +396,36 @@ def _standardize(action: Tensor, share: Tensor, factors: Sequence[Tensor], mask_
         return torch.rsub(darkness / scale.view(-1, *ones), 1.0, alpha=1.0 - ACTION_EPS)
 
 
+LEVEL_REACH = 3.0
+"""Standard deviations that a mask's level keeps to, which unlearned actions pass once in thousands of draws."""
+
+
+def mask_level(action: Tensor, level_std: float) -> Tensor:
+    r"""How much brighter or darker an image becomes as a whole, by a mask whose own mean is 1.
+
+    .. math:: \exp(\sigma z), \qquad z = \sqrt{12 n} \, (\overline{a} - 1/2)
+
+    with the mean of the mask's n actions, so that z has a standard deviation of 1 where they are uniform, as an
+    unlearned mask's are: images brighten as often as they darken, as under a random bias field. Within +-3, so that no
+    policy can run away.
+
+    Args:
+        action: One value in (0, 1) a cell.
+        level_std: Standard deviation of the level's logarithm under the uniform distribution.
+
+    Shape:
+        - action: (B, 1, G, G) or (B, 1, G, G, G).
+        - Output: (B, 1, 1, 1) or (B, 1, 1, 1, 1).
+
+    Example:
+        >>> mask_level(torch.full((1, 1, 2, 2), 0.5), 0.2)
+        tensor([[[[1.]]]])
+    """
+    centred = action.mean(dim=tuple(range(1, action.ndim)), keepdim=True) - 0.5
+    z = centred * math.sqrt(12 * math.prod(action.shape[1:]))
+    return torch.exp(level_std * z.clamp(-LEVEL_REACH, LEVEL_REACH))
+
+
 def scale_mask(mask: Tensor, *, strength: float = 1.0, mean_preserving: bool = False) -> Tensor:
     """Set a rendered mask's mean and strength.
 
@@ -446,6 +477,7 @@ def noise_mask(
     strength: float = 1.0,
     mean_preserving: bool = False,
     mask_std: float | None = None,
+    level_std: float = 0.0,
     black: Tensor | None = None,
     applied: Tensor | None = None,
 ) -> Tensor:
@@ -461,6 +493,7 @@ def noise_mask(
         mask_std: Instead of ``mean_preserving``: give each mask a spatial mean of 1 and this standard deviation before
             ``strength`` counts, so that an action says where the mask varies and not how much. It is less where a cell
             would fall below 0, and 0 for an action that renders flat.
+        level_std: Multiply each mask by its :func:`mask_level`, before ``strength`` counts.
         black: See :func:`apply_mask`.
         applied: Which images are masked; the others come back bit for bit. By default all.
 
@@ -479,11 +512,14 @@ def noise_mask(
     axes, factors = operators[: len(operators) // 2], operators[len(operators) // 2 :]
     # Rendering is linear: what scale_mask does to the pixels is done to the few cells, and costs no pass over pixels.
     offset = None
+    level = mask_level(action, level_std) if level_std else None
     if mask_std is not None:
         action = _standardize(action, share, factors, mask_std)
     elif mean_preserving:
         mean = (action.flatten(1) * share).sum(1)
         action = action / mean.view(-1, *[1] * (action.ndim - 1))
+    if level is not None:
+        action = action * level
     if applied is not None:
         applied = applied.view(-1, *[1] * (action.ndim - 1))
         # Cells of zero and an offset of one render as exactly one.

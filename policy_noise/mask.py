@@ -71,6 +71,8 @@ class PolicyNoiseMask(nn.Module):
         mask_std: Also give each mask this standard deviation (at full ``strength``), a fixed dose: the policy then
             decides where the mask varies, and can neither switch it off nor make it a spotlight. None leaves the
             deviation to the policy.
+        level_std: Also brighten or darken each image as a whole: let the mean of its mask vary about 1, its logarithm
+            with this standard deviation where the mask is unlearned; see :func:`policy_noise.functional.mask_level`.
         domain: ``"intensity"`` multiplies intensities, so that 0 means black and the mask is a bias field;
             ``"normalized"`` multiplies the normalised image as it is, so that 0 means the mean grey (the paper's).
         mean: The images' normalisation, one number or one a channel: with ``std`` it says where black is. Without
@@ -107,6 +109,7 @@ class PolicyNoiseMask(nn.Module):
         strength: float = 1.0,
         mean_preserving: bool = True,
         mask_std: float | None = 0.2,
+        level_std: float = 0.0,
         domain: Literal["intensity", "normalized"] = "intensity",
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
@@ -124,6 +127,13 @@ class PolicyNoiseMask(nn.Module):
             raise ValueError(
                 f"mask_std needs mean_preserving=True, got False: pass mask_std=None instead of {mask_std!r}"
             )
+        if not 0.0 <= level_std <= 1.0:
+            raise ValueError(f"level_std must lie in [0, 1], got {level_std!r}")
+        if level_std and not mean_preserving:
+            raise ValueError(
+                f"level_std needs mean_preserving=True, got False: without it the mask's mean varies by itself, so "
+                f"leave out level_std={level_std!r}"
+            )
         if domain not in ("intensity", "normalized"):
             raise ValueError(f"domain must be 'intensity' or 'normalized', got {domain!r}")
         # A side of any length stands for the image, whose size is known later: this checks the numbers alone.
@@ -135,6 +145,7 @@ class PolicyNoiseMask(nn.Module):
         self.strength = strength
         self.mean_preserving = mean_preserving
         self.mask_std = mask_std
+        self.level_std = level_std
         self.domain = domain
         self.policy = create_policy(policy, in_chans, self.grid_size)
         # Not persistent: a policy's checkpoint says nothing about the normalisation of the next user's images.
@@ -241,6 +252,7 @@ class PolicyNoiseMask(nn.Module):
             "strength": self.strength,
             "mean_preserving": self.mean_preserving,
             "mask_std": self.mask_std,
+            "level_std": self.level_std,
         }
 
     def forward(self, images: Tensor, sample: MaskSample | None = None) -> Tensor:
@@ -276,6 +288,7 @@ class PolicyNoiseMask(nn.Module):
             "strength",
             "mean_preserving",
             "mask_std",
+            "level_std",
             "domain",
         )
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

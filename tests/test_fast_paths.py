@@ -84,7 +84,7 @@ def test_backbone_gives_the_same_channels_last():
 
 
 def plain_noise_mask(
-    images, action, kernel_size, sigma, strength, black, applied, mean_preserving=False, mask_std=None
+    images, action, kernel_size, sigma, strength, black, applied, mean_preserving=False, mask_std=None, level_std=0.0
 ):
     """Every step on the pixels, with Kornia's blur."""
     enlarged = F.interpolate(action, images.shape[2:], mode="nearest")
@@ -96,6 +96,8 @@ def plain_noise_mask(
         mask = 1 + (mask - mean) / scale * (1 - 1e-6)
     elif mean_preserving:
         mask = mask / mean
+    z = (action.flatten(1).mean(1) - 0.5) / (1 / (12 * action[0].numel())) ** 0.5
+    mask = mask * torch.exp(level_std * z).view(-1, 1, 1, 1)
     mask = 1 + strength * (mask - 1)
     if applied is not None:
         mask = torch.where(applied.view(-1, 1, 1, 1), mask, 1.0)
@@ -104,7 +106,9 @@ def plain_noise_mask(
 
 @pytest.mark.parametrize("applied", [None, torch.tensor([True, False, True])])
 @pytest.mark.parametrize("black", [None, torch.tensor([-2.0, -1.5, -1.0]).double().view(1, 3, 1, 1)])
-@pytest.mark.parametrize("scaling", [{}, {"mean_preserving": True}, {"mask_std": 0.2}, {"mask_std": 1.0}])
+@pytest.mark.parametrize(
+    "scaling", [{}, {"mean_preserving": True}, {"mask_std": 0.2}, {"mask_std": 1.0, "level_std": 0.3}]
+)
 @pytest.mark.parametrize("strength", [1.0, 0.4, 0.0])
 def test_noise_mask_scales_cells_as_it_would_scale_pixels(strength, scaling, black, applied):
     images = torch.randn(3, 3, 30, 41, dtype=torch.float64)
@@ -294,7 +298,7 @@ def test_compiled_rendering_is_the_same_and_leaves_the_cached_operators_alone():
     applied, black = torch.tensor([True, False]), torch.full((1, 3, 1, 1), -1.0)
 
     def render(images, action):
-        return PF.noise_mask(images, action, mask_std=0.2, black=black, applied=applied)
+        return PF.noise_mask(images, action, mask_std=0.2, level_std=0.1, black=black, applied=applied)
 
     expected = render(images, action)
     torch._dynamo.reset()

@@ -441,6 +441,24 @@ def test_a_fixed_dose_never_turns_light_negative_and_a_flat_mask_stays_flat():
     assert 0.1 < mask[1].std() < 1
 
 
+@pytest.mark.parametrize("grid", [(2, 2), (3, 4, 5)])
+def test_levels_brighten_as_often_as_they_darken_and_keep_their_deviation(grid):
+    action = torch.rand(20_000, 1, *grid, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    level = PF.mask_level(action, 0.2)
+    assert level.shape == (20_000, 1, *[1] * len(grid))
+    assert level.log().std().item() == pytest.approx(0.2, rel=0.02)
+    assert (level > 1).double().mean().item() == pytest.approx(0.5, abs=0.01)
+    means = PF.noise_mask(
+        torch.ones(20_000, 1, *(3 * cells for cells in grid)).double(), action, mask_std=0.1, level_std=0.2
+    )
+    torch.testing.assert_close(means.flatten(1).mean(1), level.flatten())
+
+
+def test_a_level_has_a_reach_that_no_policy_leaves():
+    action = torch.stack([torch.full((1, 64, 64), value) for value in (1e-6, 0.5, 1 - 1e-6)])
+    torch.testing.assert_close(PF.mask_level(action, 0.2).flatten(), torch.tensor([-0.6, 0.0, 0.6]).exp())
+
+
 def test_strength_moves_the_mask_from_one():
     mask = torch.rand(4, 1, 8, 8)
     torch.testing.assert_close(PF.scale_mask(mask, strength=0.25), 1 + 0.25 * (mask - 1))

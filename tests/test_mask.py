@@ -261,7 +261,7 @@ def test_volumes():
     extra=st.tuples(st.integers(0, 40), st.integers(0, 40)),
     p=st.floats(0, 1),
     strength=st.floats(0, 1),
-    scaling=st.sampled_from([(False, None), (True, None), (True, 0.2), (True, 1.0)]),
+    scaling=st.sampled_from([(False, None, 0.0), (True, None, 0.3), (True, 0.2, 0.0), (True, 1.0, 1.0)]),
     domain=st.sampled_from(["intensity", "normalized"]),
     scale=st.sampled_from([1e-4, 1.0, 1e4]),
 )
@@ -269,7 +269,8 @@ def test_any_settings_give_finite_images_of_the_same_shape(
     batch_size, in_chans, grid, extra, p, strength, scaling, domain, scale
 ):
     size = tuple(cells + more for cells, more in zip(grid, extra, strict=True))
-    settings = {"p": p, "strength": strength, "mean_preserving": scaling[0], "mask_std": scaling[1], "domain": domain}
+    settings = {"p": p, "strength": strength, "domain": domain}
+    settings |= dict(zip(("mean_preserving", "mask_std", "level_std"), scaling, strict=True))
     mask = PolicyNoiseMask(in_chans, grid, **settings)
     images = scale * torch.randn(batch_size, in_chans, *size)
     sample = mask.sample(images)
@@ -356,6 +357,11 @@ def test_repr_names_the_settings():
         ({"strength": -0.1}, r"strength must lie in \[0, 1\], got -0\.1"),
         ({"mask_std": 0.0}, r"mask_std must lie in \(0, 1\], got 0\.0"),
         ({"mean_preserving": False}, r"mask_std needs mean_preserving=True, .*pass mask_std=None instead of 0\.2"),
+        ({"level_std": -0.1}, r"level_std must lie in \[0, 1\], got -0\.1"),
+        (
+            {"level_std": 0.2, "mean_preserving": False, "mask_std": None},
+            r"level_std needs mean_preserving=True, got False: .*leave out level_std=0\.2",
+        ),
         ({"domain": "frequency"}, "domain must be .*'frequency'"),
         ({"mean": 0.5}, r"mean and std belong together, got mean=0\.5 and std=None"),
         ({"mean": [0.5, 0.5], "std": 1.0}, r"mean must be one finite number or 3 \(in_chans\), got \[0\.5, 0\.5\]"),
@@ -426,7 +432,7 @@ def test_a_bad_pixel_leaves_the_other_images_alone(batch):
 
 def test_functional_and_module_agree(batch):
     images, _ = batch
-    mask = PolicyNoiseMask(kernel_size=5, sigma=2.0, strength=0.5, domain="normalized")
+    mask = PolicyNoiseMask(kernel_size=5, sigma=2.0, strength=0.5, level_std=0.1, domain="normalized")
     sample = mask.sample(images)
     expected = PF.noise_mask(
         images,
@@ -435,6 +441,7 @@ def test_functional_and_module_agree(batch):
         sigma=2.0,
         strength=0.5,
         mask_std=0.2,
+        level_std=0.1,
         applied=sample.applied,
     )
     assert torch.equal(mask(images, sample), expected)
