@@ -330,6 +330,10 @@ SUITES = {
     ),
     # Declared after test was looked at: does what the third round recommends cost anything on the full set?
     "large-broad": Suite(("joined-full-half",), ("frozen-2x2-dose10",), 8, ("val", "test")),
+    # Declared after suite level was looked at: what do masks whose mean varies cost on the full set?
+    "large-level": Suite(
+        ("joined-full-half",), ("frozen-2x2-dose10-level", "frozen-2x2-dose20-level"), 8, ("val", "test")
+    ),
     "paper-twin": Suite(("organs-half", "pneumonia-half"), ("plain", "paper", "frozen-paper"), 8, ("val", "test")),
     "confirm": Suite(
         MAIN_TASKS,
