@@ -36,7 +36,7 @@ def attach(
         optimizer: The loop's optimizer, or a known wrapper of it.
         criterion: The loss module that the loop calls; None for losses that are no module, with ``hook.observe``, and
             for timm tasks.
-        preset: ``"default"`` or ``"paper"``.
+        preset: ``"default"``, ``"augment"`` (which learns nothing and needs no criterion) or ``"paper"``.
         overrides: Any argument of :class:`PolicyNoiseMask`, :class:`ReinforceHook` or its learner.
 
     Returns:

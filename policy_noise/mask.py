@@ -156,7 +156,7 @@ class PolicyNoiseMask(nn.Module):
         """Build a mask from a preset's settings, any of which can be overridden.
 
         Args:
-            preset: ``"default"`` or ``"paper"``.
+            preset: ``"default"``, ``"augment"`` or ``"paper"``.
             in_chans: Channels of the images.
             overrides: Arguments of the class.
 

@@ -1,7 +1,10 @@
 """Named settings."""
 
 import pytest
+import torch
+from torch import nn
 
+import policy_noise
 from policy_noise import PolicyNoiseMask
 from policy_noise.learner import PolicyLearner
 from policy_noise.policy import BackbonePolicy, SpatialPolicy
@@ -12,6 +15,22 @@ def test_the_default_is_the_constructors_own():
     mask = PolicyNoiseMask.from_preset("default", in_chans=1)
     assert repr(mask) == repr(PolicyNoiseMask(in_chans=1))
     assert isinstance(mask.policy, SpatialPolicy)
+
+
+def test_the_augmentation_masks_and_learns_nothing_and_needs_no_criterion(batch):
+    images, labels = batch
+    model = nn.Sequential(nn.Flatten(), nn.Linear(images[0].numel(), 5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    hook = policy_noise.attach(model, optimizer, preset="augment", in_chans=3)
+    seen = []
+    model[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    before = [parameter.clone() for parameter in hook.mask.parameters()]
+    for _ in range(10):  # more than may wait for a loss
+        nn.functional.cross_entropy(model(images), labels % 5).backward()
+        optimizer.step()
+    assert any(not torch.equal(masked, images) for masked in seen)
+    assert all(torch.equal(*pair) for pair in zip(before, hook.mask.parameters(), strict=True))
+    assert repr(PolicyNoiseMask.from_preset("augment")) == repr(hook.mask)
 
 
 def test_the_papers_mask():
@@ -43,5 +62,5 @@ def test_presets_cannot_be_changed_by_accident():
 
 @pytest.mark.parametrize("build", [get_preset, PolicyNoiseMask.from_preset])
 def test_an_unknown_preset_is_refused(build):
-    with pytest.raises(ValueError, match=r"preset must be one of \['default', 'paper'\], got 'papper'"):
+    with pytest.raises(ValueError, match=r"preset must be one of \['augment', 'default', 'paper'\], got 'papper'"):
         build("papper")

@@ -38,7 +38,7 @@ class TrainRecipe:
         std: Of the normalisation, all channels.
         in_chans: Channels that the model takes: 1 or 3.
         noise: ``"conventional"`` (none), ``"frozen"`` (masks of a policy that never learns) or ``"policy"``.
-        preset: Of the mask: ``"default"`` or ``"paper"``.
+        preset: Of the mask: ``"default"``, ``"augment"`` or ``"paper"``.
         noise_options: Arguments of :func:`policy_noise.attach` beside the preset.
         policy_lr: A learning rate for the policy that falls to 0 along a cosine; by default the preset's own rule.
         model_options: Arguments of :func:`timm.create_model`.
