@@ -59,8 +59,9 @@ def test_committed_results_are_those_of_their_suite():
         ("transfer", ("transfer",), 0, True),
         ("twin", ("paper-twin",), 0, False),
         ("third", ("third", "third-coop"), 0, False),
-        ("large", ("large", "large-broad"), 0, True),
+        ("large", ("large", "large-broad", "large-level"), 0, True),
         ("fourth", ("default", "brightness"), 0, True),
+        ("level", ("level",), 0, True),
     ):
         found = {record["key"] for record in study.read_results(results / f"study-{name}.jsonl.gz")}
         declared = {study.key_of(job) for suite in suites for job in jobs(suite, first_seed=first_seed)}
@@ -141,23 +142,6 @@ def test_few_shot_transfer_probes_the_features(data, monkeypatch):
     assert scores["few_shot:6"] > 0.5  # classes differ by brightness, which random features keep
     assert scores["few_shot:24"] > 0.9
     assert "few_shot:6" not in study_training.evaluate(model, dataclasses.replace(data, num_classes=5), "val")
-
-
-def test_levels_scale_the_masked_images_about_black_by_the_mean_of_their_actions():
-    torch.manual_seed(0)
-    mask = study_training.StudyMask(in_chans=1, grid_size=2, p=0.5, mean=0.4, std=0.2, policy="static")
-    images = torch.rand(4000, 1, 8, 8)
-    sample = mask.sample(images)
-    plain = mask(images, sample) - mask.black
-    mask.level_std = 0.3
-    level = (mask(images, sample) - mask.black) / plain
-    assert torch.allclose(level, level[:, :, :1, :1].expand_as(level), rtol=1e-3)
-    log = level[:, 0, 0, 0].log()
-    assert torch.all(log[~sample.applied] == 0)
-    brighter = sample.action.mean((1, 2, 3)) > 0.5
-    assert torch.equal(log[sample.applied] > 0, brighter[sample.applied])
-    assert float(log[sample.applied].std()) == pytest.approx(0.3, rel=0.05)
-    assert float(log[sample.applied].mean()) == pytest.approx(0.0, abs=0.02)
 
 
 def test_shuffled_masks_go_to_the_neighbour_and_their_credit_comes_back():
