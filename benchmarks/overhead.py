@@ -213,14 +213,18 @@ def dense_blur(mask: Tensor, kernel_size: int = 13, sigma: float = 6.0) -> Tenso
 
 @dataclass
 class Arm:
-    """A training step that can be repeated, and what was measured of it; steps repeat after ``period``."""
+    """A training step that can be repeated, and what was measured of it."""
 
     step: Callable[[], None]
     hook: policy_noise.ReinforceHook | None = None
-    period: int = 1
     static: int = 0
     peak: int | None = None
     times: list[float] = field(default_factory=list)
+
+    @property
+    def period(self) -> int:
+        """Steps after which all repeats."""
+        return 1 if self.hook is None else self.hook.learner.update_every
 
 
 def make_model(configuration: Configuration, device: torch.device) -> nn.Module:
@@ -318,7 +322,7 @@ def make_arm(name: str, configuration: Configuration, device: torch.device) -> A
             scaler.step(each)
         scaler.update()
 
-    return Arm(step, hook, EVERY if name == SPARSE else 1)
+    return Arm(step, hook)
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------
@@ -789,6 +793,9 @@ def to_markdown(results: dict[str, Any]) -> str:
             notes.append(f"- {record['label']}, peak memory from process to process, MB: {listed(ranges, 1.0)}")
         notes += [f"- {record['label']}, {name} failed: {words}" for name, words in record["failures"].items()]
         notes += goals(record)
+        if "launches" in record:
+            beside = {name: added(record, name) for name in record["arms"] if name != "plain"}
+            notes.append(f"- {record['label']}, added to the plain step, ms: {listed(beside, 1e3)}")
         for key, title, unit in (
             ("kernels", "kernels a step", 1.0),
             ("launches", "operations of the default preset on the device", 1.0),
@@ -815,9 +822,9 @@ def in_words(ratio_and_interval: tuple[float, float, float]) -> str:
     return "too few" if math.isnan(low) or math.isnan(high) else f"{low:.3f} to {high:.3f}"
 
 
-def added(record: dict[str, Any]) -> float:
-    """Seconds that the default preset adds to a step: the median of the paired differences."""
-    pairs = zip(record["arms"]["default"]["seconds"], record["arms"]["plain"]["seconds"], strict=True)
+def added(record: dict[str, Any], arm: str = "default") -> float:
+    """Seconds that an arm adds to the plain step: the median of the paired differences."""
+    pairs = zip(record["arms"][arm]["seconds"], record["arms"]["plain"]["seconds"], strict=True)
     return median(mine - other for mine, other in pairs)
 
 

@@ -24,9 +24,9 @@ MEASURES = ("clean", "shifted", *GROUPED, "ct2", "mr")
 TESTED = ("clean", "shifted", "bias_field", "medmnist_c", "few_shot", "ct2", "mr")
 """Measures with all tests; other shifts are compared with plain alone, over all tasks. The bias field is the shift
 nearest to what the mask does."""
-CONTROLS = ("plain", "frozen front", "frozen twin", "-shuffled", "-static", "mean of 1", "bias-field")
 TWINS = ("-shuffled", "-static")
 LEVEL_CONTROLS = ("mean of 1", "bias-field")
+CONTROLS = ("plain", "frozen front", "frozen twin", *TWINS, *LEVEL_CONTROLS)
 FROZEN_TWINS = {
     "coop": "frozen-s100-p50",
     "adv": "frozen-s100-p50",
@@ -355,12 +355,12 @@ def _tests(results: Results, lookup: _Lookup) -> list[str]:
 
 def _twin_tests(results: Results, lookup: _Lookup) -> list[str]:
     """Against the same mask unlearned, the learned masks of other images, and one mask for all."""
-    columns = [(twin, measure) for twin in ("frozen", *TWINS) for measure in ("clean", "shifted", "bias_field")]
-    lines = _head(["task", "condition", *(f"{measure} - {twin.removeprefix('-')}" for twin, measure in columns)])
+    columns = [(twin, measure) for twin in ("frozen twin", *TWINS) for measure in ("clean", "shifted", "bias_field")]
+    titles = (f"{measure} - {twin.removeprefix('-').removesuffix(' twin')}" for twin, measure in columns)
+    lines = _head(["task", "condition", *titles])
     for task in ("all", *results.tasks):
         for name in results.family:
-            others = {"frozen": _frozen_twin(name), **{twin: name + twin for twin in TWINS}}
-            cells = [lookup(task, name, others[twin], measure) for twin, measure in columns]
+            cells = [lookup(task, name, _other(name, twin), measure) for twin, measure in columns]
             if any(cells):
                 lines.append(_row([task, name, *cells]))
     return lines
