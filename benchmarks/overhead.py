@@ -1,7 +1,6 @@
 """What the noise mask costs: time, memory and kernels of a training step, beside the authors' recipe.
 
     python benchmarks/overhead.py --suite cpu --threads 2 --deadline 1800
-    python benchmarks/overhead.py --memory benchmarks/results/overhead-cpu.json
     python benchmarks/overhead.py --suite scaling --threads 2 --deadline 540
     python benchmarks/overhead.py --suite launches --threads 1
     python benchmarks/overhead.py --suite gpu --output results
@@ -11,9 +10,8 @@ Every configuration builds all its arms (the plain step and its rivals) side by 
 shuffled order within each repetition, so that a disturbance of the machine meets all of them alike. A cost is the
 median over repetitions of the ratio to the plain step of the same repetition; its interval is that of the median from
 order statistics (95 %, no distribution assumed). The arm "plain again" is the plain step once more: how far its
-interval lies from 1 is what this machine cannot resolve. Peak memory is the allocator's on a GPU; on a CPU it is how
-far two steps raise a fresh process's resident set (VmHWM) above what it was with everything imported, the median of
-several processes, as one alone says little; ``--memory FILE.json`` adds it to a results file.
+interval lies from 1 is what this machine cannot resolve. Peak memory is the most that PyTorch's allocator holds at once
+for an arm, with its model and optimizer; on a CPU it is counted from the profiler's record, and the same in every run.
 
 Results are written after each configuration to OUTPUT/overhead-SUITE.json and as a table (.md), and at the end as a
 plot (.png); ``--report FILE.json`` makes those two again without measuring. A configuration that fails is recorded with
@@ -28,8 +26,8 @@ import os
 import platform
 import random
 import re
-import subprocess
 import sys
+import tempfile
 import time
 import traceback
 import unittest.mock
@@ -74,8 +72,6 @@ EVERY = 4
 SPARSE = "default, every fourth"
 """The policy learns from one step in :data:`EVERY`."""
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-MEMORY_ARMS = ("plain", "default", "paper", "authors")
-MEMORY_RUNS = 5
 GOALS = {
     ("resnet50", "time"): 1.03,
     ("resnet18", "time"): 1.05,
@@ -402,7 +398,10 @@ def measure(configuration: Configuration, device: torch.device, until: float = m
         "arms": {},
     }
     for name, arm in arms.items():
-        memory = None if arm.peak is None else arm.static + arm.peak
+        if device.type == "cuda":
+            memory: int | None = arm.static + arm.peak
+        else:
+            memory = peak_memory_on_cpu(name, configuration) if time.perf_counter() < until else None
         record["arms"][name] = {"seconds": arm.times, "peak_memory_bytes": memory}
     if configuration.profile and "default" in arms and time.perf_counter() < until:
         record["kernels"] = {
@@ -428,6 +427,22 @@ def measure(configuration: Configuration, device: torch.device, until: float = m
         record["launches frozen"] = guarded(lambda: count_launches(arms["frozen"]))
         record["host"] = guarded(lambda: time_parts(arms["default"], added(record)))
     return record
+
+
+def peak_memory_on_cpu(name: str, configuration: Configuration) -> int:
+    """Most bytes that PyTorch's allocator holds at once for an arm, from its making to the end of its second step."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step = make_arm(name, configuration, torch.device("cpu")).step
+        for _ in range(2):
+            step()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder, "trace.json")
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_bytes())["traceEvents"]
+    # Each event tells of the total after it, which did not begin at nothing.
+    changes = [event["args"] for event in sorted(events, key=lambda event: event["ts"]) if event["name"] == "[memory]"]
+    totals = [change["Total Allocated"] for change in changes]
+    return max(totals) - (totals[0] - changes[0]["Bytes"])
 
 
 def guarded(function: Callable[[], Any]) -> Any:
@@ -545,9 +560,9 @@ def time_parts(arm: Arm, whole: float, steps: int = 200) -> dict[str, float]:
 
 
 def timed(function: Callable[[], Any]) -> float:
-    """Median seconds of a call; the timer waits for the GPU."""
+    """Median seconds of a call, of five at least; the timer waits for the GPU."""
     timer = Timer("f()", globals={"f": function}, num_threads=torch.get_num_threads())
-    return timer.blocked_autorange(min_run_time=0.3).median
+    return timer.blocked_autorange(min_run_time=max(0.3, 5 * timer.timeit(1).median)).median
 
 
 def split(arm: Arm, configuration: Configuration, device: torch.device) -> dict[str, float]:
@@ -665,53 +680,6 @@ def measure_pipeline(device: torch.device, seconds: float = 3.0) -> dict[str, fl
     return rates
 
 
-# -- memory on a CPU ---------------------------------------------------------------------------------------------------
-
-
-def in_memory(name: str) -> int:
-    """Bytes of this process in memory: ``VmRSS`` now, ``VmHWM`` at its peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
-
-
-def measure_own_memory(configuration: Configuration, arm: str) -> int:
-    """Bytes that two steps of an arm add to a process in which everything is imported, at their peak."""
-    make_arm("default", Configuration("resnet10t", 64, 2), torch.device("cpu")).step()  # imports, thread pools
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # lets the peak start anew
-    before = in_memory("VmRSS")
-    step = make_arm(arm, configuration, torch.device("cpu")).step
-    for _ in range(2):
-        step()
-    return in_memory("VmHWM") - before
-
-
-def measure_memory_apart(configuration: Configuration, arm: str, threads: int) -> int:
-    """:func:`measure_own_memory` in a fresh process, because a peak never falls."""
-    request = json.dumps({"configuration": asdict(configuration), "arm": arm, "threads": threads})
-    output = subprocess.run(
-        [sys.executable, __file__, "--memory-of", request], capture_output=True, text=True, check=True
-    )
-    return int(output.stdout.split()[-1])
-
-
-def add_memory(results: dict[str, Any], path: Path) -> None:
-    """Measure the peak memory of a CPU results file's arms, where there is a goal for it, in turns."""
-    for record in results["configurations"]:
-        settings = record["configuration"]
-        if "error" in record or settings["size"] != 224 or (settings["model"], "memory") not in GOALS:
-            continue
-        configuration = Configuration(**{**settings, "arms": tuple(settings["arms"])})
-        arms = {name: arm for name, arm in record["arms"].items() if name in MEMORY_ARMS}
-        runs: dict[str, list[int]] = {name: [] for name in arms}
-        for _ in range(MEMORY_RUNS):
-            for name, values in runs.items():
-                values.append(measure_memory_apart(configuration, name, results["machine"]["threads"]))
-        for name, arm in arms.items():
-            arm |= {"peak_memory_bytes": int(median(runs[name])), "peak_memory_runs": runs[name]}
-        write(results, path)
-
-
 # -- reporting ---------------------------------------------------------------------------------------------------------
 
 
@@ -767,7 +735,6 @@ def to_markdown(results: dict[str, Any]) -> str:
         + (f" · TF32 in convolutions {machine['tf32_convolution']}" if machine["cudnn"] else ""),
         "",
         "Ratios are medians over paired repetitions, with the 95 % interval of the median.",
-        *([f"Peak memory: `{results['memory']}`, medians of {MEMORY_RUNS} processes."] if "memory" in results else []),
         "",
         "| configuration | arm | ms a step | x plain | interval | n | peak memory MB | x plain |",
         "|---|---|---:|---:|---|---:|---:|---:|",
@@ -787,10 +754,6 @@ def to_markdown(results: dict[str, Any]) -> str:
                 f"| {len(arm['seconds'])} | {'' if memory is None else f'{memory / 2**20:.0f}'} "
                 f"| {'' if share is None else f'{share:.3f}'} |"
             )
-        peaks = {name: arm["peak_memory_runs"] for name, arm in record["arms"].items() if "peak_memory_runs" in arm}
-        if peaks:
-            ranges = {name: f"{min(values) / 2**20:.0f} to {max(values) / 2**20:.0f}" for name, values in peaks.items()}
-            notes.append(f"- {record['label']}, peak memory from process to process, MB: {listed(ranges, 1.0)}")
         notes += [f"- {record['label']}, {name} failed: {words}" for name, words in record["failures"].items()]
         notes += goals(record)
         if "launches" in record:
@@ -976,12 +939,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="a configuration's repetitions, instead of the suite's")
     parser.add_argument("--deadline", type=float, help="seconds after which nothing more is begun")
     parser.add_argument(
-        "--memory", type=Path, metavar="FILE.json", help="add the peak memory to a results file of a CPU, and no more"
-    )
-    parser.add_argument(
         "--report", type=Path, metavar="FILE.json", help="table and plot of a results file, and no more"
     )
-    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
@@ -1004,23 +963,10 @@ def chosen(options: argparse.Namespace) -> list[Configuration]:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    if options.memory_of:
-        request = json.loads(options.memory_of)
-        torch.set_num_threads(request["threads"])
-        request["configuration"]["arms"] = tuple(request["configuration"]["arms"])
-        print(measure_own_memory(Configuration(**request["configuration"]), request["arm"]))
-        return
     if options.report:
         report(json.loads(options.report.read_text()), options.report)
         return
     command = " ".join(["python", "benchmarks/overhead.py", *(arguments or sys.argv[1:])])
-    if options.memory:
-        results = json.loads(options.memory.read_text())
-        add_memory(results, options.memory)
-        results["memory"] = command
-        write(results, options.memory)
-        report(results, options.memory)
-        return
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device or ("cuda" if options.suite == "gpu" else "cpu"))

@@ -77,6 +77,7 @@ def test_a_run_writes_results_table_and_plot_and_survives_a_failure(tmp_path, mo
     results = json.loads((tmp_path / "overhead-quick.json").read_text())
     good, small, bad = results["configurations"]
     assert len(good["arms"]["default"]["seconds"]) == 6
+    assert good["arms"]["default"]["peak_memory_bytes"] > good["arms"]["plain"]["peak_memory_bytes"] > 0
     assert "unknown arm" in good["failures"]["no such arm"]
     assert "grid_size" in small["failures"]["default"]
     assert "the plain step failed" in bad["error"]
@@ -100,31 +101,35 @@ def test_a_deadline_leaves_a_whole_table(tmp_path, monkeypatch):
     assert (tmp_path / "overhead-scaling.png").stat().st_size > 0
 
 
-def test_memory_is_added_to_a_results_file(tmp_path, monkeypatch, capsys):
-    arms = {name: {"seconds": [1.0], "peak_memory_bytes": None} for name in ("plain", "plain again", "default")}
-    records = [
-        {"label": model, "configuration": {"model": model, "size": 224, "arms": [*arms]}, "arms": arms, "failures": {}}
-        for model in ("resnet18", "tiny")
+def test_peak_memory_on_a_cpu_is_what_is_held_at_once(monkeypatch):
+    before = torch.empty(2**20, dtype=torch.uint8)  # not the arm's
+
+    def make_arm(name, configuration, device):
+        weights = torch.empty(3 * 2**20, dtype=torch.uint8)
+
+        def step():
+            first = torch.empty(5 * 2**20, dtype=torch.uint8)
+            del first
+            assert torch.empty(7 * 2**20, dtype=torch.uint8).numel() > weights.numel()
+
+        return overhead.Arm(step)
+
+    monkeypatch.setattr(overhead, "make_arm", make_arm)
+    assert overhead.peak_memory_on_cpu("plain", Configuration("tiny")) == 10 * 2**20
+    assert before.numel() == 2**20
+
+
+def test_goals_are_told_of():
+    arms = {
+        name: {"seconds": [1.0] * 6, "peak_memory_bytes": size} for name, size in (("plain", 100), ("default", 101))
+    }
+    record = {"label": "resnet18", "configuration": {"model": "resnet18", "size": 224}, "arms": arms}
+    assert overhead.goals(record) == [
+        "- resnet18, default preset, time: 1.000 of at most 1.05: met",
+        "- resnet18, default preset, memory: 1.010 of at most 1.03: met",
     ]
-    machine = {"device": "a CPU", "threads": 3, "load_at_start": 0.0, "cudnn": None}
-    machine |= dict.fromkeys(("torch", "timm", "kornia"), "1.0")
-    results = {"suite": "cpu", "command": "", "date": "2026", "machine": machine, "configurations": records}
-    path = tmp_path / "overhead-cpu.json"
-    path.write_text(json.dumps(results))
-    sizes = itertools.count(100)
-    asked = []
-    monkeypatch.setattr(
-        overhead, "measure_memory_apart", lambda *request: asked.append(request[1:]) or next(sizes) * 2**20
-    )
-    overhead.main(["--memory", str(path)])
-    assert asked == [("plain", 3), ("default", 3)] * overhead.MEMORY_RUNS
-    found = json.loads(path.read_text())["configurations"]
-    assert found[0]["arms"]["default"]["peak_memory_bytes"] == 105 * 2**20
-    assert found[1]["arms"] == arms
-    table = capsys.readouterr().out
-    assert "| resnet18 | default | 1000.00 | 1.000 | too few | 1 | 105 | 1.010 |" in table
-    assert "resnet18, peak memory from process to process, MB: plain 100 to 108, default 101 to 109" in table
-    assert "default preset, memory: 1.010 of at most 1.03: met" in table
+    record["arms"]["default"]["peak_memory_bytes"] = 104
+    assert overhead.goals(record)[1] == "- resnet18, default preset, memory: 1.040 of at most 1.03: missed"
 
 
 def test_the_law_finds_what_it_was_made_of():
