@@ -4,6 +4,7 @@ Suites named ``screen`` or ``...-screen`` score validation data alone and choose
 that were chosen, or that nothing had to choose.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,11 +55,15 @@ SMOOTH = {"grid_size": 4, "sigma": 1 / 12}
 """A few broad cells with a wide blur: nearest to what scanners do."""
 BROAD = {"2x2": {"grid_size": 2, "sigma": 1 / 6}, "3x3": {"grid_size": 3, "sigma": 1 / 9}}
 """Broader still, in the same proportion of blur to cell."""
+ONE_CELL = {"grid_size": 1, "sigma": 1 / 6, "mask_std": None, "level_std": 0.2}
+"""No pattern: the image brightens or darkens as a whole."""
 PAPER_MASK = {"grid_size": 8, "kernel_size": None, "sigma": None}
 """64 cells at 224 px are 8 at 28 to 32."""
 DOSES = (0.1, 0.2, 0.3, 0.45)
 """Standard deviations of masks of a fixed dose."""
 ADVERSARIAL = {"reward": "adversarial"}
+BOUNDED = {"max_log_concentration": math.log(2)}
+"""Cannot turn itself off: concentrations within 1/2 and 2 keep three quarters of the uniform's spread or more."""
 WIDE = {"init_log_concentration": -1.0}
 """Starts at Beta(.37, .37), whose mass lies at the ends: the strongest noise at a given strength."""
 
@@ -187,6 +192,12 @@ def _declare() -> list[Condition]:
             for std in DOSES[:3]
         ),
         *(_dosed("coop-2x2", std, "-level", {**BROAD["2x2"], "level_std": std}) for std in DOSES[:2]),
+        # The level alone.
+        _frozen("1x1-dose20-level", ONE_CELL),
+        *(
+            _learned(f"{name}-1x1-dose20-level{twin}", ONE_CELL, hook, policy=BOUNDED, shuffled=bool(twin))
+            for name, hook, twin in (("coop", {}, ""), ("coop", {}, "-shuffled"), ("adv", ADVERSARIAL, ""))
+        ),
         # Hand-set rivals. The bias field knows one of the test's shifts.
         Condition("bias-field", "augmentation", augment="bias_field"),
         Condition("gaussian-noise", "augmentation", augment="gaussian_noise"),
@@ -352,6 +363,10 @@ SUITES = {
     ),
     # Declared with it, whatever it chooses: the learned twin of what the package recommends.
     "learned-level": Suite((*HALF_TASKS, "joined-full-half"), ("coop-2x2-dose10-level",), 8, ("val", "test")),
+    # The level and the pattern apart: what the level does alone, and whether one number an image can be learned. The
+    # comparisons: the frozen one with frozen-2x2-dose20-level, the learned ones with it, the cooperative one with its
+    # shuffled twin too. Nothing is chosen.
+    "apart": Suite(HALF_TASKS, tuple(name for name in CONDITIONS if "1x1" in name), 8, ("val", "test")),
     "paper-twin": Suite(("organs-half", "pneumonia-half"), ("plain", "paper", "frozen-paper"), 8, ("val", "test")),
     "confirm": Suite(
         MAIN_TASKS,

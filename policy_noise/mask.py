@@ -134,6 +134,11 @@ class PolicyNoiseMask(nn.Module):
                 f"level_std needs mean_preserving=True, got False: without it the mask's mean varies by itself, so "
                 f"leave out level_std={level_std!r}"
             )
+        if math.prod(self.grid_size) == 1 and (mask_std is not None or (mean_preserving and not level_std)):
+            raise ValueError(
+                f"grid_size={grid_size!r} is one cell, in which no mask of mean 1 can vary, got mask_std={mask_std!r} "
+                f"and level_std={level_std!r}: take more cells, or mask_std=None and a level_std"
+            )
         if domain not in ("intensity", "normalized"):
             raise ValueError(f"domain must be 'intensity' or 'normalized', got {domain!r}")
         # A side of any length stands for the image, whose size is known later: this checks the numbers alone.

@@ -362,6 +362,12 @@ def test_repr_names_the_settings():
             {"level_std": 0.2, "mean_preserving": False, "mask_std": None},
             r"level_std needs mean_preserving=True, got False: .*leave out level_std=0\.2",
         ),
+        ({"grid_size": 1}, r"grid_size=1 is one cell, .* got mask_std=0\.2 and level_std=0\.0: take more cells"),
+        (
+            {"grid_size": (1, 1), "level_std": 0.2},
+            r"grid_size=\(1, 1\) is one cell, .*mask_std=0\.2 and level_std=0\.2",
+        ),
+        ({"grid_size": 1, "mask_std": None}, "grid_size=1 is one cell, .*got mask_std=None"),
         ({"domain": "frequency"}, "domain must be .*'frequency'"),
         ({"mean": 0.5}, r"mean and std belong together, got mean=0\.5 and std=None"),
         ({"mean": [0.5, 0.5], "std": 1.0}, r"mean must be one finite number or 3 \(in_chans\), got \[0\.5, 0\.5\]"),
@@ -373,6 +379,15 @@ def test_repr_names_the_settings():
 def test_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         PolicyNoiseMask(**arguments)
+
+
+@pytest.mark.parametrize("scaling", [{"level_std": 0.2}, {"mean_preserving": False}])
+def test_one_cell_brightens_or_darkens_the_whole_image(scaling):
+    mask = PolicyNoiseMask(grid_size=1, p=1.0, mask_std=None, **scaling)
+    images = torch.rand(64, 3, 20, 30)
+    rendered = mask.render(mask.sample(images), images.shape[2:]).flatten(1)
+    assert rendered.std(1).max() < 1e-5
+    assert rendered.mean(1).std() > 0.1
 
 
 def test_numpys_numbers_are_numbers():
