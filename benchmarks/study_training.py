@@ -178,7 +178,7 @@ class Signals:
         self.noise: PolicyNoiseMask | None = None
         self.generator = generator
         if name == "robust":
-            self.noise = PolicyNoiseMask(1, policy="static", p=1.0, mask_std=ROBUST_STD, **normalization)
+            self.noise = PolicyNoiseMask(1, 4, policy="static", p=1.0, mask_std=ROBUST_STD, **normalization)
             self.noise.to(generator.device)
         if name == "teacher":
             self.teacher = copy.deepcopy(model).eval()
@@ -506,7 +506,7 @@ def _diagnose(mask: PolicyNoiseMask, data: TaskData) -> dict[str, float]:
         "cell_mean": float(mean.mean()),
         "cell_std": float((mean * (1 - mean) / (total + 1)).sqrt().mean()),
         "mean_over_images_std": float(mean.std(0).mean()),
-        "mean_over_cells_std": float(mean.mean(0).std()),
+        "mean_over_cells_std": float(mean.mean(0).std()) if mean[0].numel() > 1 else 0.0,
         "rendered_std": float(rendered.flatten(1).std(1).mean()),
     }
 
