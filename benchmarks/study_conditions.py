@@ -362,7 +362,8 @@ SUITES = {
         ("val",),
     ),
     # Declared with it, whatever it chooses: the learned twin of what the package recommends.
-    "learned-level": Suite((*HALF_TASKS, "joined-full-half"), ("coop-2x2-dose10-level",), 8, ("val", "test")),
+    "learned-level": Suite(HALF_TASKS, ("coop-2x2-dose10-level",), 8, ("val", "test")),
+    "large-learned-level": Suite(("joined-full-half",), ("coop-2x2-dose10-level",), 8, ("val", "test")),
     # The level and the pattern apart: what the level does alone, and whether one number an image can be learned. The
     # comparisons: the frozen one with frozen-2x2-dose20-level, the learned ones with it, the cooperative one with its
     # shuffled twin too. Nothing is chosen.

@@ -59,9 +59,11 @@ def test_committed_results_are_those_of_their_suite():
         ("transfer", ("transfer",), 0, True),
         ("twin", ("paper-twin",), 0, False),
         ("third", ("third", "third-coop"), 0, False),
-        ("large", ("large", "large-broad", "large-level"), 0, True),
+        ("large", ("large", "large-broad", "large-level", "large-learned-level"), 0, True),
         ("fourth", ("default", "brightness"), 0, True),
         ("level", ("level",), 0, True),
+        ("level-screen", ("level-screen",), 300, True),
+        ("apart", ("learned-level", "apart"), 0, True),
     ):
         found = {record["key"] for record in study.read_results(results / f"study-{name}.jsonl.gz")}
         declared = {study.key_of(job) for suite in suites for job in jobs(suite, first_seed=first_seed)}
