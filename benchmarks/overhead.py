@@ -126,6 +126,7 @@ def suite(name: str) -> list[Configuration]:
             Configuration("resnet10t", seconds=90),
             Configuration("convnext_tiny", arms=few, seconds=120),
             Configuration("vit_small", arms=few, seconds=90),
+            Configuration("resnet18", compile=True, arms=(*few, "default, compiled mask"), seconds=120),
         ]
     if name == "launches":
         arms = ("plain", "plain again", "default", SPARSE, "frozen")
