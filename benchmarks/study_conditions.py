@@ -192,6 +192,10 @@ def _declare() -> list[Condition]:
             for std in DOSES[:3]
         ),
         *(_dosed("coop-2x2", std, "-level", {**BROAD["2x2"], "level_std": std}) for std in DOSES[:2]),
+        # What coop-2x2-dose10-level may have learned: a smaller dose, or a smaller level.
+        _frozen("2x2-dose5-level", {**BROAD["2x2"], "mask_std": 0.05, "level_std": 0.05}),
+        _frozen("2x2-dose10-half-level", {**BROAD["2x2"], "mask_std": 0.1, "level_std": 0.05}),
+        _dosed("coop-2x2", 0.1, "-level-shuffled", {**BROAD["2x2"], "level_std": 0.1}, shuffled=True),
         # The level alone.
         _frozen("1x1-dose20-level", ONE_CELL),
         *(
@@ -364,6 +368,15 @@ SUITES = {
     # Declared with it, whatever it chooses: the learned twin of what the package recommends.
     "learned-level": Suite(HALF_TASKS, ("coop-2x2-dose10-level",), 8, ("val", "test")),
     "large-learned-level": Suite(("joined-full-half",), ("coop-2x2-dose10-level",), 8, ("val", "test")),
+    # Declared after suite learned-level was looked at, where coop-2x2-dose10-level lay above the frozen front over the
+    # shifts, the first learned condition that did: does unlearned noise of half the dose or half the level do the same,
+    # and does the mask of another image?
+    "level-lead": Suite(
+        HALF_TASKS,
+        ("frozen-2x2-dose5-level", "frozen-2x2-dose10-half-level", "coop-2x2-dose10-level-shuffled"),
+        8,
+        ("val", "test"),
+    ),
     # The level and the pattern apart: what the level does alone, and whether one number an image can be learned. The
     # comparisons: the frozen one with frozen-2x2-dose20-level, the learned ones with it, the cooperative one with its
     # shuffled twin too. Nothing is chosen.
