@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import platform
 import sys
+import threading
 import time
 import traceback
 from collections import Counter
@@ -67,7 +68,16 @@ def pack(records: list[dict[str, Any]]) -> bytes:
     return gzip.compress("".join(lines).encode(), mtime=0)
 
 
+def _end_with_parent() -> None:
+    """Wait for the parent's end, however it comes. A pool's workers would go on with what is queued, and then wait."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def _start_worker(device: str) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     if device.startswith("cuda"):
         torch.backends.cuda.matmul.allow_tf32 = True

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -68,6 +69,22 @@ def test_committed_results_are_those_of_their_suite():
         found = {record["key"] for record in study.read_results(results / f"study-{name}.jsonl.gz")}
         declared = {study.key_of(job) for suite in suites for job in jobs(suite, first_seed=first_seed)}
         assert found == declared if whole else found < declared
+
+
+def test_workers_end_with_a_killed_parent():
+    script = """
+import multiprocessing, time
+from concurrent.futures import ProcessPoolExecutor
+import study
+pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), study._start_worker, ("cpu",))
+print(pool.submit(abs, -1).result(), flush=True)
+pool.submit(time.sleep, 600).result()
+"""
+    folder = str(Path(study.__file__).parent)
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=folder) as process:
+        assert process.stdout.readline() == "1\n"
+        process.kill()
+        process.communicate(timeout=60)  # the output is closed when the last of them has gone
 
 
 def test_unknown_names_are_refused():
