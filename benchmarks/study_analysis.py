@@ -25,7 +25,7 @@ TESTED = ("clean", "shifted", "bias_field", "medmnist_c", "few_shot", "ct2", "mr
 """Measures with all tests; other shifts are compared with plain alone, over all tasks. The bias field is the shift
 nearest to what the mask does."""
 TWINS = ("-shuffled", "-static")
-LEVEL_CONTROLS = ("mean of 1", "bias-field")
+LEVEL_CONTROLS = ("mean of 1", "no pattern", "bias-field")
 CONTROLS = ("plain", "frozen front", "frozen twin", *TWINS, *LEVEL_CONTROLS)
 FROZEN_TWINS = {
     "coop": "frozen-s100-p50",
@@ -230,6 +230,8 @@ def _other(condition: str, control: str) -> str:
         return _frozen_twin(condition)
     if control in LEVEL_CONTROLS and not condition.endswith("-level"):
         return "none"
+    if control == "no pattern":
+        return condition.replace("-2x2-", "-1x1-") if "-2x2-" in condition else "none"
     return condition.removesuffix("-level") if control == "mean of 1" else control
 
 
@@ -367,7 +369,7 @@ def _twin_tests(results: Results, lookup: _Lookup) -> list[str]:
 
 
 def _level_tests(results: Results, lookup: _Lookup) -> list[str]:
-    """Masks whose mean varies about 1 against the same of mean 1, and against the hand-set bias field."""
+    """Masks whose mean varies about 1 against the same of mean 1, without a pattern, and the hand-set bias field."""
     measures = [m for m in TESTED if np.isfinite(gains(results, "plain", m))]
     lines = _head(["condition", "control", *measures])
     for name in _sorted(results):

@@ -60,7 +60,8 @@ class PolicyNoiseMask(nn.Module):
 
     Args:
         in_chans: Channels of the images.
-        grid_size: Cells along each axis; a tuple of two for images, of three for volumes (B, C, D, H, W).
+        grid_size: Cells along each axis; a tuple of two for images, of three for volumes (B, C, D, H, W). One cell has
+            no pattern: it needs ``mask_std=None``, and a ``level_std`` or ``mean_preserving=False``.
         kernel_size: Blur kernel in pixels; by default it follows sigma.
         sigma: Blur sigma in pixels; by default a third of a cell.
         policy: ``"spatial"`` (a few convolutions on a thumbnail), ``"static"`` (one distribution for all images), the

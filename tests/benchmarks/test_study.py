@@ -64,7 +64,8 @@ def test_committed_results_are_those_of_their_suite():
         ("fourth", ("default", "brightness"), 0, True),
         ("level", ("level",), 0, True),
         ("level-screen", ("level-screen",), 300, True),
-        ("apart", ("learned-level", "apart"), 0, True),
+        ("lead", ("learned-level", "level-lead"), 0, True),
+        ("apart", ("apart",), 0, True),
     ):
         found = {record["key"] for record in study.read_results(results / f"study-{name}.jsonl.gz")}
         declared = {study.key_of(job) for suite in suites for job in jobs(suite, first_seed=first_seed)}
