@@ -832,8 +832,8 @@ def goals(record: dict[str, Any]) -> list[str]:
     model = record["configuration"]["model"]
     if record["configuration"]["size"] != 224:
         return notes
-    time_, low, _ = ratio(record, "default", "plain") or (None, math.nan, math.nan)
-    found = {"time": None if math.isnan(low) else time_, "memory": memory_ratio(record, "default")}
+    middle, low, _ = ratio(record, "default", "plain") or (None, math.nan, math.nan)
+    found = {"time": None if math.isnan(low) else middle, "memory": memory_ratio(record, "default")}
     for kind, value in found.items():
         goal = GOALS.get((model, kind))
         if goal is not None and value is not None:

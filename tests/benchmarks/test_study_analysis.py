@@ -113,7 +113,7 @@ def test_the_frozen_twin_has_the_same_mask(condition, twin):
         assert own == frozen
 
 
-def test_masks_whose_mean_varies_have_two_controls_more():
+def test_masks_whose_mean_varies_have_controls_of_their_own():
     assert _other("coop-2x2-dose20-level", "mean of 1") == "coop-2x2-dose20"
     assert _other("frozen-2x2-dose30-level", "bias-field") == "bias-field"
     assert _other("frozen-2x2-dose20-level", "no pattern") == "frozen-1x1-dose20-level"
