@@ -338,6 +338,18 @@ def test_packed_results_are_read_as_they_were_but_for_digits(tmp_path):
     assert second == records[1]
 
 
+def test_the_analysis_takes_chosen_tasks_alone(tmp_path, monkeypatch):
+    source = tmp_path / "results.jsonl"
+    source.write_text("".join(json.dumps({"key": key, "task": key}) + "\n" for key in "abc"))
+    taken = []
+    monkeypatch.setattr("study_analysis.analyse", lambda records, *rest: taken.append([r["key"] for r in records]))
+    for tasks in ([], ["--tasks", "a,c"]):
+        study.main(["analyse", str(source), *tasks, "--output", str(tmp_path)])
+    assert taken == [["a", "b", "c"], ["a", "c"]]
+    with pytest.raises(ValueError, match=r"--tasks must be of the results' tasks, got \['d'\]"):
+        study.main(["analyse", str(source), "--tasks", "a,d", "--output", str(tmp_path)])
+
+
 def test_a_failed_run_is_a_record(tmp_path):
     record = study._run(jobs("smoke")[0], str(tmp_path), "no-such-device", False, float("inf"))
     assert record is not None
