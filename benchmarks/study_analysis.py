@@ -228,11 +228,15 @@ def _other(condition: str, control: str) -> str:
         return condition + control
     if control == "frozen twin":
         return _frozen_twin(condition)
-    if control in LEVEL_CONTROLS and not condition.endswith("-level"):
+    if control not in LEVEL_CONTROLS:
+        return control
+    mask, found, level = condition.partition("-level")
+    if not found or level.startswith("-"):
         return "none"
     if control == "no pattern":
-        return condition.replace("-2x2-", "-1x1-") if "-2x2-" in condition else "none"
-    return condition.removesuffix("-level") if control == "mean of 1" else control
+        name, _, dose = mask.partition("-2x2-dose")
+        return f"{name}-1x1-dose{level or dose}-level" if dose else "none"
+    return mask if control == "mean of 1" else control
 
 
 def _comparisons(results: Results) -> list[Comparison]:

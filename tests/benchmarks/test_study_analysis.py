@@ -117,6 +117,8 @@ def test_masks_whose_mean_varies_have_controls_of_their_own():
     assert _other("coop-2x2-dose20-level", "mean of 1") == "coop-2x2-dose20"
     assert _other("frozen-2x2-dose30-level", "bias-field") == "bias-field"
     assert _other("frozen-2x2-dose20-level", "no pattern") == "frozen-1x1-dose20-level"
+    assert _other("frozen-2x2-dose10-level30", "no pattern") == "frozen-1x1-dose30-level"
+    assert _other("frozen-2x2-dose10-level30", "mean of 1") == "frozen-2x2-dose10"
     assert _other("frozen-1x1-dose20-level", "no pattern") == _other("frozen-2x2-dose20", "no pattern") == "none"
     assert _other("coop-2x2-dose20", "mean of 1") == _other("coop-2x2-dose20", "bias-field") == "none"
 
