@@ -389,9 +389,9 @@ SUITES = {
     "apart": Suite(HALF_TASKS, tuple(name for name in CONDITIONS if "1x1-dose20" in name), 8, ("val", "test")),
     # preset="augment" anew, now that the level alone is known: levels with a pattern and without. Validation alone,
     # seeds that no other suite has. Out are those that lose more than 0.01 clean in the mean over the four tasks, as
-    # long as one is left; of the rest the one with the best mean of its differences from plain, clean, shifted and under
-    # bias fields; another than frozen-2x2-dose10-level, today's, only if the 95 % interval of its advantage in that
-    # mean excludes 0.
+    # long as one is left; of the rest the one with the best mean of its differences from plain, clean, shifted and
+    # under bias fields; another than frozen-2x2-dose10-level, today's, only if the 95 % interval of its advantage in
+    # that mean excludes 0.
     "augment-screen": Suite(
         (*HALF_TASKS, "joined-full-half"),
         (
