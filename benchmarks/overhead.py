@@ -53,7 +53,6 @@ from torch.utils.benchmark import Timer
 
 import policy_noise
 import policy_noise.functional as PF
-from policy_noise.rewards import per_sample_loss
 
 MODELS = {
     "resnet10t": "resnet10t",
@@ -411,7 +410,7 @@ def measure(configuration: Configuration, device: torch.device, until: float = m
             if name in arms and device.type == "cuda"
         }
         record["split"] = {
-            preset: guarded(lambda preset=preset: split(arms[preset], configuration, device))
+            preset: guarded(lambda preset=preset: time_parts(arms[preset], 15, device))
             for preset in ("default", "paper")
             if preset in arms
         }
@@ -426,7 +425,7 @@ def measure(configuration: Configuration, device: torch.device, until: float = m
     if configuration.launches:
         record["launches"] = guarded(lambda: count_launches(arms["default"]))
         record["launches frozen"] = guarded(lambda: count_launches(arms["frozen"]))
-        record["host"] = guarded(lambda: time_parts(arms["default"], added(record)))
+        record["host"] = guarded(lambda: time_all(arms["default"], added(record), device))
     return record
 
 
@@ -538,17 +537,19 @@ def count_launches(arm: Arm) -> dict[str, int]:
     return {**counts, "all": sum(counts.values())}
 
 
-def time_parts(arm: Arm, whole: float, steps: int = 200) -> dict[str, float]:
-    """Median seconds of each part in a running step; the rest of what the preset adds is hooks and pairing."""
+def time_parts(arm: Arm, steps: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each part in a running step, which waits for the device where a part begins and ends."""
     assert arm.hook is not None
     times: dict[str, list[float]] = {part: [] for part in PARTS}
     inner = [0.0]
 
     @contextmanager
     def clock(part: str) -> Iterator[None]:
+        synchronize(device)
         start = time.perf_counter()
         inner.append(0.0)
         yield
+        synchronize(device)
         spent = time.perf_counter() - start
         times[part].append(spent - inner.pop())
         inner[-1] += spent
@@ -556,7 +557,12 @@ def time_parts(arm: Arm, whole: float, steps: int = 200) -> dict[str, float]:
     with parts_within(arm.hook, clock):
         for _ in range(steps):
             arm.step()
-    parts = {part: median(values) for part, values in times.items()}
+    return {part: median(values) for part, values in times.items()}
+
+
+def time_all(arm: Arm, whole: float, device: torch.device) -> dict[str, float]:
+    """The parts, and the rest of what the preset adds: hooks and pairing."""
+    parts = time_parts(arm, 200, device)
     return {**parts, "hooks and pairing": whole - sum(parts.values()), "all": whole}
 
 
@@ -564,35 +570,6 @@ def timed(function: Callable[[], Any]) -> float:
     """Median seconds of a call, of five at least; the timer waits for the GPU."""
     timer = Timer("f()", globals={"f": function}, num_threads=torch.get_num_threads())
     return timer.blocked_autorange(min_run_time=max(0.3, 5 * timer.timeit(1).median)).median
-
-
-def split(arm: Arm, configuration: Configuration, device: torch.device) -> dict[str, float]:
-    """Where the mask's own time goes, in seconds, each part timed by itself."""
-    assert arm.hook is not None
-    images, targets = make_batch(configuration, device)
-    mask, learner = arm.hook.mask, arm.hook.learner
-    criterion, logits = nn.CrossEntropyLoss(), torch.randn(configuration.batch, CLASSES, device=device)
-    sample = mask.sample(images)
-    loss = per_sample_loss(criterion, logits, targets)
-
-    def whole() -> None:
-        learner.observe(mask.sample(images), loss)
-        learner.step(0.01)
-
-    parts = {
-        "policy forward": timed(lambda: mask.policy(images)),
-        "sampling": timed(lambda: mask.sample(images)),
-        "rendering": timed(lambda: mask(images, sample)),
-        "loss of each sample": timed(lambda: per_sample_loss(criterion, logits, targets)),
-        "policy backward": timed(
-            lambda: torch.autograd.grad(sample.log_prob.sum(), learner.parameters, retain_graph=True, allow_unused=True)
-        ),
-        "estimator and policy step": timed(whole),
-    }
-    # Sampling runs the policy and the whole runs both before it: what is left is their own.
-    parts["estimator and policy step"] -= parts["sampling"] + parts["policy backward"]
-    parts["sampling"] -= parts["policy forward"]
-    return parts
 
 
 def rendering(configuration: Configuration, device: torch.device) -> dict[str, float]:

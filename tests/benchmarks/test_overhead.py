@@ -3,6 +3,7 @@
 import itertools
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -147,7 +148,6 @@ def test_the_law_finds_what_it_was_made_of():
 def test_launches_are_counted_where_they_are_made():
     arm = overhead.make_arm("default", Configuration("tiny", 64, 2), CPU)
     counts = overhead.count_launches(arm)
-    parts = overhead.time_parts(arm, 1.0, steps=2)
     assert counts["all"] == sum(counts[part] for part in overhead.PARTS)
     assert counts["policy forward"] >= 4 + 3 + 4  # convolutions, norms, activations
     assert counts["policy backward"] > counts["rendering"] > 5
@@ -156,4 +156,15 @@ def test_launches_are_counted_where_they_are_made():
     asked = {part for part, count in frozen.items() if count}
     assert asked == {"sampling", "rendering", "all"}  # neither policy nor losses
     assert frozen["rendering"] == counts["rendering"]
-    assert sum(parts[part] for part in (*overhead.PARTS, "hooks and pairing")) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_parts_are_timed_without_what_they_call(preset):
+    arm = overhead.make_arm(preset, Configuration("tiny", 64, 2), CPU)
+    start = time.perf_counter()
+    parts = overhead.time_parts(arm, 3, CPU)
+    assert tuple(parts) == tuple(overhead.PARTS)
+    assert min(parts.values()) > 0
+    assert sum(parts.values()) < time.perf_counter() - start
+    whole = overhead.time_all(arm, 1.0, CPU)
+    assert sum(whole[part] for part in (*overhead.PARTS, "hooks and pairing")) == pytest.approx(whole["all"]) == 1.0
