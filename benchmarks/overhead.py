@@ -65,7 +65,7 @@ MODELS = {
 CLASSES = 100
 DEFAULT_GRID = policy_noise.PolicyNoiseMask().grid_size[0]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-OURS = ("plain", "plain again", "default", "paper", "authors")
+OURS = ("plain", "plain again", "default", "augment", "paper", "authors")
 RIVALS = ("timm RandomErasing", "timm Mixup", "kornia RandomErasing")
 EVERY = 4
 SPARSE = "default, every fourth"
@@ -88,8 +88,8 @@ class Configuration:
         seconds: Time to spend on the repetitions; at least six are made.
         repetitions: Most of them.
         profile: Also the split, the launched kernels and the checks, which belong to the model and not to its batch.
-        launches: Also what the default preset, learned and frozen, asks of the device, and its time on the host, part
-            by part.
+        launches: Also what the presets default and augment ask of the device, part by part, and the time that the parts
+            of the former take on the host.
     """
 
     model: str
@@ -118,7 +118,7 @@ def suite(name: str) -> list[Configuration]:
     if name == "quick":
         return [Configuration("resnet10t", 64, 8, arms=(*OURS, *RIVALS), seconds=6, profile=True)]
     if name == "cpu":
-        few = ("plain", "plain again", "default")
+        few = ("plain", "plain again", "default", "augment")
         return [  # what was aimed at first, so that a deadline cuts the rest
             Configuration("resnet18", arms=(*OURS, *RIVALS), seconds=240, profile=True),
             Configuration("resnet50", seconds=400),
@@ -128,10 +128,10 @@ def suite(name: str) -> list[Configuration]:
             Configuration("resnet18", compile=True, arms=(*few, "default, compiled mask"), seconds=120),
         ]
     if name == "launches":
-        arms = ("plain", "plain again", "default", SPARSE, "frozen")
+        arms = ("plain", "plain again", "default", SPARSE, "augment")
         return [Configuration("tiny", 64, 2, arms=arms, seconds=20, repetitions=200, launches=True)]
     if name == "gpu":
-        few = ("plain", "default", SPARSE)
+        few = ("plain", "default", "augment", SPARSE)
         compiled = (*OURS, SPARSE, "default, compiled mask", "default, policy as graphs")
         return [
             Configuration("resnet50", batch=64, precision="bf16", seconds=8, profile=True),
@@ -262,8 +262,8 @@ def make_arm(name: str, configuration: Configuration, device: torch.device) -> A
     optimizers: list[torch.optim.Optimizer] = [optimizer]
     forward: Callable[[Tensor, Tensor], Tensor] = lambda x, y: criterion(model(x), y)  # noqa: E731
     grid = configuration.grid or min(64, configuration.size // 2)
-    if name == "frozen":
-        hook = policy_noise.attach(model, optimizer, frozen=True, policy="static", mean=MEAN, std=STD)
+    if name == "augment":
+        hook = policy_noise.attach(model, optimizer, preset="augment", mean=MEAN, std=STD)
     elif name.startswith("default"):
         settings: dict[str, Any] = {"mean": MEAN, "std": STD}
         if configuration.grid:
@@ -424,7 +424,7 @@ def measure(configuration: Configuration, device: torch.device, until: float = m
             }
     if configuration.launches:
         record["launches"] = guarded(lambda: count_launches(arms["default"]))
-        record["launches frozen"] = guarded(lambda: count_launches(arms["frozen"]))
+        record["launches augment"] = guarded(lambda: count_launches(arms["augment"]))
         record["host"] = guarded(lambda: time_all(arms["default"], added(record), device))
     return record
 
@@ -740,7 +740,7 @@ def to_markdown(results: dict[str, Any]) -> str:
         for key, title, unit in (
             ("kernels", "kernels a step", 1.0),
             ("launches", "operations of the default preset on the device", 1.0),
-            ("launches frozen", "operations of the frozen mask on the device", 1.0),
+            ("launches augment", "operations of the preset augment on the device", 1.0),
             ("host", "host time of the default preset, ms", 1e3),
             ("rendering", "rendering, ms", 1e3),
         ):

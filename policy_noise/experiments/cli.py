@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from policy_noise.heated import average_checkpoints, read_heated_metadata, save_heated
 
 from .data import SPLITS, ImageSet, Split, join_sets, load_medmnist, load_npz, resize
-from .distributed import world
+from .distributed import started_first, world
 from .evaluation import score
 from .figures import class_histogram, intensity_histogram
 from .radimagenet import load_image_folder, load_radimagenet
@@ -77,7 +76,7 @@ def _sources(arguments: argparse.Namespace, size: int, in_chans: int) -> list[An
         files, missing = load_radimagenet(arguments.radimagenet, size=size, skip_bad_files=skip)
     else:
         files, missing = load_image_folder(arguments.image_folder, size=size, in_chans=in_chans, skip_bad_files=skip)
-    if missing and not int(os.environ.get("RANK", 0)):
+    if missing and started_first():
         print("\n".join([f"{len(missing)} missing files are left out:", *missing]), file=sys.stderr)
     return [files]
 

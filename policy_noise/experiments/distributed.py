@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-__all__ = ["World", "world"]
+__all__ = ["World", "started_first", "world"]
 
 T = TypeVar("T")
 
@@ -65,6 +65,11 @@ class World:
         """Wait for all."""
         if self.size > 1:
             dist.barrier()
+
+
+def started_first() -> bool:
+    """Whether this is the first of the processes that torchrun started, known before they have joined."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 @contextmanager

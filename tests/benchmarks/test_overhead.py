@@ -36,7 +36,7 @@ def test_authors_policy_has_the_published_size_and_runs_its_heads_twice():
 @pytest.mark.parametrize("name", ["quick", "cpu", "launches", "gpu", "scaling"])
 def test_suites_hold_only_arms_that_exist_and_a_plain_one(name):
     compiled = ("default, compiled mask", "default, policy as graphs")
-    known = {*overhead.OURS, *overhead.RIVALS, *compiled, overhead.SPARSE, "frozen"}
+    known = {*overhead.OURS, *overhead.RIVALS, *compiled, overhead.SPARSE}
     for configuration in overhead.suite(name):
         assert configuration.arms[0] == "plain"
         assert set(configuration.arms) <= known
@@ -152,10 +152,10 @@ def test_launches_are_counted_where_they_are_made():
     assert counts["policy forward"] >= 4 + 3 + 4  # convolutions, norms, activations
     assert counts["policy backward"] > counts["rendering"] > 5
     assert counts["observe"] == 0
-    frozen = overhead.count_launches(overhead.make_arm("frozen", Configuration("tiny", 64, 2), CPU))
-    asked = {part for part, count in frozen.items() if count}
+    unlearned = overhead.count_launches(overhead.make_arm("augment", Configuration("tiny", 64, 2), CPU))
+    asked = {part for part, count in unlearned.items() if count}
     assert asked == {"sampling", "rendering", "all"}  # neither policy nor losses
-    assert frozen["rendering"] == counts["rendering"]
+    assert unlearned["sampling"] == counts["sampling"]
 
 
 @pytest.mark.parametrize("preset", ["default", "paper"])
