@@ -81,7 +81,8 @@ class PolicyNoiseMask(nn.Module):
         std: See ``mean``.
 
     Shape:
-        - images: (B, in_chans, H, W), or (B, in_chans, D, H, W) with a grid of three axes; floating point.
+        - images: (B, in_chans, H, W), or (B, in_chans, D, H, W) with a grid of three axes; floating point. One image
+          without the first axis is a batch of one, so that the module fits into a data set's transforms.
         - Output: the same shape, dtype, device and memory format.
 
     Raises:
@@ -187,6 +188,10 @@ class PolicyNoiseMask(nn.Module):
         black = (-values[0] / values[1]).expand(self.in_chans)
         return black.reshape(1, self.in_chans, *[1] * len(self.grid_size)).clone()
 
+    def _is_single(self, images: Tensor) -> bool:
+        axes = len(self.grid_size)
+        return isinstance(images, Tensor) and images.ndim == axes + 1 and images.shape[0] == self.in_chans
+
     def _check_images(self, images: Tensor) -> None:
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a tensor, got {type(images).__name__}")
@@ -194,8 +199,9 @@ class PolicyNoiseMask(nn.Module):
             raise TypeError(f"images must be floating point (and normalised), got dtype {images.dtype}")
         axes = len(self.grid_size)
         if images.ndim != axes + 2 or images.shape[1] != self.in_chans:
-            layout = "(B, C, H, W)" if axes == 2 else "(B, C, D, H, W)"
-            raise ValueError(f"images must have shape {layout} with C = {self.in_chans}, got {tuple(images.shape)}")
+            layout = "(B, C, H, W) or (C, H, W)" if axes == 2 else "(B, C, D, H, W) or (C, D, H, W)"
+            shape = tuple(images.shape)
+            raise ValueError(f"images must have shape {layout} with C = {self.in_chans}, got {shape}")
         if any(pixels < cells for pixels, cells in zip(images.shape[2:], self.grid_size, strict=True)):
             raise ValueError(
                 f"grid_size {self.grid_size} does not fit images of size {tuple(images.shape[2:])}: "
@@ -208,12 +214,14 @@ class PolicyNoiseMask(nn.Module):
         """Draw masks for a batch. The policy runs in fp32, whatever the images' dtype and autocast.
 
         Args:
-            images: A batch; see the class.
+            images: A batch, or one image; see the class.
             generator: Source of randomness on the images' device; by default the global one.
 
         Returns:
             The sample, whose ``log_prob`` and ``entropy`` carry the policy's graph.
         """
+        if self._is_single(images):
+            images = images.unsqueeze(0)
         self._check_images(images)
         with torch.autocast(images.device.type, enabled=False):
             log_concentration1, log_concentration0 = self.policy(images)
@@ -265,15 +273,17 @@ class PolicyNoiseMask(nn.Module):
         """Mask a batch.
 
         Args:
-            images: A batch; see the class.
+            images: A batch, or one image; see the class.
             sample: Replay these masks, in either mode. Without it masks are drawn in training mode only.
 
         Returns:
             The masked images, or in eval mode without a sample the very same tensor.
         """
+        if sample is None and not self.training:
+            return images
+        if self._is_single(images):
+            return self(images.unsqueeze(0), sample).squeeze(0)
         if sample is None:
-            if not self.training:
-                return images
             sample = self.sample(images)
         else:
             self._check_images(images)

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torchvision.transforms import v2
 
 from policy_noise import MaskSample, PolicyNoiseMask
 from policy_noise import functional as PF
@@ -253,6 +254,50 @@ def test_volumes():
     torch.testing.assert_close(mask.render(sample, (9, 11, 13)).flatten(1).mean(1), torch.ones(2))
 
 
+@pytest.mark.parametrize("shape", [(3, 32, 48), (3, 8, 32, 48)])
+@pytest.mark.parametrize("settings", [{}, {"preset": "augment", "p": 1.0}, {"mean": 0.4, "std": 0.3, "p": 1.0}])
+def test_one_image_is_a_batch_of_one(shape, settings):
+    mask = PolicyNoiseMask.from_preset(**settings, grid_size=(2,) * (len(shape) - 1))
+    images = torch.randn(shape)
+    torch.manual_seed(3)
+    batch = mask(images[None])
+    torch.manual_seed(3)
+    assert torch.equal(mask(images), batch[0])
+    sample = mask.sample(images)
+    assert len(sample.action) == 1
+    assert mask.eval()(images) is images
+    assert torch.equal(mask(images, sample), mask(images[None], sample)[0])
+
+
+class Photos(torch.utils.data.Dataset):
+    """One photograph, eight times, through transforms that end with a mask."""
+
+    def __init__(self):
+        mask = PolicyNoiseMask.from_preset("augment", p=1.0, mean=0.5, std=0.25)
+        self.transform = v2.Compose(
+            [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.25] * 3), mask]
+        )
+        self.photo = np.random.default_rng(0).integers(256, size=(32, 40, 3), dtype=np.uint8)
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return self.transform(self.photo)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_among_a_data_sets_transforms(workers):
+    def load():
+        torch.manual_seed(0)
+        return torch.cat(list(torch.utils.data.DataLoader(Photos(), batch_size=2, num_workers=workers)))
+
+    images = load()
+    assert images.shape == (8, 3, 32, 40)
+    assert len({image.sum().item() for image in images}) == 8  # also from worker to worker
+    assert torch.equal(load(), images)
+
+
 @settings(deadline=None, max_examples=40, derandomize=True)
 @given(
     batch_size=st.integers(0, 5),
@@ -399,7 +444,8 @@ def test_numpys_numbers_are_numbers():
 @pytest.mark.parametrize(
     ("images", "error", "message"),
     [
-        (torch.randn(3, 32, 32), ValueError, r"images must have shape \(B, C, H, W\) with C = 3, got \(3, 32, 32\)"),
+        (torch.randn(2, 32, 32), ValueError, r"shape \(B, C, H, W\) or \(C, H, W\) with C = 3, got \(2, 32, 32\)"),
+        (torch.randn(32, 32), ValueError, r"got \(32, 32\)"),
         (torch.randn(2, 1, 32, 32), ValueError, r"with C = 3, got \(2, 1, 32, 32\)"),
         (torch.randn(2, 3, 8, 32, 32), ValueError, r"got \(2, 3, 8, 32, 32\)"),
         (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), TypeError, r"images must be floating point.*torch\.uint8"),
