@@ -25,7 +25,7 @@ TESTED = ("clean", "shifted", "bias_field", "medmnist_c", "few_shot", "ct2", "mr
 """Measures with all tests; other shifts are compared with plain alone, over all tasks. The bias field is the shift
 nearest to what the mask does."""
 TWINS = ("-shuffled", "-static")
-LEVEL_CONTROLS = ("mean of 1", "no pattern", "bias-field")
+LEVEL_CONTROLS = ("mean of 1", "no pattern", "bias-field", "color-jitter")
 CONTROLS = ("plain", "frozen front", "frozen twin", *TWINS, *LEVEL_CONTROLS)
 FROZEN_TWINS = {
     "coop": "frozen-s100-p50",
@@ -228,7 +228,7 @@ def _other(condition: str, control: str) -> str:
         return condition + control
     if control == "frozen twin":
         return _frozen_twin(condition)
-    if control not in LEVEL_CONTROLS:
+    if control not in LEVEL_CONTROLS or condition.startswith(f"{control}-"):
         return control
     mask, found, level = condition.partition("-level")
     if not found or level.startswith("-"):
@@ -242,7 +242,8 @@ def _other(condition: str, control: str) -> str:
 def _comparisons(results: Results) -> list[Comparison]:
     """All conditions against plain and, but for frozen ones, the front; those with twins against them.
 
-    Masks whose mean varies are compared with the same of mean 1 and with the hand-set bias field too.
+    Masks whose mean varies are compared with the same of mean 1 and with hand-set rivals too, and masks after a rival
+    with the rival.
 
     Holm's correction is over all tasks and conditions of one family of conditions, control and measure, and likewise
     over the conditions' means over tasks.
@@ -373,7 +374,7 @@ def _twin_tests(results: Results, lookup: _Lookup) -> list[str]:
 
 
 def _level_tests(results: Results, lookup: _Lookup) -> list[str]:
-    """Masks whose mean varies about 1 against the same of mean 1, without a pattern, and the hand-set bias field."""
+    """Masks whose mean varies about 1 against the same of mean 1, without a pattern, and hand-set rivals."""
     measures = [m for m in TESTED if np.isfinite(gains(results, "plain", m))]
     lines = _head(["condition", "control", *measures])
     for name in _sorted(results):

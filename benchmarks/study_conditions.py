@@ -214,6 +214,23 @@ def _declare() -> list[Condition]:
         Condition("random-erasing", "augmentation", augment="random_erasing"),
         Condition("mixup", "augmentation", augment="mixup"),
         Condition("randaugment", "augmentation", augment="randaugment"),
+        # What timm's training transforms do anyway, and masks after it.
+        Condition("color-jitter", "augmentation", augment="color_jitter"),
+        *(
+            Condition(
+                f"color-jitter-{name}",
+                "augmentation",
+                "default",
+                mask,
+                {"kind": "static"},
+                {"frozen": True},
+                augment="color_jitter",
+            )
+            for name, mask in (
+                ("2x2-dose10", {**BROAD["2x2"], "mask_std": 0.1}),
+                ("2x2-dose10-level", {**BROAD["2x2"], "mask_std": 0.1, "level_std": 0.1}),
+            )
+        ),
     ]
     by_name = {condition.name: condition for condition in conditions}
     to_the_end = (
@@ -237,12 +254,14 @@ def _declare() -> list[Condition]:
 
 
 CONDITIONS = {condition.name: condition for condition in _declare()}
-LATER = tuple(name for name in CONDITIONS if "dose" in name or name in ("frozen-paper", "frozen-2x2-dark"))
+LATER = tuple(
+    name for name in CONDITIONS if "dose" in name or "jitter" in name or name in ("frozen-paper", "frozen-2x2-dark")
+)
 """Conditions that came after the first screening."""
 THIRD = tuple(
     name
     for name in LATER
-    if any(part in name for part in ("2x2", "3x3", "virtual", "robust", "-class", "-long", "-recalibrated"))
+    if any(part in name for part in ("2x2", "3x3", "virtual", "robust", "-class", "-long", "-recalibrated", "jitter"))
     and "-level" not in name
 )
 """Conditions that came after the second round."""
@@ -402,6 +421,9 @@ SUITES = {
         5,
         ("val",),
     ),
+    # Declared after test was looked at for other conditions: the rival that is on by default in timm's transforms, and
+    # whether a mask is worth anything after it, with a level and without. Nothing is chosen.
+    "jitter": Suite(HALF_TASKS, tuple(name for name in CONDITIONS if "jitter" in name), 8, ("val", "test")),
     "paper-twin": Suite(("organs-half", "pneumonia-half"), ("plain", "paper", "frozen-paper"), 8, ("val", "test")),
     "confirm": Suite(
         MAIN_TASKS,

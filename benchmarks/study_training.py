@@ -292,8 +292,9 @@ class Augmentation:
 
     Args:
         name: ``"bias_field"`` (TorchIO's default, half of the images), ``"gaussian_noise"`` (std 0.1, half),
-            ``"random_erasing"`` (kornia's, half), ``"mixup"`` (timm's, alpha 0.2) or ``"randaugment"`` (torchvision's,
-            2 operations of magnitude 9, drawn anew for each eighth of the batch).
+            ``"random_erasing"`` (kornia's, half), ``"mixup"`` (timm's, alpha 0.2), ``"randaugment"`` (torchvision's,
+            2 operations of magnitude 9, drawn anew for each eighth of the batch) or ``"color_jitter"`` (kornia's at
+            timm's default strength: brightness and contrast within 0.4 of 1).
         num_classes: For MixUp's targets.
         device: Where the images are.
         seed: Of the two that draw on the device; the others follow the global seeds.
@@ -315,6 +316,10 @@ class Augmentation:
             from torchvision.transforms.v2 import RandAugment
 
             self.operation = RandAugment()
+        elif name == "color_jitter":
+            from kornia.augmentation import ColorJitter
+
+            self.operation = ColorJitter(0.4, 0.4, 0.4)
         elif name not in ("bias_field", "gaussian_noise"):
             raise ValueError(f"unknown augmentation {name!r}")
 
@@ -327,6 +332,8 @@ class Augmentation:
             return torch.cat([self.operation(part) for part in parts]).float() / 255, labels
         if self.name == "random_erasing":
             return self.operation(images), labels
+        if self.name == "color_jitter":
+            return self.operation(images.expand(-1, 3, -1, -1))[:, :1], labels
         if self.name == "bias_field":
             changed = bias_field(images, self.generator, 0.5).clamp(0, 1)
         else:

@@ -213,6 +213,8 @@ KINDS = (
     "random-erasing",
     "mixup",
     "randaugment",
+    "color-jitter",
+    "color-jitter-2x2-dose10-level",
     "adv-throughout",
     "coop-dose20-shuffled",
     "frozen-dose20-sparse",
@@ -243,6 +245,21 @@ def test_every_kind_of_run(data, name):
     if condition.family == "learned":
         assert len({point["alpha"] for point in result["policy"]}) > 1
     json.dumps(result)
+
+
+def test_jitter_is_of_each_images_brightness_and_contrast():
+    torch.manual_seed(0)
+    images = 0.5 + 0.05 * torch.rand(64, 1, 16, 16)  # far from where it would be clamped
+    jitter = study_training.Augmentation("color_jitter", 3, torch.device("cpu"), 0)
+    changed, _ = jitter(images, torch.zeros(64))
+    assert changed.shape == images.shape
+    x, y = (values.flatten(1) - values.flatten(1).mean(1, keepdim=True) for values in (images, changed))
+    slope = (x * y).sum(1) / x.square().sum(1)
+    torch.testing.assert_close(y, slope[:, None] * x, rtol=0, atol=1e-5)
+    level = changed.flatten(1).mean(1) / images.flatten(1).mean(1)
+    for factor in (level, slope / level):  # brightness first and contrast about the mean, or the other way round
+        assert 0.599 < factor.min() < 0.7 < 1.3 < factor.max() < 1.401
+        assert factor.std() == pytest.approx(0.8 / 12**0.5, rel=0.2)
 
 
 def test_a_virtual_step_is_one_of_the_last_layer(data):
