@@ -214,7 +214,7 @@ KINDS = (
     "mixup",
     "randaugment",
     "color-jitter",
-    "color-jitter-2x2-dose10-level",
+    "color-jitter-2x2-dose10-level20",
     "adv-throughout",
     "coop-dose20-shuffled",
     "frozen-dose20-sparse",
