@@ -626,22 +626,19 @@ def analyse(records: list[dict[str, Any]], split: str, output: Path, name: str) 
         "",
         *_by_task(results),
     ]
+    sections = []
     if min(seeds.values()) >= 3:
-        lines += ["", "## Learned conditions against their controls", "", *_tests(results, lookup)]
-        lines += ["", "## Learned conditions against their twins", "", *_twin_tests(results, lookup)]
-        if len(levels := _level_tests(results, lookup)) > 2:
-            lines += ["", "## Masks whose mean varies about 1, mean over tasks", "", *levels]
-        if unseen := _unseen_tests(results, lookup):
-            lines += ["", "## Unseen patient, unseen modality, corruptions, transfer", "", *unseen]
-        _plot_forest(results, comparisons, output / f"{name}-{split}-forest.png")
-    policies = _policy_table(results)
-    if len(policies) > 2:
-        lines += [
-            "",
-            "## What the policies had learned when they were let go, median over tasks and seeds",
-            "",
-            *policies,
+        sections = [
+            ("Learned conditions against their controls", _tests(results, lookup)),
+            ("Learned conditions against their twins", _twin_tests(results, lookup)),
+            ("Masks whose mean varies about 1, mean over tasks", _level_tests(results, lookup)),
+            ("Unseen patient, unseen modality, corruptions, transfer", _unseen_tests(results, lookup)),
         ]
+        _plot_forest(results, comparisons, output / f"{name}-{split}-forest.png")
+    learned = "What the policies had learned when they were let go, median over tasks and seeds"
+    for title, table in [*sections, (learned, _policy_table(results))]:
+        if len(table) > 2:  # more than its head
+            lines += ["", f"## {title}", "", *table]
     report = "\n".join(lines) + "\n"
     (output / f"{name}-{split}.md").write_text(report)
     _write_tests(comparisons, output / f"{name}-{split}-tests.csv")

@@ -185,6 +185,9 @@ def test_report_and_files(tmp_path):
     assert {t["task"] for t in tests if t["measure"] == "blur"} == {"all"}
     with pytest.raises(ValueError, match="test"):
         analyse(_records(), "test", tmp_path, "toy")
+    unlearned = [record for record in _records() if record["family"] != "learned"]
+    assert "## Learned" in report
+    assert "## Learned" not in analyse(unlearned, "val", tmp_path, "toy")  # no heads without a table
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
