@@ -212,11 +212,12 @@ def _analyse_command(args: argparse.Namespace) -> int:
     from study_analysis import analyse
 
     records = [record for path in args.results for record in read_results(path)]
-    if args.tasks:
-        unknown = set(args.tasks) - {record["task"] for record in records}
-        if unknown:
-            raise ValueError(f"--tasks must be of the results' tasks, got {sorted(unknown)} that they lack")
-        records = [record for record in records if record["task"] in args.tasks]
+    for option, names in (("task", args.tasks), ("condition", args.conditions)):
+        if names:
+            unknown = set(names) - {record[option] for record in records}
+            if unknown:
+                raise ValueError(f"--{option}s must be of the results' {option}s, got {sorted(unknown)} that they lack")
+            records = [record for record in records if record[option] in names]
     print(analyse(records, args.split, args.output, args.name))
     return 0
 
@@ -254,6 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
     analyse.add_argument("results", type=Path, nargs="+", metavar="FILE")
     analyse.add_argument("--split", choices=("val", "test"), default="val")
     analyse.add_argument("--tasks", type=_names, metavar="A,B", help="instead of all that the results have")
+    analyse.add_argument("--conditions", type=_names, metavar="A,B", help="instead of all that the results have")
     analyse.add_argument("--output", type=Path, required=True, metavar="DIR")
     analyse.add_argument("--name", default="study", help="prefix of the files")
     analyse.set_defaults(function=_analyse_command)

@@ -25,7 +25,7 @@ TESTED = ("clean", "shifted", "bias_field", "medmnist_c", "few_shot", "ct2", "mr
 """Measures with all tests; other shifts are compared with plain alone, over all tasks. The bias field is the shift
 nearest to what the mask does."""
 TWINS = ("-shuffled", "-static")
-LEVEL_CONTROLS = ("mean of 1", "no pattern", "bias-field", "color-jitter")
+LEVEL_CONTROLS = ("mean of 1", "no pattern", "level of the dose", "bias-field", "color-jitter")
 CONTROLS = ("plain", "frozen front", "frozen twin", *TWINS, *LEVEL_CONTROLS)
 FROZEN_TWINS = {
     "coop": "frozen-s100-p50",
@@ -236,6 +236,8 @@ def _other(condition: str, control: str) -> str:
     if control == "no pattern":
         name, _, dose = mask.partition("-2x2-dose")
         return f"{name}-1x1-dose{level or dose}-level" if dose else "none"
+    if control == "level of the dose":
+        return f"{mask}-level" if level else "none"
     return mask if control == "mean of 1" else control
 
 

@@ -356,16 +356,18 @@ def test_packed_results_are_read_as_they_were_but_for_digits(tmp_path):
     assert second == records[1]
 
 
-def test_the_analysis_takes_chosen_tasks_alone(tmp_path, monkeypatch):
+@pytest.mark.parametrize("option", ["task", "condition"])
+def test_the_analysis_takes_what_is_chosen_alone(tmp_path, monkeypatch, option):
     source = tmp_path / "results.jsonl"
-    source.write_text("".join(json.dumps({"key": key, "task": key}) + "\n" for key in "abc"))
+    records = [{"key": key, "task": "one", "condition": "plain", option: key} for key in "abc"]
+    source.write_text("".join(json.dumps(record) + "\n" for record in records))
     taken = []
     monkeypatch.setattr("study_analysis.analyse", lambda records, *rest: taken.append([r["key"] for r in records]))
-    for tasks in ([], ["--tasks", "a,c"]):
-        study.main(["analyse", str(source), *tasks, "--output", str(tmp_path)])
+    for chosen in ([], [f"--{option}s", "a,c"]):
+        study.main(["analyse", str(source), *chosen, "--output", str(tmp_path)])
     assert taken == [["a", "b", "c"], ["a", "c"]]
-    with pytest.raises(ValueError, match=r"--tasks must be of the results' tasks, got \['d'\]"):
-        study.main(["analyse", str(source), "--tasks", "a,d", "--output", str(tmp_path)])
+    with pytest.raises(ValueError, match=rf"--{option}s must be of the results' {option}s, got \['d'\]"):
+        study.main(["analyse", str(source), f"--{option}s", "a,d", "--output", str(tmp_path)])
 
 
 def test_a_failed_run_is_a_record(tmp_path):

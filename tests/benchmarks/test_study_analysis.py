@@ -120,6 +120,8 @@ def test_masks_whose_mean_varies_have_controls_of_their_own():
     assert _other("frozen-2x2-dose10-level30", "no pattern") == "frozen-1x1-dose30-level"
     assert _other("frozen-2x2-dose10-level30", "mean of 1") == "frozen-2x2-dose10"
     assert _other("frozen-1x1-dose20-level", "no pattern") == _other("frozen-2x2-dose20", "no pattern") == "none"
+    assert _other("frozen-2x2-dose10-level30", "level of the dose") == "frozen-2x2-dose10-level"
+    assert _other("frozen-2x2-dose10-level", "level of the dose") == "none"
     assert _other("color-jitter-2x2-dose10", "color-jitter") == "color-jitter"
     assert _other("color-jitter-2x2-dose10-level", "mean of 1") == "color-jitter-2x2-dose10"
     assert _other("color-jitter", "color-jitter") == _other("frozen-2x2-dose20", "color-jitter") == "none"
