@@ -33,6 +33,18 @@ def test_the_augmentation_masks_and_learns_nothing_and_needs_no_criterion(batch)
     assert repr(PolicyNoiseMask.from_preset("augment")) == repr(hook.mask)
 
 
+def test_the_augmentations_mask():
+    mask = PolicyNoiseMask.from_preset("augment").eval()
+    assert (mask.grid_size, mask.p, mask.mask_std, mask.level_std) == ((2, 2), 0.5, 0.1, 0.2)
+    torch.manual_seed(0)
+    sample = mask.sample(torch.rand(4000, 3, 16, 16))
+    factors = mask.render(sample, (16, 16))[sample.applied].flatten(1)
+    level = factors.mean(1)
+    assert level.log().mean() == pytest.approx(0.0, abs=0.02)
+    assert level.log().std() == pytest.approx(0.2, rel=0.03)
+    assert (factors.std(1) / level).max() == pytest.approx(0.1, rel=0.01)
+
+
 def test_the_papers_mask():
     mask = PolicyNoiseMask.from_preset("paper")
     assert isinstance(mask.policy, BackbonePolicy)

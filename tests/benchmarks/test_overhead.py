@@ -33,7 +33,7 @@ def test_authors_policy_has_the_published_size_and_runs_its_heads_twice():
     assert not torch.equal(policy.base_alpha, before)
 
 
-@pytest.mark.parametrize("name", ["quick", "cpu", "launches", "gpu", "scaling"])
+@pytest.mark.parametrize("name", overhead.SUITES)
 def test_suites_hold_only_arms_that_exist_and_a_plain_one(name):
     compiled = ("default, compiled mask", "default, policy as graphs")
     known = {*overhead.OURS, *overhead.RIVALS, *compiled, overhead.SPARSE}
