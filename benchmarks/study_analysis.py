@@ -34,6 +34,7 @@ FROZEN_TWINS = {
     "coop-smooth": "frozen-smooth-s100-p50",
     "coop-normalized": "frozen-normalized",
     "paper": "frozen-paper",
+    "color-jitter-coop-2x2-dose10-level20": "color-jitter-2x2-dose10-level20",
 }
 """The same mask with a policy that never learns; ``X-doseN`` has ``frozen-doseN``, and ``X-2x2-doseN``
 ``frozen-2x2-doseN``."""
@@ -214,7 +215,7 @@ def compare(results: Results, task: str, condition: str, control: str, measure: 
 
 def _frozen_twin(condition: str) -> str:
     name, _, dose = condition.partition("-dose")
-    if not dose or name.startswith("frozen"):
+    if condition in FROZEN_TWINS or not dose or name.startswith("frozen"):
         return FROZEN_TWINS.get(condition, "none")
     for kind in ("-shuffled", "-static", "-class"):
         dose = dose.removesuffix(kind)

@@ -214,7 +214,7 @@ def _declare() -> list[Condition]:
         Condition("random-erasing", "augmentation", augment="random_erasing"),
         Condition("mixup", "augmentation", augment="mixup"),
         Condition("randaugment", "augmentation", augment="randaugment"),
-        # What timm's training transforms do anyway, and masks after it.
+        # What timm's training transforms do anyway, and masks after it, unlearned and learned.
         Condition("color-jitter", "augmentation", augment="color_jitter"),
         *(
             Condition(
@@ -230,6 +230,15 @@ def _declare() -> list[Condition]:
                 ("2x2-dose10", {**BROAD["2x2"], "mask_std": 0.1}),
                 ("2x2-dose10-level20", {**BROAD["2x2"], "mask_std": 0.1, "level_std": 0.2}),
             )
+        ),
+        *(
+            _learned(
+                f"color-jitter-coop-2x2-dose10-level20{twin}",
+                {**BROAD["2x2"], "mask_std": 0.1, "level_std": 0.2},
+                augment="color_jitter",
+                shuffled=bool(twin),
+            )
+            for twin in ("", "-shuffled")
         ),
     ]
     by_name = {condition.name: condition for condition in conditions}
@@ -430,7 +439,17 @@ SUITES = {
     "large-augment": Suite(("joined-full-half",), ("frozen-2x2-dose10-level20",), 8, ("val", "test")),
     # Declared after test was looked at for other conditions: the rival that is on by default in timm's transforms, and
     # whether a mask is worth anything after it, with a level and without. Nothing is chosen.
-    "jitter": Suite(HALF_TASKS, tuple(name for name in CONDITIONS if "jitter" in name), 8, ("val", "test")),
+    "jitter": Suite(
+        HALF_TASKS, ("color-jitter", "color-jitter-2x2-dose10", "color-jitter-2x2-dose10-level20"), 8, ("val", "test")
+    ),
+    # Declared after suite jitter was looked at: does learning add to what the unlearned mask adds after ColorJitter? The
+    # comparisons: the learned one with the unlearned, and with its shuffled twin. Nothing is chosen.
+    "jitter-learned": Suite(
+        HALF_TASKS,
+        ("color-jitter-coop-2x2-dose10-level20", "color-jitter-coop-2x2-dose10-level20-shuffled"),
+        8,
+        ("val", "test"),
+    ),
     "paper-twin": Suite(("organs-half", "pneumonia-half"), ("plain", "paper", "frozen-paper"), 8, ("val", "test")),
     "confirm": Suite(
         MAIN_TASKS,

@@ -218,6 +218,7 @@ KINDS = (
     "randaugment",
     "color-jitter",
     "color-jitter-2x2-dose10-level20",
+    "color-jitter-coop-2x2-dose10-level20-shuffled",
     "adv-throughout",
     "coop-dose20-shuffled",
     "frozen-dose20-sparse",

@@ -99,6 +99,7 @@ def test_paired_comparisons(results):
         ("robust-2x2-dose20", "frozen-2x2-dose20"),
         ("coop-dose20-recalibrated", "frozen-dose20-recalibrated"),
         ("coop-2x2-dose20-level", "frozen-2x2-dose20-level"),
+        ("color-jitter-coop-2x2-dose10-level20", "color-jitter-2x2-dose10-level20"),
         ("frozen-2x2-dose20", "none"),
         ("paper", "frozen-paper"),
         ("adv", "frozen-s100-p50"),
