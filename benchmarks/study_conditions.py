@@ -442,8 +442,8 @@ SUITES = {
     "jitter": Suite(
         HALF_TASKS, ("color-jitter", "color-jitter-2x2-dose10", "color-jitter-2x2-dose10-level20"), 8, ("val", "test")
     ),
-    # Declared after suite jitter was looked at: does learning add to what the unlearned mask adds after ColorJitter? The
-    # comparisons: the learned one with the unlearned, and with its shuffled twin. Nothing is chosen.
+    # Declared after suite jitter was looked at: does learning add to what the unlearned mask adds after ColorJitter?
+    # The comparisons: the learned one with the unlearned, and with its shuffled twin. Nothing is chosen.
     "jitter-learned": Suite(
         HALF_TASKS,
         ("color-jitter-coop-2x2-dose10-level20", "color-jitter-coop-2x2-dose10-level20-shuffled"),
