@@ -282,7 +282,7 @@ class PolicyNoiseMask(nn.Module):
         if sample is None and not self.training:
             return images
         if self._is_single(images):
-            return self(images.unsqueeze(0), sample).squeeze(0)
+            return self.forward(images.unsqueeze(0), sample).squeeze(0)
         if sample is None:
             sample = self.sample(images)
         else:
