@@ -6,7 +6,7 @@ that were chosen, or that nothing had to choose.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from study_tasks import TASKS, Task
@@ -57,12 +57,12 @@ BROAD = {"2x2": {"grid_size": 2, "sigma": 1 / 6}, "3x3": {"grid_size": 3, "sigma
 """Broader still, in the same proportion of blur to cell."""
 ONE_CELL = {"grid_size": 1, "sigma": 1 / 6, "mask_std": None, "level_std": 0.2}
 """No pattern: the image brightens or darkens as a whole."""
-LEVELS = (0.1, 0.2, 0.3)
-"""How much masks of a level brighten and darken."""
 PAPER_MASK = {"grid_size": 8, "kernel_size": None, "sigma": None}
 """64 cells at 224 px are 8 at 28 to 32."""
 DOSES = (0.1, 0.2, 0.3, 0.45)
 """Standard deviations of masks of a fixed dose."""
+LEVELS = DOSES[:3]
+"""How much masks of a level brighten and darken."""
 ADVERSARIAL = {"reward": "adversarial"}
 BOUNDED = {"max_log_concentration": math.log(2)}
 """Cannot turn itself off: concentrations within 1/2 and 2 keep three quarters of the uniform's spread or more."""
@@ -83,8 +83,12 @@ def _dosed(name: str, std: float, twin: str = "", shape: Mapping[str, Any] = SMO
     return _learned(f"{name}-dose{int(100 * std)}{twin}", {**shape, "mask_std": std}, **rest)
 
 
-def _declare() -> list[Condition]:
-    p1, smooth = {"p": 1.0}, SMOOTH
+def _level(std: float, level: float) -> dict[str, Any]:
+    return {**BROAD["2x2"], "mask_std": std, "level_std": level}
+
+
+def _first_round() -> list[Condition]:
+    p1 = {"p": 1.0}
     conditions = [
         Condition("plain", "plain"),
         *(
@@ -93,7 +97,7 @@ def _declare() -> list[Condition]:
             for p in (0.5, 1.0)
         ),
         *(
-            _frozen(f"smooth-s{int(100 * strength)}-p{int(100 * p)}", {**smooth, "strength": strength, "p": p})
+            _frozen(f"smooth-s{int(100 * strength)}-p{int(100 * p)}", {**SMOOTH, "strength": strength, "p": p})
             for strength in (1.0, 0.5)
             for p in (0.5, 1.0)
         ),
@@ -101,7 +105,6 @@ def _declare() -> list[Condition]:
         _frozen("wide-p100", p1, policy={"kind": "static", "concentration": 0.37}),
         _frozen("normalized", {"domain": "normalized"}),
         _frozen("curriculum", {}, curriculum=True),
-        Condition("frozen-paper", "frozen", "paper", PAPER_MASK, {"kind": "static"}, {"frozen": True}),
         # The paper's reward.
         _learned("coop"),
         _learned("coop-p100", p1),
@@ -109,7 +112,7 @@ def _declare() -> list[Condition]:
         _learned("coop-static", policy={"kind": "static"}),
         _learned("coop-entropy02", hook={"entropy_coef": 0.02}),
         _learned("coop-normalized", {"domain": "normalized"}),
-        _learned("coop-smooth", smooth),
+        _learned("coop-smooth", SMOOTH),
         _learned("coop-wide", policy=WIDE),
         # The policy's SGD peaks at the paper's 0.01.
         Condition("paper", "learned", "paper", PAPER_MASK, hook={"lr_ratio": 0.01 / LEARNING_RATE}),
@@ -126,28 +129,58 @@ def _declare() -> list[Condition]:
         _learned("adv-lr001", hook={**ADVERSARIAL, "lr": 1e-3}),
         _learned("adv-lr030", hook={**ADVERSARIAL, "lr": 3e-2}),
         _learned("adv-normalized", {"domain": "normalized"}, ADVERSARIAL),
-        _learned("adv-smooth", smooth, ADVERSARIAL),
-        _learned("adv-smooth-p100", {**smooth, "p": 1.0}, ADVERSARIAL),
-        _learned("adv-smooth-shuffled", smooth, ADVERSARIAL, shuffled=True),
+        _learned("adv-smooth", SMOOTH, ADVERSARIAL),
+        _learned("adv-smooth-p100", {**SMOOTH, "p": 1.0}, ADVERSARIAL),
+        _learned("adv-smooth-shuffled", SMOOTH, ADVERSARIAL, shuffled=True),
         _learned("adv-curriculum", hook=ADVERSARIAL, curriculum=True),
         # Neither: hard, and yet what generalises.
         _learned("teacher", signal="teacher"),
         _learned("teacher-p100", p1, signal="teacher"),
         _learned("teacher-shuffled", signal="teacher", shuffled=True),
-        _learned("teacher-smooth", smooth, signal="teacher"),
+        _learned("teacher-smooth", SMOOTH, signal="teacher"),
         _learned("teacher-entropy02", hook={"entropy_coef": 0.02}, signal="teacher"),
         _learned("band", signal="band"),
-        _learned("band-smooth", smooth, signal="band"),
+        _learned("band-smooth", SMOOTH, signal="band"),
         _learned("relative-adv", hook=ADVERSARIAL, signal="relative"),
         _learned("relative-coop", signal="relative"),
         _learned("align", signal="align"),
-        _learned("align-smooth", smooth, signal="align"),
+        _learned("align-smooth", SMOOTH, signal="align"),
+        # Hand-set rivals. The bias field knows one of the test's shifts.
+        Condition("bias-field", "augmentation", augment="bias_field"),
+        Condition("gaussian-noise", "augmentation", augment="gaussian_noise"),
+        Condition("random-erasing", "augmentation", augment="random_erasing"),
+        Condition("mixup", "augmentation", augment="mixup"),
+        Condition("randaugment", "augmentation", augment="randaugment"),
+    ]
+    by_name = {condition.name: condition for condition in conditions}
+    to_the_end = (
+        "frozen-s100-p50",
+        "frozen-s50-p50",
+        "frozen-smooth-s100-p50",
+        "coop",
+        "adv",
+        "adv-smooth",
+        "teacher",
+        "bias-field",
+        "gaussian-noise",
+        "random-erasing",
+        "mixup",
+        "randaugment",
+    )
+    return conditions + [
+        replace(by_name[name], name=f"{name}-throughout", schedule="throughout") for name in to_the_end
+    ]
+
+
+def _second_round() -> list[Condition]:
+    return [
+        Condition("frozen-paper", "frozen", "paper", PAPER_MASK, {"kind": "static"}, {"frozen": True}),
         # The same dose for every mask, learned or not.
-        *(_frozen(f"dose{int(100 * std)}", {**smooth, "mask_std": std}) for std in DOSES),
+        *(_frozen(f"dose{int(100 * std)}", {**SMOOTH, "mask_std": std}) for std in DOSES),
         # What coop-dose20-shuffled had learned, the median of 24 runs: a few bright cells among dark ones.
         _frozen(
             "dose20-sparse",
-            {**smooth, "mask_std": 0.2},
+            {**SMOOTH, "mask_std": 0.2},
             policy={"kind": "static", "concentration1": 0.44, "concentration0": 3.04},
         ),
         *(_dosed("coop", std) for std in DOSES),
@@ -156,6 +189,11 @@ def _declare() -> list[Condition]:
         *(_dosed("adv", std, hook=ADVERSARIAL) for std in DOSES),
         *(_dosed("align", std, signal="align") for std in DOSES),
         *(_dosed("teacher", std, signal="teacher") for std in DOSES),
+    ]
+
+
+def _third_round() -> list[Condition]:
+    return [
         # Fewer and broader cells, of which a policy's gradient can see more.
         *(
             _frozen(f"{name}-dose{int(100 * std)}", {**shape, "mask_std": std})
@@ -183,97 +221,54 @@ def _declare() -> list[Condition]:
         # Where to stop.
         *(_dosed("coop", 0.2, f"-{schedule}", schedule=schedule) for schedule in ("long", "recalibrated")),
         *(
-            _frozen(f"dose20-{schedule}", {**smooth, "mask_std": 0.2}, schedule=schedule)
+            _frozen(f"dose20-{schedule}", {**SMOOTH, "mask_std": 0.2}, schedule=schedule)
             for schedule in ("long", "recalibrated")
         ),
         # Broad cells that also darken the image: their mean is each mask's own, about a half.
         _frozen("2x2-dark", {**BROAD["2x2"], "mean_preserving": False, "mask_std": None}),
+    ]
+
+
+def _later() -> list[Condition]:
+    return [
         # Broad cells of a fixed dose whose mean varies about 1: the last is about the hand-set bias field's.
-        *(
-            _frozen(f"2x2-dose{int(100 * std)}-level", {**BROAD["2x2"], "mask_std": std, "level_std": std})
-            for std in DOSES[:3]
-        ),
-        *(_dosed("coop-2x2", std, "-level", {**BROAD["2x2"], "level_std": std}) for std in DOSES[:2]),
+        *(_frozen(f"2x2-dose{int(100 * std)}-level", _level(std, std)) for std in LEVELS),
+        *(_learned(f"coop-2x2-dose{int(100 * std)}-level", _level(std, std)) for std in LEVELS[:2]),
         # What coop-2x2-dose10-level may have learned: a smaller dose, or a smaller level.
-        _frozen("2x2-dose5-level", {**BROAD["2x2"], "mask_std": 0.05, "level_std": 0.05}),
-        _frozen("2x2-dose10-half-level", {**BROAD["2x2"], "mask_std": 0.1, "level_std": 0.05}),
-        _dosed("coop-2x2", 0.1, "-level-shuffled", {**BROAD["2x2"], "level_std": 0.1}, shuffled=True),
+        _frozen("2x2-dose5-level", _level(0.05, 0.05)),
+        _frozen("2x2-dose10-half-level", _level(0.1, 0.05)),
+        _learned("coop-2x2-dose10-level-shuffled", _level(0.1, 0.1), shuffled=True),
         # The level alone, and beside the mildest pattern: with 0.1 that is frozen-2x2-dose10-level.
         *(_frozen(f"1x1-dose{int(100 * level)}-level", {**ONE_CELL, "level_std": level}) for level in LEVELS),
-        *(
-            _frozen(f"2x2-dose10-level{int(100 * level)}", {**BROAD["2x2"], "mask_std": 0.1, "level_std": level})
-            for level in LEVELS[1:]
-        ),
+        *(_frozen(f"2x2-dose10-level{int(100 * level)}", _level(0.1, level)) for level in LEVELS[1:]),
         *(
             _learned(f"{name}-1x1-dose20-level{twin}", ONE_CELL, hook, policy=BOUNDED, shuffled=bool(twin))
             for name, hook, twin in (("coop", {}, ""), ("coop", {}, "-shuffled"), ("adv", ADVERSARIAL, ""))
         ),
-        # Hand-set rivals. The bias field knows one of the test's shifts.
-        Condition("bias-field", "augmentation", augment="bias_field"),
-        Condition("gaussian-noise", "augmentation", augment="gaussian_noise"),
-        Condition("random-erasing", "augmentation", augment="random_erasing"),
-        Condition("mixup", "augmentation", augment="mixup"),
-        Condition("randaugment", "augmentation", augment="randaugment"),
         # What timm's training transforms do anyway, and masks after it, unlearned and learned.
         Condition("color-jitter", "augmentation", augment="color_jitter"),
         *(
-            Condition(
-                f"color-jitter-{name}",
-                "augmentation",
-                "default",
-                mask,
-                {"kind": "static"},
-                {"frozen": True},
-                augment="color_jitter",
-            )
+            replace(_frozen(name, mask, augment="color_jitter"), name=f"color-jitter-{name}", family="augmentation")
             for name, mask in (
                 ("2x2-dose10", {**BROAD["2x2"], "mask_std": 0.1}),
-                ("2x2-dose10-level20", {**BROAD["2x2"], "mask_std": 0.1, "level_std": 0.2}),
+                ("2x2-dose10-level20", _level(0.1, 0.2)),
             )
         ),
         *(
             _learned(
                 f"color-jitter-coop-2x2-dose10-level20{twin}",
-                {**BROAD["2x2"], "mask_std": 0.1, "level_std": 0.2},
+                _level(0.1, 0.2),
                 augment="color_jitter",
                 shuffled=bool(twin),
             )
             for twin in ("", "-shuffled")
         ),
     ]
-    by_name = {condition.name: condition for condition in conditions}
-    to_the_end = (
-        "frozen-s100-p50",
-        "frozen-s50-p50",
-        "frozen-smooth-s100-p50",
-        "coop",
-        "adv",
-        "adv-smooth",
-        "teacher",
-        "bias-field",
-        "gaussian-noise",
-        "random-erasing",
-        "mixup",
-        "randaugment",
-    )
-    for name in to_the_end:
-        settings = {**vars(by_name[name]), "name": f"{name}-throughout", "schedule": "throughout"}
-        conditions.append(Condition(**settings))
-    return conditions
 
 
-CONDITIONS = {condition.name: condition for condition in _declare()}
-LATER = tuple(
-    name for name in CONDITIONS if "dose" in name or "jitter" in name or name in ("frozen-paper", "frozen-2x2-dark")
-)
-"""Conditions that came after the first screening."""
-THIRD = tuple(
-    name
-    for name in LATER
-    if any(part in name for part in ("2x2", "3x3", "virtual", "robust", "-class", "-long", "-recalibrated", "jitter"))
-    and "-level" not in name
-)
-"""Conditions that came after the second round."""
+ROUNDS = (_first_round(), _second_round(), _third_round(), _later())
+FIRST, SECOND, THIRD, _ = (tuple(condition.name for condition in conditions) for conditions in ROUNDS)
+CONDITIONS = {condition.name: condition for conditions in ROUNDS for condition in conditions}
 
 
 @dataclass(frozen=True)
@@ -306,13 +301,13 @@ SUITES = {
         1,
         ("val",),
     ),
-    "screen": Suite(MAIN_TASKS, tuple(name for name in CONDITIONS if name not in LATER), 3, ("val",)),
+    "screen": Suite(MAIN_TASKS, FIRST, 3, ("val",)),
     "dose-screen": Suite(
         HALF_TASKS,
         (
             "plain",
             "bias-field",
-            *(name for name in LATER if name not in THIRD and "-" not in name.partition("dose")[2]),
+            *(name for name in SECOND if "-" not in name.partition("dose")[2]),
         ),
         2,
         ("val",),
@@ -366,7 +361,7 @@ SUITES = {
     # with the bias field. Nothing is chosen.
     "level": Suite(
         HALF_TASKS,
-        (*(f"frozen-2x2-dose{int(100 * std)}-level" for std in DOSES[:3]), "coop-2x2-dose20-level"),
+        (*(f"frozen-2x2-dose{int(100 * std)}-level" for std in LEVELS), "coop-2x2-dose20-level"),
         8,
         ("val", "test"),
     ),
@@ -516,7 +511,7 @@ def jobs(
             raise ValueError(f"unknown {sorted(unknown)}; known are {list(known)}")
     chosen = [TASKS[name] for name in tasks or declared.tasks]
     if epochs is not None:
-        chosen = [Task(**{**vars(task), "epochs": epochs}) for task in chosen]
+        chosen = [replace(task, epochs=epochs) for task in chosen]
     return [
         Job(task, CONDITIONS[name], seed, declared.splits)
         for seed in range(first_seed, first_seed + (seeds or declared.seeds))

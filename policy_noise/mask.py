@@ -188,27 +188,27 @@ class PolicyNoiseMask(nn.Module):
         black = (-values[0] / values[1]).expand(self.in_chans)
         return black.reshape(1, self.in_chans, *[1] * len(self.grid_size)).clone()
 
-    def _is_single(self, images: Tensor) -> bool:
-        axes = len(self.grid_size)
-        return isinstance(images, Tensor) and images.ndim == axes + 1 and images.shape[0] == self.in_chans
-
-    def _check_images(self, images: Tensor) -> None:
+    def _as_batch(self, images: Tensor) -> Tensor:
+        """The images, one of them as a batch of one; refused where the mask does not fit them."""
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a tensor, got {type(images).__name__}")
         if not images.is_floating_point():
             raise TypeError(f"images must be floating point (and normalised), got dtype {images.dtype}")
         axes = len(self.grid_size)
-        if images.ndim != axes + 2 or images.shape[1] != self.in_chans:
+        batch = images.unsqueeze(0) if images.ndim == axes + 1 else images
+        if batch.ndim != axes + 2 or batch.shape[1] != self.in_chans:
             layout = "(B, C, H, W) or (C, H, W)" if axes == 2 else "(B, C, D, H, W) or (C, D, H, W)"
             shape = tuple(images.shape)
             raise ValueError(f"images must have shape {layout} with C = {self.in_chans}, got {shape}")
-        if any(pixels < cells for pixels, cells in zip(images.shape[2:], self.grid_size, strict=True)):
+        size = batch.shape[2:]
+        if any(pixels < cells for pixels, cells in zip(size, self.grid_size, strict=True)):
             raise ValueError(
-                f"grid_size {self.grid_size} does not fit images of size {tuple(images.shape[2:])}: "
+                f"grid_size {self.grid_size} does not fit images of size {tuple(size)}: "
                 "every cell needs a pixel; choose a smaller grid_size"
             )
         # Before anything is drawn, so that a refusal leaves policy and random state as they were.
-        PF.blur_parameters(images.shape[2:], self.grid_size, self.kernel_size, self.sigma)
+        PF.blur_parameters(size, self.grid_size, self.kernel_size, self.sigma)
+        return batch
 
     def sample(self, images: Tensor, generator: torch.Generator | None = None) -> MaskSample:
         """Draw masks for a batch. The policy runs in fp32, whatever the images' dtype and autocast.
@@ -220,9 +220,7 @@ class PolicyNoiseMask(nn.Module):
         Returns:
             The sample, whose ``log_prob`` and ``entropy`` carry the policy's graph.
         """
-        if self._is_single(images):
-            images = images.unsqueeze(0)
-        self._check_images(images)
+        images = self._as_batch(images)
         with torch.autocast(images.device.type, enabled=False):
             log_concentration1, log_concentration0 = self.policy(images)
             expected = (images.shape[0], 1, *self.grid_size)
@@ -281,18 +279,16 @@ class PolicyNoiseMask(nn.Module):
         """
         if sample is None and not self.training:
             return images
-        if self._is_single(images):
-            return self.forward(images.unsqueeze(0), sample).squeeze(0)
+        batch = self._as_batch(images)
         if sample is None:
-            sample = self.sample(images)
-        else:
-            self._check_images(images)
-            if len(sample.action) != len(images):
-                raise ValueError(f"sample holds {len(sample.action)} masks, got {len(images)} images")
+            sample = self.sample(batch)
+        elif len(sample.action) != len(batch):
+            raise ValueError(f"sample holds {len(sample.action)} masks, got {len(batch)} images")
         black = None
         if self.domain == "intensity":
-            black = self.black if self.black is not None else _darkest(images)
-        return PF.noise_mask(images, sample.action, **self._rendering(), black=black, applied=sample.applied)
+            black = self.black if self.black is not None else _darkest(batch)
+        masked = PF.noise_mask(batch, sample.action, **self._rendering(), black=black, applied=sample.applied)
+        return masked.squeeze(0) if images.ndim < batch.ndim else masked
 
     def extra_repr(self) -> str:
         names = (

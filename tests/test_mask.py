@@ -255,9 +255,9 @@ def test_volumes():
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 48), (3, 8, 32, 48)])
-@pytest.mark.parametrize("settings", [{}, {"preset": "augment", "p": 1.0}, {"mean": 0.4, "std": 0.3, "p": 1.0}])
-def test_one_image_is_a_batch_of_one(shape, settings):
-    mask = PolicyNoiseMask.from_preset(**settings, grid_size=(2,) * (len(shape) - 1))
+@pytest.mark.parametrize("arguments", [{}, {"preset": "augment", "p": 1.0}, {"mean": 0.4, "std": 0.3, "p": 1.0}])
+def test_one_image_is_a_batch_of_one(shape, arguments):
+    mask = PolicyNoiseMask.from_preset(**arguments, grid_size=(2,) * (len(shape) - 1))
     images = torch.randn(shape)
     torch.manual_seed(3)
     batch = mask(images[None])
