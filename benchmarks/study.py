@@ -218,7 +218,7 @@ def _analyse_command(args: argparse.Namespace) -> int:
             if unknown:
                 raise ValueError(f"--{option}s must be of the results' {option}s, got {sorted(unknown)} that they lack")
             records = [record for record in records if record[option] in names]
-    print(analyse(records, args.split, args.output, args.name))
+    print(analyse(records, args.split, args.output, args.name, against=args.against))
     return 0
 
 
@@ -256,6 +256,7 @@ def main(arguments: list[str] | None = None) -> int:
     analyse.add_argument("--split", choices=("val", "test"), default="val")
     analyse.add_argument("--tasks", type=_names, metavar="A,B", help="instead of all that the results have")
     analyse.add_argument("--conditions", type=_names, metavar="A,B", help="instead of all that the results have")
+    analyse.add_argument("--against", metavar="CONDITION", help="compare all others with this one too")
     analyse.add_argument("--output", type=Path, required=True, metavar="DIR")
     analyse.add_argument("--name", default="study", help="prefix of the files")
     analyse.set_defaults(function=_analyse_command)

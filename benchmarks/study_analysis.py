@@ -242,8 +242,8 @@ def _other(condition: str, control: str) -> str:
     return mask if control == "mean of 1" else control
 
 
-def _comparisons(results: Results) -> list[Comparison]:
-    """All conditions against plain and, but for frozen ones, the front; those with twins against them.
+def _comparisons(results: Results, against: str | None) -> list[Comparison]:
+    """All conditions against plain and, but for frozen ones, the front; those with twins against them; all against one.
 
     Masks whose mean varies are compared with the same of mean 1 and with hand-set rivals too, and masks after a rival
     with the rival.
@@ -253,15 +253,17 @@ def _comparisons(results: Results) -> list[Comparison]:
     """
     found = []
     names = list(results.family)
+    controls = (*CONTROLS, against) if against else CONTROLS
     for measure in MEASURES:
-        for control in CONTROLS if measure in TESTED else CONTROLS[:1]:
+        for control in controls if measure in TESTED else controls[:1]:
             for family in ("frozen", "learned", "augmentation"):
                 for tasks in (results.tasks, ["all"]) if measure in TESTED else (["all"],):
                     kept = []
                     for task in tasks:
                         for name in (name for name in names if results.family[name] == family):
                             other = _other(name, control)
-                            if not (control == "frozen front" and (family == "frozen" or measure == "clean")):
+                            needless = control == "frozen front" and (family == "frozen" or measure == "clean")
+                            if not needless and other != name:
                                 kept.append(compare(results, task, name, other, measure))
                     done = [comparison for comparison in kept if comparison is not None]
                     for comparison, adjusted in zip(done, holm([c.p_value for c in done]), strict=True):
@@ -376,9 +378,13 @@ def _twin_tests(results: Results, lookup: _Lookup) -> list[str]:
     return lines
 
 
+def _tested(results: Results) -> list[str]:
+    return [measure for measure in TESTED if np.isfinite(gains(results, "plain", measure))]
+
+
 def _level_tests(results: Results, lookup: _Lookup) -> list[str]:
     """Masks whose mean varies about 1 against the same of mean 1, without a pattern, and hand-set rivals."""
-    measures = [m for m in TESTED if np.isfinite(gains(results, "plain", m))]
+    measures = _tested(results)
     lines = _head(["condition", "control", *measures])
     for name in _sorted(results):
         for control in LEVEL_CONTROLS:
@@ -386,6 +392,17 @@ def _level_tests(results: Results, lookup: _Lookup) -> list[str]:
             cells = [lookup("all", name, other, measure) for measure in measures]
             if any(cells):
                 lines.append(_row([name, other, *cells]))
+    return lines
+
+
+def _tests_against(results: Results, lookup: _Lookup, against: str) -> list[str]:
+    """All conditions against a named one."""
+    measures = _tested(results)
+    lines = _head(["condition", *measures])
+    for name in _sorted(results):
+        cells = [lookup("all", name, against, measure) for measure in measures]
+        if any(cells):
+            lines.append(_row([name, *cells]))
     return lines
 
 
@@ -580,7 +597,7 @@ def _write_tests(comparisons: list[Comparison], path: Path) -> None:
             writer.writerow({name: f"{v:.4g}" if isinstance(v, float) else v for name, v in values})
 
 
-def analyse(records: list[dict[str, Any]], split: str, output: Path, name: str) -> str:
+def analyse(records: list[dict[str, Any]], split: str, output: Path, name: str, *, against: str | None = None) -> str:
     """Write a report (markdown), all tests (CSV) and the plots (PNG), and give back the report.
 
     Args:
@@ -588,6 +605,10 @@ def analyse(records: list[dict[str, Any]], split: str, output: Path, name: str) 
         split: ``"val"`` to choose by, ``"test"`` to report.
         output: Folder.
         name: Prefix of the files.
+        against: A condition that all others are compared with, beside their usual controls.
+
+    Raises:
+        ValueError: If there is no finished run of the split, or none of that condition.
     """
     import matplotlib
 
@@ -595,8 +616,10 @@ def analyse(records: list[dict[str, Any]], split: str, output: Path, name: str) 
     results = Results(records, split)
     if not results.records:
         raise ValueError(f"no finished run was scored on {split!r}")
+    if against is not None and against not in results.family:
+        raise ValueError(f"against must be one of {list(results.family)}, got {against!r}")
     output.mkdir(parents=True, exist_ok=True)
-    comparisons = _comparisons(results)
+    comparisons = _comparisons(results, against)
     lookup = _Lookup(comparisons)
     failed = sum("error" in record for record in records)
     seconds = sum(record["seconds"] for record in results.records)
@@ -638,6 +661,8 @@ def analyse(records: list[dict[str, Any]], split: str, output: Path, name: str) 
             ("Unseen patient, unseen modality, corruptions, transfer", _unseen_tests(results, lookup)),
         ]
         _plot_forest(results, comparisons, output / f"{name}-{split}-forest.png")
+    if against:
+        sections.insert(0, (f"Against {against}, mean over tasks", _tests_against(results, lookup, against)))
     learned = "What the policies had learned when they were let go, median over tasks and seeds"
     for title, table in [*sections, (learned, _policy_table(results))]:
         if len(table) > 2:  # more than its head

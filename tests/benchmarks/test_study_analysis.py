@@ -193,6 +193,18 @@ def test_report_and_files(tmp_path):
     assert "## Learned" not in analyse(unlearned, "val", tmp_path, "toy")  # no heads without a table
 
 
+def test_all_are_compared_with_a_named_condition(tmp_path):
+    report = analyse(_records(), "val", tmp_path, "toy", against="frozen-c")
+    table = report.split("## Against frozen-c, mean over tasks\n\n")[1].split("\n\n")[0].splitlines()
+    rows = {line.split(" | ")[0][2:]: line for line in table}
+    assert table[0] == "| condition | clean | shifted | bias_field |"
+    assert rows["adv"].startswith("| adv | +.040 ± .000* | +.050 ± .0")
+    assert set(rows) >= set(POINTS) - {"plain", "frozen-c"}
+    assert not rows.keys() & {"plain", "frozen-c"}
+    with pytest.raises(ValueError, match=r"against must be one of .*'frozen-c'.*, got 'frozen-z'"):
+        analyse(_records(), "val", tmp_path, "toy", against="frozen-z")
+
+
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_one_or_two_seeds_give_no_intervals(tmp_path, seeds):
     report = analyse(_records(seeds), "val", tmp_path, "toy")
