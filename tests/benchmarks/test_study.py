@@ -365,10 +365,13 @@ def test_the_analysis_takes_what_is_chosen_alone(tmp_path, monkeypatch, option):
     records = [{"key": key, "task": "one", "condition": "plain", option: key} for key in "abc"]
     source.write_text("".join(json.dumps(record) + "\n" for record in records))
     taken = []
-    monkeypatch.setattr("study_analysis.analyse", lambda records, *rest: taken.append([r["key"] for r in records]))
-    for chosen in ([], [f"--{option}s", "a,c"]):
+    monkeypatch.setattr(
+        "study_analysis.analyse",
+        lambda records, *rest, against: taken.append(("".join(record["key"] for record in records), against)),
+    )
+    for chosen in ([], [f"--{option}s", "a,c"], ["--against", "b"]):
         study.main(["analyse", str(source), *chosen, "--output", str(tmp_path)])
-    assert taken == [["a", "b", "c"], ["a", "c"]]
+    assert taken == [("abc", None), ("ac", None), ("abc", "b")]
     with pytest.raises(ValueError, match=rf"--{option}s must be of the results' {option}s, got \['d'\]"):
         study.main(["analyse", str(source), f"--{option}s", "a,d", "--output", str(tmp_path)])
 
