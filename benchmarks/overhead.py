@@ -582,16 +582,13 @@ def rendering(configuration: Configuration, device: torch.device) -> dict[str, f
     """The rendering beside one elementwise multiply and beside the blurs that it replaces, in seconds."""
     images, _ = make_batch(configuration, device)
     size = images.shape[2:]
-    action = torch.rand(configuration.batch, 1, DEFAULT_GRID, DEFAULT_GRID, device=device)
-    fine = torch.rand(configuration.batch, 1, 64, 64, device=device) if min(size) >= 64 else action
+    mask = policy_noise.PolicyNoiseMask(mean=MEAN, std=STD).to(device)
+    sample = mask.sample(images).detach()
+    fine = torch.rand(configuration.batch, 1, 64, 64, device=device) if min(size) >= 64 else sample.action
     factor = torch.rand(configuration.batch, 1, *size, device=device)
-    black = torch.tensor([-m / s for m, s in zip(MEAN, STD, strict=True)], device=device).view(1, 3, 1, 1)
-    applied = torch.rand(configuration.batch, device=device) < 0.5
     return {
         "elementwise multiply": timed(lambda: images * factor),
-        "default: render, scale and apply": timed(
-            lambda: PF.noise_mask(images, action, mask_std=0.2, black=black, applied=applied)
-        ),
+        "default: render, scale and apply": timed(lambda: mask(images, sample)),
         "paper: render and apply": timed(lambda: PF.noise_mask(images, fine, kernel_size=13, sigma=6.0)),
         "matrix products, mask alone": timed(lambda: PF.render_mask(fine, size, 13, 6.0)),
         "Kornia's separable blur, mask alone": timed(lambda: PF.render_mask(fine, size, 13, 6.0, method="kornia")),

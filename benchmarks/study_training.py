@@ -32,7 +32,7 @@ __all__ = ["SIGNALS", "ClassPolicy", "Classifier", "StudyMask", "build_hook", "e
 WEIGHT_DECAY = 0.05
 PAPER_SIGMA = 6 / 224
 """The paper's blur, as a share of the image's side."""
-FIRST_MASK: dict[str, Any] = {"grid_size": 8, "sigma": PAPER_SIGMA, "mask_std": None}
+FIRST_MASK: dict[str, Any] = {"grid_size": 8, "sigma": PAPER_SIGMA, "mask_std": None, "level_std": 0.0}
 """The package's default mask when the study began: what conditions leave out."""
 CLEAN_SHARES = {"heated": 0.25, "long": 0.5, "throughout": 0.0, "recalibrated": 0.0}
 """Share of the epochs without masks, at the end, by schedule."""
@@ -178,7 +178,8 @@ class Signals:
         self.noise: PolicyNoiseMask | None = None
         self.generator = generator
         if name == "robust":
-            self.noise = PolicyNoiseMask(1, 4, policy="static", p=1.0, mask_std=ROBUST_STD, **normalization)
+            dose: dict[str, Any] = {"mask_std": ROBUST_STD, "level_std": 0.0}
+            self.noise = PolicyNoiseMask(1, 4, policy="static", p=1.0, **dose, **normalization)
             self.noise.to(generator.device)
         if name == "teacher":
             self.teacher = copy.deepcopy(model).eval()
