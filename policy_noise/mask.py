@@ -102,7 +102,7 @@ class PolicyNoiseMask(nn.Module):
     def __init__(
         self,
         in_chans: int = 3,
-        grid_size: int | Sequence[int] = 4,
+        grid_size: int | Sequence[int] = 2,
         kernel_size: int | None = None,
         sigma: float | None = None,
         *,
@@ -110,8 +110,8 @@ class PolicyNoiseMask(nn.Module):
         p: float = 0.5,
         strength: float = 1.0,
         mean_preserving: bool = True,
-        mask_std: float | None = 0.2,
-        level_std: float = 0.0,
+        mask_std: float | None = 0.1,
+        level_std: float = 0.2,
         domain: Literal["intensity", "normalized"] = "intensity",
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
@@ -125,16 +125,12 @@ class PolicyNoiseMask(nn.Module):
                 raise ValueError(f"{name} must lie in [0, 1], got {value!r}")
         if mask_std is not None and not 0.0 < mask_std <= 1.0:
             raise ValueError(f"mask_std must lie in (0, 1], got {mask_std!r}")
-        if mask_std is not None and not mean_preserving:
-            raise ValueError(
-                f"mask_std needs mean_preserving=True, got False: pass mask_std=None instead of {mask_std!r}"
-            )
         if not 0.0 <= level_std <= 1.0:
             raise ValueError(f"level_std must lie in [0, 1], got {level_std!r}")
-        if level_std and not mean_preserving:
+        if not mean_preserving and (mask_std is not None or level_std):
             raise ValueError(
-                f"level_std needs mean_preserving=True, got False: without it the mask's mean varies by itself, so "
-                f"leave out level_std={level_std!r}"
+                "mean_preserving=False leaves the masks' deviation and mean to the policy: pass mask_std=None and "
+                f"level_std=0 with it, got mask_std={mask_std!r} and level_std={level_std!r}"
             )
         if math.prod(self.grid_size) == 1 and (mask_std is not None or (mean_preserving and not level_std)):
             raise ValueError(

@@ -277,6 +277,7 @@ def bandit(steps, observe, *, lr, optimizer_name="adamw", **arguments):
         p=1.0,
         mean_preserving=False,
         mask_std=None,
+        level_std=0.0,
         domain="normalized",
     )
     model = nn.Identity()
@@ -811,7 +812,7 @@ def test_what_is_hooked_already_is_refused(make_model, batch, shared):
         (torch.randn(3, 32, 32), TypeError, r"no floating-point tensor of 4 axes among \['\(3, 32, 32\)"),
         (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), TypeError, r"no floating-point tensor.*torch\.uint8"),
         (torch.randn(2, 1, 32, 32), ValueError, r"with C = 3, got \(2, 1, 32, 32\)"),
-        (torch.randn(2, 3, 3, 3), ValueError, r"grid_size \(4, 4\) does not fit images of size \(3, 3\)"),
+        (torch.randn(2, 3, 1, 1), ValueError, r"grid_size \(2, 2\) does not fit images of size \(1, 1\)"),
     ],
 )
 def test_images_are_refused_and_nothing_has_moved(make_model, batch, images, error, message):

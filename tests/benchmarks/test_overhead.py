@@ -69,7 +69,7 @@ def test_a_run_writes_results_table_and_plot_and_survives_a_failure(tmp_path, mo
         "suite",
         lambda name: [
             Configuration("resnet10t", 32, 2, arms=arms, seconds=0.0),
-            Configuration("resnet10t", 3, 2, arms=("plain", "default"), seconds=0.0),
+            Configuration("resnet10t", 1, 2, arms=("plain", "default"), seconds=0.0),
             Configuration("resnet10t", 32, 2, arms=("no such arm",)),
         ],
     )

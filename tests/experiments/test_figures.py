@@ -23,7 +23,7 @@ def pixels(path):
         return np.asarray(picture.convert("RGB"))
 
 
-@pytest.mark.parametrize("options", [{}, {"mean_preserving": False, "mask_std": None, "domain": "normalized"}])
+@pytest.mark.parametrize("options", [{}, {"mean_preserving": False, "mask_std": None, "level_std": 0.0}])
 def test_gallery(tmp_path, options):
     mask = PolicyNoiseMask(in_chans=1, p=0.0, **options).train()
     images = torch.randn(3, 1, 32, 32)
