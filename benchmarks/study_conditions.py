@@ -239,7 +239,10 @@ def _later() -> list[Condition]:
         _frozen("2x2-dose10-half-level", _level(0.1, 0.05)),
         _learned("coop-2x2-dose10-level-shuffled", _level(0.1, 0.1), shuffled=True),
         # The learned twin of preset="augment", and the same dose and level on the default's cells.
-        _learned("coop-2x2-dose10-level20", _level(0.1, 0.2)),
+        *(
+            _learned(f"coop-2x2-dose10-level20{twin}", _level(0.1, 0.2), shuffled=bool(twin))
+            for twin in ("", "-shuffled")
+        ),
         _learned("coop-dose10-level20", {**SMOOTH, "mask_std": 0.1, "level_std": 0.2}),
         # The level alone, and beside the mildest pattern: with 0.1 that is frozen-2x2-dose10-level.
         *(_frozen(f"1x1-dose{int(100 * level)}-level", {**ONE_CELL, "level_std": level}) for level in LEVELS),
@@ -462,6 +465,8 @@ SUITES = {
     # Declared with it, whatever it chooses: the learned twin of preset="augment". Test decides nothing.
     "learned-augment": Suite(HALF_TASKS, ("coop-2x2-dose10-level20",), 8, ("val", "test")),
     "large-learned-augment": Suite(("joined-full-half",), ("coop-2x2-dose10-level20",), 8, ("val", "test")),
+    # Declared after suite learned-augment was looked at: do the default's masks do the same for other images?
+    "learned-augment-shuffled": Suite(HALF_TASKS, ("coop-2x2-dose10-level20-shuffled",), 8, ("val", "test")),
     "paper-twin": Suite(("organs-half", "pneumonia-half"), ("plain", "paper", "frozen-paper"), 8, ("val", "test")),
     "confirm": Suite(
         MAIN_TASKS,

@@ -1,7 +1,7 @@
 """Named sets of settings.
 
-``default`` learns a mask, ``augment`` is unlearned noise to use as an augmentation, and ``paper`` the publication,
-number for number.
+``default`` learns a mask, ``augment`` is the same noise unlearned, to use as an augmentation, and ``paper`` the
+publication, number for number.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         # The constructors' own defaults: one place for each number.
         "default": Preset(mask={}, hook={}),
-        # The default's masks, unlearned: as good as learned ones, and cheaper (benchmarks/README.md).
+        # Learned masks were no better, and in some respects worse (benchmarks/README.md).
         "augment": Preset(mask={"policy": "static"}, hook={"frozen": True}),
         # arXiv 2406.14568 and its training code: a resnet10t on the full image, every image masked on its normalised
         # values at half the contrast, the batch's scalar loss as the reward of all, SGD at a tenth of 0.1.
