@@ -69,7 +69,7 @@ def test_committed_results_are_those_of_their_suite():
         ("augment-screen", ("augment-screen",), 400, True),
         ("augment", ("augment", "large-augment"), 0, True),
         ("default-anew", ("default-anew",), 500, True),
-        ("learned-augment", ("learned-augment", "large-learned-augment"), 0, True),
+        ("learned-augment", ("learned-augment", "large-learned-augment", "learned-augment-shuffled"), 0, True),
         ("jitter", ("jitter", "jitter-learned"), 0, True),
     ):
         found = {record["key"] for record in study.read_results(results / f"study-{name}.jsonl.gz")}
