@@ -64,7 +64,6 @@ MODELS = {
     "tiny": "test_resnet",
 }
 CLASSES = 100
-DEFAULT_GRID = policy_noise.PolicyNoiseMask().grid_size[0]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OURS = ("plain", "plain again", "default", "augment", "paper", "authors")
 RIVALS = ("timm RandomErasing", "timm Mixup", "kornia RandomErasing")
@@ -778,7 +777,7 @@ def law(results: dict[str, Any]) -> str:
         (
             1e3 * added(record),
             one["batch"] * one["size"] ** 2 / 1e6,
-            one["batch"] * (one["grid"] or DEFAULT_GRID) ** 2 / 1e3,
+            one["batch"] * (one["grid"] or results["default_grid"]) ** 2 / 1e3,
         )
         for record in results["configurations"]
         if "error" not in record and "default" in record["arms"] and (one := record["configuration"])
@@ -853,7 +852,9 @@ def plot(results: dict[str, Any], path: Path) -> None:
                 if own != replace(base, **{name: getattr(own, name)}):
                     continue
                 plain = median(record["arms"]["plain"]["seconds"])
-                where = {"grid": own.grid or DEFAULT_GRID, "model": 1e3 * plain}.get(name, getattr(own, name))
+                where = {"grid": own.grid or results["default_grid"], "model": 1e3 * plain}.get(
+                    name, getattr(own, name)
+                )
                 points.append((where, 1e3 * plain, 1e3 * added(record)))
             axis.set(xscale="log", yscale="log", xlabel={"model": "plain step of the model, ms"}.get(name, name))
             if not points:
@@ -959,6 +960,7 @@ def main(arguments: list[str] | None = None) -> None:
         "command": command,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": describe_machine(device),
+        "default_grid": policy_noise.PolicyNoiseMask().grid_size[0],
         "configurations": [],
     }
     start = time.perf_counter()

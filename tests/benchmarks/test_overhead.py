@@ -138,10 +138,10 @@ def test_goals_are_told_of():
 def test_the_law_finds_what_it_was_made_of():
     configurations = []
     for batch, size, grid in itertools.product((8, 32, 128), (32, 96, 224), (None, 16, 64)):
-        cost = 2 + 0.5 * batch * size**2 / 1e6 + 0.25 * batch * (grid or overhead.DEFAULT_GRID) ** 2 / 1e3
+        cost = 2 + 0.5 * batch * size**2 / 1e6 + 0.25 * batch * (grid or 3) ** 2 / 1e3
         times = {"plain": {"seconds": [1.0] * 6}, "default": {"seconds": [1.0 + 1e-3 * cost] * 6}}
         configurations.append({"configuration": {"batch": batch, "size": size, "grid": grid}, "arms": times})
-    law = overhead.law({"configurations": configurations})
+    law = overhead.law({"default_grid": 3, "configurations": configurations})
     assert "adds 2.00 ms, 0.50 ms for a million pixels and 0.25 ms for a thousand cells" in law
 
 

@@ -23,7 +23,9 @@ def pixels(path):
         return np.asarray(picture.convert("RGB"))
 
 
-@pytest.mark.parametrize("options", [{}, {"mean_preserving": False, "mask_std": None, "level_std": 0.0}])
+@pytest.mark.parametrize(
+    "options", [{}, {"mean_preserving": False, "mask_std": None, "level_std": 0.0, "domain": "normalized"}]
+)
 def test_gallery(tmp_path, options):
     mask = PolicyNoiseMask(in_chans=1, p=0.0, **options).train()
     images = torch.randn(3, 1, 32, 32)
