@@ -238,7 +238,7 @@ def _later() -> list[Condition]:
         _frozen("2x2-dose5-level", _level(0.05, 0.05)),
         _frozen("2x2-dose10-half-level", _level(0.1, 0.05)),
         _learned("coop-2x2-dose10-level-shuffled", _level(0.1, 0.1), shuffled=True),
-        # The learned twin of preset="augment", and the same dose and level on the default's cells.
+        # The learned twin of preset="augment", and the same dose and level on the cells of the default then.
         *(
             _learned(f"coop-2x2-dose10-level20{twin}", _level(0.1, 0.2), shuffled=bool(twin))
             for twin in ("", "-shuffled")
@@ -452,7 +452,7 @@ SUITES = {
         ("val", "test"),
     ),
     # The default by a rule that one task's clean score cannot decide. Validation alone, seeds that no other suite has.
-    # A condition becomes the default if, against coop-dose20, today's, and over the four tasks, the 95 % intervals lie
+    # A condition becomes the default if, against coop-dose20, that then, and over the four tasks, the 95 % intervals lie
     # above 0 for the shifts and not below 0 on clean images and under bias fields, and its clean mean is no more than
     # 0.005 below; of several the one with the best sum of clean and shifted. (In level-screen, for other seeds,
     # coop-2x2-dose10-level would have been taken by it, so that this is an older lead put to the test.)
