@@ -452,9 +452,9 @@ SUITES = {
         ("val", "test"),
     ),
     # The default by a rule that one task's clean score cannot decide. Validation alone, seeds that no other suite has.
-    # A condition becomes the default if, against coop-dose20, that then, and over the four tasks, the 95 % intervals lie
-    # above 0 for the shifts and not below 0 on clean images and under bias fields, and its clean mean is no more than
-    # 0.005 below; of several the one with the best sum of clean and shifted. (In level-screen, for other seeds,
+    # A condition becomes the default if, against coop-dose20, that then, and over the four tasks, the 95 % intervals
+    # lie above 0 for the shifts and not below 0 on clean images and under bias fields, and its clean mean is no more
+    # than 0.005 below; of several the one with the best sum of clean and shifted. (In level-screen, for other seeds,
     # coop-2x2-dose10-level would have been taken by it, so that this is an older lead put to the test.)
     "default-anew": Suite(
         (*HALF_TASKS, "joined-full-half"),
