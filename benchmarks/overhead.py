@@ -928,7 +928,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def chosen(options: argparse.Namespace) -> list[Configuration]:
-    """The suite's configurations with the command line's changes, each once."""
+    """The suite's configurations with the command line's changes, the first of those that have become alike."""
     configurations = suite(options.suite)
     for name, values in (
         ("model", options.models),
@@ -941,7 +941,10 @@ def chosen(options: argparse.Namespace) -> list[Configuration]:
     ):
         if values:
             configurations = [replace(one, **{name: value}) for one in configurations for value in values]
-    return list(dict.fromkeys(configurations))
+    first: dict[str, Configuration] = {}
+    for one in configurations:
+        first.setdefault(one.label(), one)
+    return list(first.values())
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -70,7 +70,7 @@ def test_a_run_writes_results_table_and_plot_and_survives_a_failure(tmp_path, mo
         lambda name: [
             Configuration("resnet10t", 32, 2, arms=arms, seconds=0.0),
             Configuration("resnet10t", 1, 2, arms=("plain", "default"), seconds=0.0),
-            Configuration("resnet10t", 32, 2, arms=("no such arm",)),
+            Configuration("resnet10t", 64, 2, arms=("no such arm",)),
         ],
     )
     monkeypatch.setattr(overhead, "measure_pipeline", lambda device: {"without a mask": 10.0})
@@ -86,6 +86,19 @@ def test_a_run_writes_results_table_and_plot_and_survives_a_failure(tmp_path, mo
     assert table in capsys.readouterr().out
     assert table.count("| default |") == 1
     assert (tmp_path / "overhead-quick.png").stat().st_size > 0
+
+
+def test_what_the_command_line_makes_alike_is_measured_once():
+    def labels(*arguments):
+        return [one.label() for one in overhead.chosen(overhead.parse(["--suite", *arguments]))]
+
+    assert labels("cpu", "--models", "vit_small") == ["vit_small, 224 px, batch 16, fp32"]
+    both = labels("cpu", "--models", "resnet18", "resnet50", "--sizes", "64")
+    assert both == ["resnet18, 64 px, batch 16, fp32", "resnet50, 64 px, batch 16, fp32"]
+    (first,) = overhead.chosen(overhead.parse(["--suite", "cpu", "--models", "vit_small"]))
+    assert first.arms == overhead.suite("cpu")[0].arms
+    for name in overhead.SUITES:
+        assert labels(name) == [one.label() for one in overhead.suite(name)]
 
 
 def test_a_deadline_leaves_a_whole_table(tmp_path, monkeypatch):
