@@ -43,6 +43,7 @@ DRAWS = 10
 EMA_DECAY = 0.98
 BAND_MARGIN = 0.5
 """How far above the clean images' loss the band's target lies, in nats."""
+PATHWISE = "pathwise-"
 ROBUST_STD = 0.45
 """Standard deviation of the unlearned masks on the batch that ``robust`` looks at."""
 
@@ -81,8 +82,13 @@ class Classifier(nn.Module):
             raise ValueError(f"model must be 'resnet', 'resnet-half', 'vit' or 'vit-half', got {kind!r}")
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, features = self.attached(images)
+        return logits, features.detach()
+
+    def attached(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with the features' graph."""
         features = self.network.forward_head(self.network.forward_features(images), pre_logits=True)
-        return self.network.get_classifier()(features), features.detach()
+        return self.network.get_classifier()(features), features
 
 
 class StudyMask(PolicyNoiseMask):
@@ -157,7 +163,8 @@ class Signals:
     """What a policy is told about each image of a batch, low for good unless the reward is adversarial.
 
     Args:
-        name: One of :data:`SIGNALS`.
+        name: One of :data:`SIGNALS`; with ``pathwise-`` before it the policy is told how the signal changes with each
+            cell.
         model: The classifier, before its forward is replaced by a graph: the teacher is a copy.
         generator: Of the masks that ``robust`` draws.
         normalization: Of the images, as the mask takes it.
@@ -166,6 +173,8 @@ class Signals:
     def __init__(
         self, name: str, model: Classifier, generator: torch.Generator, normalization: Mapping[str, float]
     ) -> None:
+        self.pathwise = name.startswith(PATHWISE)
+        name = name.removeprefix(PATHWISE)
         if name not in SIGNALS:
             raise ValueError(f"signal must be one of {sorted(SIGNALS)}, got {name!r}")
         self.name = name
@@ -207,6 +216,22 @@ class Signals:
         loss = F.cross_entropy(logits, labels, reduction="none")
         return SIGNALS[self.name](self, loss, masked, applied, logits, features, labels)
 
+    def slopes(self, mask: "StudyMask", images: Tensor, labels: Tensor, sample: MaskSample) -> Tensor:
+        """How each image's signal changes with each cell of its mask, with the classifier in eval mode.
+
+        Shape:
+            - images: (B, 1, S, S), unmasked.
+            - Output: that of the sample's actions.
+        """
+        action = sample.action.clone().requires_grad_()
+        masked = mask(images, replace(sample, action=action))
+        self.model.eval()
+        logits, features = self.model.attached(masked)
+        loss = F.cross_entropy(logits, labels, reduction="none")
+        signal = SIGNALS[self.name](self, loss, masked, mask.applied, logits, features, labels)
+        self.model.train()
+        return torch.autograd.grad(signal.sum(), action)[0]
+
     @torch.no_grad()
     def step(self) -> None:
         """After the classifier's step. Young teachers forget faster, so that the initial weights are soon gone."""
@@ -216,6 +241,24 @@ class Signals:
         decay = min(EMA_DECAY, self.steps / (9 + self.steps))
         # Not swa_utils.AveragedModel: it reads its counter from the device at every step.
         torch._foreach_lerp_(_floating(self.teacher), _floating(self.model), 1 - decay)
+
+
+def pathwise_surrogate(sample: MaskSample, slopes: Tensor) -> Tensor:
+    """One number an image whose gradient is that of its signal through the draw, by implicit reparameterisation.
+
+    Figurnov et al., Implicit Reparameterization Gradients (2018), with PyTorch's own derivative of a Dirichlet draw.
+
+    Shape:
+        - slopes: of :meth:`Signals.slopes`, (B, 1, G, G).
+        - Output: (B,).
+    """
+    concentration = torch.stack([sample.concentration1, sample.concentration0], dim=-1)
+    fixed = concentration.detach()
+    action = torch.stack([sample.action, 1 - sample.action], dim=-1)
+    slope = torch.stack([slopes, torch.zeros_like(slopes)], dim=-1)
+    change = torch._dirichlet_grad(action, fixed, fixed.sum(-1, keepdim=True).expand_as(fixed))
+    gradient = change * (slope - (action * slope).sum(-1, keepdim=True))
+    return (gradient * concentration).flatten(1).sum(1)
 
 
 def _floating(model: nn.Module) -> list[Tensor]:
@@ -446,13 +489,13 @@ def train(job: Job, data: TaskData, *, graphs: bool = True) -> dict[str, Any]:
             signals.before(images, labels, (other_images - data.mean) / data.std, other_labels)
             if isinstance(hook.mask.policy, ClassPolicy):
                 hook.mask.policy.labels = labels
-            masked = hook.apply(images)
+            masked = _mask_pathwise(hook, signals, images, labels) if signals.pathwise else hook.apply(images)
             logits, features = model(masked)
             losses = F.cross_entropy(logits, labels, reduction="none")
             if hook.learner.estimator == "paper":
                 # The published surrogate scales the classifier's loss as well.
                 losses = hook.observe(losses)
-            else:
+            elif not signals.pathwise:
                 signal = signals.after(masked, hook.mask.applied, logits.detach(), features, labels)
                 hook.observe(hook.mask.credit(signal))
             loss = losses.mean()
@@ -483,6 +526,17 @@ def train(job: Job, data: TaskData, *, graphs: bool = True) -> dict[str, Any]:
         "steps": len(batches),
         "seconds": round(time.perf_counter() - start, 3),
     }
+
+
+def _mask_pathwise(hook: ReinforceHook, signals: Signals, images: Tensor, labels: Tensor) -> Tensor:
+    """Mask a batch, with the signal's own gradient for its policy to learn from."""
+    assert isinstance(hook.mask, StudyMask)
+    sample = hook.mask.sample(images, hook.generator)
+    surrogate = pathwise_surrogate(sample, signals.slopes(hook.mask, images, labels, sample))
+    # Without a baseline a loss of 1 gives each image's surrogate the same weight.
+    hook.learner.observe(replace(sample, log_prob=surrogate), torch.ones_like(surrogate))
+    with torch.no_grad():
+        return hook.mask(images, sample)
 
 
 def _graph(model: Classifier, sample: Tensor) -> None:

@@ -19,6 +19,9 @@ import study_training
 from study_conditions import CONDITIONS, SUITES, Condition, Job, jobs
 from study_tasks import EvalSet, FewShot, Task, TaskData
 
+import policy_noise.functional as PF
+from policy_noise import MaskSample
+
 TASK = Task("tiny", "organs", 16, per_class=8, epochs=4, batch_size=8)
 
 
@@ -230,6 +233,8 @@ KINDS = (
     "robust-2x2-dose20",
     "coop-dose20-long",
     "coop-dose20-recalibrated",
+    "pathwise-adv-2x2-dose10-level20-bounded",
+    "pathwise-robust-2x2-dose10-level20-shuffled",
 )
 
 
@@ -291,6 +296,52 @@ def test_a_virtual_step_is_one_of_the_last_layer(data):
         expected = torch.nn.functional.cross_entropy(moved, other_labels)
         torch.testing.assert_close(found[index], expected.detach())
     assert found.std() > 0
+
+
+def test_the_pathwise_surrogate_has_the_gradient_of_pytorchs_own_draw():
+    logarithms = torch.randn(5, 1, 2, 2, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    slopes = torch.randn(5, 1, 2, 2, generator=torch.Generator().manual_seed(1))
+    concentration1, concentration0 = logarithms.exp().unbind(-1)
+    torch.manual_seed(2)
+    drawn = torch.distributions.Beta(concentration1, concentration0).rsample()
+    (expected,) = torch.autograd.grad((drawn * slopes).sum(), logarithms, retain_graph=True)
+    torch.manual_seed(2)
+    action = PF.sample_beta(concentration1, concentration0)
+    assert torch.equal(action, drawn)
+    sample = MaskSample(action, concentration1, concentration0, slopes.new_zeros(5), slopes.new_ones(5).bool())
+    surrogate = study_training.pathwise_surrogate(sample, slopes)
+    assert surrogate.shape == (5,)
+    torch.testing.assert_close(torch.autograd.grad(surrogate.sum(), logarithms)[0], expected)
+
+
+@pytest.mark.parametrize("signal", ["loss", "robust"])
+def test_slopes_are_those_of_the_signal_in_each_cell(data, signal):
+    torch.manual_seed(0)
+    normalization = {"mean": data.mean, "std": data.std}
+    model = study_training.Classifier("resnet", 16, 3).double()
+    mask = study_training.StudyMask(1, 2, mask_std=0.1, level_std=0.2, policy="static", **normalization)
+    mask.shuffled = True
+    images, others = (data.images[part].double() / 255 for part in (slice(0, 6), slice(6, 12)))
+    labels, other_labels = data.labels[:6], data.labels[6:12]
+    signals = study_training.Signals(f"pathwise-{signal}", model, torch.Generator().manual_seed(0), normalization)
+    signals.before(images, labels, others, other_labels)
+    sample = mask.sample(images)
+    sample = dataclasses.replace(sample, action=sample.action.double(), applied=torch.tensor([True] * 5 + [False]))
+
+    @torch.no_grad()
+    def total(action):
+        masked = mask(images, dataclasses.replace(sample, action=action))
+        model.eval()
+        return signals.after(masked, mask.applied, *model(masked), labels).sum()
+
+    slopes = signals.slopes(mask, images, labels, sample)
+    assert model.training
+    assert not slopes[5].any()  # not applied
+    for index in ((0, 0, 0, 0), (2, 0, 1, 0), (4, 0, 1, 1)):
+        step = torch.zeros_like(sample.action)
+        step[index] = 1e-5
+        numeric = (total(sample.action + step) - total(sample.action - step)) / 2e-5
+        torch.testing.assert_close(slopes[index], numeric, rtol=1e-3, atol=1e-6)
 
 
 def test_a_class_policy_gives_each_image_its_class():
