@@ -11,8 +11,10 @@ Every configuration builds all its arms (the plain step and its rivals) side by 
 shuffled order within each repetition, so that a disturbance of the machine meets all of them alike. A cost is the
 median over repetitions of the ratio to the plain step of the same repetition; its interval is that of the median from
 order statistics (95 %, no distribution assumed). The arm "plain again" is the plain step once more: how far its
-interval lies from 1 is what this machine cannot resolve. Peak memory is the most that PyTorch's allocator holds at once
-for an arm, with its model and optimizer; on a CPU it is counted from the profiler's record, and the same in every run.
+interval lies from 1 is what this machine cannot resolve. On a CPU, whose noise hides some per cent, the time that the
+package's hooks take is read within each step as well, and compared with the rest of the same step: all but what the
+classifier may lose by it (caches). Peak memory is the most that PyTorch's allocator holds at once for an arm, with its
+model and optimizer; on a CPU it is counted from the profiler's record, and the same in every run.
 
 Results are written after each configuration to OUTPUT/overhead-SUITE.json and as a table (.md), and at the end as a
 plot (.png); ``--report FILE.json`` makes those two again without measuring. A configuration that fails is recorded with
@@ -221,6 +223,7 @@ class Arm:
     static: int = 0
     peak: int | None = None
     times: list[float] = field(default_factory=list)
+    inside: list[float] = field(default_factory=list)
 
     @property
     def period(self) -> int:
@@ -344,6 +347,22 @@ def elapsed(step: Callable[[], None], times: int, device: torch.device) -> float
     return (time.perf_counter() - start) / times
 
 
+@contextmanager
+def clocked_hooks() -> Iterator[list[float]]:
+    """Add up the seconds that the package's hooks take, which is all that it does in a step, in a list of one."""
+    spent = [0.0]
+    call = policy_noise.hook._Functor.__call__
+
+    def timed_call(functor: Any, *args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        result = call(functor, *args, **kwargs)
+        spent[0] += time.perf_counter() - start
+        return result
+
+    with unittest.mock.patch.object(policy_noise.hook._Functor, "__call__", timed_call):
+        yield spent
+
+
 def warm_up(arm: Arm, device: torch.device) -> None:
     """Build caches, state and compiled code; on a GPU note the memory of a step."""
     if device.type != "cuda":
@@ -387,14 +406,19 @@ def measure(configuration: Configuration, device: torch.device, until: float = m
     shuffled = random.Random(0)
     order = list(arms)
     start = time.perf_counter()
-    for repetition in range(configuration.repetitions):
-        now = time.perf_counter()
-        if (repetition >= 6 and now - start > configuration.seconds) or (repetition and now > until):
-            break
-        shuffled.shuffle(order)
-        for name in order:
-            arm = arms[name]
-            arm.times.append(elapsed(arm.step, arm.period * math.ceil(times / arm.period), device))
+    with clocked_hooks() as spent:
+        for repetition in range(configuration.repetitions):
+            now = time.perf_counter()
+            if (repetition >= 6 and now - start > configuration.seconds) or (repetition and now > until):
+                break
+            shuffled.shuffle(order)
+            for name in order:
+                arm = arms[name]
+                steps = arm.period * math.ceil(times / arm.period)
+                spent[0] = 0.0
+                arm.times.append(elapsed(arm.step, steps, device))
+                if arm.hook is not None and device.type == "cpu":  # a GPU works on after its hooks have returned
+                    arm.inside.append(spent[0] / steps)
     record: dict[str, Any] = {
         "configuration": asdict(configuration),
         "label": configuration.label(),
@@ -408,6 +432,8 @@ def measure(configuration: Configuration, device: torch.device, until: float = m
         else:
             memory = peak_memory_on_cpu(name, configuration) if time.perf_counter() < until else None
         record["arms"][name] = {"seconds": arm.times, "peak_memory_bytes": memory}
+        if arm.inside:
+            record["arms"][name]["seconds_in_hooks"] = arm.inside
     if configuration.profile and "default" in arms and time.perf_counter() < until:
         record["kernels"] = {
             name: guarded(lambda arm=arms[name]: count_kernels(arm.step, device))
@@ -430,7 +456,7 @@ def measure(configuration: Configuration, device: torch.device, until: float = m
     if configuration.launches:
         record["launches"] = guarded(lambda: count_launches(arms["default"]))
         record["launches augment"] = guarded(lambda: count_launches(arms["augment"]))
-        record["host"] = guarded(lambda: time_on_host(arms["default"], added(record)))
+        record["host"] = guarded(lambda: time_parts(arms["default"], 200, device))
     return record
 
 
@@ -543,9 +569,12 @@ def count_launches(arm: Arm) -> dict[str, int]:
 
 
 def time_parts(arm: Arm, steps: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each part in a running step, which waits for the device where a part begins and ends."""
+    """Median seconds of each part in a running step, of the hooks around them, and of all of it.
+
+    Waits for the device where a part begins and ends.
+    """
     assert arm.hook is not None
-    times: dict[str, list[float]] = {part: [] for part in PARTS}
+    rows: list[dict[str, float]] = []
     inner = [0.0]
 
     @contextmanager
@@ -556,19 +585,16 @@ def time_parts(arm: Arm, steps: int, device: torch.device) -> dict[str, float]:
         yield
         synchronize(device)
         spent = time.perf_counter() - start
-        times[part].append(spent - inner.pop())
+        rows[-1][part] += spent - inner.pop()
         inner[-1] += spent
 
-    with parts_within(arm.hook, clock):
+    with clocked_hooks() as whole, parts_within(arm.hook, clock):
         for _ in range(steps):
+            rows.append(dict.fromkeys(PARTS, 0.0))
+            whole[0] = 0.0
             arm.step()
-    return {part: median(values) for part, values in times.items()}
-
-
-def time_on_host(arm: Arm, whole: float) -> dict[str, float]:
-    """The parts without waiting for the device, and the rest of what the preset adds: hooks and pairing."""
-    parts = time_parts(arm, 200, torch.device("cpu"))
-    return {**parts, "hooks and pairing": whole - sum(parts.values()), "all": whole}
+            rows[-1] |= {"hooks and pairing": whole[0] - sum(rows[-1].values()), "all": whole[0]}
+    return {part: median(row[part] for row in rows) for part in rows[0]}
 
 
 def timed(function: Callable[[], Any]) -> float:
@@ -690,11 +716,23 @@ def ratio(record: dict[str, Any], arm: str, to: str) -> tuple[float, float, floa
     if arm not in record["arms"] or to not in record["arms"]:
         return None
     pairs = zip(record["arms"][arm]["seconds"], record["arms"][to]["seconds"], strict=True)
-    ratios = [mine / other for mine, other in pairs]
-    if len(ratios) < 6:  # of fewer no two are 95 % sure to have the median between them
-        return median(ratios), math.nan, math.nan
-    interval = quantile_test(ratios, q=1.0, p=0.5).confidence_interval(0.95)
-    return median(ratios), float(interval.low), float(interval.high)
+    return with_interval([mine / other for mine, other in pairs])
+
+
+def ratio_by_hooks(record: dict[str, Any], arm: str) -> tuple[float, float, float] | None:
+    """Median of the whole step over the rest of it, without what the package's hooks do, and its interval."""
+    timed = record["arms"].get(arm, {})
+    if "seconds_in_hooks" not in timed:
+        return None
+    pairs = zip(timed["seconds"], timed["seconds_in_hooks"], strict=True)
+    return with_interval([whole / (whole - inside) for whole, inside in pairs])
+
+
+def with_interval(values: list[float]) -> tuple[float, float, float]:
+    if len(values) < 6:  # of fewer no two are 95 % sure to have the median between them
+        return median(values), math.nan, math.nan
+    interval = quantile_test(values, q=1.0, p=0.5).confidence_interval(0.95)
+    return median(values), float(interval.low), float(interval.high)
 
 
 def memory_ratio(record: dict[str, Any], arm: str, to: str = "plain") -> float | None:
@@ -705,6 +743,8 @@ def memory_ratio(record: dict[str, Any], arm: str, to: str = "plain") -> float |
 def to_markdown(results: dict[str, Any]) -> str:
     """The table of a results file."""
     machine = results["machine"]
+    arms = [arm for record in results["configurations"] for arm in record.get("arms", {}).values()]
+    clocked = any("seconds_in_hooks" in arm for arm in arms)
     lines = [
         f"# Overhead: the {results['suite']} suite",
         "",
@@ -715,9 +755,11 @@ def to_markdown(results: dict[str, Any]) -> str:
         + (f" · TF32 in convolutions {machine['tf32_convolution']}" if machine["cudnn"] else ""),
         "",
         "Ratios are medians over paired repetitions, with the 95 % interval of the median.",
+        *(["The time in hooks is all that the package does in a step, beside the rest of the same step."] * clocked),
         "",
-        "| configuration | arm | ms a step | x plain | interval | n | peak memory MB | x plain |",
-        "|---|---|---:|---:|---|---:|---:|---:|",
+        "| configuration | arm | ms a step | x plain | interval | n | peak memory MB | x plain |"
+        + " ms in hooks | x the rest | interval |" * clocked,
+        "|---|---|---:|---:|---|---:|---:|---:|" + "---:|---:|---|" * clocked,
     ]
     notes: list[str] = []
     for record in results["configurations"]:
@@ -732,7 +774,7 @@ def to_markdown(results: dict[str, Any]) -> str:
             lines.append(
                 f"| {record['label']} | {name} | {1e3 * median(arm['seconds']):.2f} | {value[0]:.3f} | {interval} "
                 f"| {len(arm['seconds'])} | {'' if memory is None else f'{memory / 2**20:.0f}'} "
-                f"| {'' if share is None else f'{share:.3f}'} |"
+                f"| {'' if share is None else f'{share:.3f}'} |" + by_hooks(record, name) * clocked
             )
         notes += [f"- {record['label']}, {name} failed: {words}" for name, words in record["failures"].items()]
         notes += goals(record)
@@ -759,14 +801,25 @@ def to_markdown(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", *notes, ""])
 
 
-def in_words(ratio_and_interval: tuple[float, float, float]) -> str:
+def by_hooks(record: dict[str, Any], arm: str) -> str:
+    """The table's last cells."""
+    value = ratio_by_hooks(record, arm)
+    if value is None:
+        return " | | |"
+    inside = 1e3 * median(record["arms"][arm]["seconds_in_hooks"])
+    return f" {inside:.2f} | {value[0]:.4f} | {in_words(value, 4)} |"
+
+
+def in_words(ratio_and_interval: tuple[float, float, float], digits: int = 3) -> str:
     """The interval of a ratio."""
     _, low, high = ratio_and_interval
-    return "too few" if math.isnan(low) or math.isnan(high) else f"{low:.3f} to {high:.3f}"
+    return "too few" if math.isnan(low) or math.isnan(high) else f"{low:.{digits}f} to {high:.{digits}f}"
 
 
 def added(record: dict[str, Any], arm: str = "default") -> float:
-    """Seconds that an arm adds to the plain step: the median of the paired differences."""
+    """Seconds that an arm adds to the plain step: in its hooks where they were clocked, else by paired differences."""
+    if "seconds_in_hooks" in record["arms"][arm]:
+        return median(record["arms"][arm]["seconds_in_hooks"])
     pairs = zip(record["arms"][arm]["seconds"], record["arms"]["plain"]["seconds"], strict=True)
     return median(mine - other for mine, other in pairs)
 
@@ -811,7 +864,7 @@ def goals(record: dict[str, Any]) -> list[str]:
     model = record["configuration"]["model"]
     if record["configuration"]["size"] != 224:
         return notes
-    middle, low, _ = ratio(record, "default", "plain") or (None, math.nan, math.nan)
+    middle, low, _ = ratio_by_hooks(record, "default") or ratio(record, "default", "plain") or (None, math.nan, 0)
     found = {"time": None if math.isnan(low) else middle, "memory": memory_ratio(record, "default")}
     for kind, value in found.items():
         goal = GOALS.get((model, kind))

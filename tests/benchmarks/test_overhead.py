@@ -174,10 +174,39 @@ def test_launches_are_counted_where_they_are_made():
 @pytest.mark.parametrize("preset", ["default", "paper"])
 def test_parts_are_timed_without_what_they_call(preset):
     arm = overhead.make_arm(preset, Configuration("tiny", 64, 2), CPU)
+    arm.step()
     start = time.perf_counter()
-    parts = overhead.time_parts(arm, 3, CPU)
-    assert tuple(parts) == tuple(overhead.PARTS)
+    parts = overhead.time_parts(arm, 1, CPU)
+    assert tuple(parts) == (*overhead.PARTS, "hooks and pairing", "all")
     assert min(parts.values()) > 0
-    assert sum(parts.values()) < time.perf_counter() - start
-    whole = overhead.time_on_host(arm, 1.0)
-    assert sum(whole[part] for part in (*overhead.PARTS, "hooks and pairing")) == pytest.approx(whole["all"]) == 1.0
+    assert sum(parts.values()) == pytest.approx(2 * parts["all"])
+    assert parts["all"] < time.perf_counter() - start
+
+
+def test_hooks_are_clocked_and_nothing_else():
+    arms = [overhead.make_arm(name, Configuration("tiny", 64, 2), CPU) for name in ("plain", "default")]
+    for arm, many in zip(arms, (False, True), strict=True):
+        with overhead.clocked_hooks() as spent:
+            whole = overhead.elapsed(arm.step, 3, CPU) * 3
+        assert (0 < spent[0] < whole) if many else spent[0] == 0
+    before = spent[0]
+    arms[1].step()
+    assert spent[0] == before  # only while it lasts
+
+
+def test_a_step_is_compared_with_the_rest_of_itself():
+    seconds = [1.0, 2.0, 4.0, 1.0, 2.0, 4.0, 1.0]
+    plain = {"seconds": seconds, "peak_memory_bytes": None}
+    clocked = {**plain, "seconds_in_hooks": [0.2 * value for value in seconds]}
+    record = {"label": "resnet18", "arms": {"plain": plain, "default": clocked}, "failures": {}}
+    record["configuration"] = {"model": "resnet18", "size": 224}
+    assert overhead.ratio_by_hooks(record, "default") == pytest.approx((1.25, 1.25, 1.25))
+    assert overhead.ratio_by_hooks(record, "plain") is None
+    assert overhead.added(record) == pytest.approx(0.4)
+    assert overhead.goals(record)[0].endswith("time: 1.250 of at most 1.05: missed")  # not the 1.0 of the pairs
+    machine = dict.fromkeys(("device", "threads", "torch", "timm", "kornia", "cudnn"), "") | {"load_at_start": 0.0}
+    results = {"suite": "cpu", "command": "", "date": "", "machine": machine, "configurations": [record]}
+    table = overhead.to_markdown(results)
+    assert "| resnet18 | default | 2000.00 | 1.000 | 1.000 to 1.000 | 7 |  |  | 400.00 | 1.2500 |" in table
+    del clocked["seconds_in_hooks"]
+    assert "in hooks" not in overhead.to_markdown(results)
