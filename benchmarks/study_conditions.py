@@ -283,9 +283,7 @@ def _later() -> list[Condition]:
             )
             for name, signal, hook, bounded in (
                 ("coop", "loss", {}, ""),
-                ("adv", "loss", ADVERSARIAL, ""),
                 ("adv", "loss", ADVERSARIAL, "-bounded"),
-                ("robust", "robust", {}, ""),
                 ("robust", "robust", {}, "-bounded"),
             )
             for twin in ("", "-shuffled")
@@ -489,12 +487,12 @@ SUITES = {
     # Declared after suite learned-augment was looked at: do the default's masks do the same for other images?
     "learned-augment-shuffled": Suite(HALF_TASKS, ("coop-2x2-dose10-level20-shuffled",), 8, ("val", "test")),
     # Was it REINFORCE's noise? The signal's own gradient in the mask, whose signal-to-noise ratio is about a hundred
-    # times that of the score function: for the paper's reward, for its opposite, and for what a step on the masked
-    # image does to another batch under strong masks; free, and with a bound that keeps most of the noise's spread.
-    # Validation alone, seeds that no other suite has. A condition goes to test, with its shuffled twin, if against
+    # times that of the score function: for the paper's reward, and, with a bound that keeps most of the noise's spread,
+    # for its opposite and for what a step on the masked image does to another batch under strong masks. Validation
+    # alone, seeds that no other suite has. A condition goes to test, with its shuffled twin, if against
     # frozen-2x2-dose10-level20, the same mask unlearned, and over the three tasks, its 95 % intervals are not below 0
     # on clean images, over the shifts and under bias fields, and one of the last two is above 0 after Holm's correction
-    # over both and the five conditions; of several the one with the best sum of the three.
+    # over both and the three conditions; of several the one with the best sum of the three.
     "pathwise-screen": Suite(
         HALF_TASKS,
         (

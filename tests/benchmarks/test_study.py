@@ -234,7 +234,7 @@ KINDS = (
     "coop-dose20-long",
     "coop-dose20-recalibrated",
     "pathwise-adv-2x2-dose10-level20-bounded",
-    "pathwise-robust-2x2-dose10-level20-shuffled",
+    "pathwise-robust-2x2-dose10-level20-bounded-shuffled",
 )
 
 
