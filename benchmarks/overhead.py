@@ -56,6 +56,7 @@ from torch.utils.benchmark import Timer
 
 import policy_noise
 import policy_noise.functional as PF
+from policy_noise.experiments.statistics import t_interval
 
 MODELS = {
     "resnet10t": "resnet10t",
@@ -794,11 +795,29 @@ def to_markdown(results: dict[str, Any]) -> str:
         for preset, values in record.get("split", {}).items():
             notes.append(f"- {record['label']}, {preset} preset, ms: {listed(values, 1e3)}")
         notes += [f"- {record['label']}, {name}: {words}" for name, words in record.get("checks", {}).items()]
+    notes += the_rest(results) if clocked else []
     if results["suite"] == "scaling":
         notes.append(law(results))
     if results.get("pipeline"):
         notes.append(f"- input pipeline at 64 px, images/s: {listed(results['pipeline'], 1.0)}")
     return "\n".join([*lines, "", *notes, ""])
+
+
+def the_rest(results: dict[str, Any]) -> list[str]:
+    """How long the rest of a step takes beside the plain step, over all configurations: what hooks do not show."""
+    ratios: dict[str, list[float]] = {}
+    for record in results["configurations"]:
+        for name, arm in record.get("arms", {}).items():
+            if name == "plain again" or "seconds_in_hooks" in arm:
+                inside = arm.get("seconds_in_hooks", [0.0] * len(arm["seconds"]))
+                steps = zip(arm["seconds"], inside, record["arms"]["plain"]["seconds"], strict=True)
+                ratios.setdefault(name, []).extend(math.log((whole - part) / plain) for whole, part, plain in steps)
+    return [
+        f"- the rest of a step beside the plain step, {name}: {math.exp(found.mean):.3f} "
+        f"({math.exp(found.low):.3f} to {math.exp(found.high):.3f}; geometric mean of {len(values)} pairs)"
+        for name, values in ratios.items()
+        for found in [t_interval(values)]
+    ]
 
 
 def by_hooks(record: dict[str, Any], arm: str) -> str:
