@@ -74,6 +74,7 @@ def test_committed_results_are_those_of_their_suite():
         ("default-anew", ("default-anew",), 500, True),
         ("learned-augment", ("learned-augment", "large-learned-augment", "learned-augment-shuffled"), 0, True),
         ("jitter", ("jitter", "jitter-learned"), 0, True),
+        ("pathwise-screen", ("pathwise-screen",), 600, False),
     ):
         found = {record["key"] for record in study.read_results(results / f"study-{name}.jsonl.gz")}
         declared = {study.key_of(job) for suite in suites for job in jobs(suite, first_seed=first_seed)}
