@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from study_conditions import LEARNING_RATE, Condition, Job
 from study_tasks import EvalSet, FewShot, TaskData, bias_field, train_indices
 from torch import Tensor, nn
+from torch.distributions.dirichlet import _Dirichlet_backward
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
@@ -191,7 +192,7 @@ class Signals:
             self.noise = PolicyNoiseMask(1, 4, policy="static", p=1.0, **dose, **normalization)
             self.noise.to(generator.device)
         if name == "teacher":
-            self.teacher = copy.deepcopy(model).eval()
+            self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
     def before(self, images: Tensor, labels: Tensor, other_images: Tensor, other_labels: Tensor) -> None:
@@ -210,25 +211,20 @@ class Signals:
             self.reference = _error(logits, other_labels).T @ features
         self.model.train()
 
-    @torch.no_grad()
     def after(self, masked: Tensor, applied: Tensor, logits: Tensor, features: Tensor, labels: Tensor) -> Tensor:
         """The signal of a masked batch."""
         loss = F.cross_entropy(logits, labels, reduction="none")
         return SIGNALS[self.name](self, loss, masked, applied, logits, features, labels)
 
-    def slopes(self, mask: "StudyMask", images: Tensor, labels: Tensor, sample: MaskSample) -> Tensor:
+    def slopes(self, action: Tensor, masked: Tensor, applied: Tensor, labels: Tensor) -> Tensor:
         """How each image's signal changes with each cell of its mask, with the classifier in eval mode.
 
         Shape:
-            - images: (B, 1, S, S), unmasked.
-            - Output: that of the sample's actions.
+            - action: (B, 1, G, G), which the masked images (B, 1, S, S) were made with.
+            - Output: that of the actions.
         """
-        action = sample.action.clone().requires_grad_()
-        masked = mask(images, replace(sample, action=action))
         self.model.eval()
-        logits, features = self.model.attached(masked)
-        loss = F.cross_entropy(logits, labels, reduction="none")
-        signal = SIGNALS[self.name](self, loss, masked, mask.applied, logits, features, labels)
+        signal = self.after(masked, applied, *self.model.attached(masked), labels)
         self.model.train()
         return torch.autograd.grad(signal.sum(), action)[0]
 
@@ -253,12 +249,9 @@ def pathwise_surrogate(sample: MaskSample, slopes: Tensor) -> Tensor:
         - Output: (B,).
     """
     concentration = torch.stack([sample.concentration1, sample.concentration0], dim=-1)
-    fixed = concentration.detach()
     action = torch.stack([sample.action, 1 - sample.action], dim=-1)
     slope = torch.stack([slopes, torch.zeros_like(slopes)], dim=-1)
-    change = torch._dirichlet_grad(action, fixed, fixed.sum(-1, keepdim=True).expand_as(fixed))
-    gradient = change * (slope - (action * slope).sum(-1, keepdim=True))
-    return (gradient * concentration).flatten(1).sum(1)
+    return (_Dirichlet_backward(action, concentration.detach(), slope) * concentration).flatten(1).sum(1)
 
 
 def _floating(model: nn.Module) -> list[Tensor]:
@@ -532,11 +525,12 @@ def _mask_pathwise(hook: ReinforceHook, signals: Signals, images: Tensor, labels
     """Mask a batch, with the signal's own gradient for its policy to learn from."""
     assert isinstance(hook.mask, StudyMask)
     sample = hook.mask.sample(images, hook.generator)
-    surrogate = pathwise_surrogate(sample, signals.slopes(hook.mask, images, labels, sample))
+    action = sample.action.clone().requires_grad_()
+    masked = hook.mask(images, replace(sample, action=action))
+    surrogate = pathwise_surrogate(sample, signals.slopes(action, masked, hook.mask.applied, labels))
     # Without a baseline a loss of 1 gives each image's surrogate the same weight.
     hook.learner.observe(replace(sample, log_prob=surrogate), torch.ones_like(surrogate))
-    with torch.no_grad():
-        return hook.mask(images, sample)
+    return masked.detach()
 
 
 def _graph(model: Classifier, sample: Tensor) -> None:

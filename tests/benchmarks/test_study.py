@@ -335,7 +335,9 @@ def test_slopes_are_those_of_the_signal_in_each_cell(data, signal):
         model.eval()
         return signals.after(masked, mask.applied, *model(masked), labels).sum()
 
-    slopes = signals.slopes(mask, images, labels, sample)
+    action = sample.action.clone().requires_grad_()
+    masked = mask(images, dataclasses.replace(sample, action=action))
+    slopes = signals.slopes(action, masked, mask.applied, labels)
     assert model.training
     assert not slopes[5].any()  # not applied
     for index in ((0, 0, 0, 0), (2, 0, 1, 0), (4, 0, 1, 1)):
