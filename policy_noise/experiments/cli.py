@@ -9,14 +9,14 @@ from typing import Any
 
 from policy_noise.heated import average_checkpoints, read_heated_metadata, save_heated
 
-from .data import SPLITS, ImageSet, Split, join_sets, load_medmnist, load_npz, resize
-from .distributed import started_first, world
+from .data import ImageSet
+from .distributed import world
 from .evaluation import score
 from .figures import class_histogram, intensity_histogram
-from .radimagenet import load_image_folder, load_radimagenet
 from .recipes import NOISES, RECIPES, TrainRecipe, override
 from .report import transfer_table, write_report
 from .runs import Run, write_json
+from .sources import add_source_arguments, describe, open_joined, open_sources
 from .training import create_model, epoch_batches, predict, train
 from .transfer import compare, parse_initialisation
 
@@ -25,23 +25,6 @@ __all__ = ["average", "evaluate", "finetune", "pretrain", "report", "transfer"]
 
 def _parser(description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=description, allow_abbrev=False)
-
-
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("data, one kind of, or --npz and --medmnist together")
-    group.add_argument(
-        "--npz", nargs="+", metavar="PATH[:PREFIX]", help="files in MedMNIST's layout; several are joined"
-    )
-    group.add_argument("--medmnist", nargs="+", metavar="FLAG", help="sets of the medmnist package; several are joined")
-    group.add_argument("--radimagenet", type=Path, metavar="ROOT", help="folder of radiology_ai/ and the three tables")
-    group.add_argument("--image-folder", type=Path, metavar="ROOT", help="tree {train,val,test}/CLASS/IMAGE")
-    group.add_argument("--root", type=Path, default=Path("data"), help="folder of the medmnist files (default: data)")
-    group.add_argument("--medmnist-size", type=int, default=28, help="28 (default), 64, 128 or 224")
-    group.add_argument("--split-seed", type=int, default=0, help="of npz files without splits (default: 0)")
-    group.add_argument("--download", action="store_true", help="let medmnist fetch missing files")
-    group.add_argument(
-        "--skip-bad-files", action="store_true", help="leave out missing and corrupt files, named, counted"
-    )
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -60,54 +43,6 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the run in that folder")
 
 
-def _sources(arguments: argparse.Namespace, size: int, in_chans: int) -> list[Any]:
-    """The sets that the command line names, each by itself."""
-    kinds = ("npz", "medmnist", "radimagenet", "image_folder")
-    given = [name for name in kinds if getattr(arguments, name)]
-    if len(given) != 1 and given != ["npz", "medmnist"]:
-        options = ", ".join("--" + name.replace("_", "-") for name in kinds)
-        raise ValueError(f"exactly one of {options} must be given, or the first two together, got {given or 'none'}")
-    if "npz" in given or "medmnist" in given:
-        sets = [load_npz(*_path_and_prefix(text), seed=arguments.split_seed) for text in arguments.npz or ()]
-        own = {"size": arguments.medmnist_size, "download": arguments.download}
-        return sets + [load_medmnist(flag, arguments.root, **own) for flag in arguments.medmnist or ()]
-    skip = arguments.skip_bad_files
-    if arguments.radimagenet:  # grey: what takes three channels gets them on its device
-        files, missing = load_radimagenet(arguments.radimagenet, size=size, skip_bad_files=skip)
-    else:
-        files, missing = load_image_folder(arguments.image_folder, size=size, in_chans=in_chans, skip_bad_files=skip)
-    if missing and started_first():
-        print("\n".join([f"{len(missing)} missing files are left out:", *missing]), file=sys.stderr)
-    return [files]
-
-
-def _path_and_prefix(text: str) -> tuple[str, str]:
-    path, separator, prefix = text.rpartition(":")
-    return (path, f"{prefix}_") if separator and path.endswith(".npz") else (text, "")
-
-
-def _joined(arguments: argparse.Namespace, size: int, in_chans: int) -> Any:
-    sets = _sources(arguments, size, in_chans)
-    if len(sets) > 1:
-        return join_sets(sets, size)
-    return _sized(sets[0], size) if isinstance(sets[0], ImageSet) else sets[0]
-
-
-def _sized(data: ImageSet, size: int) -> ImageSet:
-    train_, val, test = (Split(resize(split.images, size), split.labels) for split in (data.train, data.val, data.test))
-    return dataclasses.replace(data, train=train_, val=val, test=test)
-
-
-def _describe(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "name": data.name,
-        "classes": data.num_classes,
-        **{split: len(getattr(data, split)) for split in SPLITS},
-        "skip_bad_files": arguments.skip_bad_files,
-        "split_seed": arguments.split_seed,
-    }
-
-
 def _clearly(stage: Callable[[], None]) -> Callable[[], None]:
     """Bad input ends a script with one line, not with a traceback; all else keeps it."""
 
@@ -122,13 +57,13 @@ def _clearly(stage: Callable[[], None]) -> Callable[[], None]:
 
 
 def _train_stage(stage: str, arguments: argparse.Namespace, recipe: TrainRecipe, init: Path | None) -> None:
-    data = _joined(arguments, recipe.load_size, recipe.in_chans)
+    data = open_joined(arguments, recipe.load_size, recipe.in_chans)
     if isinstance(data, ImageSet) and data.in_chans > recipe.in_chans:
         raise ValueError(f"{data.name} has images of {data.in_chans} channels: pass --set in_chans={data.in_chans}")
     create_model(recipe, data.num_classes, init=init)  # what does not fit is found before anything is written
     with world() as here:
         epoch_batches(len(data.train), recipe, 0, here)
-        record = _describe(data, arguments) | ({"init": str(init)} if init else {})
+        record = describe(data, arguments) | ({"init": str(init)} if init else {})
         world_size = {"processes": here.size}
         options = {"resume": arguments.resume, "writes": here.main}
         run = here.agree(lambda: Run(arguments.output, stage, recipe, record | world_size, **options))
@@ -153,7 +88,7 @@ def _line(result: dict[str, Any]) -> str:
 def pretrain() -> None:
     """Train a classifier from scratch: conventionally, under frozen noise or under policy noise."""
     parser = _parser(pretrain.__doc__ or "")
-    _add_data(parser)
+    add_source_arguments(parser)
     _add_recipe(parser)
     parser.add_argument(
         "--noise", choices=NOISES, default="policy", help="what the images are multiplied by (default: policy)"
@@ -173,7 +108,7 @@ def finetune() -> None:
         required=True,
         help="a run's folder, or a heated model's file; its model, image size, normalisation and augmentation are kept",
     )
-    _add_data(parser)
+    add_source_arguments(parser)
     _add_recipe(parser)
     arguments = parser.parse_args()
     init = arguments.init / "model.safetensors" if arguments.init.is_dir() else arguments.init
@@ -215,12 +150,12 @@ def evaluate() -> None:
     parser = _parser(evaluate.__doc__ or "")
     parser.add_argument("--model", type=Path, required=True, help="a run's folder, or a heated model's file")
     parser.add_argument("--output", type=Path, help="JSON to write; default scores.json beside the model")
-    _add_data(parser)
+    add_source_arguments(parser)
     arguments = parser.parse_args()
     path = arguments.model / "model.safetensors" if arguments.model.is_dir() else arguments.model
     metadata = read_heated_metadata(path)
     recipe = TrainRecipe(**metadata["recipe"])
-    data = _joined(arguments, recipe.load_size, recipe.in_chans)
+    data = open_joined(arguments, recipe.load_size, recipe.in_chans)
     if list(data.class_names) != metadata["classes"]:
         raise ValueError(f"{path} was trained on {len(metadata['classes'])} other classes than {data.name}'s")
     model = create_model(recipe, data.num_classes, init=path)
@@ -249,7 +184,7 @@ def transfer() -> None:
         "label may come again",
     )
     parser.add_argument("--model", help="timm model for 'random' and 'imagenet' (default: the first run's)")
-    _add_data(parser)
+    add_source_arguments(parser)
     _add_recipe(parser)
     arguments = parser.parse_args()
     recipe = override(RECIPES[arguments.recipe]["transfer"], arguments.set)
@@ -257,7 +192,7 @@ def transfer() -> None:
     inits: list[Any] = []
     for text in ordered:
         inits.append(parse_initialisation(text, arguments.model, inits[0] if inits else None))
-    sets = _sources(arguments, recipe.image_size, inits[0].in_chans)
+    sets = open_sources(arguments, recipe.image_size, inits[0].in_chans)
     for init in inits:
         if init.normalization not in (None, (recipe.mean, recipe.std)):
             mean, std = init.normalization
