@@ -50,7 +50,19 @@ def advantage(
 
 @dataclass(frozen=True)
 class LossMoments:
-    """What the valid losses of a batch have in common, and what sets them apart; each computed once."""
+    """What the valid losses of a window have in common, and what sets them apart; each computed once.
+
+    Args:
+        valid: Losses that count, (B,) bool.
+        kept: The losses, 0 where they do not count.
+        count: How many count; over all ranks where there are several, as all that follow.
+        samples: The same, at least 1.
+        mean: Of the losses that count.
+        average: A moving average of earlier losses, or the mean where there is none yet.
+        many: Whether more than one counts. One that alone does is compared with the moving average.
+        centred: Distance from the mean (or from the average), 0 where a loss does not count, (B,).
+        variance: Biased, of the losses that count.
+    """
 
     valid: Tensor
     kept: Tensor
@@ -64,10 +76,7 @@ class LossMoments:
 
     @classmethod
     def of(cls, loss: Tensor, valid: Tensor, average: Tensor | None = None) -> "LossMoments":
-        """Of losses (B,) and which of them count; one that alone does is compared with an average of earlier ones.
-
-        Left out, or NaN, it is the mean; see :func:`average_or`.
-        """
+        """Of one process's losses (B,); see :func:`average_or` for the average."""
         kept = torch.where(valid, loss, 0)
         # As floating point, so that the numbers below need no casts; a half would count up to 256.
         count = valid.sum(dtype=torch.float64 if loss.dtype == torch.float64 else torch.float32)
@@ -77,6 +86,29 @@ class LossMoments:
         average = average_or(mean, average)
         centred = (kept - torch.where(many, mean, average)) * valid
         return cls(valid, kept, count, samples, mean, average, many, centred, centred.square().sum() / samples)
+
+    @staticmethod
+    def sums(loss: Tensor, valid: Tensor, average: Tensor | None = None) -> Tensor:
+        """What one rank adds to :meth:`of_all_ranks`: count, sum and sum of squares, (3,).
+
+        Losses are centred on the moving average, which is equal on all ranks, to keep digits.
+        """
+        shifted = torch.where(valid, loss - average_or(loss.new_zeros(()), average), 0)
+        return torch.stack([valid.sum().to(loss.dtype), shifted.sum(), shifted.square().sum()])
+
+    @classmethod
+    def of_all_ranks(cls, loss: Tensor, valid: Tensor, sums: Tensor, average: Tensor | None = None) -> "LossMoments":
+        """Of this rank's losses (B,) among those of all ranks, whose :meth:`sums` were added up."""
+        count, total, squares = sums
+        samples = count.clamp(min=1)
+        distance = total / samples
+        mean = distance + average_or(loss.new_zeros(()), average)
+        many = count > 1
+        kept = torch.where(valid, loss, 0)
+        average = average_or(mean, average)
+        centred = (kept - torch.where(many, mean, average)) * valid
+        variance = (squares / samples - distance.square()).clamp(min=0)
+        return cls(valid, kept, count, samples, mean, average, many, centred, variance)
 
     def weights(self, baseline: Baseline | Tensor | float, normalize: bool) -> Tensor:
         """The advantage over the number of samples, with all that is one number a batch multiplied first."""

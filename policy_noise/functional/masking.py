@@ -9,52 +9,58 @@ from torch import Tensor
 from .distribution import ACTION_EPS
 from .rendering import check_rendering, get_operators, render
 
-__all__ = ["apply_mask", "mask_level", "noise_mask", "scale_mask"]
+__all__ = ["apply_mask", "mask_brightness", "noise_mask", "scale_mask"]
 
 FLAT = 1e-3
 """A mask whose lowest cell lies no further than this below its mean counts as flat."""
 
 
-def _standardize(action: Tensor, share: Tensor, factors: Sequence[Tensor], mask_std: float) -> Tensor:
-    """Cells whose rendered mask has mean 1 and standard deviation ``mask_std``, or less where a cell would pass 0."""
+def _standardize(action: Tensor, share: Tensor, factors: Sequence[Tensor], pattern_std: float) -> Tensor:
+    """Cells whose rendered mask has mean 1 and deviation ``pattern_std``, or less where a cell would pass 0."""
     ones = [1] * (action.ndim - 1)
     with torch.autocast(action.device.type, enabled=False):
         darkness = torch.mv(action.flatten(1), share).view(-1, *ones) - action
         deviation = render(darkness, factors).flatten(1).norm(dim=1)
         # Rendering averages cells, so that no pixel is darker than the darkest cell.
-        scale = torch.maximum(deviation / mask_std, darkness.flatten(1).amax(1)).clamp(min=FLAT)
+        scale = torch.maximum(deviation / pattern_std, darkness.flatten(1).amax(1)).clamp(min=FLAT)
         # A little less than all, so that rounding leaves no light negative.
         return torch.rsub(darkness / scale.view(-1, *ones), 1.0, alpha=1.0 - ACTION_EPS)
 
 
-LEVEL_REACH = 3.0
-"""Standard deviations that a mask's level keeps to, which unlearned actions pass once in thousands of draws."""
+BRIGHTNESS_REACH = 3.0
+"""Standard deviations that the brightness keeps to, which unlearned actions pass once in thousands of draws."""
 
 
-def mask_level(action: Tensor, level_std: float) -> Tensor:
+def mask_brightness(action: Tensor, brightness_std: float, expected: Tensor | None = None) -> Tensor:
     r"""How much brighter or darker an image becomes as a whole, by a mask whose own mean is 1.
 
-    .. math:: \exp(\sigma z), \qquad z = \sqrt{12 n} \, (\overline{a} - 1/2)
+    .. math:: \exp(\sigma z), \qquad z = \sqrt{12 n} \, (\overline{a} - \mu)
 
-    with the mean of the mask's n actions, so that z has a standard deviation of 1 where they are uniform, as an
-    unlearned mask's are: images brighten as often as they darken, as under a random bias field. Within +-3, so that no
-    policy can run away.
+    with the mean of the mask's n actions and :math:`\mu = 1/2`, so that z has a standard deviation of 1 where they are
+    uniform, as an unlearned mask's are: images brighten as often as they darken, as under a random bias field. z keeps
+    within +-3, so that no policy can run away.
 
     Args:
-        action: One value in (0, 1) a cell.
-        level_std: Standard deviation of the level's logarithm under the uniform distribution.
+        action: One value in (0, 1) per cell.
+        brightness_std: Standard deviation of the brightness's logarithm under the uniform distribution.
+        expected: Expected value of each cell. Its mean over the cells then stands for 1/2, so that the logarithm has
+            expectation 0 under any policy (while z stays within its bounds).
 
     Shape:
-        - action: (B, 1, G, G) or (B, 1, G, G, G).
+        - action, expected: (B, 1, G, G) or (B, 1, G, G, G).
         - Output: (B, 1, 1, 1) or (B, 1, 1, 1, 1).
 
     Example:
-        >>> mask_level(torch.full((1, 1, 2, 2), 0.5), 0.2)
+        >>> mask_brightness(torch.full((1, 1, 2, 2), 0.5), 0.2)
         tensor([[[[1.]]]])
     """
-    centred = action.mean(dim=tuple(range(1, action.ndim)), keepdim=True) - 0.5
+    axes = tuple(range(1, action.ndim))
+    if expected is None:
+        centred = action.mean(dim=axes, keepdim=True) - 0.5
+    else:
+        centred = (action - expected).mean(dim=axes, keepdim=True)
     z = centred * math.sqrt(12 * math.prod(action.shape[1:]))
-    return torch.exp(level_std * z.clamp(-LEVEL_REACH, LEVEL_REACH))
+    return torch.exp(brightness_std * z.clamp(-BRIGHTNESS_REACH, BRIGHTNESS_REACH))
 
 
 def scale_mask(mask: Tensor, *, strength: float = 1.0, mean_preserving: bool = False) -> Tensor:
@@ -103,12 +109,13 @@ def noise_mask(
     images: Tensor,
     action: Tensor,
     *,
-    kernel_size: int | None = None,
-    sigma: float | None = None,
+    kernel_size: int | Sequence[int] | None = None,
+    sigma: float | Sequence[float] | None = None,
     strength: float = 1.0,
     mean_preserving: bool = False,
-    mask_std: float | None = None,
-    level_std: float = 0.0,
+    pattern_std: float | None = None,
+    brightness_std: float = 0.0,
+    expected: Tensor | None = None,
     black: Tensor | None = None,
     applied: Tensor | None = None,
 ) -> Tensor:
@@ -121,10 +128,11 @@ def noise_mask(
         sigma: See :func:`blur_parameters`.
         strength: See :func:`scale_mask`.
         mean_preserving: See :func:`scale_mask`.
-        mask_std: Instead of ``mean_preserving``: give each mask a spatial mean of 1 and this standard deviation before
-            ``strength`` counts, so that an action says where the mask varies and not how much. It is less where a cell
-            would fall below 0, and 0 for an action that renders flat.
-        level_std: Multiply each mask by its :func:`mask_level`, before ``strength`` counts.
+        pattern_std: Instead of ``mean_preserving``: give each mask a spatial mean of 1 and this standard deviation,
+            before ``strength`` counts, so that an action says where the mask varies and not how much. It is less where
+            a cell would fall below 0, and 0 for an action that renders flat.
+        brightness_std: Multiply each mask by its :func:`mask_brightness`, before ``strength`` counts.
+        expected: See :func:`mask_brightness`.
         black: See :func:`apply_mask`.
         applied: Which images are masked; the others come back bit for bit. By default all.
 
@@ -143,14 +151,14 @@ def noise_mask(
     axes, factors = operators[: len(operators) // 2], operators[len(operators) // 2 :]
     # Rendering is linear: what scale_mask does to the pixels is done to the few cells, and costs no pass over pixels.
     offset = None
-    level = mask_level(action, level_std) if level_std else None
-    if mask_std is not None:
-        action = _standardize(action, share, factors, mask_std)
+    brightness = mask_brightness(action, brightness_std, expected) if brightness_std else None
+    if pattern_std is not None:
+        action = _standardize(action, share, factors, pattern_std)
     elif mean_preserving:
         mean = (action.flatten(1) * share).sum(1)
         action = action / mean.view(-1, *[1] * (action.ndim - 1))
-    if level is not None:
-        action = action * level
+    if brightness is not None:
+        action = action * brightness
     if applied is not None:
         applied = applied.view(-1, *[1] * (action.ndim - 1))
         # Cells of zero and an offset of one render as exactly one.

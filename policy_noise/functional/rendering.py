@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from numbers import Real
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,42 +23,66 @@ KERNEL_IN_SIGMAS = 13 / 6
 
 
 def blur_parameters(
-    size: Sequence[int], grid: Sequence[int], kernel_size: int | None = None, sigma: float | None = None
-) -> tuple[int, float]:
-    """Resolve the Gaussian's kernel and sigma, in pixels, for an image size.
+    size: Sequence[int],
+    grid: Sequence[int],
+    kernel_size: int | Sequence[int] | None = None,
+    sigma: float | Sequence[float] | None = None,
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Resolve the Gaussian's kernel and sigma along each axis, in pixels, for an image size.
 
-    Left out, sigma is a third of a cell, along the axis where cells are shortest, so that the mask's texture is the
-    same at every resolution. A given number is taken as pixels. Kernel and sigma follow each other in the paper's ratio
-    of 13 to 6, a kernel as the nearest odd number, at least 3.
+    Left out, sigma is a third of a cell along each axis, so that the mask has the same texture at every resolution and
+    aspect ratio. A given number is taken as pixels, for all axes or one for each. Kernel and sigma follow each other in
+    the paper's ratio of 13 to 6, a kernel as the nearest odd number, at least 3.
 
     Args:
         size: The image's spatial size in pixels.
         grid: Cells along each of its axes.
-        kernel_size: Odd and positive. Reflect padding limits it to twice the shorter side less one.
+        kernel_size: Odd and positive. Reflect padding limits it to twice the axis's length less one.
         sigma: Standard deviation, positive.
+
+    Returns:
+        Kernel sizes and sigmas, one for each axis.
 
     Raises:
         ValueError: If a number is out of its range or the kernel does not fit the image.
 
     Example:
-        >>> blur_parameters((96, 128), (4, 4)), blur_parameters((224, 224), (64, 64), kernel_size=13)
-        ((17, 8.0), (13, 6.0))
+        >>> blur_parameters((96, 192), (4, 4)), blur_parameters((224, 224), (64, 64), kernel_size=13)
+        (((17, 35), (8.0, 16.0)), ((13, 13), (6.0, 6.0)))
     """
-    if kernel_size is not None and not (_is_number(kernel_size) and kernel_size >= 1 and kernel_size % 2 == 1):
-        raise ValueError(f"kernel_size must be an odd positive integer in pixels, got {kernel_size!r}")
-    if sigma is not None and not (_is_number(sigma) and sigma > 0):
-        raise ValueError(f"sigma must be a positive number of pixels, got {sigma!r}")
-    side = min(size)
+    kernels = _along_axes("kernel_size", kernel_size, len(size))
+    sigmas = _along_axes("sigma", sigma, len(size))
+    for kernel in kernels:
+        if kernel is not None and not (_is_number(kernel) and kernel >= 1 and kernel % 2 == 1):
+            raise ValueError(f"kernel_size must be an odd positive integer in pixels, got {kernel_size!r}")
+    for deviation in sigmas:
+        if deviation is not None and not (_is_number(deviation) and deviation > 0):
+            raise ValueError(f"sigma must be a positive number of pixels, got {sigma!r}")
+    axes = [_axis_parameters(*values, tuple(size)) for values in zip(size, grid, kernels, sigmas, strict=True)]
+    return tuple(kernel for kernel, _ in axes), tuple(deviation for _, deviation in axes)
+
+
+def _along_axes(name: str, value: Any, axes: int) -> tuple[Any, ...]:
+    if not isinstance(value, Sequence):
+        return (value,) * axes
+    if len(value) != axes:
+        raise ValueError(f"{name} must be one number or {axes}, one for each axis, got {value!r}")
+    return tuple(value)
+
+
+def _axis_parameters(
+    pixels: int, cells: int, kernel_size: int | None, sigma: float | None, size: tuple[int, ...]
+) -> tuple[int, float]:
     if sigma is None and kernel_size is not None:
         sigma = kernel_size / KERNEL_IN_SIGMAS
     elif sigma is None:
-        sigma = min(pixels / (SIGMAS_PER_CELL * cells) for pixels, cells in zip(size, grid, strict=True))
+        sigma = pixels / (SIGMAS_PER_CELL * cells)
     if kernel_size is None:
-        kernel_size = min(_nearest_odd(KERNEL_IN_SIGMAS * sigma), 2 * side - 1)
-    if kernel_size > 2 * side - 1:
+        kernel_size = min(_nearest_odd(KERNEL_IN_SIGMAS * sigma), 2 * pixels - 1)
+    if kernel_size > 2 * pixels - 1:
         raise ValueError(
-            f"kernel_size {kernel_size} does not fit an image of size {tuple(size)}: reflect padding allows at most "
-            f"{2 * side - 1} for a shorter side of {side} px; leave kernel_size out to have it follow the image"
+            f"kernel_size {kernel_size} does not fit an image of size {size}: reflect padding allows at most "
+            f"{2 * pixels - 1} for an axis of {pixels} px; leave kernel_size out to have it follow the image"
         )
     return int(kernel_size), float(sigma)
 
@@ -92,8 +116,8 @@ def _axis_operator(
 def cached_operators(
     grid: tuple[int, ...],
     size: tuple[int, ...],
-    kernel_size: int,
-    sigma: float,
+    kernel_size: tuple[int, ...],
+    sigma: tuple[float, ...],
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[Tensor, ...]:
@@ -104,10 +128,7 @@ def cached_operators(
     column of ones: one more cell, whose value is added to every pixel. The last is each cell's share of a rendered
     mask's spatial mean, (cells,).
     """
-    axes = [
-        _axis_operator(cells, pixels, kernel_size, sigma, device, dtype)
-        for cells, pixels in zip(grid, size, strict=True)
-    ]
+    axes = [_axis_operator(*values, device, dtype) for values in zip(grid, size, kernel_size, sigma, strict=True)]
     with torch.inference_mode(False), torch.no_grad():
         share = torch.ones(1, device=device, dtype=dtype)
         for operator in axes:
@@ -120,8 +141,8 @@ def cached_operators(
 def render_mask(
     action: Tensor,
     size: Sequence[int],
-    kernel_size: int | None = None,
-    sigma: float | None = None,
+    kernel_size: int | Sequence[int] | None = None,
+    sigma: float | Sequence[float] | None = None,
     *,
     method: Literal["matmul", "kornia"] = "matmul",
 ) -> Tensor:
@@ -149,7 +170,7 @@ def render_mask(
         >>> render_mask(torch.rand(4, 1, 8, 8), (224, 224)).shape
         torch.Size([4, 1, 224, 224])
     """
-    size, kernel_size, sigma = check_rendering(action, size, kernel_size, sigma)
+    size, kernels, sigmas = check_rendering(action, size, kernel_size, sigma)
     if method == "kornia":
         if len(size) != 2:
             raise ValueError(f"method='kornia' renders two axes, got an action of shape {tuple(action.shape)}")
@@ -157,16 +178,20 @@ def render_mask(
 
         with torch.autocast(action.device.type, enabled=False):
             enlarged = F.interpolate(action, size, mode="nearest")
-            return gaussian_blur2d(enlarged, (kernel_size, kernel_size), (sigma, sigma), border_type="reflect")
+            return gaussian_blur2d(enlarged, kernels, sigmas, border_type="reflect")
     if method != "matmul":
         raise ValueError(f"method must be 'matmul' or 'kornia', got {method!r}")
-    operators = get_operators(action, size, kernel_size, sigma)
+    operators = get_operators(action, size, kernels, sigmas)
     return render(action, operators[: len(size)])
 
 
 def check_rendering(
-    action: Tensor, size: Sequence[int], kernel_size: int | None, sigma: float | None
-) -> tuple[tuple[int, ...], int, float]:
+    action: Tensor,
+    size: Sequence[int],
+    kernel_size: int | Sequence[int] | None,
+    sigma: float | Sequence[float] | None,
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]:
+    """Size, kernels and sigmas, refused where they do not fit the grid or one another."""
     # This turns a compiler's symbolic sizes into the numbers they are.
     size, grid = (tuple(len(range(length)) for length in lengths) for lengths in (size, action.shape[2:]))
     if action.ndim not in (4, 5) or action.shape[1] != 1:
@@ -176,9 +201,12 @@ def check_rendering(
     return size, *blur_parameters(size, grid, kernel_size, sigma)
 
 
-def get_operators(action: Tensor, size: tuple[int, ...], kernel_size: int, sigma: float) -> Sequence[Tensor]:
+def get_operators(
+    action: Tensor, size: tuple[int, ...], kernel_size: tuple[int, ...], sigma: tuple[float, ...]
+) -> Sequence[Tensor]:
+    """:func:`cached_operators` for an action, also while compiling."""
     if torch.compiler.is_compiling():
-        return torch.ops.policy_noise.operators(action.detach(), list(size), kernel_size, sigma)
+        return torch.ops.policy_noise.operators(action.detach(), list(size), list(kernel_size), list(sigma))
     return cached_operators(tuple(action.shape[2:]), size, kernel_size, sigma, action.device, action.dtype)
 
 
