@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .learner import PolicyLearner, check_loss, is_distributed
 from .mask import PolicyNoiseMask
-from .pairing import PairingQueue, Pending, tensors_of
+from .hooks.pairing import PairingQueue, Pending, tensors_of
 from .rewards import is_hookable, per_sample_loss, plain_tensor
 
 __all__ = ["ReinforceHook", "stepping_optimizer"]

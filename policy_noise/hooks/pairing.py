@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .mask import MaskSample
+from ..mask import MaskSample
 
 __all__ = ["PairingError", "PairingQueue", "Pending", "tensors_of"]
 
