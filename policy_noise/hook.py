@@ -234,7 +234,7 @@ class ReinforceHook:
             return per_sample_loss
         if self._queue and per_sample_loss.ndim != 1:
             check_loss(self._queue.newest.sample, per_sample_loss)
-        matches = self._queue.find([per_sample_loss], len(per_sample_loss))
+        matches = self._queue.find([per_sample_loss])
         if not matches:
             raise RuntimeError(
                 "observe was called but no masked batch waits for this loss: mask one first (hook.apply(images), or a "

@@ -73,7 +73,9 @@ class Match:
         if self.index is None:
             return values, valid
         if values.ndim != 1 or len(values) != len(self.index):
-            raise PairingError(f"the loss has shape {tuple(values.shape)}, and its index {len(self.index)} rows: {REMEDY}")
+            raise PairingError(
+                f"the loss has shape {tuple(values.shape)}, and its index {len(self.index)} rows: {REMEDY}"
+            )
         images = len(self.pending)
         index = self.index.to(values.device, non_blocking=True).reshape(len(values), -1)
         counts = index >= 0 if valid is None else (index >= 0) & valid.unsqueeze(1)

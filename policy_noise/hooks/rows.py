@@ -91,7 +91,9 @@ class _Step:
         return _axis(self.saved(name), ndim)
 
 
-def follow(tensors: Sequence[Tensor], mark: Mark, start: Callable[[int, tuple[int, ...]], Rows | None]) -> list[Origins]:
+def follow(
+    tensors: Sequence[Tensor], mark: Mark, start: Callable[[int, tuple[int, ...]], Rows | None]
+) -> list[Origins]:
     """Follow tensors to the forwards that they came from.
 
     Args:
@@ -157,7 +159,11 @@ def follow(tensors: Sequence[Tensor], mark: Mark, start: Callable[[int, tuple[in
 
 def columns(rows: Rows, length: int) -> Tensor | None:
     """The row numbers of each of a loss's rows, (length, K); None where they don't differ from row to row."""
-    if not rows.sizes or (rows.sizes[0] not in (1, length)) or (length > 1 and rows.last_axis > 0 and not rows.varies(0)):
+    if (
+        not rows.sizes
+        or (rows.sizes[0] not in (1, length))
+        or (length > 1 and rows.last_axis > 0 and not rows.varies(0))
+    ):
         return None
     numbers = rows.tensor()
     return numbers.expand(length, *numbers.shape[1:]).unsqueeze(1).flatten(1)
@@ -312,8 +318,8 @@ def _permute(step: _Step, edge: int, rows: Rows) -> Several:
 def _transpose(step: _Step, edge: int, rows: Rows) -> Several:
     axes = list(range(len(rows.sizes)))
     if len(axes) > 1:
-        first, second = (0, 1) if step.node.name() == "TBackward0" else (
-            step.axis("dim0", len(axes)), step.axis("dim1", len(axes))
+        first, second = (
+            (0, 1) if step.node.name() == "TBackward0" else (step.axis("dim0", len(axes)), step.axis("dim1", len(axes)))
         )
         axes[first], axes[second] = axes[second], axes[first]
     return _permuted(rows, axes)
@@ -426,8 +432,10 @@ def _repeat(step: _Step, edge: int, rows: Rows) -> Several:
     repeats = tuple(step.saved("repeats"))
     rows = rows.like((1,) * (len(repeats) - len(rows.sizes)) + rows.sizes)
     repeats = tuple(times if rows.varies(axis) else 1 for axis, times in enumerate(repeats))
-    return (rows,) if max(repeats, default=1) == 1 == min(repeats, default=1) else (
-        rows.of(rows.tensor().repeat(repeats)),
+    return (
+        (rows,)
+        if max(repeats, default=1) == 1 == min(repeats, default=1)
+        else (rows.of(rows.tensor().repeat(repeats)),)
     )
 
 

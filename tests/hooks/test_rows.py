@@ -96,7 +96,9 @@ def test_rows_are_followed(move):
 DENSE = {
     "pixels as rows": lambda o: o.permute(0, 2, 3, 1).reshape(-1, 3),
     "pixels by flatten": lambda o: o.flatten(2).transpose(1, 2).reshape(-1, 3),
-    "channels last in memory": lambda o: o.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).flatten(0, 2),
+    "channels last in memory": lambda o: (
+        o.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).flatten(0, 2)
+    ),
     "labelled pixels": lambda o: o.permute(0, 2, 3, 1)[torch.arange(80).reshape(4, 4, 5) % 3 == 0],
     "pixels in front": lambda o: o.permute(2, 3, 0, 1).reshape(-1, 3),
     "batch and channels merged": lambda o: o.flatten(0, 1),
