@@ -8,7 +8,7 @@ from . import functional
 from ._attach import attach
 from .hook import ReinforceHook
 from .mask import MaskSample, PolicyNoiseMask
-from .pairing import PairingError
+from .hooks.pairing import PairingError
 from .version import __version__
 
 __all__ = [

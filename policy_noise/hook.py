@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .learner import PolicyLearner, check_loss, is_distributed
 from .mask import PolicyNoiseMask
-from .pairing import PairingQueue, Pending, tensors_of
+from .hooks.pairing import PairingQueue, Pending, tensors_of
 from .rewards import is_hookable, per_sample_loss, plain_tensor
 
 __all__ = ["ReinforceHook", "stepping_optimizer"]
@@ -232,14 +232,18 @@ class ReinforceHook:
             raise TypeError(f"per_sample_loss must be a tensor of shape (B,), got {type(per_sample_loss).__name__}")
         if self._paused:
             return per_sample_loss
-        pending = self._queue.find([per_sample_loss])
-        if pending is None:
+        if self._queue and per_sample_loss.ndim != 1:
+            check_loss(self._queue.newest.sample, per_sample_loss)
+        matches = self._queue.find([per_sample_loss])
+        if not matches:
             raise RuntimeError(
                 "observe was called but no masked batch waits for this loss: mask one first (hook.apply(images), or a "
                 "forward of the hooked model in training mode with gradients on), and observe it once, before the step"
             )
-        check_loss(pending.sample, per_sample_loss)
-        factor = self._observe(pending, lambda: per_sample_loss)
+        for match in matches:
+            if match.index is None:
+                check_loss(match.pending.sample, per_sample_loss)
+            factor = self._observe(match.pending, lambda match=match: match.gather(per_sample_loss.detach())[0])
         return per_sample_loss if factor is None else per_sample_loss * factor
 
     @contextmanager
@@ -328,10 +332,11 @@ class ReinforceHook:
     def _after_criterion(self, criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any) -> Any:
         if self._paused or not torch.is_grad_enabled() or not self._queue:
             return None
-        pending = self._queue.find([*tensors_of(args), *tensors_of(kwargs)])
-        if pending is None:
-            return None
-        factor = self._observe(pending, lambda: per_sample_loss(criterion, *args, **kwargs))
+        factor = None
+        for match in self._queue.find([*tensors_of(args), *tensors_of(kwargs)]):
+            factor = self._observe(
+                match.pending, lambda match=match: match.gather(per_sample_loss(criterion, *args, **kwargs))[0]
+            )
         return None if factor is None else loss * factor
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["are_transforms_active", "is_in_backward", "own_graph", "sample_dirichlet"]
+__all__ = ["are_transforms_active", "is_in_backward", "node_shapes", "own_graph", "sample_dirichlet"]
 
 
 def sample_dirichlet(concentration: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -82,3 +82,13 @@ def own_graph() -> AbstractContextManager[Any]:
 
 def _same(tensor: Tensor) -> Tensor:
     return tensor
+
+
+def node_shapes(node: Any) -> list[tuple[int, ...]] | None:
+    """``torch.autograd.graph.Node._input_metadata`` (since torch 2.1): shapes of the outputs of the recorded operation.
+
+    Where it is missing rows are followed through operations that leave them in place, and what slices, indexes, joins
+    or reshapes them is refused.
+    """
+    metadata = getattr(node, "_input_metadata", None)
+    return None if metadata is None else [tuple(output.shape) for output in metadata]
