@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from .learner import PolicyLearner, check_loss, is_distributed
 from .mask import PolicyNoiseMask
 from .pairing import PairingQueue, Pending, tensors_of
-from .rewards import is_hookable, per_sample_loss, plain_tensor
+from .losses import is_hookable, per_sample_loss, plain_tensor
 
 __all__ = ["ReinforceHook", "stepping_optimizer"]
 
@@ -510,7 +510,7 @@ def _check_arguments(mask: Any, optimizer: Any, model: Any, criterion: Any, outp
     if criterion is not None and not is_hookable(criterion):
         raise TypeError(
             f"criterion {type(criterion).__name__} overrides __call__, so that forward hooks never fire: leave "
-            "criterion out and call hook.observe(policy_noise.rewards.per_sample_loss(criterion, output, target))"
+            "criterion out and call hook.observe(policy_noise.losses.per_sample_loss(criterion, output, target))"
         )
     if output_loss is not None and (model is None or criterion is not None):
         raise TypeError("output_loss takes the place of criterion and needs model: pass it with a model alone")

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..rewards import is_hookable, per_sample_loss
+from ..losses import is_hookable, per_sample_loss
 
 __all__ = ["task_network", "task_rewards"]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._attach import attach
 from ..hook import ReinforceHook
-from ..rewards import per_sample_loss
+from ..losses import per_sample_loss
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
