@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .learner import PolicyLearner, check_loss, is_distributed
+from .losses import is_hookable, per_sample_loss, plain_tensor
 from .mask import PolicyNoiseMask
 from .pairing import PairingQueue, Pending, tensors_of
-from .losses import is_hookable, per_sample_loss, plain_tensor
 
 __all__ = ["ReinforceHook", "stepping_optimizer"]
 
