@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .learner import PolicyLearner, check_loss, is_distributed
+from .losses import is_hookable, per_sample_loss, plain_tensor
 from .mask import PolicyNoiseMask
-from .hooks.pairing import PairingQueue, Pending, tensors_of
-from .rewards import is_hookable, per_sample_loss, plain_tensor
+from .pairing import PairingQueue, Pending, tensors_of
 
 __all__ = ["ReinforceHook", "stepping_optimizer"]
 
@@ -232,18 +232,14 @@ class ReinforceHook:
             raise TypeError(f"per_sample_loss must be a tensor of shape (B,), got {type(per_sample_loss).__name__}")
         if self._paused:
             return per_sample_loss
-        if self._queue and per_sample_loss.ndim != 1:
-            check_loss(self._queue.newest.sample, per_sample_loss)
-        matches = self._queue.find([per_sample_loss])
-        if not matches:
+        pending = self._queue.find([per_sample_loss])
+        if pending is None:
             raise RuntimeError(
                 "observe was called but no masked batch waits for this loss: mask one first (hook.apply(images), or a "
                 "forward of the hooked model in training mode with gradients on), and observe it once, before the step"
             )
-        for match in matches:
-            if match.index is None:
-                check_loss(match.pending.sample, per_sample_loss)
-            factor = self._observe(match.pending, lambda match=match: match.gather(per_sample_loss.detach())[0])
+        check_loss(pending.sample, per_sample_loss)
+        factor = self._observe(pending, lambda: per_sample_loss)
         return per_sample_loss if factor is None else per_sample_loss * factor
 
     @contextmanager
@@ -332,11 +328,10 @@ class ReinforceHook:
     def _after_criterion(self, criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any) -> Any:
         if self._paused or not torch.is_grad_enabled() or not self._queue:
             return None
-        factor = None
-        for match in self._queue.find([*tensors_of(args), *tensors_of(kwargs)]):
-            factor = self._observe(
-                match.pending, lambda match=match: match.gather(per_sample_loss(criterion, *args, **kwargs))[0]
-            )
+        pending = self._queue.find([*tensors_of(args), *tensors_of(kwargs)])
+        if pending is None:
+            return None
+        factor = self._observe(pending, lambda: per_sample_loss(criterion, *args, **kwargs))
         return None if factor is None else loss * factor
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -515,7 +510,7 @@ def _check_arguments(mask: Any, optimizer: Any, model: Any, criterion: Any, outp
     if criterion is not None and not is_hookable(criterion):
         raise TypeError(
             f"criterion {type(criterion).__name__} overrides __call__, so that forward hooks never fire: leave "
-            "criterion out and call hook.observe(policy_noise.rewards.per_sample_loss(criterion, output, target))"
+            "criterion out and call hook.observe(policy_noise.losses.per_sample_loss(criterion, output, target))"
         )
     if output_loss is not None and (model is None or criterion is not None):
         raise TypeError("output_loss takes the place of criterion and needs model: pass it with a model alone")
