@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..mask import MaskSample
+from ..augmentation import Sample
 from .rows import Rows, columns, follow
 
 __all__ = ["Match", "PairingError", "PairingQueue", "Pending", "tensors_of"]
@@ -31,7 +31,7 @@ class Pending:
     """A masked forward whose loss has not been seen yet."""
 
     number: int
-    sample: MaskSample
+    sample: Sample
     marked: bool = False
 
     def __len__(self) -> int:
@@ -142,7 +142,7 @@ class PairingQueue:
         if len(self._pending) >= self.max_pending:
             self._pending.popleft()
 
-    def push(self, sample: MaskSample) -> None:
+    def push(self, sample: Sample) -> None:
         """Let a masked batch wait."""
         self._number += 1
         self._unpaired += 1

@@ -26,14 +26,11 @@ def apply_to_images(transform: Callable[[Tensor], Tensor], sample: Any, labels: 
     leaves = list(_leaves(whole))
     chosen = [leaf for leaf in leaves if type(leaf).__name__ in ("Image", "Video") and isinstance(leaf, Tensor)]
     if not chosen:
-        chosen = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim > 2][
-            :1
-        ]
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        chosen = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim > 2][:1]
     if not chosen:
-        kinds = [
-            f"{tuple(leaf.shape)} {leaf.dtype}" if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in leaves
-        ]
-        raise TypeError(f"images must be floating-point tensors of three axes or more, got {kinds}: convert them first")
+        got = [f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__ for x in leaves]
+        raise TypeError(f"images must be floating-point tensors of three axes or more, got {got}: convert them first")
     return _replace(whole, {id(leaf): transform(leaf) for leaf in chosen})
 
 

@@ -38,18 +38,18 @@ class PolicyNoiseMask(SmoothMask):
         p: Probability that an image is masked.
         strength: How far the mask moves from 1; 0 switches it off.
         mean_preserving: Normalize each mask to mean 1.
-        pattern_std: Also give each mask this standard deviation across the image (at full ``strength``). The policy then
-            decides where the mask varies, and can neither switch it off nor make it a spotlight. None leaves the
+        pattern_std: Also give each mask this standard deviation across the image (at full ``strength``). The policy
+            then decides where the mask varies, and can neither switch it off nor make it a spotlight. None leaves the
             deviation to the policy.
-        brightness_std: Also brighten or darken each image as a whole: the mean of its mask varies about 1, its logarithm
-            with this standard deviation where the mask is random; see
+        brightness_std: Also brighten or darken each image as a whole: the mean of its mask varies about 1, its
+            logarithm with this standard deviation where the mask is random; see
             :func:`policy_noise.functional.mask_brightness`.
         center_brightness: Measure the brightness from the policy's own expectation, so that no policy can brighten or
             darken images on average.
         scale_about: ``"black"`` multiplies intensities, so that the mask is a bias field; ``"zero"`` multiplies the
             normalised image as it is, which pulls towards the mean grey (the paper's way).
-        mean: The normalization, used to locate black: one number or one per channel. If ``mean`` and ``std`` are omitted,
-            each image's minimum in each channel is taken as black.
+        mean: The normalization, used to locate black: one number or one per channel. If ``mean`` and ``std`` are
+            omitted, each image's minimum in each channel is taken as black.
         std: See ``mean``.
 
     Shape:

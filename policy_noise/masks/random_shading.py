@@ -27,8 +27,8 @@ class RandomShading(SmoothMask):
         pattern_std: Standard deviation of each mask across its image. None leaves the grid's own.
         brightness_std: Standard deviation of the logarithm of the whole image's brightness.
         strength: How far the mask moves from 1; 0 switches it off.
-        mean: The normalization, used to locate black: one number or one per channel. If ``mean`` and ``std`` are omitted,
-            each image's minimum in each channel is taken as black. ``mean=0, std=1`` for images in [0, 1].
+        mean: The normalization, used to locate black: one number or one per channel. If ``mean`` and ``std`` are
+            omitted, each image's minimum in each channel is taken as black. ``mean=0, std=1`` for images in [0, 1].
         std: See ``mean``.
         scale_about: ``"black"``, or ``"zero"`` to multiply the values as they are.
         kernel_size: Blur kernel in pixels, one number or one per axis; by default it follows sigma.
