@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +18,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from .hooks.pairing import Match, PairingQueue, Pending, tensors_of
 from .learner import PolicyLearner, check_loss, is_distributed
 from .mask import PolicyNoiseMask
-from .hooks.pairing import PairingQueue, Pending, tensors_of
 from .rewards import is_hookable, per_sample_loss, plain_tensor
 
 __all__ = ["ReinforceHook", "stepping_optimizer"]
@@ -243,7 +244,7 @@ class ReinforceHook:
         for match in matches:
             if match.index is None:
                 check_loss(match.pending.sample, per_sample_loss)
-            factor = self._observe(match.pending, lambda match=match: match.gather(per_sample_loss.detach())[0])
+            factor = self._observe(match.pending, partial(_losses_of, match, lambda: per_sample_loss.detach()))
         return per_sample_loss if factor is None else per_sample_loss * factor
 
     @contextmanager
@@ -335,7 +336,7 @@ class ReinforceHook:
         factor = None
         for match in self._queue.find([*tensors_of(args), *tensors_of(kwargs)]):
             factor = self._observe(
-                match.pending, lambda match=match: match.gather(per_sample_loss(criterion, *args, **kwargs))[0]
+                match.pending, partial(_losses_of, match, lambda: per_sample_loss(criterion, *args, **kwargs))
             )
         return None if factor is None else loss * factor
 
@@ -491,6 +492,10 @@ def stepping_optimizer(optimizer: Any) -> Any:
         if isinstance(inner, torch.optim.Optimizer) and inner is not optimizer:
             return stepping_optimizer(inner)
     return optimizer
+
+
+def _losses_of(match: Match, losses: Callable[[], Tensor]) -> Tensor:
+    return match.gather(losses())[0]
 
 
 def _rounded(values: Tensor) -> list[float]:
