@@ -131,7 +131,7 @@ class PairingQueue:
             self._warned = True
             warnings.warn(
                 "a masked forward had no loss, and nothing is learned from it: run forwards that have none (Grad-CAM, "
-                "a sliding window) under torch.no_grad() or hook.paused(); more that wait for their loss at a time need a "
+                "a sliding window) under torch.no_grad() or hook.paused(); more that wait at a time need a "
                 f"larger max_pending (now {self.max_pending}), and losses that come after the next step are too late. "
                 "This is said once.",
                 stacklevel=4,

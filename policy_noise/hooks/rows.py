@@ -99,7 +99,8 @@ def follow(
     Args:
         tensors: What a criterion got.
         mark: Tells whether a node is a forward's output, and which forward's.
-        start: Rows of a forward's output of a shape; None where they cannot be told. The shape is None where torch does not tell it.
+        start: Rows of a forward's output of a shape; None where they cannot be told. The shape is None
+            where torch does not tell it.
 
     Returns:
         For each tensor its origins. A forward that is there without rows was reached and cannot be followed.
@@ -517,5 +518,5 @@ MOVES: dict[str, Callable[[_Step, int, Rows], Several]] = {
     "Roll": _roll,
 }
 STAYS = ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Mm", "Addmm", "Bmm", "Baddbmm")
-"""Moves that mostly leave the first axis alone; where shapes are not told the loss's length must then be the batch's."""
+"""Moves that mostly leave the first axis alone: where shapes are not told, the loss's length is the check."""
 JOINS: dict[str, Callable[[_Step, list[Several]], Several]] = {"Cat": _join, "Stack": _join}
