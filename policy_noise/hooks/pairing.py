@@ -130,8 +130,8 @@ class PairingQueue:
         if self._lost and not self._warned:
             self._warned = True
             warnings.warn(
-                "a masked forward had no loss, and nothing is learned from it: run forwards that have none (Grad-CAM, a "
-                "sliding window) under torch.no_grad() or hook.paused(); more that wait for their loss at a time need a "
+                "a masked forward had no loss, and nothing is learned from it: run forwards that have none (Grad-CAM, "
+                "a sliding window) under torch.no_grad() or hook.paused(); more that wait at a time need a "
                 f"larger max_pending (now {self.max_pending}), and losses that come after the next step are too late. "
                 "This is said once.",
                 stacklevel=4,
@@ -287,10 +287,12 @@ class PairingQueue:
         self._unpaired = self._lost = 0
 
 
-def _start(pending: Pending | None, shape: tuple[int, ...]) -> Rows | None:
+def _start(pending: Pending | None, shape: tuple[int, ...] | None) -> Rows | None:
     """Rows of a forward's output: along its first axis, else along the only one that has the batch's length."""
     if pending is None:
         return None
+    if shape is None:
+        return Rows((len(pending),), None, pending.sample.applied.device)
     axes = [axis for axis, size in enumerate(shape) if size == len(pending)]
     if not axes or (axes[0] != 0 and len(axes) > 1):
         return None

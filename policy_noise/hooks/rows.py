@@ -6,7 +6,7 @@ it did: each node is replayed on row numbers, from the marked outputs down to th
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import prod
 from operator import mul
 from typing import Any
@@ -92,14 +92,15 @@ class _Step:
 
 
 def follow(
-    tensors: Sequence[Tensor], mark: Mark, start: Callable[[int, tuple[int, ...]], Rows | None]
+    tensors: Sequence[Tensor], mark: Mark, start: Callable[[int, tuple[int, ...] | None], Rows | None]
 ) -> list[Origins]:
     """Follow tensors to the forwards that they came from.
 
     Args:
         tensors: What a criterion got.
         mark: Tells whether a node is a forward's output, and which forward's.
-        start: Rows of a forward's output of a shape; None where they cannot be told.
+        start: Rows of a forward's output of a shape; None where they cannot be told. The shape is None
+            where torch does not tell it.
 
     Returns:
         For each tensor its origins. A forward that is there without rows was reached and cannot be followed.
@@ -137,7 +138,7 @@ def follow(
             if shapes is not None:
                 shape = shapes[output]
             if node in marks:
-                rows = None if shape is None else start(marks[node], shape)
+                rows = start(marks[node], shape)
                 values[key] = {marks[node]: () if rows is None else (rows,)}
             else:
                 values[key] = _replay(node, output, shape, edges[node], values)
@@ -182,7 +183,8 @@ def _replay(
     shapes = [None if parent is None else node_shapes(parent) for parent, _ in parents]
     if shape is None or any(s is None for s, origins in zip(shapes, given, strict=True) if origins):
         # Shapes are not told: rows stay where they were, unless the node is one that moves them.
-        keeps = name not in MOVES and name not in JOINS
+        keeps = name in STAYS or (name not in MOVES and name not in JOINS)
+        keeps = keeps or (name in ("Slice", "Select", "Cat") and 0 < node._saved_dim < 2**63)
         return {number: _union(o.get(number, ()) for o in given) if keeps else () for number in numbers}
     sources = [() if s is None or n >= len(s) else s[n] for s, (_, n) in zip(shapes, parents, strict=True)]
     step = _Step(node, output, shape, sources)
@@ -281,9 +283,9 @@ def _view(step: _Step, edge: int, rows: Rows) -> Several:
         return (rows.like(rows.sizes[:1] + (1,) * (len(shape) - 1)),)
     bounds = {*accumulate(source, mul), *accumulate(shape, mul), 1}
     cuts = sorted(bounds)
-    if 0 in bounds or any(high % low for low, high in zip(cuts, cuts[1:], strict=False)):
+    if 0 in bounds or any(high % low for low, high in pairwise(cuts)):
         return (rows.of(rows.tensor().expand(source).reshape(shape)),)
-    factors = [high // low for low, high in zip(cuts, cuts[1:], strict=False)]
+    factors = [high // low for low, high in pairwise(cuts)]
     ends = {cut: place for place, cut in enumerate(cuts)}
     fine = [1] * len(factors)
     for axis, (low, high) in enumerate(_spans(source, ends)):
@@ -301,13 +303,13 @@ def _view(step: _Step, edge: int, rows: Rows) -> Several:
 
 def _spans(shape: Sequence[int], ends: dict[int, int]) -> list[tuple[int, int]]:
     bounds = [0, *(ends[bound] for bound in accumulate(shape, mul))]
-    return list(zip(bounds, bounds[1:], strict=False))
+    return list(pairwise(bounds))
 
 
 def _permuted(rows: Rows, axes: Sequence[int]) -> Several:
     moving = [axis for axis in axes if rows.varies(axis)]
     if moving == sorted(moving):
-        return (rows.like(rows.sizes[axis] for axis in axes),)
+        return (rows.like([rows.sizes[axis] for axis in axes]),)
     return (rows.of(rows.tensor().permute(*axes)),)
 
 
@@ -485,11 +487,12 @@ def _join(step: _Step, inputs: list[Several]) -> Several:
     lengths = [1 if stacks else source[axis] if source else None for source in step.sources]
     if lengths.count(None) > 1:
         return ()  # parts without a graph don't tell how long they are
-    lengths = [step.shape[axis] - sum(n or 0 for n in lengths) if n is None else n for n in lengths]
+    rest = step.shape[axis] - sum(length or 0 for length in lengths)
     joined = []
     for place in range(max(len(part) for part in inputs)):
         parts = []
-        for part, sizes[axis] in zip(inputs, lengths, strict=True):
+        for part, length in zip(inputs, lengths, strict=True):
+            sizes[axis] = rest if length is None else length
             numbers = part[place].tensor() if place < len(part) else elsewhere
             parts.append(numbers.expand(sizes))
         joined.append(present[0].of(torch.cat(parts, axis)))
@@ -514,4 +517,6 @@ MOVES: dict[str, Callable[[_Step, int, Rows], Several]] = {
     "Flip": _flip,
     "Roll": _roll,
 }
+STAYS = ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Mm", "Addmm", "Bmm", "Baddbmm")
+"""Moves that mostly leave the first axis alone: where shapes are not told, the loss's length is the check."""
 JOINS: dict[str, Callable[[_Step, list[Several]], Several]] = {"Cat": _join, "Stack": _join}

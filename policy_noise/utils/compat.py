@@ -85,7 +85,7 @@ def _same(tensor: Tensor) -> Tensor:
 
 
 def node_shapes(node: Any) -> list[tuple[int, ...]] | None:
-    """``torch.autograd.graph.Node._input_metadata`` (since torch 2.1): shapes of the outputs of the recorded operation.
+    """``torch.autograd.graph.Node._input_metadata`` (torch 2.4 lacks it): shapes of a node's outputs.
 
     Where it is missing rows are followed through operations that leave them in place, and what slices, indexes, joins
     or reshapes them is refused.

@@ -255,7 +255,9 @@ def test_without_node_shapes_rows_that_stay_are_followed_and_moves_refused(monke
     monkeypatch.setattr("policy_noise.hooks.rows.node_shapes", lambda node: compat.node_shapes(object()))
     queue = PairingQueue(8)
     output = forward(queue, 4, CLASSES)
+    head = nn.Sequential(nn.Linear(CLASSES, 4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
     assert queue.find([output])[0].index is None
+    assert queue.find([head(output).float()[:, :1]])[0].index is None
     with pytest.raises(PairingError, match="index"):
         queue.find([output[:2]])
 
@@ -284,7 +286,7 @@ def test_an_index_is_given():
     assert queue.given([0, 1], 2, [a.mean(0)])[0].pending.number == 1
     matches = queue.given([(0, [0, -1]), (-1, [-1, 3])], 2)
     assert [match.pending.number for match in matches] == [1, 2]
-    with pytest.raises(ValueError, match="-1 .* to 3, got 0 to 4"):
+    with pytest.raises(ValueError, match=r"-1 .* to 3, got 0 to 4"):
         queue.given([(1, [0, 4])], 2)
     with pytest.raises(ValueError, match="2 losses"):
         queue.given([(1, [0])], 2)
