@@ -75,6 +75,8 @@ class StochasticAugmentation(nn.Module):
     """
 
     spatial_dims: int = 2
+    uses_generator: bool = False
+    """Whether :meth:`sample` draws from its generator alone. Where it may not, the hook guards the global ones too."""
 
     def sample(self, images: Tensor, generator: torch.Generator | None = None) -> Sample:
         """Draw for a batch.

@@ -63,6 +63,8 @@ def get_preset(name: str) -> Preset:
     Raises:
         ValueError: If there is none of that name.
     """
+    if name == "default":
+        raise ValueError("preset 'default' has been renamed: use 'learned'")
     if name not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {name!r}")
     return PRESETS[name]

@@ -371,7 +371,7 @@ class ReinforceHook(HookState):
         self._watch.stepped(paused=bool(self._paused))
 
     def _describe(self) -> str:
-        how = "observe()" if self._splitter is None else f"{self._splitter.name}, {self._splitter}"
+        how = "observe()" if self._splitter is None else f"{type(self._splitter.criterion).__name__}, {self._splitter}"
         shape = "no images yet" if self._size is None else f"images of {' x '.join(map(str, self._size))} px"
         stepping = "hook.step()" if self._stepping is None else type(self._stepping).__name__
         return f"{type(self.augmentation).__name__} on {shape}; losses: {how}; steps with {stepping}"

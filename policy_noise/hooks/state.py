@@ -120,8 +120,8 @@ class HookState:
         if saver is not None and not self.learner.frozen:
             self._watch.say(
                 "saver",
-                f"{saver} leaves the policy out of the optimizer's state: save hook.state_dict() beside it, and load it "
-                "with hook.load_state_dict().",
+                f"{saver} leaves the policy out of the optimizer's state: save hook.state_dict() beside it, and load "
+                "it with hook.load_state_dict().",
             )
         return {**state_dict, STATE_KEY: self.state_dict()}
 

@@ -15,7 +15,7 @@ from ..losses import plain_tensor
 from ..utils.compat import own_graph
 from ..utils.distributed import is_distributed
 
-__all__ = ["Draws", "own_randomness"]
+__all__ = ["Draws", "derived_seed", "own_randomness"]
 
 RECENT = 64
 """Draws since the last step that activation checkpointing can repeat."""
@@ -92,11 +92,20 @@ class Draws:
                     "its own: attach after it"
                 )
             rank = dist.get_rank()
-        seed = self.seed
-        for part in (rank, self.steps, self._number):
-            seed = (seed * 6364136223846793005 + part + 1442695040888963407) % 2**64
         self._number += 1
-        return seed >> 1
+        return derived_seed(self.seed, rank, self.steps, self._number - 1)
+
+    @property
+    def last(self) -> Sample | None:
+        """The last draw of this step, detached."""
+        return self._recent[-1][2] if self._recent else None
+
+
+def derived_seed(seed: int, *place: int) -> int:
+    """A seed for a place: one step of a linear congruential generator (Knuth's MMIX) for each number."""
+    for part in place:
+        seed = (seed * 6364136223846793005 + part + 1442695040888963407) % 2**64
+    return seed >> 1
 
 
 def check_sample(augmentation: StochasticAugmentation, sample: Any, batch: int, *, with_graph: bool) -> None:

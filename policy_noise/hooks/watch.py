@@ -3,8 +3,7 @@
 import logging
 import sys
 import warnings
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -47,11 +46,11 @@ class Watch:
         """A batch was masked."""
         self._masked = True
 
-    def first_step(self, description: str) -> None:
+    def first_step(self, describe: Callable[[], str]) -> None:
         """Log once what is hooked."""
         if "info" not in self._said:
             self._said.add("info")
-            logger.info(description)
+            logger.info("policy_noise: %s", describe())
 
     def stepped(self, *, paused: bool) -> None:
         """The hooked optimizer stepped."""
@@ -67,13 +66,13 @@ class Watch:
             cause = f"{name} runs without gradients (torch.no_grad, inference_mode)"
         else:
             cause = (
-                f"{name} was never called as a module. Call model(x), not model.forward(x) or forward_features; hook the "
-                "module that the loop calls (the wrapper of DDP or torch.compile, not the one inside, and not the "
+                f"{name} was never called as a module. Call model(x), not model.forward(x) or forward_features; hook "
+                "the module that the loop calls (the wrapper of DDP or torch.compile, not the one inside, and not the "
                 "original of a copy)"
             )
         self.say("idle", f"{PATIENCE} optimizer steps passed and no image was masked. {cause}.")
 
-    def foreign_step(self, optimizer: torch.optim.Optimizer, own: Any, parameters: Iterable[nn.Parameter]) -> bool:
+    def foreign_step(self, optimizer: torch.optim.Optimizer, own: torch.optim.Optimizer | None) -> bool:
         """Another optimizer stepped: whether it trains the hooked model in the hooked one's place by now."""
         if optimizer is own or self.model is None:
             return False

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._attach import attach
-from ..hook import ReinforceHook
+from ..factory import attach
+from ..hooks.hook import ReinforceHook
 from ..losses import LossSplitter
 
 try:

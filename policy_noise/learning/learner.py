@@ -12,6 +12,7 @@ from .. import functional as PF
 from ..augmentation import Sample, StochasticAugmentation
 from ..utils.checks import check_one_of
 from ..utils.distributed import is_distributed
+from ..utils.renames import refuse_renamed
 from .entropy import EntropyConstraint, entropy_of
 from .estimators import Estimator, PaperEstimator, Reinforce
 from .metrics import KEYS, LastStep
@@ -54,6 +55,7 @@ class PolicyLearner:
             losses are let go.
     """
 
+    @refuse_renamed
     def __init__(
         self,
         augmentation: StochasticAugmentation,
@@ -112,24 +114,45 @@ class PolicyLearner:
         self.frozen = frozen
         self.update_every = update_every
         self.parameters = [p for p in augmentation.parameters() if p.requires_grad]
-        if not self.parameters:
+        if not self.parameters and next(augmentation.parameters(), None) is None:
+            self.frozen = True  # nothing can be learned, and nothing is meant to be
+        elif not self.parameters:
             raise ValueError(
                 f"{type(augmentation).__name__} has no parameter that requires a gradient: there is no policy to train"
             )
         rate = PolicyRate(policy_lr, policy_lr_ratio, follow_schedule)
         self._step = PolicyOptimizer(self.parameters, policy_optimizer, rate, policy_weight_decay)
         if self.entropy is not None:
-            self.entropy.coefficient = self.entropy.coefficient.to(self.parameters[0].device)
+            self.entropy.coefficient = self.entropy.coefficient.to(self.device)
         self._moving_average: Tensor | None = None
+        self._device = next((buffer.device for buffer in augmentation.buffers()), torch.device("cpu"))
         self._window: list[Observation] = []
         self._window_overflowed = False
         self._last: LastStep | None = None
         self._count = SampleCount()
 
     @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """The policy's optimizer."""
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """The policy's optimizer; None where there is nothing to learn."""
         return self._step.inner
+
+    @property
+    def device(self) -> torch.device:
+        """Where the policy is."""
+        return self.parameters[0].device if self.parameters else self._device
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether the estimator multiplies the classifier's loss, also where nothing is learned."""
+        return isinstance(self.estimator, PaperEstimator)
+
+    def loss_scale(self, sample: Sample) -> Tensor | None:
+        """What the classifier's loss is multiplied by; None leaves it alone."""
+        return self.estimator.loss_scale(sample) if len(sample.applied) else None
+
+    def forget(self) -> None:
+        """Let go what was observed since the last step."""
+        self._window = []
 
     # -- observing -----------------------------------------------------------------------------------------------------
 
@@ -153,7 +176,7 @@ class PolicyLearner:
         check_loss(sample, loss)
         if not len(loss):
             return None
-        device = sample.log_prob.device
+        device = sample.applied.device
         loss = loss.detach().float().to(device)
         self._window.append(Observation(sample, loss, None if valid is None else valid.to(device)))
         if len(self._window) > MAX_WINDOW:
@@ -165,7 +188,7 @@ class PolicyLearner:
                     "optimizer whose step() really runs (a wrapper's inner optimizer, for instance).",
                     stacklevel=3,
                 )
-        return self.estimator.loss_scale(sample)
+        return self.loss_scale(sample)
 
     @property
     def observations(self) -> int:
@@ -182,14 +205,16 @@ class PolicyLearner:
         """
         window, self._window = self._window, []
         lr = self._step.rate(group)
-        if not window and not is_distributed():
+        distributed = is_distributed() and not self.frozen
+        if not window and not distributed:
             return
-        with torch.enable_grad(), torch.autocast(self.parameters[0].device.type, enabled=False):
+        with torch.enable_grad(), torch.autocast(self.device.type, enabled=False):
             moments = moments_of(
                 window,
                 self._count,
                 self._moving_average,
-                self.parameters[0].detach(),
+                torch.zeros((), device=self.device),
+                distributed=distributed,
                 with_entropy=self.entropy is not None,
             )
             if moments is None:
@@ -213,7 +238,7 @@ class PolicyLearner:
     def _gradient(self, samples: list[Sample], sizes: list[int], moments: WindowMoments) -> Tensor:
         """One backward through all samples of the window, flat; with several processes that of all ranks."""
         gradient = None
-        if samples:
+        if samples and self.parameters and samples[0].log_prob is not None:
             outputs, weights = self.estimator.terms(samples, moments.loss, moments.seen)
             coefficient = self.entropy_coef if self.entropy is None else self.entropy.coefficient
             if self.entropy is not None or self.entropy_coef:
@@ -225,8 +250,8 @@ class PolicyLearner:
                 )
                 gradient = torch.cat([gradient.flatten() for gradient in gradients])
         if gradient is None:
-            gradient = self.parameters[0].new_zeros(sum(parameter.numel() for parameter in self.parameters))
-        return sum_over_ranks(gradient, self.augmentation) if is_distributed() else gradient
+            gradient = torch.zeros(sum(parameter.numel() for parameter in self.parameters), device=self.device)
+        return sum_over_ranks(gradient, self.augmentation) if is_distributed() and not self.frozen else gradient
 
     def _move_average(self, moments: PF.LossMoments) -> None:
         blended = torch.lerp(moments.mean, moments.average, self.baseline_momentum)
@@ -254,7 +279,7 @@ class PolicyLearner:
         """Policy, optimizer and baseline, as tensors and plain numbers."""
         state = {
             "mask": self.augmentation.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self._step.state_dict(),
             "moving_average": self._moving_average,
             "peak_user_lr": self._step.rate.peak,
             "samples_seen": self._count.seen,
@@ -277,7 +302,7 @@ class PolicyLearner:
             ValueError: If it belongs to something else.
         """
         self.check_state_dict(state_dict)
-        device = self.parameters[0].device
+        device = self.device
         self.augmentation.load_state_dict(state_dict["mask"])
         self._step.load_state_dict(state_dict["optimizer"])
         average = state_dict["moving_average"]
@@ -291,7 +316,8 @@ class PolicyLearner:
     def to(self, device: torch.device) -> None:
         """Follow the images to their device, with the optimizer's state."""
         self.augmentation.to(device)
-        self._step.load_state_dict(self.optimizer.state_dict())
+        self._device = device
+        self._step.load_state_dict(self._step.state_dict())
         if self._moving_average is not None:
             self._moving_average = self._moving_average.to(device)
         if self.entropy is not None:

@@ -29,19 +29,23 @@ class PolicyOptimizer:
         self.parameters = parameters
         self.rate = rate
         settings: dict[str, Any] = {"lr": rate.lr or 0.0, "weight_decay": weight_decay, "fused": self._fused()}
-        self.inner: torch.optim.Optimizer
+        self.inner: torch.optim.Optimizer | None = None
+        if not parameters:
+            return
         if name == "sgd":
             self.inner = torch.optim.SGD(parameters, momentum=0.9, **settings)
         else:
             self.inner = torch.optim.AdamW(parameters, **settings)
 
     def step(self, gradient: Tensor, lr: float | None) -> None:
-        """Step from the gradient in all parameters, one after the other in one vector.
+        """Step by the gradient in all parameters, one after the other in one vector.
 
         Args:
             gradient: (sum of the parameters' sizes,).
             lr: The learning rate; None leaves it as it is.
         """
+        if self.inner is None:
+            return
         if lr is not None:
             for group in self.inner.param_groups:
                 group["lr"] = lr
@@ -55,10 +59,16 @@ class PolicyOptimizer:
         for parameter in self.parameters:
             parameter.grad = None
 
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's; without groups where there is nothing to learn."""
+        return {"state": {}, "param_groups": []} if self.inner is None else self.inner.state_dict()
+
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a state for the device where the policy is now: whether it is fused belongs to the device."""
+        if self.inner is None:
+            return
         groups = [{**group, "fused": self._fused()} for group in state_dict["param_groups"]]
         self.inner.load_state_dict({**state_dict, "param_groups": groups})
 
     def _fused(self) -> bool:
-        return self.parameters[0].device.type in ("cpu", "cuda")
+        return bool(self.parameters) and self.parameters[0].device.type in ("cpu", "cuda")

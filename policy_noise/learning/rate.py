@@ -23,7 +23,15 @@ class PolicyRate:
         self.peak = 0.0
 
     def __call__(self, group: Mapping[str, Any]) -> float | None:
-        """The policy's rate beside an optimizer's parameter group; None leaves it as it is."""
+        """The policy's rate beside an optimizer's parameter group; None leaves it as it is.
+
+        Raises:
+            ValueError: If the group has no rate to take a ratio of.
+        """
+        if "lr" not in group:
+            if self.lr_ratio is not None:
+                raise ValueError(f"policy_lr_ratio={self.lr_ratio!r} needs the loop's rate: call hook.step(lr)")
+            return None
         user_lr = float(group["lr"])
         self.peak = max(self.peak, user_lr, float(group.get("max_lr", group.get("initial_lr", 0.0))))
         if self.lr_ratio is not None:

@@ -37,7 +37,7 @@ def check_state_dict(state_dict: Any, own: Mapping[str, Any]) -> None:
     adaptive = ["betas" in group for group in own_groups]
     if ["betas" in group for group in groups] != adaptive:
         raise ValueError(
-            "state_dict belongs to a policy with another optimizer_name: it was saved with "
+            "state_dict belongs to a policy with another policy_optimizer: it was saved with "
             f"{'sgd' if adaptive[0] else 'adamw'!r}, and this one has {'adamw' if adaptive[0] else 'sgd'!r}"
         )
 

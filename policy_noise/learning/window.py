@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..augmentation import Sample
 from ..functional import LossMoments
-from ..utils.distributed import is_distributed
 
 __all__ = ["Observation", "SampleCount", "WindowMoments", "check_loss", "moments_of", "sum_over_ranks"]
 
@@ -101,7 +100,13 @@ class WindowMoments:
 
 
 def moments_of(
-    window: list[Observation], count: SampleCount, average: Tensor | None, like: Tensor, *, with_entropy: bool
+    window: list[Observation],
+    count: SampleCount,
+    average: Tensor | None,
+    like: Tensor,
+    *,
+    with_entropy: bool,
+    distributed: bool,
 ) -> WindowMoments | None:
     """Take the moments of a window; with several processes by one collective, which every rank must join.
 
@@ -111,13 +116,13 @@ def moments_of(
         average: Moving average of the loss, equal on all ranks.
         like: Any tensor on the policy's device.
         with_entropy: Whether the mean entropy is needed.
+        distributed: Whether the window is that of all ranks.
 
     Returns:
         None if no rank has a sample.
     """
     loss = _join([seen.loss for seen in window], like.new_zeros(0))
     valid = _join([count.valid(seen) for seen in window], like.new_zeros(0, dtype=torch.bool))
-    distributed = is_distributed()
     entropy = None
     if with_entropy or distributed:
         entropy = _entropy_sums([seen.sample for seen in window], like)

@@ -199,8 +199,8 @@ class SmoothMask(StochasticAugmentation):
             warnings.warn(
                 f"the images' smallest values {_rounded(darkest)} and largest {_rounded(brightest)} don't fit the "
                 f"black level {_rounded(black)} and white {_rounded(white)} that mean and std (for timm models those "
-                "of pretrained_cfg) give: pass mean=... and std=... as your transforms use them, or mean=None, std=None "
-                "to take each image's smallest value as black",
+                "of pretrained_cfg) give: pass mean=... and std=... as your transforms use them, or mean=None, "
+                "std=None to take each image's smallest value as black",
                 stacklevel=5,
             )
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as PF
-from ..policy import create_policy
+from ..policy import SpatialPolicy, StaticPolicy, create_policy
 from ..presets import get_preset
+from ..utils.renames import refuse_renamed
 from .base import SmoothMask
 from .samples import MaskSample
 
@@ -69,6 +70,7 @@ class PolicyNoiseMask(SmoothMask):
         (True, True)
     """
 
+    @refuse_renamed
     def __init__(
         self,
         in_chans: int = 3,
@@ -104,6 +106,11 @@ class PolicyNoiseMask(SmoothMask):
         )
         # The policy stays fp32 under any default dtype and in a model of any dtype; so does autocast leave it.
         self.policy = create_policy(policy, in_chans, self.grid_size).float()
+
+    @property
+    def uses_generator(self) -> bool:  # type: ignore[override]
+        """True for the policies that draw nothing by themselves; a backbone may hold dropout."""
+        return isinstance(self.policy, SpatialPolicy | StaticPolicy)
 
     @classmethod
     def from_preset(cls, preset: str = "learned", in_chans: int = 3, **overrides: Any) -> "PolicyNoiseMask":

@@ -49,6 +49,8 @@ class RandomShading(SmoothMask):
         torch.Size([8, 3, 64, 64])
     """
 
+    uses_generator = True
+
     def __init__(
         self,
         p: float = 0.5,

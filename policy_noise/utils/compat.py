@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["are_transforms_active", "is_in_backward", "node_shapes", "own_graph", "sample_dirichlet"]
+__all__ = ["are_transforms_active", "is_in_backward", "is_transformed", "node_shapes", "own_graph", "sample_dirichlet"]
 
 
 def sample_dirichlet(concentration: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -66,6 +66,12 @@ def are_transforms_active() -> bool:
     """
     active = getattr(torch._C, "_are_functorch_transforms_active", None)
     return True if active is None else active()
+
+
+def is_transformed() -> bool:
+    """The same question for a caller that does nothing under transforms: where the name is missing, there are none."""
+    active = getattr(torch._C, "_are_functorch_transforms_active", None)
+    return False if active is None else active()
 
 
 def own_graph() -> AbstractContextManager[Any]:

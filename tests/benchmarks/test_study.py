@@ -320,7 +320,7 @@ def test_slopes_are_those_of_the_signal_in_each_cell(data, signal):
     torch.manual_seed(0)
     normalization = {"mean": data.mean, "std": data.std}
     model = study_training.Classifier("resnet", 16, 3).double()
-    mask = study_training.StudyMask(1, 2, mask_std=0.1, level_std=0.2, policy="static", **normalization)
+    mask = study_training.StudyMask(1, 2, pattern_std=0.1, brightness_std=0.2, policy="static", **normalization)
     mask.shuffled = True
     images, others = (data.images[part].double() / 255 for part in (slice(0, 6), slice(6, 12)))
     labels, other_labels = data.labels[:6], data.labels[6:12]
