@@ -278,7 +278,7 @@ def bandit(steps, observe, *, lr, policy_optimizer="adamw", **arguments):
         mean_preserving=False,
         pattern_std=None,
         brightness_std=0.0,
-        domain="normalized",
+        scale_about="zero",
     )
     model = nn.Identity()
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
@@ -925,7 +925,7 @@ def train(model, optimizer, criterion, batches, *, dtype, accumulate=2):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("preset", ["default", "paper"])
+@pytest.mark.parametrize("preset", ["learned", "paper"])
 def test_a_loop_that_nobody_wrote_for_this_package(make_model, dtype, preset, recwarn):
     model = make_model(1, 2, batch_norm=True).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
