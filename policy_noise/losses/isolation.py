@@ -77,6 +77,7 @@ class Snapshot:
         self._devices = devices
         self._random = RandomState(devices)
         self._copies: _Copies
+        self._spare: _Copies = {} if since is None else since._spare
         known: _Copies = {} if since is None else since._copies
         self._criterion, self._copies = _copy(criterion, known)
 
@@ -86,7 +87,9 @@ class Snapshot:
         now = RandomState(self._devices)
         self._random.restore()
         try:
-            yield self._criterion if last else _copy(self._criterion, {})[0]
+            if not last:
+                criterion, self._spare = _copy(self._criterion, self._spare)
+            yield self._criterion if last else criterion
         finally:
             now.restore()
 
