@@ -248,3 +248,23 @@ def test_what_agrees_only_while_the_state_is_new_is_refused_at_the_next_look():
     step()
     with pytest.raises(CriterionError, match="is no mean or sum"):
         step()
+
+
+def test_what_the_criterions_hooks_hold_is_not_copied(monkeypatch):
+    class Holder:
+        def __init__(self):
+            self.weights = torch.zeros(1000)
+
+        def after(self, *args):
+            self.weights += 1
+
+    criterion, holder = Counting(), Holder()
+    criterion.register_forward_hook(holder.after)
+    copied = []
+    clone = torch.Tensor.clone
+    monkeypatch.setattr(torch.Tensor, "clone", lambda self, **kw: copied.append(self.numel()) or clone(self, **kw))
+    splitter = LossSplitter(criterion)
+    splitter.before((DATA[0], LABELS[0]), {})
+    splitter((DATA[0], LABELS[0]), {}, criterion(DATA[0], LABELS[0]))
+    assert 1000 not in copied
+    assert (holder.weights == 1).all()
