@@ -130,7 +130,7 @@ def test_images_that_contradict_the_normalisation_are_pointed_out_once(prepare, 
 
 
 def test_the_overrides_are_those_of_mask_hook_and_learner(parts):
-    with pytest.raises(TypeError, match=r"unknown overrides \['gridsize'\]; known are .*'grid_size'"):
+    with pytest.raises(TypeError, match=r"unknown settings \['gridsize'\]; known are .*'grid_size'"):
         attach(*parts, gridsize=4)
 
 
@@ -145,7 +145,7 @@ def test_the_overrides_are_those_of_mask_hook_and_learner(parts):
         ({"kernel_size": 4}, ValueError, "kernel_size .*got 4"),
         ({"sigma": -1}, ValueError, "sigma .*got -1"),
         ({"mean": 0.5}, ValueError, r"mean and std belong together, got mean=0\.5"),
-        ({"lr": 0.1, "policy_lr_ratio": 0.1}, ValueError, "exactly one of lr and policy_lr_ratio"),
+        ({"policy_lr": 0.1, "policy_lr_ratio": 0.1}, ValueError, "exactly one of policy_lr and policy_lr_ratio"),
         ({"preset": "paper", "policy": "static", "reward": "adversarial"}, ValueError, "estimator='paper'"),
     ],
 )
@@ -171,7 +171,7 @@ def test_a_model_that_does_not_say_its_channels_is_refused():
 def test_attaching_twice_is_refused_and_the_first_goes_on(parts, batch):
     model, optimizer, criterion = parts
     hook = attach(*parts)
-    with pytest.raises(RuntimeError, match=r"is hooked already: call remove\(\)"):
+    with pytest.raises(RuntimeError, match=r"is hooked already: call policy_noise.detach"):
         attach(*parts)
     criterion(model(batch[0]), batch[1]).backward()
     optimizer.step()

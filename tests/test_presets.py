@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import policy_noise
-from policy_noise import PolicyNoiseMask
+from policy_noise import PolicyNoiseMask, RandomShading
 from policy_noise.learning import PolicyLearner
 from policy_noise.policy import BackbonePolicy, SpatialPolicy
 from policy_noise.presets import PRESETS, get_preset
@@ -24,13 +24,15 @@ def test_the_augmentation_masks_and_learns_nothing_and_needs_no_criterion(batch)
     hook = policy_noise.attach(model, optimizer, preset="augment", in_chans=3)
     seen = []
     model[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    before = [parameter.clone() for parameter in hook.mask.parameters()]
     for _ in range(10):  # more than may wait for a loss
         nn.functional.cross_entropy(model(images), labels % 5).backward()
         optimizer.step()
     assert any(not torch.equal(masked, images) for masked in seen)
-    assert all(torch.equal(*pair) for pair in zip(before, hook.mask.parameters(), strict=True))
-    assert repr(PolicyNoiseMask.from_preset("augment")) == repr(hook.mask)
+    assert isinstance(hook.augmentation, RandomShading)
+    assert hook.policy_optimizer is None
+    settings = ("grid_size", "p", "strength", "pattern_std", "brightness_std", "mean_preserving", "scale_about")
+    mask = PolicyNoiseMask.from_preset("augment")
+    assert all(getattr(hook.augmentation, name) == getattr(mask, name) for name in settings)
 
 
 def test_the_augmentations_mask():

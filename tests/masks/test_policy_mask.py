@@ -311,10 +311,10 @@ def test_among_a_data_sets_transforms(workers):
     scale=st.sampled_from([1e-4, 1.0, 1e4]),
 )
 def test_any_settings_give_finite_images_of_the_same_shape(
-    batch_size, in_chans, grid, extra, p, strength, scaling, domain, scale
+    batch_size, in_chans, grid, extra, p, strength, scaling, scale_about, scale
 ):
     size = tuple(cells + more for cells, more in zip(grid, extra, strict=True))
-    settings = {"p": p, "strength": strength, "scale_about": domain}
+    settings = {"p": p, "strength": strength, "scale_about": scale_about}
     settings |= dict(zip(("mean_preserving", "pattern_std", "brightness_std"), scaling, strict=True))
     if grid == (1, 1):  # one cell has no pattern
         settings |= {"pattern_std": None, "brightness_std": 0.3 if settings["mean_preserving"] else 0.0}
