@@ -109,7 +109,12 @@ def test_a_step_is_the_surrogates_gradient(baseline, normalize):
 def test_the_papers_step_is_its_formulas_gradient():
     """SGD with momentum 0.9 and weight decay 1e-4, at a tenth of the classifier's rate."""
     learner = PolicyLearner(
-        make_mask(), estimator="paper", policy_optimizer="sgd", policy_lr=None, policy_lr_ratio=0.1, policy_weight_decay=1e-4
+        make_mask(),
+        estimator="paper",
+        policy_optimizer="sgd",
+        policy_lr=None,
+        policy_lr_ratio=0.1,
+        policy_weight_decay=1e-4,
     )
     momentum = torch.zeros_like(weights(learner))
     for user_lr in (0.1, 0.1, 0.01):
@@ -172,7 +177,9 @@ def test_the_moving_average_starts_at_the_first_loss():
 def test_a_window_without_a_sample_that_counts_moves_nothing():
     learner = make_learner()
     before = weights(learner)
-    sample = score(learner.augmentation, torch.randn(4, 1, 16, 16), torch.rand(4, 1, 4, 4), torch.zeros(4, dtype=torch.bool))
+    sample = score(
+        learner.augmentation, torch.randn(4, 1, 16, 16), torch.rand(4, 1, 4, 4), torch.zeros(4, dtype=torch.bool)
+    )
     learner.observe(sample, torch.rand(4))
     learner.step({"lr": 1.0})
     learner.step({"lr": 1.0})
@@ -268,7 +275,9 @@ def rates(learner, user_lrs):
 
 
 def test_the_rate_follows_the_users():
-    assert list(rates(make_learner(policy_lr=None, policy_lr_ratio=0.1), [0.1, 0.01, 0.5])) == pytest.approx([0.01, 0.001, 0.05])
+    assert list(rates(make_learner(policy_lr=None, policy_lr_ratio=0.1), [0.1, 0.01, 0.5])) == pytest.approx(
+        [0.01, 0.001, 0.05]
+    )
     assert list(rates(make_learner(policy_lr=0.02), [0.4, 0.1, 0.8, 0.2])) == pytest.approx([0.02, 0.005, 0.02, 0.005])
     assert list(rates(make_learner(policy_lr=0.02, follow_schedule=False), [0.4, 0.1])) == [0.02, 0.02]
 
@@ -341,7 +350,10 @@ def test_a_foreign_state_is_refused_and_nothing_has_moved(break_it, message):
         ({"baseline": "median"}, "baseline must be .*'median'"),
         ({"policy_optimizer": "lion"}, "policy_optimizer must be .*'lion'"),
         ({"policy_lr": None}, "exactly one of policy_lr and policy_lr_ratio"),
-        ({"policy_lr": 0.1, "policy_lr_ratio": 0.1}, r"exactly one of policy_lr and policy_lr_ratio .*policy_lr=0\.1 and policy_lr_ratio=0\.1"),
+        (
+            {"policy_lr": 0.1, "policy_lr_ratio": 0.1},
+            r"exactly one of policy_lr and policy_lr_ratio .*policy_lr=0\.1 and policy_lr_ratio=0\.1",
+        ),
         ({"policy_lr": -0.1}, r"policy_lr must not be negative, got -0\.1"),
         ({"policy_lr": math.nan}, "policy_lr must not be negative, got nan"),
         ({"entropy_coef": -1.0}, r"entropy_coef must not be negative, got -1\.0"),

@@ -407,11 +407,23 @@ def test_repr_names_the_settings():
             {"mean_preserving": False},
             r"brightness_std=0 with it, got pattern_std=0\.1 and brightness_std=0\.2",
         ),
-        ({"mean_preserving": False, "pattern_std": None}, r"mean_preserving=False .*got pattern_std=None and brightness_std=0\.2"),
-        ({"mean_preserving": False, "brightness_std": 0}, r"mean_preserving=False .*got pattern_std=0\.1 and brightness_std=0$"),
+        (
+            {"mean_preserving": False, "pattern_std": None},
+            r"mean_preserving=False .*got pattern_std=None and brightness_std=0\.2",
+        ),
+        (
+            {"mean_preserving": False, "brightness_std": 0},
+            r"mean_preserving=False .*got pattern_std=0\.1 and brightness_std=0$",
+        ),
         ({"brightness_std": -0.1}, r"brightness_std must lie in \[0, 1\], got -0\.1"),
-        ({"grid_size": 1}, r"grid_size=1 is one cell, .* got pattern_std=0\.1 and brightness_std=0\.2: take more cells"),
-        ({"grid_size": (1, 1), "brightness_std": 0}, r"grid_size=\(1, 1\) is one cell, .*pattern_std=0\.1 and brightness_std=0:"),
+        (
+            {"grid_size": 1},
+            r"grid_size=1 is one cell, .* got pattern_std=0\.1 and brightness_std=0\.2: take more cells",
+        ),
+        (
+            {"grid_size": (1, 1), "brightness_std": 0},
+            r"grid_size=\(1, 1\) is one cell, .*pattern_std=0\.1 and brightness_std=0:",
+        ),
         ({"grid_size": 1, "pattern_std": None, "brightness_std": 0}, "grid_size=1 is one cell, .*got pattern_std=None"),
         ({"scale_about": "frequency"}, "scale_about must be .*'frequency'"),
         ({"mean": 0.5}, r"mean and std belong together, got mean=0\.5 and std=None"),
