@@ -13,12 +13,13 @@ from .data import ImageSet
 from .distributed import world
 from .evaluation import score
 from .figures import class_histogram, intensity_histogram
+from .initialisation import parse_initialisation
 from .recipes import NOISES, RECIPES, TrainRecipe, override
 from .report import transfer_table, write_report
 from .runs import Run, write_json
 from .sources import add_source_arguments, describe, open_joined, open_sources
 from .training import create_model, epoch_batches, predict, train
-from .transfer import compare, parse_initialisation
+from .transfer import compare
 
 __all__ = ["average", "evaluate", "finetune", "pretrain", "report", "transfer"]
 
