@@ -22,10 +22,11 @@ from torchvision.transforms import v2
 
 import policy_noise
 from policy_noise.experiments import radimagenet
+from policy_noise.experiments.batches import augment
 from policy_noise.experiments.distributed import World
 from policy_noise.experiments.recipes import RECIPES, override
 from policy_noise.experiments.runs import environment
-from policy_noise.experiments.training import augment, create_model
+from policy_noise.experiments.training import create_model
 
 IMAGES, CLASSES, EPOCHS = 1_350_000, 165, 90
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from policy_noise.heated import average_checkpoints, read_heated_metadata, save_heated
 
+from .batches import epoch_batches, predict
 from .data import ImageSet
 from .distributed import world
 from .evaluation import score
@@ -18,7 +19,7 @@ from .recipes import NOISES, RECIPES, TrainRecipe, override
 from .report import transfer_table, write_report
 from .runs import Run, write_json
 from .sources import add_source_arguments, describe, open_joined, open_sources
-from .training import create_model, epoch_batches, predict, train
+from .training import create_model, train
 from .transfer import compare
 
 __all__ = ["average", "evaluate", "finetune", "pretrain", "report", "transfer"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-__all__ = ["NOISES", "RECIPES", "TrainRecipe", "TransferRecipe", "override"]
+__all__ = ["NOISES", "RECIPES", "TrainRecipe", "TransferRecipe", "departures", "override", "recorded_recipe"]
 
 NOISES = ("conventional", "frozen", "policy")
 
@@ -260,3 +260,40 @@ def override(recipe: Any, settings: Sequence[str]) -> Any:
             raise ValueError(f"--set {name} must be like {old!r}, got {text!r}")
         changes[name] = value
     return dataclasses.replace(recipe, **changes)
+
+
+def recorded_recipe(metadata: Mapping[str, Any], path: Any) -> TrainRecipe:
+    """The recipe that a heated model's file carries.
+
+    Args:
+        metadata: Of the file.
+        path: The file, for messages.
+
+    Raises:
+        ValueError: If it carries none, as a model that was saved by hand, or one of another version.
+    """
+    if "recipe" not in metadata or "classes" not in metadata:
+        raise ValueError(
+            f"{path} does not say how it was trained (no recipe and classes): give a model.safetensors that a run wrote"
+        )
+    try:
+        return TrainRecipe(**metadata["recipe"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} carries a recipe that this version does not know: {error}") from error
+
+
+def departures(recipe: Mapping[str, Any], stage: str) -> dict[str, tuple[Any, Any]] | None:
+    """Where a run departs from the paper's recipe, its value and the paper's; None if it is another recipe altogether.
+
+    Seeds, workers, the training's kind and what is kept on disk are nobody's departure. A run counts as the paper's
+    while its normalisation, schedule and optimizer are.
+    """
+    paper = json.loads(json.dumps(dataclasses.asdict(RECIPES["paper"][stage])))
+    free = ("seed", "workers", "noise", "keep_checkpoints", "checkpoint_steps")
+    found = {
+        name: (recipe.get(name), value)
+        for name, value in paper.items()
+        if name not in free and recipe.get(name) != value
+    }
+    marks = ("mode", "mean", "std", "schedule", "optimizer")
+    return None if any(name in found for name in marks) else found

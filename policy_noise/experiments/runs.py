@@ -93,8 +93,9 @@ def _processor() -> str:
 class Run:
     """A run's folder.
 
-    It holds ``recipe.json`` (resolved), ``environment.json`` (with ``resumed``, a list of where the run went
-    on), ``metrics.jsonl``, ``checkpoints/``, and what the stage makes: ``model.safetensors``, ``scores.json``, ``figures/``, ``report.html``. Only rank 0 writes.
+    It holds ``recipe.json`` (every number), ``environment.json`` (with ``resumed``, a list of where the run went on),
+    ``metrics.jsonl``, ``checkpoints/``, and what the stage makes: ``model.safetensors``, ``scores.json``, ``figures/``,
+    ``report.html``. Only rank 0 writes.
 
     Args:
         folder: The folder; made if it is missing.
