@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from policy_noise.experiments import cli
+from policy_noise.experiments.commands import COMMANDS, main
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TINY = ["epochs=2", "batch_size=8", "image_size=16", "load_size=16"]
@@ -19,7 +19,7 @@ TINY = ["epochs=2", "batch_size=8", "image_size=16", "load_size=16"]
 
 def start(monkeypatch, stage, *arguments):
     monkeypatch.setattr(sys, "argv", [f"{stage}.py", *map(str, arguments)])
-    getattr(cli, stage)()
+    main([stage, *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def heated(tmp_path_factory, files):
         ("finetune --init {heated} --npz {one} --output {new} --set model=resnet10t", "another architecture"),
         ("average --run {heated} --last 2", "--last must lie in 1 to 1"),
         ("average --run {new}", "new holds no checkpoints"),
-        ("evaluate --model {heated} --npz {two}", "trained on 2 other classes"),
+        ("evaluate --model {heated} --npz {two}", "trained on 2 other classes than two"),
         (
             "transfer --init a={heated} --npz {two} --output {new} --set image_size=16",
             "shots 256 is more than the 24 training images",
@@ -176,8 +176,9 @@ def test_bad_input_after_pretraining(tmp_path, monkeypatch, files, heated, comma
 
 
 def test_scripts_are_thin():
-    for stage in cli.__all__:
-        assert f"from policy_noise.experiments.cli import {stage}" in (EXAMPLES / f"{stage}.py").read_text()
+    for stage in COMMANDS:
+        if stage not in ("check_data", "compare"):
+            assert f'main(["{stage}", *sys.argv[1:]])' in (EXAMPLES / f"{stage}.py").read_text()
 
 
 def on_two_processes(stage, *arguments):
