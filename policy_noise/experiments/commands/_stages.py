@@ -18,7 +18,7 @@ from ..runs import Run, digest, write_json
 from ..sources import describe, open_joined
 from ..training import check_mask, create_model, train
 
-__all__ = ["add_recipe", "record_of", "score_line", "train_stage", "weights_of"]
+__all__ = ["add_recipe", "check_scorable", "record_of", "score_line", "train_stage", "weights_of"]
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +41,13 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 def weights_of(path: Path) -> Path:
     """A run's folder stands for its model."""
     return path / "model.safetensors" if path.is_dir() else path
+
+
+def check_scorable(data: Any) -> None:
+    """All that scoring needs, before anything is trained."""
+    if data.num_classes < 2:
+        raise ValueError(f"{data.name} has one class, {data.class_names[0]!r}: at least two are needed")
+    require_classes(data)
 
 
 def record_of(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -83,7 +90,7 @@ def train_stage(stage: str, arguments: argparse.Namespace, recipe: TrainRecipe, 
     data = open_joined(arguments, recipe.load_size, recipe.in_chans)
     if isinstance(data, ImageSet) and data.in_chans > recipe.in_chans:
         raise ValueError(f"{data.name} has images of {data.in_chans} channels: pass --set in_chans={data.in_chans}")
-    require_classes(data)
+    check_scorable(data)
     start: dict[str, Any] = {} if init is None else {"init": _ancestor(init, data)}
     fresh = bool(start) and start["init"]["head"] == "fresh"
     check_mask(

@@ -8,7 +8,7 @@ from typing import Any
 from policy_noise.heated import read_heated_metadata
 
 from ..batches import outputs
-from ..data import fingerprint, require_classes
+from ..data import fingerprint
 from ..distributed import world
 from ..evaluation import draw_mistakes, score
 from ..recipes import recorded_recipe
@@ -16,7 +16,7 @@ from ..report import write_report
 from ..runs import read_json, write_json
 from ..sources import add_source_arguments, open_joined
 from ..training import create_model
-from ._stages import score_line, weights_of
+from ._stages import check_scorable, score_line, weights_of
 
 __all__ = ["add_arguments", "run"]
 
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"{path} was trained on {len(metadata['classes'])} other classes than {data.name}'s {data.num_classes}: "
             f"{metadata['classes'][:5]}... against {list(data.class_names)[:5]}..."
         )
-    require_classes(data)
+    check_scorable(data)
     model = create_model(recipe, data.num_classes, init=path)
     with world() as here:
         model.to(here.device)

@@ -5,7 +5,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ..data import require_classes
 from ..distributed import world
 from ..initialisation import Initialisation, parse_initialisation
 from ..recipes import RECIPES, TransferRecipe, override
@@ -13,7 +12,7 @@ from ..report import transfer_table, write_report
 from ..runs import Run, digest
 from ..sources import add_source_arguments, open_sources
 from ..transfer import compare
-from ._stages import add_recipe, record_of
+from ._stages import add_recipe, check_scorable, record_of
 
 __all__ = ["add_arguments", "run"]
 
@@ -51,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     _require_different("--init: the weights of one label", [(i.label, h) for i, h in zip(inits, hashes, strict=True)])
     _require_different("sets", [data.name for data in sets])
     for data in sets:
-        require_classes(data)
+        check_scorable(data)
         if max(recipe.shots) > len(data.train):
             raise ValueError(
                 f"shots {max(recipe.shots)} is more than the {len(data.train)} training images of {data.name}"
