@@ -222,7 +222,7 @@ def _radimagenet_kind(folder: str) -> tuple[str, str, str]:
     parts = folder.split("/")
     parts = parts[parts.index("radiology_ai") + 1 :] if "radiology_ai" in parts else parts
     if len(parts) >= 3:
-        return "/".join(parts), parts[0], parts[1]
+        return "/".join(parts), parts[0], {"abd": "abdomen"}.get(parts[1], parts[1])  # CT and MR say abd
     modality, label = parts[0], parts[-1]
     return "/".join(parts), modality, "thyroid" if "thyroid" in label.lower() else "abdomen"
 

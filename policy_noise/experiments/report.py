@@ -206,7 +206,8 @@ def _scores(scores: Mapping[str, Any], stem: str, figures: Path) -> list[str]:
         pairs = confused_pairs(scores["confusion"], classes)
         rows = [[p["true"], p["predicted"], str(p["images"]), f"{100 * p['share']:.1f} %"] for p in pairs]
         table = _table(["true class", "predicted as", "images", "of the class"], rows)
-        parts.append(f"<details><summary>the {len(pairs)} most confused pairs</summary>{table}</details>")
+        opened = " open" if len(classes) > 30 else ""  # then the picture names no class
+        parts.append(f"<details{opened}><summary>the {len(pairs)} most confused pairs</summary>{table}</details>")
     if "calibration" in scores:
         path = figures / f"calibration-{stem}.png"
         calibration_curve(scores["calibration"]["bins"], path, error=scores["calibration"]["error"])

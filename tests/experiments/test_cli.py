@@ -81,14 +81,14 @@ def test_all_stages(tmp_path, monkeypatch, capsys, files):
 
 
 def test_radimagenet_is_reported_by_modality_and_anatomy(tmp_path, monkeypatch, capsys):
-    folders = ("CT/lung/nodule", "MR/knee/acl", "US/thyroid_nodule")
+    folders = ("CT/abd/cyst", "CT/lung/nodule", "MR/abd/cyst", "MR/knee/acl", "US/liver", "US/thyroid_nodule")
     for split in ("train", "val", "test"):
         rows = ["filename,label"]
         for label, folder in enumerate(folders):
             place = tmp_path / "radiology_ai" / folder
             place.mkdir(parents=True, exist_ok=True)
             for index in range(6):
-                Image.fromarray(np.full((16, 16), 40 + 80 * label, np.uint8)).save(place / f"{split}{index}.png")
+                Image.fromarray(np.full((16, 16), 40 + 40 * label, np.uint8)).save(place / f"{split}{index}.png")
                 rows.append(f"radiology_ai/{folder}/{split}{index}.png,{folder.rpartition('/')[2]}")
         (tmp_path / f"RadiologyAI_{split}.csv").write_text("\n".join(rows) + "\n")
     (tmp_path / "radiology_ai" / "MR" / "knee" / "acl" / "train4.png").unlink()
@@ -101,7 +101,8 @@ def test_radimagenet_is_reported_by_modality_and_anatomy(tmp_path, monkeypatch, 
     assert load_file(run / "model.safetensors")["conv1.0.weight"].shape[1] == 3
     groups = json.loads((run / "scores.json").read_text())["groups"]
     assert [entry["group"] for entry in groups["modality"]] == ["CT", "MR", "US"]
-    assert [entry["group"] for entry in groups["anatomy"]] == ["lung", "knee", "thyroid"]
+    assert [entry["group"] for entry in groups["anatomy"]] == ["abdomen", "lung", "knee", "thyroid"]
+    assert groups["anatomy"][0]["classes"] == 3  # the tables of CT and MR call it abd
     page = (run / "report.html").read_text()
     assert "<th>anatomy</th>" in page
     assert "Grey values of the training images" in page

@@ -11,7 +11,7 @@ from ..batches import epoch_batches, outputs
 from ..data import ImageSet, fingerprint, require_classes
 from ..distributed import started_first, world
 from ..evaluation import draw_mistakes, score
-from ..figures import class_histogram, intensity_histogram
+from ..figures import LABELS, class_histogram, intensity_histogram
 from ..recipes import RECIPES, TrainRecipe
 from ..report import write_report
 from ..runs import Run, digest, write_json
@@ -19,6 +19,8 @@ from ..sources import describe, open_joined
 from ..training import check_mask, create_model, train
 
 __all__ = ["add_recipe", "check_scorable", "record_of", "score_line", "train_stage", "weights_of"]
+
+TRAININGS = LABELS | {"conventional": "conventional training"}
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +69,7 @@ def _ancestor(path: Path, data: Any) -> dict[str, Any]:
     own = {
         "stage": metadata.get("stage", "training"),
         "data": metadata.get("data", "unnamed data"),
-        "training": "clean images" if clean else f"{recipe.get('noise', 'unknown')} training",
+        "training": "clean images" if clean else TRAININGS.get(recipe.get("noise"), "unknown training"),
         "preset": recipe.get("preset") if recipe.get("noise", "conventional") != "conventional" else None,
     }
     return {
