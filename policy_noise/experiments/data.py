@@ -1,10 +1,14 @@
 """Image sets held in memory: npz files in MedMNIST's layout, the ``medmnist`` package, and several of them joined."""
 
+import hashlib
+import json
 import os
+import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +17,12 @@ __all__ = [
     "SPLITS",
     "ImageSet",
     "Split",
+    "fingerprint",
     "join_sets",
     "load_medmnist",
     "load_npz",
     "match_channels",
+    "require_classes",
     "resize",
     "split_stratified",
     "to_tensor",
@@ -50,6 +56,12 @@ class Split:
     def take(self, indices: np.ndarray) -> "Split":
         """The images at these positions."""
         return Split(self.images[indices], self.labels[indices])
+
+    def content(self) -> Iterator[bytes | memoryview]:
+        """What :func:`fingerprint` hashes: every pixel and every label."""
+        for array in (self.images, self.labels):
+            yield f"{array.dtype} {array.shape}".encode()
+            yield memoryview(np.ascontiguousarray(array)).cast("B")
 
 
 @dataclass(frozen=True)
@@ -211,12 +223,71 @@ def _check_set(where: str, images: ImageSet) -> None:
     shapes = {split: getattr(images, split).images.shape[1:] for split in SPLITS}
     if len({shape[2:] for shape in shapes.values()}) > 1:
         raise ValueError(f"{where}: the splits' images must have equally many channels, got {shapes}")
+    require_classes(images, where)
+
+
+def fingerprint(data: Any) -> str:
+    """A hash of a data set's content, to tell whether it is still the one that a run began with.
+
+    Sets in memory are hashed pixel by pixel. Files on disk are not opened: their paths below the root, their sizes in
+    bytes and their labels are hashed, so that another file of the same name and size goes unseen. Class names count in
+    both; where the data lies does not.
+
+    Args:
+        data: An :class:`ImageSet` or :class:`~policy_noise.experiments.files.FileSet`.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256(json.dumps(list(data.class_names)).encode())
     for split in SPLITS:
-        labels = getattr(images, split).labels
-        counts = labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=images.num_classes)
-        absent = [images.class_names[label] for label in np.flatnonzero(counts == 0)]
+        for part in getattr(data, split).content():
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def require_classes(data: Any, where: str | None = None) -> None:
+    """Check that every split has what training and scoring need of each class, before anything is trained.
+
+    Where bad files are left out, images are decoded until each class has shown one that can be read.
+
+    Args:
+        data: An :class:`ImageSet` or :class:`~policy_noise.experiments.files.FileSet`.
+        where: What errors call it, by default its name.
+
+    Raises:
+        ValueError: If a split has no image of a class, or none that can be read; or, with several labels an image, if
+            a label is 1 in all images of a split that is scored.
+    """
+    where = data.name if where is None else where
+    for split in SPLITS:
+        part = getattr(data, split)
+        several = part.labels.ndim == 2
+        counts = part.labels.sum(0) if several else np.bincount(part.labels, minlength=data.num_classes)
+        absent = [data.class_names[label] for label in np.flatnonzero(counts == 0)]
         if absent:
             raise ValueError(f"{where}: the {split} split has no image of {absent[:10]}")
+        always = np.flatnonzero(counts == len(part)) if several and split != "train" else ()
+        if len(always):
+            names = [data.class_names[label] for label in always[:10]]
+            raise ValueError(f"{where}: every image of the {split} split has {names}, which cannot be scored")
+        if getattr(part, "skip_corrupt", False):
+            _require_readable(data, split, where)
+
+
+def _require_readable(data: Any, split: str, where: str) -> None:
+    part = getattr(data, split)
+    order = np.argsort(part.labels, kind="stable")
+    bounds = np.searchsorted(part.labels[order], np.arange(data.num_classes + 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # training will name them
+        for label, name in enumerate(data.class_names):
+            members = order[bounds[label] : bounds[label + 1]]
+            if not any(len(part.read([index])[1]) for index in members):
+                raise ValueError(
+                    f"{where}: the {split} split has no image of {name!r} that can be read: all "
+                    f"{len(members)} files are bad, such as {part.path(int(members[0]))}"
+                )
 
 
 def split_stratified(whole: Split, seed: int, shares: Sequence[float] = (0.7, 0.1, 0.2)) -> dict[str, Split]:

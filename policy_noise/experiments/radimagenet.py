@@ -64,6 +64,25 @@ class FileSplit:
         name = self.names[start : self.ends[index]].tobytes().decode()
         return os.path.join(self.root, self.folders[self.folder[index]], name)
 
+    def content(self) -> Iterator[bytes | memoryview]:
+        """What :func:`~policy_noise.experiments.data.fingerprint` hashes: each file's path, size in bytes and label."""
+        sizes = np.zeros(len(self), dtype=np.int64)
+        for folder, positions in self._by_folder():
+            with os.scandir(os.path.join(self.root, self.folders[folder])) as entries:
+                found = {entry.name: entry.stat().st_size for entry in entries}
+            for index in positions:
+                sizes[index] = found.get(os.path.basename(self.path(int(index))), -1)
+        yield "\0".join(self.folders).encode(errors="surrogateescape")
+        for part in (self.folder.astype(np.int64), self.names, self.ends, self.labels, sizes):
+            yield memoryview(np.ascontiguousarray(part)).cast("B")
+
+    def _by_folder(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Each folder's number and its files' positions: one listing a folder serves all of them."""
+        order = np.argsort(self.folder, kind="stable")
+        bounds = np.searchsorted(self.folder[order], np.arange(len(self.folders) + 1))
+        for folder in range(len(self.folders)):
+            yield folder, order[bounds[folder] : bounds[folder + 1]]
+
     def read(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Decode images.
 
@@ -83,7 +102,7 @@ class FileSplit:
                     grey = image.convert("L" if self.in_chans == 1 else "RGB")
                     images.append(np.asarray(grey.resize((self.size, self.size), Image.Resampling.BILINEAR)))
                     kept.append(int(index))
-            except (OSError, SyntaxError, ValueError) as error:
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 if not self.skip_corrupt:
                     raise ValueError(
                         f"{path} cannot be read as an image ({error}); --skip-bad-files leaves such files out"
@@ -282,12 +301,10 @@ def _assemble(
 def _missing(files: FileSplit) -> np.ndarray:
     """Positions of files that are not there: one listing a folder, not one call a file."""
     absent = []
-    order = np.argsort(files.folder, kind="stable")
-    bounds = np.searchsorted(files.folder[order], np.arange(len(files.folders) + 1))
-    for position, folder in enumerate(files.folders):
-        path = os.path.join(files.root, folder)
+    for folder, positions in files._by_folder():
+        path = os.path.join(files.root, files.folders[folder])
         present = set(os.listdir(path)) if os.path.isdir(path) else set()
-        for index in order[bounds[position] : bounds[position + 1]]:
+        for index in positions:
             if os.path.basename(files.path(int(index))) not in present:
                 absent.append(int(index))
     return np.array(sorted(absent), dtype=np.int64)

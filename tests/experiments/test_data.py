@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from policy_noise.experiments.data import (
+    ImageSet,
     Split,
+    fingerprint,
     join_sets,
     load_medmnist,
     load_npz,
     match_channels,
+    require_classes,
     resize,
     split_stratified,
     to_tensor,
@@ -200,3 +203,39 @@ def test_match_channels():
     assert torch.equal(match_channels(grey, 3)[:, 2], grey[:, 0])
     assert torch.allclose(match_channels(match_channels(grey, 3), 1), grey)
     assert match_channels(grey, 1) is grey
+
+
+class TestFingerprint:
+    def loaded(self, tmp_path, name="set", **change):
+        return load_npz(save(tmp_path / f"{name}.npz", arrays() | change))
+
+    def test_content_counts_and_place_does_not(self, tmp_path):
+        (tmp_path / "elsewhere").mkdir()
+        one = fingerprint(self.loaded(tmp_path))
+        assert one == fingerprint(load_npz(save(tmp_path / "elsewhere" / "other.npz", arrays())))
+        assert len(one) == 64
+
+    def test_a_pixel_a_label_and_a_name_change_it(self, tmp_path):
+        images = arrays()["test_images"].copy()
+        images[5, 3, 3] ^= 1
+        labels = arrays()["val_labels"][::-1].copy()
+        names = np.array(["a", "b", "c"])
+        prints = [
+            fingerprint(self.loaded(tmp_path, **change))
+            for change in ({}, {"test_images": images}, {"val_labels": labels}, {"names": names})
+        ]
+        assert len(set(prints)) == 4
+
+
+class TestRequireClasses:
+    def several(self, test_labels):
+        parts = [Split(np.zeros((4, 2, 2), np.uint8), labels) for labels in (np.eye(2, dtype=int)[[0, 1, 0, 1]],) * 2]
+        test = Split(np.zeros((4, 2, 2), np.uint8), np.array(test_labels))
+        return ImageSet("chest", *parts, test, ("a", "b"), {})
+
+    def test_a_label_that_nobody_or_everybody_has(self):
+        require_classes(self.several([[0, 1], [1, 0], [1, 1], [0, 0]]))
+        with pytest.raises(ValueError, match=r"chest: the test split has no image of \['b'\]"):
+            require_classes(self.several([[0, 0], [1, 0], [1, 0], [0, 0]]))
+        with pytest.raises(ValueError, match=r"chest: every image of the test split has \['a'\]"):
+            require_classes(self.several([[1, 0], [1, 1], [1, 0], [1, 0]]))

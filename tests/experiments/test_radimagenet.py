@@ -1,9 +1,12 @@
 """Indexes of image files."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from policy_noise.experiments.data import fingerprint, require_classes
 from policy_noise.experiments.radimagenet import _Index, load_image_folder, load_radimagenet
 
 FILES = {
@@ -147,3 +150,32 @@ def test_index_holds_few_bytes_an_image():
     index.extend((f"radiology_ai/MR/knee/label{number % 165}", f"img{number:07d}.png") for number in range(20_000))
     held = len(index.names) + index.ends.itemsize * len(index) + index.folder.itemsize * len(index)
     assert held / len(index) < 32
+
+
+def test_fingerprint_of_files_is_of_paths_sizes_and_labels(root, tmp_path_factory):
+    first = fingerprint(load_radimagenet(root, size=8)[0])
+    copy = tmp_path_factory.mktemp("copy") / "moved"
+    shutil.copytree(root, copy)
+    assert fingerprint(load_radimagenet(copy, size=8)[0]) == first
+    path = copy / "radiology_ai/MR/knee/acl/train1.png"
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert fingerprint(load_radimagenet(copy, size=8)[0]) != first
+
+
+def test_a_class_of_bad_files_alone_is_named_before_training(root):
+    for index in range(3):
+        (root / f"radiology_ai/MR/knee/acl/val{index}.png").write_bytes(b"broken")
+    (root / "radiology_ai/CT/lung/Nodule/val0.png").write_bytes(b"broken")
+    data, _ = load_radimagenet(root, size=8, skip_bad_files=True)
+    with pytest.raises(ValueError, match=r"the val split has no image of 'MR/knee/acl' that can be read: all 3 files"):
+        require_classes(data)
+
+
+def test_decompression_bombs_are_bad_files(root, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # the images have 120
+    data, _ = load_radimagenet(root, size=8)
+    with pytest.raises(ValueError, match=r"train0\.png cannot be read as an image.*decompression bomb"):
+        data.train.read([0])
+    data, _ = load_radimagenet(root, size=8, skip_bad_files=True)
+    with pytest.warns(UserWarning, match=r"train0\.png is left out"):
+        assert len(data.train.read([0])[0]) == 0
