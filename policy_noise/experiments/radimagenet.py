@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .data import SPLITS
+from .images import NeedsWindow, Window, read_image
 
 __all__ = ["FileSet", "FileSplit", "load_image_folder", "load_radimagenet"]
 
@@ -38,6 +39,7 @@ class FileSplit:
         size: Side in pixels to which images are resized.
         in_chans: 1 or 3 channels.
         skip_corrupt: Leave out files that cannot be read, each named in a warning, instead of raising.
+        window: For images of more than 8 bits, see :func:`~policy_noise.experiments.images.read_image`.
     """
 
     root: str
@@ -49,6 +51,7 @@ class FileSplit:
     size: int
     in_chans: int
     skip_corrupt: bool = False
+    window: Window = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,8 +64,8 @@ class FileSplit:
     def path(self, index: int) -> str:
         """The file's path."""
         start = self.ends[index - 1] if index else 0
-        name = self.names[start : self.ends[index]].tobytes().decode()
-        return os.path.join(self.root, self.folders[self.folder[index]], name)
+        name = self.names[start : self.ends[index]].tobytes()
+        return os.path.join(self.root, self.folders[self.folder[index]], os.fsdecode(name))
 
     def content(self) -> Iterator[bytes | memoryview]:
         """What :func:`~policy_noise.experiments.data.fingerprint` hashes: each file's path, size in bytes and label."""
@@ -98,10 +101,11 @@ class FileSplit:
         for index in indices:
             path = self.path(int(index))
             try:
-                with Image.open(path) as image:
-                    grey = image.convert("L" if self.in_chans == 1 else "RGB")
-                    images.append(np.asarray(grey.resize((self.size, self.size), Image.Resampling.BILINEAR)))
-                    kept.append(int(index))
+                image = Image.fromarray(read_image(path, self.in_chans, self.window))
+                images.append(np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR)))
+                kept.append(int(index))
+            except NeedsWindow:
+                raise
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 if not self.skip_corrupt:
                     raise ValueError(
@@ -136,7 +140,7 @@ class FileSet:
 
 
 def load_radimagenet(
-    root: PathLike, *, size: int, in_chans: int = 1, skip_bad_files: bool = False
+    root: PathLike, *, size: int, in_chans: int = 1, skip_bad_files: bool = False, window: Window = None
 ) -> tuple[FileSet, list[str]]:
     """Index RadImageNet in its own layout: ``radiology_ai/...`` and ``RadiologyAI_{train,val,test}.csv``.
 
@@ -147,6 +151,7 @@ def load_radimagenet(
         size: Side in pixels to which images are resized when read.
         in_chans: 1, or 3 for grey images repeated.
         skip_bad_files: Leave out files that are missing or corrupt.
+        window: For images of more than 8 bits.
 
     Returns:
         The set, and the files that the tables name and the disk lacks.
@@ -163,11 +168,11 @@ def load_radimagenet(
     builders = {split: _Index() for split in SPLITS}
     for split, table in tables.items():
         builders[split].extend(_rows(table))
-    return _assemble("radimagenet", root, builders, size, in_chans, skip_bad_files, _radimagenet_kind)
+    return _assemble("radimagenet", root, builders, size, in_chans, skip_bad_files, window, _radimagenet_kind)
 
 
 def load_image_folder(
-    root: PathLike, *, size: int, in_chans: int = 1, skip_bad_files: bool = False
+    root: PathLike, *, size: int, in_chans: int = 1, skip_bad_files: bool = False, window: Window = None
 ) -> tuple[FileSet, list[str]]:
     """Index a tree ``{train,val,test}/<class>/<image>``; classes ``MR__knee__acl`` name modality and anatomy.
 
@@ -176,6 +181,7 @@ def load_image_folder(
         size: See :func:`load_radimagenet`.
         in_chans: See :func:`load_radimagenet`.
         skip_bad_files: See :func:`load_radimagenet`.
+        window: See :func:`load_radimagenet`.
 
     Raises:
         FileNotFoundError: If the root or a split is missing.
@@ -194,7 +200,7 @@ def load_image_folder(
             builders[split].extend((f"{split}/{folder}", name) for name in files)
         if not folders:
             raise ValueError(f"{root / split} is empty: it must hold a folder of images for each class")
-    return _assemble(root.name, root, builders, size, in_chans, skip_bad_files, _folder_kind)
+    return _assemble(root.name, root, builders, size, in_chans, skip_bad_files, window, _folder_kind)
 
 
 class _Index:
@@ -212,12 +218,12 @@ class _Index:
     def extend(self, files: Iterable[tuple[str, str]]) -> None:
         for folder, name in files:
             self.folder.append(self.folders.setdefault(folder, len(self.folders)))
-            self.names += name.encode()
+            self.names += os.fsencode(name)
             self.ends.append(len(self.names))
 
 
 def _rows(table: Path) -> Iterator[tuple[str, str]]:
-    with table.open(newline="", encoding="utf-8") as file:
+    with table.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.reader(file)
         header = [column.strip() for column in next(rows, [])]
         if "filename" not in header or "label" not in header:
@@ -225,10 +231,12 @@ def _rows(table: Path) -> Iterator[tuple[str, str]]:
         column = header.index("filename")
         empty = True
         for number, row in enumerate(rows, start=2):
+            if not any(cell.strip() for cell in row):
+                continue
             if len(row) != len(header):
                 raise ValueError(f"{table}, line {number}: {len(header)} columns expected, got {len(row)}")
-            folder, _, name = row[column].strip().rpartition("/")
-            if not folder or not name:
+            folder, _, name = row[column].strip().replace("\\", "/").rpartition("/")
+            if not folder or not name or folder == "radiology_ai":
                 raise ValueError(f"{table}, line {number}: filename must be a path below the root, got {row[column]!r}")
             empty = False
             yield folder, name
@@ -259,6 +267,7 @@ def _assemble(
     size: int,
     in_chans: int,
     skip: bool,
+    window: Window,
     kind: Callable[[str], tuple[str, str, str]],
 ) -> tuple[FileSet, list[str]]:
     kinds = {folder: kind(folder) for builder in builders.values() for folder in builder.folders}
@@ -279,6 +288,7 @@ def _assemble(
             size=size,
             in_chans=in_chans,
             skip_corrupt=skip,
+            window=window,
         )
         absent = _missing(whole)
         missing += [whole.path(index) for index in absent]
@@ -325,4 +335,5 @@ def _without(files: FileSplit, absent: np.ndarray) -> FileSplit:
         size=files.size,
         in_chans=files.in_chans,
         skip_corrupt=files.skip_corrupt,
+        window=files.window,
     )
