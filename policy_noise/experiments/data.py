@@ -1,5 +1,6 @@
 """Image sets held in memory: npz files in MedMNIST's layout, the ``medmnist`` package, and several of them joined."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -128,7 +129,10 @@ def load_npz(path: PathLike, prefix: str = "", *, seed: int = 0) -> ImageSet:
     if not path.is_file():
         raise FileNotFoundError(f"data set {path} does not exist: path must name an npz file in MedMNIST's layout")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        with file if hasattr(file, "files") else contextlib.nullcontext():
+            if not hasattr(file, "files"):
+                raise ValueError("it is a .npy file, one array alone")
             arrays = {key: file[key] for key in file.files if key.startswith(prefix) or key == "names"}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
         raise ValueError(f"{path} cannot be read as an npz file without pickled objects: {error}") from error
@@ -145,6 +149,7 @@ def load_npz(path: PathLike, prefix: str = "", *, seed: int = 0) -> ImageSet:
             f"{path} lacks the keys {missing} (and {list(whole)}, which would be split by seed); it holds "
             f"{sorted(arrays)[:20]}"
         )
+    raw = {split: (_grey_axis_dropped(images), labels) for split, (images, labels) in raw.items()}
     for split, (images, labels) in raw.items():
         _check_arrays(f"{path}, {prefix}{'' if split == 'all' else split + '_'}", images, labels)
     classes = _classes(path, prefix, arrays, [labels for _, labels in raw.values()])
@@ -157,7 +162,19 @@ def load_npz(path: PathLike, prefix: str = "", *, seed: int = 0) -> ImageSet:
     return result
 
 
+def _grey_axis_dropped(images: np.ndarray) -> np.ndarray:
+    """(N, 1, H, W) and (N, H, W, 1) as (N, H, W)."""
+    if images.ndim == 4 and 1 in (images.shape[1], images.shape[3]):
+        return images[:, 0] if images.shape[1] == 1 else images[..., 0]
+    return images
+
+
 def _check_arrays(where: str, images: np.ndarray, labels: np.ndarray) -> None:
+    if images.dtype.kind in "iuf" and images.dtype != np.uint8 and images.size:
+        raise ValueError(
+            f"{where}images must be uint8, got {images.dtype} with values {images.min()} to {images.max()}: scale them "
+            "to 0..255 by one window for all images, and save them as uint8"
+        )
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
         raise ValueError(
             f"{where}images must be uint8 of shape (N, H, W) or (N, H, W, 3), got {images.dtype} {images.shape}"
@@ -196,9 +213,9 @@ def _classes(path: Path, prefix: str, arrays: dict[str, np.ndarray], labels: lis
             raise ValueError(f"{path}: labels {outside.tolist()} are not among {key} {declared.tolist()}")
         return declared
     if not np.array_equal(found, np.arange(len(found))):
-        absent = np.setdiff1d(np.arange(found[-1] + 1), found)
+        absent = np.setdiff1d(np.arange(len(found)), found)  # never as many as a label's value
         raise ValueError(
-            f"{path}: labels must run from 0 to {found[-1]} without a hole, but {absent.tolist()[:10]} never occur; "
+            f"{path}: labels must run from 0 to {found[-1]} without a hole, but {absent.tolist()[:10]} do not occur; "
             f"a key {key!r} with the labels in use would allow that"
         )
     return found

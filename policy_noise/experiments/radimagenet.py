@@ -22,7 +22,18 @@ ACCESS = (
     "unpack it so that the folder holds radiology_ai/ and RadiologyAI_train.csv, RadiologyAI_val.csv and "
     "RadiologyAI_test.csv. This code never downloads it."
 )
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+EXTENSIONS = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".ppm",
+    ".bmp",
+    ".pgm",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".gif",
+)  # torchvision's, and GIF
 
 
 @dataclass(frozen=True)
@@ -71,10 +82,13 @@ class FileSplit:
         """What :func:`~policy_noise.experiments.data.fingerprint` hashes: each file's path, size in bytes and label."""
         sizes = np.zeros(len(self), dtype=np.int64)
         for folder, positions in self._by_folder():
-            with os.scandir(os.path.join(self.root, self.folders[folder])) as entries:
-                found = {entry.name: entry.stat().st_size for entry in entries}
+            place = os.path.join(self.root, self.folders[folder])
+            with os.scandir(place) as entries:
+                found = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
             for index in positions:
-                sizes[index] = found.get(os.path.basename(self.path(int(index))), -1)
+                path = self.path(int(index))
+                size = found.get(os.path.basename(path)) if os.path.dirname(path) == place else None
+                sizes[index] = os.path.getsize(path) if size is None else size
         yield "\0".join(self.folders).encode(errors="surrogateescape")
         for part in (self.folder.astype(np.int64), self.names, self.ends, self.labels, sizes):
             yield memoryview(np.ascontiguousarray(part)).cast("B")
@@ -192,15 +206,35 @@ def load_image_folder(
     for split in SPLITS:
         if not (root / split).is_dir():
             raise FileNotFoundError(f"{root / split} does not exist: an image folder needs train, val and test")
-        folders = sorted(entry.name for entry in os.scandir(root / split) if entry.is_dir())
+        folders = sorted(e.name for e in os.scandir(root / split) if e.is_dir() and not _is_litter(e.name))
         for folder in folders:
-            files = sorted(e.name for e in os.scandir(root / split / folder) if e.name.lower().endswith(EXTENSIONS))
+            files = _walk(root / split / folder)
             if not files:
                 raise ValueError(f"{root / split / folder} holds no images ({', '.join(EXTENSIONS)})")
             builders[split].extend((f"{split}/{folder}", name) for name in files)
         if not folders:
             raise ValueError(f"{root / split} is empty: it must hold a folder of images for each class")
     return _assemble(root.name, root, builders, size, in_chans, skip_bad_files, window, _folder_kind)
+
+
+def _is_litter(name: str) -> bool:
+    """Hidden files and folders, such as ``._name.png`` and ``.ipynb_checkpoints``, and what macOS adds to archives."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _walk(folder: Path) -> list[str]:
+    """Images in a class's folder and below, relative to it, sorted; links to folders are followed once."""
+    found, visited = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = [name for name in folders if not _is_litter(name)]
+        taken = [name for name in names if name.lower().endswith(EXTENSIONS) and not _is_litter(name)]
+        found += [os.path.relpath(os.path.join(place, name), folder) for name in taken]
+    return sorted(found)
 
 
 class _Index:
@@ -223,9 +257,20 @@ class _Index:
 
 
 def _rows(table: Path) -> Iterator[tuple[str, str]]:
+    try:
+        yield from _decoded_rows(table)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{table} must be UTF-8, and is not ({error}): save it as UTF-8") from error
+    except csv.Error as error:
+        raise ValueError(f"{table} cannot be read as a table ({error})") from error
+
+
+def _decoded_rows(table: Path) -> Iterator[tuple[str, str]]:
     with table.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.reader(file)
         header = [column.strip() for column in next(rows, [])]
+        if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
+            raise ValueError(f"{table} must be separated by commas, got the first line {header[0]!r}")
         if "filename" not in header or "label" not in header:
             raise ValueError(f"{table} must have the columns filename and label, got {header}")
         column = header.index("filename")
@@ -293,6 +338,7 @@ def _assemble(
         absent = _missing(whole)
         missing += [whole.path(index) for index in absent]
         splits[split] = _without(whole, absent) if len(absent) else whole
+    _refuse_leaks(splits)
     if missing and not skip:
         raise FileNotFoundError(
             f"{len(missing)} files are missing below {root}, such as {missing[:5]}; --skip-bad-files leaves them out"
@@ -308,6 +354,24 @@ def _assemble(
     return FileSet(name, splits["train"], splits["val"], splits["test"], names, groups), missing
 
 
+def _refuse_leaks(splits: dict[str, FileSplit]) -> None:
+    """No path may stand in two splits, nor twice in one. 8 bytes a file are held, not its name."""
+    hashes = {
+        split: np.array([hash(os.path.normpath(files.path(i))) for i in range(len(files))], np.int64)
+        for split, files in splits.items()
+    }
+    values, counts = np.unique(np.concatenate(list(hashes.values())), return_counts=True)
+    again = values[counts > 1]
+    seen: dict[str, str] = {}
+    for split, files in splits.items():
+        for index in np.flatnonzero(np.isin(hashes[split], again)):
+            path = os.path.normpath(files.path(int(index)))
+            if path in seen:
+                where = f"twice in {split}" if seen[path] == split else f"in {seen[path]} and in {split}"
+                raise ValueError(f"{path} stands {where}: an image must belong to one split, once")
+            seen[path] = split
+
+
 def _missing(files: FileSplit) -> np.ndarray:
     """Positions of files that are not there: one listing a folder, not one call a file."""
     absent = []
@@ -315,7 +379,9 @@ def _missing(files: FileSplit) -> np.ndarray:
         path = os.path.join(files.root, files.folders[folder])
         present = set(os.listdir(path)) if os.path.isdir(path) else set()
         for index in positions:
-            if os.path.basename(files.path(int(index))) not in present:
+            file = files.path(int(index))
+            listed = os.path.dirname(file) == path  # else it lies in a folder of the class's folder
+            if os.path.basename(file) not in present if listed else not os.path.exists(file):
                 absent.append(int(index))
     return np.array(sorted(absent), dtype=np.int64)
 
@@ -324,7 +390,9 @@ def _without(files: FileSplit, absent: np.ndarray) -> FileSplit:
     kept = np.setdiff1d(np.arange(len(files)), absent)
     rest = _Index()
     rest.folders = {folder: position for position, folder in enumerate(files.folders)}
-    rest.extend(os.path.split(os.path.relpath(files.path(int(index)), files.root)) for index in kept)
+    for index in kept:
+        folder = files.folders[files.folder[index]]
+        rest.extend([(folder, os.path.relpath(files.path(int(index)), os.path.join(files.root, folder)))])
     return FileSplit(
         root=files.root,
         folders=files.folders,

@@ -239,3 +239,31 @@ class TestRequireClasses:
             require_classes(self.several([[0, 0], [1, 0], [1, 0], [0, 0]]))
         with pytest.raises(ValueError, match=r"chest: every image of the test split has \['a'\]"):
             require_classes(self.several([[1, 0], [1, 1], [1, 0], [1, 0]]))
+
+
+def test_a_label_of_any_size_is_refused_at_once(tmp_path):
+    labels = np.array([0] * 11 + [4294967295], np.uint32)
+    with pytest.raises(ValueError, match=r"labels must run from 0 to 4294967295 without a hole.*\[3\] do not occur"):
+        load_npz(save(tmp_path / "set.npz", arrays() | {"train_labels": labels}))
+
+
+def test_a_single_array_is_no_set(tmp_path):
+    np.save(tmp_path / "set.npy", np.zeros((3, 4, 4), np.uint8))
+    with pytest.raises(ValueError, match=r"set\.npy cannot be read.*one array alone"):
+        load_npz(tmp_path / "set.npy")
+
+
+@pytest.mark.parametrize("axis", [1, 3])
+def test_a_grey_axis_is_taken_off(tmp_path, axis):
+    content = arrays()
+    wide = {key: np.expand_dims(value, axis) if "images" in key else value for key, value in content.items()}
+    data = load_npz(save(tmp_path / "set.npz", wide))
+    assert data.in_chans == 1
+    assert np.array_equal(data.train.images, content["train_images"])
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_other_values_than_bytes_are_refused_with_their_range(tmp_path, dtype):
+    images = np.linspace(0, 4095, 12 * 64).reshape(12, 8, 8).astype(dtype)
+    with pytest.raises(ValueError, match=r"train_images must be uint8, got .* with values 0.* to 4095"):
+        load_npz(save(tmp_path / "set.npz", arrays() | {"train_images": images}))

@@ -1,5 +1,7 @@
 """Indexes of image files."""
 
+import dataclasses
+import os
 import shutil
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from PIL import Image
 
 from policy_noise.experiments.data import fingerprint, require_classes
-from policy_noise.experiments.radimagenet import _Index, load_image_folder, load_radimagenet
+from policy_noise.experiments.radimagenet import _Index, _without, load_image_folder, load_radimagenet
 
 FILES = {
     "radiology_ai/MR/knee/acl": 3,
@@ -179,3 +181,57 @@ def test_decompression_bombs_are_bad_files(root, monkeypatch):
     data, _ = load_radimagenet(root, size=8, skip_bad_files=True)
     with pytest.warns(UserWarning, match=r"train0\.png is left out"):
         assert len(data.train.read([0])[0]) == 0
+
+
+def test_folders_are_walked_and_litter_is_left_out(tmp_path):
+    for split in SPLITS:
+        for number, name in enumerate(("a.png", "deep/b.webp", "c.gif", "d.pgm", "e.ppm")):
+            write_image(tmp_path / split / "cat" / name, 10 * number)
+        for name in (".ipynb_checkpoints/x.png", "cat/.hidden/x.png", "__MACOSX/x.png", "cat/__MACOSX/x.png"):
+            write_image(tmp_path / split / name, 1)
+        (tmp_path / split / "cat" / "._a.png").write_bytes(b"\0\5\x16\7")
+        (tmp_path / split / "cat" / "Thumbs.db").write_bytes(b"no image")
+    data, _ = load_image_folder(tmp_path, size=8)
+    assert data.class_names == ("cat",)
+    assert [data.train.path(i).rpartition("/")[2] for i in range(5)] == ["a.png", "c.gif", "d.pgm", "b.webp", "e.ppm"]
+    assert np.abs(data.train.read(range(5))[0][:, 0, 0].astype(int) - [0, 20, 30, 10, 40]).max() <= 1
+    assert len(fingerprint(data)) == 64
+    kept = _without(data.train, np.array([0]))
+    assert [kept.path(i) for i in range(4)] == [data.train.path(i) for i in range(1, 5)]
+
+
+def table(root, text, encoding="utf-8"):
+    (root / "RadiologyAI_train.csv").write_bytes(text.encode(encoding))
+
+
+def test_tables_of_windows(root):
+    text = (root / "RadiologyAI_train.csv").read_text()
+    before = load_radimagenet(root, size=8)[0].train
+    table(root, "\ufeff" + text.replace("/", "\\").replace("\n", "\r\n") + "\r\n,\r\n\r\n")
+    after = load_radimagenet(root, size=8)[0].train
+    assert [after.path(i) for i in range(7)] == [before.path(i) for i in range(7)]
+
+
+@pytest.mark.parametrize(
+    ("change", "encoding", "message"),
+    [
+        (lambda text: text.replace("acl", "né"), "latin-1", r"RadiologyAI_train\.csv must be UTF-8"),
+        (lambda text: text.replace(",", ";"), "utf-8", r"RadiologyAI_train\.csv must be separated by commas"),
+        (lambda text: text + "radiology_ai/0.png,x\n", "utf-8", r"line 9: filename must be a path"),
+        (lambda text: text + text.splitlines()[1] + "\n", "utf-8", r"train0\.png stands twice in train"),
+        (lambda text: text.replace("acl/train0", "acl/test0"), "utf-8", r"test0\.png stands in train and in test"),
+    ],
+)
+def test_tables_that_are_refused(root, change, encoding, message):
+    table(root, change((root / "RadiologyAI_train.csv").read_text()), encoding)
+    with pytest.raises(ValueError, match=message):
+        load_radimagenet(root, size=8)
+
+
+def test_names_that_are_not_utf_8(root):
+    path = os.fsencode(root / "radiology_ai/MR/knee/acl") + b"/\xe9.png"
+    data, _ = load_radimagenet(root, size=8)
+    index = _Index()
+    index.extend([("radiology_ai/MR/knee/acl", os.fsdecode(b"\xe9.png"))])
+    names = np.frombuffer(bytes(index.names), np.uint8)
+    assert os.fsencode(dataclasses.replace(data.train, names=names, ends=np.array([len(names)])).path(0)) == path
