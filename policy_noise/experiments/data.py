@@ -101,7 +101,7 @@ class ImageSet:
         return 1 if self.train.images.ndim == 3 else 3
 
 
-def load_npz(path: PathLike, prefix: str = "", *, seed: int = 0) -> ImageSet:
+def load_npz(path: PathLike, prefix: str = "", *, seed: int = 0, multi_label: bool = False) -> ImageSet:
     """Load an npz file in MedMNIST's layout, and check all of it.
 
     The keys are ``{train,val,test}_images`` and ``{train,val,test}_labels``; or ``images`` and ``labels`` alone,
@@ -113,6 +113,8 @@ def load_npz(path: PathLike, prefix: str = "", *, seed: int = 0) -> ImageSet:
         path: The file. No pickled objects are read.
         prefix: Of the keys, for files that hold several sets, such as ``"mr_"``.
         seed: Of the split, where the file has none.
+        multi_label: Keep labels of several columns as they are, even if each row has exactly one 1. By default those
+            are one-hot: one label an image, which a warning says.
 
     Returns:
         The set, named after the file and the prefix.
@@ -152,6 +154,16 @@ def load_npz(path: PathLike, prefix: str = "", *, seed: int = 0) -> ImageSet:
     raw = {split: (_grey_axis_dropped(images), labels) for split, (images, labels) in raw.items()}
     for split, (images, labels) in raw.items():
         _check_arrays(f"{path}, {prefix}{'' if split == 'all' else split + '_'}", images, labels)
+    if not multi_label and all(_is_multi(part) and (part.sum(1) == 1).all() for _, part in raw.values()):
+        warnings.warn(
+            f"{path}: labels have exactly one 1 in every row and are taken as one label an image; --multi-label "
+            "(multi_label=True) trains each column by itself",
+            stacklevel=2,
+        )
+        columns = {part.shape[1] for _, part in raw.values()}
+        if len(columns) > 1:
+            raise ValueError(f"{path}: the splits' labels must have the same number of columns, got {sorted(columns)}")
+        raw = {split: (images, part.argmax(1)) for split, (images, part) in raw.items()}
     classes = _classes(path, prefix, arrays, [labels for _, labels in raw.values()])
     splits = {split: Split(images, _relabel(labels, classes)) for split, (images, labels) in raw.items()}
     if "all" in splits:
@@ -364,7 +376,7 @@ def load_medmnist(flag: str, root: PathLike, *, size: int = 28, download: bool =
         raise FileNotFoundError(
             f"{path} does not exist: download it into {root}, or pass --download to have it fetched"
         )
-    images = load_npz(path)
+    images = load_npz(path, multi_label="multi-label" in info["task"])
     names = tuple(str(info["label"][key]) for key in sorted(info["label"], key=int))
     if len(names) != images.num_classes:
         raise ValueError(f"{path} holds {images.num_classes} classes, and {flag} has {len(names)}: a foreign file")

@@ -31,6 +31,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--skip-bad-files", action="store_true", help="leave out missing and corrupt files, named, counted"
     )
+    group.add_argument("--multi-label", action="store_true", help="keep one-hot labels of npz files as several labels")
     group.add_argument(
         "--window",
         nargs="+",
@@ -60,7 +61,10 @@ def open_sources(arguments: argparse.Namespace, size: int, in_chans: int) -> lis
         options = ", ".join("--" + name.replace("_", "-") for name in kinds)
         raise ValueError(f"exactly one of {options} must be given, or the first two together, got {given or 'none'}")
     if "npz" in given or "medmnist" in given:
-        sets = [load_npz(*_path_and_prefix(text), seed=arguments.split_seed) for text in arguments.npz or ()]
+        sets = [
+            load_npz(*_path_and_prefix(text), seed=arguments.split_seed, multi_label=arguments.multi_label)
+            for text in arguments.npz or ()
+        ]
         own = {"size": arguments.medmnist_size, "download": arguments.download}
         return sets + [load_medmnist(flag, arguments.root, **own) for flag in arguments.medmnist or ()]
     own = {"size": size, "skip_bad_files": arguments.skip_bad_files, "window": _window(arguments.window)}
@@ -99,5 +103,6 @@ def describe(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
         **{split: len(getattr(data, split)) for split in SPLITS},
         "skip_bad_files": arguments.skip_bad_files,
         "split_seed": arguments.split_seed,
+        "multi_label": data.multi_label,
         "window": _window(arguments.window),
     }

@@ -267,3 +267,13 @@ def test_other_values_than_bytes_are_refused_with_their_range(tmp_path, dtype):
     images = np.linspace(0, 4095, 12 * 64).reshape(12, 8, 8).astype(dtype)
     with pytest.raises(ValueError, match=r"train_images must be uint8, got .* with values 0.* to 4095"):
         load_npz(save(tmp_path / "set.npz", arrays() | {"train_images": images}))
+
+
+def test_one_hot_labels_are_single_labels_unless_asked(tmp_path):
+    content = arrays()
+    labels = {key: np.eye(3, dtype=np.uint8)[value.ravel()] for key, value in content.items() if "labels" in key}
+    path = save(tmp_path / "set.npz", content | labels)
+    with pytest.warns(UserWarning, match="exactly one 1 in every row"):
+        data = load_npz(path)
+    assert data.train.labels.tolist() == content["train_labels"].ravel().tolist()
+    assert load_npz(path, multi_label=True).multi_label
