@@ -175,7 +175,7 @@ def page(outcomes: Outcomes) -> str:
         "mixed targets.\n"
         "- AugMix splits with the Jensen-Shannon loss: every view has a mask of its own, and each is rewarded with the "
         "whole loss of its image. On timm's JsdCrossEntropy no hook fires: in a task it is served, in a loop without "
-        "one call `hook.observe(policy_noise.rewards.per_sample_loss(criterion, output, target))`.\n"
+        "one call `hook.observe(policy_noise.losses.per_sample_loss(criterion, output, target))`.\n"
         "- Distillation: the teacher sees the masked image, and the reward is the loss on the targets.\n"
         "- Segmentation: masks lie on images alone, and the reward is a sample's mean over its pixels or its own "
         "overlap. Losses that sum over the batch before they divide (MONAI's `batch=True`) are taken a sample at a "

@@ -1,22 +1,48 @@
-"""A learned noise mask for PyTorch image training.
+"""Shading augmentation for PyTorch image training, random or learned.
 
-:func:`attach` adds it to an existing loop in one line; :class:`PolicyNoiseMask` and :class:`ReinforceHook` are its two
-parts; :mod:`policy_noise.functional` holds the mathematics.
+:func:`attach` adds it to an existing loop in one line. :class:`RandomShading` and :class:`PolicyNoiseMask` are the
+masks, :class:`ReinforceHook` trains them or any :class:`StochasticAugmentation`, and :mod:`policy_noise.functional`
+holds the mathematics.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from . import functional
-from ._attach import attach
-from .hook import ReinforceHook
-from .mask import MaskSample, PolicyNoiseMask
-from .pairing import PairingError
+from .augmentation import Sample, StochasticAugmentation
+from .factory import attach
+from .hooks.hook import ReinforceHook
+from .hooks.pairing import PairingError
+from .hooks.registry import detach
+from .hooks.schedule import StrengthSchedule
+from .masks import MaskSample, PolicyNoiseMask, RandomShading
 from .version import __version__
+
+if TYPE_CHECKING:
+    from . import heated, losses
 
 __all__ = [
     "MaskSample",
     "PairingError",
     "PolicyNoiseMask",
+    "RandomShading",
     "ReinforceHook",
+    "Sample",
+    "StochasticAugmentation",
+    "StrengthSchedule",
     "__version__",
     "attach",
+    "detach",
     "functional",
+    "heated",
+    "losses",
 ]
+
+_LAZY = ("heated", "losses")
+"""Modules that are imported when they are first read."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

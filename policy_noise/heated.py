@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .files import PathLike, write_atomic
+from .utils.files import PathLike, write_atomic
 from .version import __version__
 
 __all__ = ["average_checkpoints", "load_heated", "read_heated_metadata", "recalibrate_batchnorm", "save_heated"]
@@ -133,7 +133,7 @@ def save_heated(model: nn.Module, path: PathLike, metadata: Mapping[str, Any] | 
     """
     from safetensors.torch import save_model
 
-    from ._attach import unwrap
+    from .utils.model import unwrap
 
     inner = unwrap(model)
     record: dict[str, Any] = {"policy_noise": __version__}
@@ -189,7 +189,7 @@ def load_heated(model: nn.Module, path: PathLike, *, classifier: str | None = No
     """
     from safetensors.torch import load_file
 
-    from ._attach import unwrap
+    from .utils.model import unwrap
 
     metadata = read_heated_metadata(path)
     inner = unwrap(model)

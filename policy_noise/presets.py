@@ -1,6 +1,6 @@
 """Named sets of settings.
 
-``default`` learns a mask, ``augment`` is the same noise unlearned, to use as an augmentation, and ``paper`` the
+``learned`` learns a mask, ``augment`` is the same noise unlearned, to use as an augmentation, and ``paper`` the
 publication, number for number.
 """
 
@@ -28,7 +28,7 @@ class Preset:
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         # The constructors' own defaults: one place for each number.
-        "default": Preset(mask={}, hook={}),
+        "learned": Preset(mask={}, hook={}),
         # Learned masks were no better, and in some respects worse (benchmarks/README.md).
         "augment": Preset(mask={"policy": "static"}, hook={"frozen": True}),
         # arXiv 2406.14568 and its training code: a resnet10t on the full image, every image masked on its normalised
@@ -41,16 +41,16 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 "policy": "resnet10t",
                 "p": 1.0,
                 "mean_preserving": False,
-                "mask_std": None,
-                "level_std": 0.0,
-                "domain": "normalized",
+                "pattern_std": None,
+                "brightness_std": 0.0,
+                "scale_about": "zero",
             },
             hook={
                 "estimator": "paper",
-                "optimizer_name": "sgd",
-                "lr": None,
-                "lr_ratio": 0.1,
-                "weight_decay": 1e-4,
+                "policy_optimizer": "sgd",
+                "policy_lr": None,
+                "policy_lr_ratio": 0.1,
+                "policy_weight_decay": 1e-4,
             },
         ),
     }
@@ -63,6 +63,8 @@ def get_preset(name: str) -> Preset:
     Raises:
         ValueError: If there is none of that name.
     """
+    if name == "default":
+        raise ValueError("preset 'default' has been renamed: use 'learned'")
     if name not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {name!r}")
     return PRESETS[name]

@@ -53,22 +53,22 @@ def test_given_settings_win(parts):
     hook = attach(*parts, mean=0.5, std=0.25, grid_size=4, p=0.3, lr=1e-3, baseline="batch", max_pending=2)
     torch.testing.assert_close(hook.mask.black.flatten(), torch.full((3,), -2.0))
     assert (hook.mask.grid_size, hook.mask.p) == ((4, 4), 0.3)
-    assert (hook.learner.lr, hook.learner.lr_ratio, hook.learner.baseline) == (1e-3, None, "batch")
+    assert (hook.learner.lr, hook.learner.policy_lr_ratio, hook.learner.baseline) == (1e-3, None, "batch")
 
 
 def test_rates_of_the_presets_give_way(parts):
     model, optimizer, criterion = parts
-    hook = attach(model, optimizer, criterion, lr_ratio=0.5)
-    assert (hook.learner.lr, hook.learner.lr_ratio) == (None, 0.5)
+    hook = attach(model, optimizer, criterion, policy_lr_ratio=0.5)
+    assert (hook.learner.lr, hook.learner.policy_lr_ratio) == (None, 0.5)
     hook.remove()
     hook = attach(model, optimizer, criterion, preset="paper", policy="static", lr=1e-3)
-    assert (hook.learner.lr, hook.learner.lr_ratio) == (1e-3, None)
+    assert (hook.learner.lr, hook.learner.policy_lr_ratio) == (1e-3, None)
 
 
 def test_the_papers_preset(parts):
     hook = attach(*parts, preset="paper")
     assert sum(parameter.numel() for parameter in hook.mask.parameters()) == 10_179_704
-    assert (hook.learner.estimator, hook.learner.lr_ratio) == ("paper", 0.1)
+    assert (hook.learner.estimator, hook.learner.policy_lr_ratio) == ("paper", 0.1)
     assert hook.mask.domain == "normalized"
 
 
@@ -145,7 +145,7 @@ def test_the_overrides_are_those_of_mask_hook_and_learner(parts):
         ({"kernel_size": 4}, ValueError, "kernel_size .*got 4"),
         ({"sigma": -1}, ValueError, "sigma .*got -1"),
         ({"mean": 0.5}, ValueError, r"mean and std belong together, got mean=0\.5"),
-        ({"lr": 0.1, "lr_ratio": 0.1}, ValueError, "exactly one of lr and lr_ratio"),
+        ({"lr": 0.1, "policy_lr_ratio": 0.1}, ValueError, "exactly one of lr and policy_lr_ratio"),
         ({"preset": "paper", "policy": "static", "reward": "adversarial"}, ValueError, "estimator='paper'"),
     ],
 )

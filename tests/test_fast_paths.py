@@ -16,7 +16,7 @@ import policy_noise
 import policy_noise.functional as PF
 from benchmarks.overhead.launches import Launches
 from policy_noise import PolicyNoiseMask
-from policy_noise.learner import PolicyLearner
+from policy_noise.learning import PolicyLearner
 from policy_noise.policy import BackbonePolicy, SpatialPolicy
 
 
@@ -79,20 +79,20 @@ def test_backbone_gives_the_same_channels_last():
 
 
 def plain_noise_mask(
-    images, action, kernel_size, sigma, strength, black, applied, mean_preserving=False, mask_std=None, level_std=0.0
+    images, action, kernel_size, sigma, strength, black, applied, mean_preserving=False, pattern_std=None, brightness_std=0.0
 ):
     """Every step on the pixels, with Kornia's blur."""
     enlarged = F.interpolate(action, images.shape[2:], mode="nearest")
     mask = gaussian_blur2d(enlarged, (kernel_size, kernel_size), (sigma, sigma), border_type="reflect")
     mean = mask.mean((1, 2, 3), keepdim=True)
-    if mask_std is not None:
+    if pattern_std is not None:
         lowest = action.amin((1, 2, 3), keepdim=True)
-        scale = torch.maximum(mask.std((1, 2, 3), keepdim=True, correction=0) / mask_std, mean - lowest)
+        scale = torch.maximum(mask.std((1, 2, 3), keepdim=True, correction=0) / pattern_std, mean - lowest)
         mask = 1 + (mask - mean) / scale * (1 - 1e-6)
     elif mean_preserving:
         mask = mask / mean
     z = (action.flatten(1).mean(1) - 0.5) / (1 / (12 * action[0].numel())) ** 0.5
-    mask = mask * torch.exp(level_std * z).view(-1, 1, 1, 1)
+    mask = mask * torch.exp(brightness_std * z).view(-1, 1, 1, 1)
     mask = 1 + strength * (mask - 1)
     if applied is not None:
         mask = torch.where(applied.view(-1, 1, 1, 1), mask, 1.0)
@@ -102,7 +102,7 @@ def plain_noise_mask(
 @pytest.mark.parametrize("applied", [None, torch.tensor([True, False, True])])
 @pytest.mark.parametrize("black", [None, torch.tensor([-2.0, -1.5, -1.0]).double().view(1, 3, 1, 1)])
 @pytest.mark.parametrize(
-    "scaling", [{}, {"mean_preserving": True}, {"mask_std": 0.2}, {"mask_std": 1.0, "level_std": 0.3}]
+    "scaling", [{}, {"mean_preserving": True}, {"pattern_std": 0.2}, {"pattern_std": 1.0, "brightness_std": 0.3}]
 )
 @pytest.mark.parametrize("strength", [1.0, 0.4, 0.0])
 def test_noise_mask_scales_cells_as_it_would_scale_pixels(strength, scaling, black, applied):
@@ -293,7 +293,7 @@ def test_compiled_rendering_is_the_same_and_leaves_the_cached_operators_alone():
     applied, black = torch.tensor([True, False]), torch.full((1, 3, 1, 1), -1.0)
 
     def render(images, action):
-        return PF.noise_mask(images, action, mask_std=0.2, level_std=0.1, black=black, applied=applied)
+        return PF.noise_mask(images, action, pattern_std=0.2, brightness_std=0.1, black=black, applied=applied)
 
     expected = render(images, action)
     torch._dynamo.reset()
@@ -375,7 +375,7 @@ def test_entropy_in_the_metrics_is_that_of_the_whole_window():
 
 @pytest.mark.parametrize(("name", "reference"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
 def test_fused_optimizer_steps_as_the_plain_one(name, reference):
-    learner = PolicyLearner(moved(PolicyNoiseMask(p=1.0, grid_size=4)), optimizer_name=name, weight_decay=0.01)
+    learner = PolicyLearner(moved(PolicyNoiseMask(p=1.0, grid_size=4)), policy_optimizer=name, weight_decay=0.01)
     twin = [parameter.detach().clone().requires_grad_() for parameter in learner.parameters]
     settings = {"momentum": 0.9} if name == "sgd" else {}
     plain = reference(twin, lr=1e-2, weight_decay=0.01, fused=False, foreach=False, **settings)

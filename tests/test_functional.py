@@ -108,7 +108,7 @@ def test_quadrature_agrees_with_the_closed_form_of_the_mean():
 @pytest.mark.parametrize("reward", ["cooperative", "adversarial"])
 @pytest.mark.parametrize("baseline", ["none", "batch", "leave_one_out", 0.7])
 @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (2.0, 3.0), (0.6, 4.0)])
-def test_score_function_gradient_is_that_of_the_expected_loss(alpha, beta, baseline, reward):
+def test_reinforce_gradient_is_that_of_the_expected_loss(alpha, beta, baseline, reward):
     """Within 4.5 standard errors of 200,000 samples, for a loss that is no polynomial."""
     samples = 200_000
     concentration = torch.tensor([alpha, beta], dtype=torch.float64, requires_grad=True)
@@ -234,7 +234,7 @@ def test_paper_objective_does_not_overflow():
     assert torch.isfinite(PF.paper_objective(log_prob, torch.tensor(1.0)))
 
 
-def test_paper_objective_is_no_score_function_and_reinforce_loss_is():
+def test_paper_objective_is_no_reinforce_and_reinforce_loss_is():
     """By quadrature over two independent cells: under a constant loss only the score function expects no gradient."""
     nodes, weights = torch.tensor(_legendre(60), dtype=torch.float64)
     concentration = torch.tensor([2.0, 3.0], dtype=torch.float64, requires_grad=True)
@@ -420,7 +420,7 @@ def test_mean_preserving_scaling_has_mean_one():
 @pytest.mark.parametrize(("grid", "size"), [((4, 4), (32, 32)), ((3, 5), (30, 41)), ((2, 3, 4), (12, 17, 20))])
 def test_a_fixed_dose_has_mean_one_and_its_deviation(grid, size):
     action = torch.distributions.Beta(0.5, 0.5).sample((64, 1, *grid))
-    mask = PF.noise_mask(torch.ones(64, 1, *size), action, mask_std=0.15).flatten(1)
+    mask = PF.noise_mask(torch.ones(64, 1, *size), action, pattern_std=0.15).flatten(1)
     torch.testing.assert_close(mask.mean(1), torch.ones(64))
     torch.testing.assert_close(mask.std(1, correction=0), torch.full((64,), 0.15))
     # An affine function of the rendered mask, so that cells keep their order.
@@ -433,7 +433,7 @@ def test_a_fixed_dose_never_turns_light_negative_and_a_flat_mask_stays_flat():
     action = torch.full((3, 1, 4, 4), 0.5)
     action[1, 0, 0, 0] = 1e-6  # one dark cell, which a dose of 1 would push far below 0
     action[2] = 1e-6  # a saturated policy
-    mask = PF.noise_mask(torch.ones(3, 1, 32, 32), action, mask_std=1.0).flatten(1)
+    mask = PF.noise_mask(torch.ones(3, 1, 32, 32), action, pattern_std=1.0).flatten(1)
     assert torch.equal(mask[0], torch.ones(1024))
     assert torch.equal(mask[2], torch.ones(1024))
     assert 0 <= mask[1].min() < 0.1
@@ -444,19 +444,19 @@ def test_a_fixed_dose_never_turns_light_negative_and_a_flat_mask_stays_flat():
 @pytest.mark.parametrize("grid", [(2, 2), (3, 4, 5)])
 def test_levels_brighten_as_often_as_they_darken_and_keep_their_deviation(grid):
     action = torch.rand(20_000, 1, *grid, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    level = PF.mask_level(action, 0.2)
+    level = PF.mask_brightness(action, 0.2)
     assert level.shape == (20_000, 1, *[1] * len(grid))
     assert level.log().std().item() == pytest.approx(0.2, rel=0.02)
     assert (level > 1).double().mean().item() == pytest.approx(0.5, abs=0.01)
     means = PF.noise_mask(
-        torch.ones(20_000, 1, *(3 * cells for cells in grid)).double(), action, mask_std=0.1, level_std=0.2
+        torch.ones(20_000, 1, *(3 * cells for cells in grid)).double(), action, pattern_std=0.1, brightness_std=0.2
     )
     torch.testing.assert_close(means.flatten(1).mean(1), level.flatten())
 
 
 def test_a_level_has_a_reach_that_no_policy_leaves():
     action = torch.stack([torch.full((1, 64, 64), value) for value in (1e-6, 0.5, 1 - 1e-6)])
-    torch.testing.assert_close(PF.mask_level(action, 0.2).flatten(), torch.tensor([-0.6, 0.0, 0.6]).exp())
+    torch.testing.assert_close(PF.mask_brightness(action, 0.2).flatten(), torch.tensor([-0.6, 0.0, 0.6]).exp())
 
 
 def test_strength_moves_the_mask_from_one():

@@ -262,7 +262,7 @@ TARGET = 0.9
 RELEVANT = torch.arange(64) % 4 == 1
 
 
-def bandit(steps, observe, *, lr, optimizer_name="adamw", **arguments):
+def bandit(steps, observe, *, lr, policy_optimizer="adamw", **arguments):
     """Mean of the relevant cells' distributions after training on a loss that is known.
 
     Images of ones, one pixel a cell and no blur: what comes out of the model are the actions, and the loss of an
@@ -276,13 +276,13 @@ def bandit(steps, observe, *, lr, optimizer_name="adamw", **arguments):
         policy="static",
         p=1.0,
         mean_preserving=False,
-        mask_std=None,
-        level_std=0.0,
+        pattern_std=None,
+        brightness_std=0.0,
         domain="normalized",
     )
     model = nn.Identity()
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
-    hook = ReinforceHook(mask, optimizer, model=model, lr=lr, optimizer_name=optimizer_name, **arguments)
+    hook = ReinforceHook(mask, optimizer, model=model, lr=lr, policy_optimizer=policy_optimizer, **arguments)
     images = torch.ones(32, 1, 8, 8)
     for _ in range(steps):
         actions = model(images).flatten(1)
@@ -308,7 +308,7 @@ def test_the_bandit_is_unlearned_by_an_adversary():
     [
         (False, {"estimator": "paper"}),
         (True, {}),
-        (True, {"baseline": "none", "normalize_advantage": False, "optimizer_name": "sgd"}),
+        (True, {"baseline": "none", "normalize_advantage": False, "policy_optimizer": "sgd"}),
     ],
     ids=["the published surrogate", "one scalar for the batch", "one scalar, no baseline, the paper's optimizer"],
 )

@@ -13,7 +13,7 @@ from torch import nn
 
 from policy_noise import MaskSample, PolicyNoiseMask, attach
 from policy_noise import functional as PF
-from policy_noise.learner import PolicyLearner
+from policy_noise.learning import PolicyLearner
 
 BASELINES = ["leave_one_out", "batch", "moving_average", "none"]
 
@@ -30,7 +30,7 @@ def make_mask(seed=0, **arguments):
 
 def make_learner(mask=None, **arguments):
     """A learner whose one step moves the weights by the gradient itself."""
-    settings = {"optimizer_name": "sgd", "lr": 1.0, **arguments}
+    settings = {"policy_optimizer": "sgd", "lr": 1.0, **arguments}
     return PolicyLearner(make_mask() if mask is None else mask, **settings)
 
 
@@ -109,7 +109,7 @@ def test_a_step_is_the_surrogates_gradient(baseline, normalize):
 def test_the_papers_step_is_its_formulas_gradient():
     """SGD with momentum 0.9 and weight decay 1e-4, at a tenth of the classifier's rate."""
     learner = PolicyLearner(
-        make_mask(), estimator="paper", optimizer_name="sgd", lr=None, lr_ratio=0.1, weight_decay=1e-4
+        make_mask(), estimator="paper", policy_optimizer="sgd", lr=None, policy_lr_ratio=0.1, weight_decay=1e-4
     )
     momentum = torch.zeros_like(weights(learner))
     for user_lr in (0.1, 0.1, 0.01):
@@ -229,7 +229,7 @@ def test_metrics_are_what_they_say():
         "advantage_std": loss.std(correction=0).item(),
         "entropy": sample.entropy.mean().item(),
         "mask_mean": rendered.mean().item(),
-        "mask_std": rendered.std().item(),
+        "pattern_std": rendered.std().item(),
         "samples_seen": 8,
         "samples_dropped": 0,
     }
@@ -268,7 +268,7 @@ def rates(learner, user_lrs):
 
 
 def test_the_rate_follows_the_users():
-    assert list(rates(make_learner(lr=None, lr_ratio=0.1), [0.1, 0.01, 0.5])) == pytest.approx([0.01, 0.001, 0.05])
+    assert list(rates(make_learner(lr=None, policy_lr_ratio=0.1), [0.1, 0.01, 0.5])) == pytest.approx([0.01, 0.001, 0.05])
     assert list(rates(make_learner(lr=0.02), [0.4, 0.1, 0.8, 0.2])) == pytest.approx([0.02, 0.005, 0.02, 0.005])
     assert list(rates(make_learner(lr=0.02, follow_schedule=False), [0.4, 0.1])) == [0.02, 0.02]
 
@@ -276,7 +276,7 @@ def test_the_rate_follows_the_users():
 # -- state -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [{}, {"optimizer_name": "adamw", "baseline": "moving_average"}], ids=str)
+@pytest.mark.parametrize("arguments", [{}, {"policy_optimizer": "adamw", "baseline": "moving_average"}], ids=str)
 @pytest.mark.parametrize("policy", ["spatial", "static", "resnet10t"])
 def test_a_resumed_learner_goes_on_bit_for_bit(policy, arguments):
     def go_on(learner, steps, user_lr):
@@ -312,7 +312,7 @@ def broken(state, **changes):
         (lambda s: nn.Linear(2, 2).state_dict(), r"state_dict must hold .*\['bias', 'weight'\]"),
         (lambda s: make_learner(make_mask(grid_size=5)).state_dict(), "belongs to another policy.*policy.place"),
         (lambda s: make_learner(make_mask(policy="static")).state_dict(), "belongs to another policy"),
-        (lambda s: make_learner(optimizer_name="adamw").state_dict(), "optimizer_name.*'adamw'.*'sgd'"),
+        (lambda s: make_learner(policy_optimizer="adamw").state_dict(), "policy_optimizer.*'adamw'.*'sgd'"),
         (lambda s: broken(s, mask=3), r"state_dict\['mask'\].*int"),
         (lambda s: broken(s, mask={**s["mask"], "policy.place": 3}), "policy.place"),
         (lambda s: broken(s, optimizer={}), "its optimizer holds other parameters"),
@@ -339,9 +339,9 @@ def test_a_foreign_state_is_refused_and_nothing_has_moved(break_it, message):
         ({"estimator": "pathwise"}, "estimator must be .*'pathwise'"),
         ({"reward": "competitive"}, "reward must be .*'competitive'"),
         ({"baseline": "median"}, "baseline must be .*'median'"),
-        ({"optimizer_name": "lion"}, "optimizer_name must be .*'lion'"),
-        ({"lr": None}, "exactly one of lr and lr_ratio"),
-        ({"lr": 0.1, "lr_ratio": 0.1}, r"exactly one of lr and lr_ratio .*lr=0\.1 and lr_ratio=0\.1"),
+        ({"policy_optimizer": "lion"}, "policy_optimizer must be .*'lion'"),
+        ({"lr": None}, "exactly one of lr and policy_lr_ratio"),
+        ({"lr": 0.1, "policy_lr_ratio": 0.1}, r"exactly one of lr and policy_lr_ratio .*lr=0\.1 and policy_lr_ratio=0\.1"),
         ({"lr": -0.1}, r"lr must not be negative, got -0\.1"),
         ({"lr": math.nan}, "lr must not be negative, got nan"),
         ({"entropy_coef": -1.0}, r"entropy_coef must not be negative, got -1\.0"),

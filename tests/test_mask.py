@@ -146,7 +146,7 @@ def test_switched_off_is_exact(batch, arguments, normalization):
 
 def test_masks_preserve_the_mean(batch):
     images, _ = batch
-    mask = PolicyNoiseMask(p=1.0, level_std=0.0)
+    mask = PolicyNoiseMask(p=1.0, brightness_std=0.0)
     rendered = mask.render(mask.sample(images), (48, 40))
     assert rendered.shape == (8, 1, 48, 40)
     torch.testing.assert_close(rendered.flatten(1).mean(1), torch.ones(8))
@@ -154,7 +154,7 @@ def test_masks_preserve_the_mean(batch):
 
 def test_a_fixed_dose_is_that_of_every_masked_image(batch):
     images, _ = batch
-    mask = moved(PolicyNoiseMask(strength=0.5, mask_std=0.3, level_std=0.0))
+    mask = moved(PolicyNoiseMask(strength=0.5, pattern_std=0.3, brightness_std=0.0))
     sample = mask.sample(images)
     rendered = mask.render(sample, images.shape[2:]).flatten(1)
     torch.testing.assert_close(rendered.std(1, correction=0), 0.15 * sample.applied)
@@ -162,14 +162,14 @@ def test_a_fixed_dose_is_that_of_every_masked_image(batch):
 
 def test_without_a_fixed_dose_the_policy_decides(batch):
     images, _ = batch
-    mask = moved(PolicyNoiseMask(mask_std=None, level_std=0.0, p=1.0))
+    mask = moved(PolicyNoiseMask(pattern_std=None, brightness_std=0.0, p=1.0))
     rendered = mask.render(mask.sample(images), images.shape[2:]).flatten(1)
     torch.testing.assert_close(rendered.mean(1), torch.ones(8))
     assert rendered.std(1).std() > 0.01
 
 
 def test_without_mean_preserving_masks_start_at_half_the_light():
-    mask = PolicyNoiseMask(p=1.0, mean_preserving=False, mask_std=None, level_std=0.0, grid_size=16)
+    mask = PolicyNoiseMask(p=1.0, mean_preserving=False, pattern_std=None, brightness_std=0.0, grid_size=16)
     rendered = mask.render(mask.sample(torch.randn(64, 3, 32, 32)), (32, 32))
     assert rendered.mean().item() == pytest.approx(0.5, abs=0.01)
     assert rendered.min() > 0
@@ -247,7 +247,7 @@ def test_odd_sizes_and_channels(in_chans, size):
 
 
 def test_volumes():
-    mask = PolicyNoiseMask(2, grid_size=(2, 3, 4), p=1.0, level_std=0.0, mean=[0.1, 0.2], std=[1.0, 2.0])
+    mask = PolicyNoiseMask(2, grid_size=(2, 3, 4), p=1.0, brightness_std=0.0, mean=[0.1, 0.2], std=[1.0, 2.0])
     images = torch.randn(2, 2, 9, 11, 13)
     sample = mask.sample(images)
     assert mask(images, sample).shape == images.shape
@@ -315,9 +315,9 @@ def test_any_settings_give_finite_images_of_the_same_shape(
 ):
     size = tuple(cells + more for cells, more in zip(grid, extra, strict=True))
     settings = {"p": p, "strength": strength, "domain": domain}
-    settings |= dict(zip(("mean_preserving", "mask_std", "level_std"), scaling, strict=True))
+    settings |= dict(zip(("mean_preserving", "pattern_std", "brightness_std"), scaling, strict=True))
     if grid == (1, 1):  # one cell has no pattern
-        settings |= {"mask_std": None, "level_std": 0.3 if settings["mean_preserving"] else 0.0}
+        settings |= {"pattern_std": None, "brightness_std": 0.3 if settings["mean_preserving"] else 0.0}
     mask = PolicyNoiseMask(in_chans, grid, **settings)
     images = scale * torch.randn(batch_size, in_chans, *size)
     sample = mask.sample(images)
@@ -402,17 +402,17 @@ def test_repr_names_the_settings():
         ({"p": 1.5}, r"p must lie in \[0, 1\], got 1\.5"),
         ({"p": math.nan}, r"p must lie in \[0, 1\], got nan"),
         ({"strength": -0.1}, r"strength must lie in \[0, 1\], got -0\.1"),
-        ({"mask_std": 0.0}, r"mask_std must lie in \(0, 1\], got 0\.0"),
+        ({"pattern_std": 0.0}, r"pattern_std must lie in \(0, 1\], got 0\.0"),
         (
             {"mean_preserving": False},
-            r"level_std=0 with it, got mask_std=0\.1 and level_std=0\.2",
+            r"brightness_std=0 with it, got pattern_std=0\.1 and brightness_std=0\.2",
         ),
-        ({"mean_preserving": False, "mask_std": None}, r"mean_preserving=False .*got mask_std=None and level_std=0\.2"),
-        ({"mean_preserving": False, "level_std": 0}, r"mean_preserving=False .*got mask_std=0\.1 and level_std=0$"),
-        ({"level_std": -0.1}, r"level_std must lie in \[0, 1\], got -0\.1"),
-        ({"grid_size": 1}, r"grid_size=1 is one cell, .* got mask_std=0\.1 and level_std=0\.2: take more cells"),
-        ({"grid_size": (1, 1), "level_std": 0}, r"grid_size=\(1, 1\) is one cell, .*mask_std=0\.1 and level_std=0:"),
-        ({"grid_size": 1, "mask_std": None, "level_std": 0}, "grid_size=1 is one cell, .*got mask_std=None"),
+        ({"mean_preserving": False, "pattern_std": None}, r"mean_preserving=False .*got pattern_std=None and brightness_std=0\.2"),
+        ({"mean_preserving": False, "brightness_std": 0}, r"mean_preserving=False .*got pattern_std=0\.1 and brightness_std=0$"),
+        ({"brightness_std": -0.1}, r"brightness_std must lie in \[0, 1\], got -0\.1"),
+        ({"grid_size": 1}, r"grid_size=1 is one cell, .* got pattern_std=0\.1 and brightness_std=0\.2: take more cells"),
+        ({"grid_size": (1, 1), "brightness_std": 0}, r"grid_size=\(1, 1\) is one cell, .*pattern_std=0\.1 and brightness_std=0:"),
+        ({"grid_size": 1, "pattern_std": None, "brightness_std": 0}, "grid_size=1 is one cell, .*got pattern_std=None"),
         ({"domain": "frequency"}, "domain must be .*'frequency'"),
         ({"mean": 0.5}, r"mean and std belong together, got mean=0\.5 and std=None"),
         ({"mean": [0.5, 0.5], "std": 1.0}, r"mean must be one finite number or 3 \(in_chans\), got \[0\.5, 0\.5\]"),
@@ -426,9 +426,9 @@ def test_arguments_are_refused(arguments, message):
         PolicyNoiseMask(**arguments)
 
 
-@pytest.mark.parametrize("scaling", [{"level_std": 0.2}, {"mean_preserving": False, "level_std": 0.0}])
+@pytest.mark.parametrize("scaling", [{"brightness_std": 0.2}, {"mean_preserving": False, "brightness_std": 0.0}])
 def test_one_cell_brightens_or_darkens_the_whole_image(scaling):
-    mask = PolicyNoiseMask(grid_size=1, p=1.0, mask_std=None, **scaling)
+    mask = PolicyNoiseMask(grid_size=1, p=1.0, pattern_std=None, **scaling)
     images = torch.rand(64, 3, 20, 30)
     rendered = mask.render(mask.sample(images), images.shape[2:]).flatten(1)
     assert rendered.std(1).max() < 1e-5
@@ -493,7 +493,7 @@ def test_a_bad_pixel_leaves_the_other_images_alone(batch):
 
 def test_functional_and_module_agree(batch):
     images, _ = batch
-    mask = PolicyNoiseMask(kernel_size=5, sigma=2.0, strength=0.5, level_std=0.1, domain="normalized")
+    mask = PolicyNoiseMask(kernel_size=5, sigma=2.0, strength=0.5, brightness_std=0.1, domain="normalized")
     sample = mask.sample(images)
     expected = PF.noise_mask(
         images,
@@ -501,8 +501,8 @@ def test_functional_and_module_agree(batch):
         kernel_size=5,
         sigma=2.0,
         strength=0.5,
-        mask_std=0.1,
-        level_std=0.1,
+        pattern_std=0.1,
+        brightness_std=0.1,
         applied=sample.applied,
     )
     assert torch.equal(mask(images, sample), expected)

@@ -6,7 +6,7 @@ from torch import nn
 
 import policy_noise
 from policy_noise import PolicyNoiseMask
-from policy_noise.learner import PolicyLearner
+from policy_noise.learning import PolicyLearner
 from policy_noise.policy import BackbonePolicy, SpatialPolicy
 from policy_noise.presets import PRESETS, get_preset
 
@@ -35,7 +35,7 @@ def test_the_augmentation_masks_and_learns_nothing_and_needs_no_criterion(batch)
 
 def test_the_augmentations_mask():
     mask = PolicyNoiseMask.from_preset("augment").eval()
-    assert (mask.grid_size, mask.p, mask.mask_std, mask.level_std) == ((2, 2), 0.5, 0.1, 0.2)
+    assert (mask.grid_size, mask.p, mask.pattern_std, mask.brightness_std) == ((2, 2), 0.5, 0.1, 0.2)
     torch.manual_seed(0)
     sample = mask.sample(torch.rand(4000, 3, 16, 16))
     factors = mask.render(sample, (16, 16))[sample.applied].flatten(1)
@@ -58,7 +58,7 @@ def test_the_papers_learner():
     group = learner.optimizer.param_groups[0]
     assert learner.estimator == "paper"
     assert learner.reward == "cooperative"
-    assert learner.lr_ratio == 0.1
+    assert learner.policy_lr_ratio == 0.1
     assert (group["momentum"], group["weight_decay"]) == (0.9, 1e-4)
 
 

@@ -1,6 +1,6 @@
 """Command line of the gradient quality benchmark.
 
-    python -m benchmarks.gradient_quality
+python -m benchmarks.gradient_quality
 """
 
 import argparse

@@ -127,7 +127,9 @@ def main(arguments: list[str] | None = None) -> None:
     start = time.perf_counter()
     until = start + (options.deadline or math.inf)
     if device.type == "cuda":  # workspaces that stay would be counted as the first arm's memory
-        guarded(make_arm("default", Configuration("resnet10t", 64, 8), device).step)
+        first = make_arm("default", Configuration("resnet10t", 64, 8), device)
+        guarded(first.step)
+        first.close()
     for configuration in chosen(options):
         if time.perf_counter() > until:
             record = {"label": configuration.label(), "configuration": asdict(configuration)}

@@ -69,6 +69,11 @@ class Arm:
         """Steps after which all repeats."""
         return 1 if self.hook is None else self.hook.learner.update_every
 
+    def close(self) -> None:
+        """Take the hook off, which would keep the model and see other arms' steps."""
+        if self.hook is not None:
+            self.hook.remove()
+
 
 def make_model(configuration: Configuration, device: torch.device) -> nn.Module:
     name = MODELS[configuration.model]
@@ -119,10 +124,10 @@ def make_arm(name: str, configuration: Configuration, device: torch.device) -> A
             settings["update_every"] = EVERY
         hook = policy_noise.attach(model, optimizer, criterion, **settings)
         if name == "default, compiled mask":
-            hook.mask.sample = torch.compile(hook.mask.sample)  # type: ignore[method-assign]
-            hook.mask.compile()
+            hook.augmentation.sample = torch.compile(hook.augmentation.sample)  # type: ignore[method-assign]
+            hook.augmentation.compile()
         elif name == "default, policy as graphs":  # CUDA graphs, of its forward and of its backward
-            hook.mask.policy.compile(mode="reduce-overhead")
+            hook.augmentation.policy.compile(mode="reduce-overhead")
     elif name == "paper":
         hook = policy_noise.attach(model, optimizer, criterion, preset="paper", grid_size=grid)
     elif name == "authors":

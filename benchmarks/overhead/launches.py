@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.overhead.arms import Arm
 from benchmarks.overhead.clock import synchronize
-from benchmarks.overhead.internals import PARTS, clocked_hooks, parts_within, without_dropped_check
+from benchmarks.overhead.parts import PARTS, clocked_hooks, parts_within, without_dropped_check
 
 
 def count_kernels(step: Callable[[], None], device: torch.device) -> int:
@@ -60,7 +60,7 @@ def count_launches(arm: Arm) -> dict[str, int]:
     arm.step()
     launches = Launches()
     with (
-        without_dropped_check(arm.hook),
+        without_dropped_check(),
         parts_within(arm.hook, launches.within),
         launches,
     ):

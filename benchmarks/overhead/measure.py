@@ -16,8 +16,8 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.overhead.alone import check_graph, check_no_synchronisation, rendering
 from benchmarks.overhead.arms import Arm, make_arm
 from benchmarks.overhead.clock import elapsed, guarded, synchronize
-from benchmarks.overhead.internals import clocked_hooks
 from benchmarks.overhead.launches import count_kernels, count_launches, time_parts
+from benchmarks.overhead.parts import clocked_hooks
 from benchmarks.overhead.suites import Configuration
 
 
@@ -41,6 +41,14 @@ def warm_up(arm: Arm, device: torch.device) -> None:
 def measure(configuration: Configuration, device: torch.device, until: float = math.inf) -> dict[str, Any]:
     """Time a configuration's arms interleaved; past ``until``, of :func:`time.perf_counter`, no repetition is begun."""
     arms: dict[str, Arm] = {}
+    try:
+        return _measure(arms, configuration, device, until)
+    finally:
+        for arm in arms.values():
+            arm.close()
+
+
+def _measure(arms: dict[str, Arm], configuration: Configuration, device: torch.device, until: float) -> dict[str, Any]:
     failures: dict[str, str] = {}
     for name in configuration.arms:
         before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
@@ -121,9 +129,10 @@ def measure(configuration: Configuration, device: torch.device, until: float = m
 def peak_memory_on_cpu(name: str, configuration: Configuration) -> int:
     """Most bytes that PyTorch's allocator holds at once for an arm, from its making to the end of its second step."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step = make_arm(name, configuration, torch.device("cpu")).step
+        arm = make_arm(name, configuration, torch.device("cpu"))
         for _ in range(2):
-            step()
+            arm.step()
+    arm.close()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder, "trace.json")
         profiler.export_chrome_trace(str(trace))

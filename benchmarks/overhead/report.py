@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.overhead.plot import plot
 from benchmarks.overhead.ratios import added, law, memory_ratio, ratio, ratio_by_hooks, the_rest
-from policy_noise.files import write_atomic
+from policy_noise.utils.files import write_atomic
 
 GOALS = {
     ("resnet50", "time"): 1.03,

@@ -47,7 +47,7 @@ SMOOTH = {"grid_size": 4, "sigma": 1 / 12}
 """A few broad cells with a wide blur: nearest to what scanners do."""
 BROAD = {"2x2": {"grid_size": 2, "sigma": 1 / 6}, "3x3": {"grid_size": 3, "sigma": 1 / 9}}
 """Broader still, in the same proportion of blur to cell."""
-ONE_CELL = {"grid_size": 1, "sigma": 1 / 6, "mask_std": None, "level_std": 0.2}
+ONE_CELL = {"grid_size": 1, "sigma": 1 / 6, "pattern_std": None, "brightness_std": 0.2}
 """No pattern: the image brightens or darkens as a whole."""
 PAPER_MASK = {"grid_size": 8, "kernel_size": None, "sigma": None}
 """64 cells at 224 px are 8 at 28 to 32."""
@@ -66,19 +66,19 @@ WIDE = {"init_log_concentration": -1.0}
 
 def _frozen(name: str, mask: Mapping[str, Any], **rest: Any) -> Condition:
     policy = rest.pop("policy", {"kind": "static"})
-    return Condition(f"frozen-{name}", "frozen", "default", mask, policy, {"frozen": True}, **rest)
+    return Condition(f"frozen-{name}", "frozen", "learned", mask, policy, {"frozen": True}, **rest)
 
 
 def _learned(name: str, mask: Mapping[str, Any] | None = None, hook: Mapping[str, Any] | None = None, **rest: Any):
-    return Condition(name, "learned", "default", mask or {}, hook=hook or {}, **rest)
+    return Condition(name, "learned", "learned", mask or {}, hook=hook or {}, **rest)
 
 
 def _dosed(name: str, std: float, twin: str = "", shape: Mapping[str, Any] = SMOOTH, **rest: Any) -> Condition:
-    return _learned(f"{name}-dose{int(100 * std)}{twin}", {**shape, "mask_std": std}, **rest)
+    return _learned(f"{name}-dose{int(100 * std)}{twin}", {**shape, "pattern_std": std}, **rest)
 
 
 def _level(std: float, level: float) -> dict[str, Any]:
-    return {**BROAD["2x2"], "mask_std": std, "level_std": level}
+    return {**BROAD["2x2"], "pattern_std": std, "brightness_std": level}
 
 
 def _first_round() -> list[Condition]:
@@ -97,7 +97,7 @@ def _first_round() -> list[Condition]:
         ),
         _frozen("wide-p50", {}, policy={"kind": "static", "concentration": 0.37}),
         _frozen("wide-p100", p1, policy={"kind": "static", "concentration": 0.37}),
-        _frozen("normalized", {"domain": "normalized"}),
+        _frozen("normalized", {"scale_about": "zero"}),
         _frozen("curriculum", {}, curriculum=True),
         # The paper's reward.
         _learned("coop"),
@@ -105,11 +105,11 @@ def _first_round() -> list[Condition]:
         _learned("coop-shuffled", shuffled=True),
         _learned("coop-static", policy={"kind": "static"}),
         _learned("coop-entropy02", hook={"entropy_coef": 0.02}),
-        _learned("coop-normalized", {"domain": "normalized"}),
+        _learned("coop-normalized", {"scale_about": "zero"}),
         _learned("coop-smooth", SMOOTH),
         _learned("coop-wide", policy=WIDE),
         # The policy's SGD peaks at the paper's 0.01.
-        Condition("paper", "learned", "paper", PAPER_MASK, hook={"lr_ratio": 0.01 / LEARNING_RATE}),
+        Condition("paper", "learned", "paper", PAPER_MASK, hook={"policy_lr_ratio": 0.01 / LEARNING_RATE}),
         # The opposite.
         _learned("adv", hook=ADVERSARIAL),
         _learned("adv-p100", p1, ADVERSARIAL),
@@ -120,9 +120,9 @@ def _first_round() -> list[Condition]:
         _learned("adv-moving", hook={**ADVERSARIAL, "baseline": "moving_average"}),
         _learned("adv-entropy02", hook={**ADVERSARIAL, "entropy_coef": 0.02}),
         _learned("adv-entropy10", hook={**ADVERSARIAL, "entropy_coef": 0.1}),
-        _learned("adv-lr001", hook={**ADVERSARIAL, "lr": 1e-3}),
-        _learned("adv-lr030", hook={**ADVERSARIAL, "lr": 3e-2}),
-        _learned("adv-normalized", {"domain": "normalized"}, ADVERSARIAL),
+        _learned("adv-lr001", hook={**ADVERSARIAL, "policy_lr": 1e-3}),
+        _learned("adv-lr030", hook={**ADVERSARIAL, "policy_lr": 3e-2}),
+        _learned("adv-normalized", {"scale_about": "zero"}, ADVERSARIAL),
         _learned("adv-smooth", SMOOTH, ADVERSARIAL),
         _learned("adv-smooth-p100", {**SMOOTH, "p": 1.0}, ADVERSARIAL),
         _learned("adv-smooth-shuffled", SMOOTH, ADVERSARIAL, shuffled=True),
@@ -170,11 +170,11 @@ def _second_round() -> list[Condition]:
     return [
         Condition("frozen-paper", "frozen", "paper", PAPER_MASK, {"kind": "static"}, {"frozen": True}),
         # The same dose for every mask, learned or not.
-        *(_frozen(f"dose{int(100 * std)}", {**SMOOTH, "mask_std": std}) for std in DOSES),
+        *(_frozen(f"dose{int(100 * std)}", {**SMOOTH, "pattern_std": std}) for std in DOSES),
         # What coop-dose20-shuffled had learned, the median of 24 runs: a few bright cells among dark ones.
         _frozen(
             "dose20-sparse",
-            {**SMOOTH, "mask_std": 0.2},
+            {**SMOOTH, "pattern_std": 0.2},
             policy={"kind": "static", "concentration1": 0.44, "concentration0": 3.04},
         ),
         *(_dosed("coop", std) for std in DOSES),
@@ -190,7 +190,7 @@ def _third_round() -> list[Condition]:
     return [
         # Fewer and broader cells, of which a policy's gradient can see more.
         *(
-            _frozen(f"{name}-dose{int(100 * std)}", {**shape, "mask_std": std})
+            _frozen(f"{name}-dose{int(100 * std)}", {**shape, "pattern_std": std})
             for name, shape in BROAD.items()
             for std in DOSES
         ),
@@ -215,11 +215,11 @@ def _third_round() -> list[Condition]:
         # Where to stop.
         *(_dosed("coop", 0.2, f"-{schedule}", schedule=schedule) for schedule in ("long", "recalibrated")),
         *(
-            _frozen(f"dose20-{schedule}", {**SMOOTH, "mask_std": 0.2}, schedule=schedule)
+            _frozen(f"dose20-{schedule}", {**SMOOTH, "pattern_std": 0.2}, schedule=schedule)
             for schedule in ("long", "recalibrated")
         ),
         # Broad cells that also darken the image: their mean is each mask's own, about a half.
-        _frozen("2x2-dark", {**BROAD["2x2"], "mean_preserving": False, "mask_std": None}),
+        _frozen("2x2-dark", {**BROAD["2x2"], "mean_preserving": False, "pattern_std": None}),
     ]
 
 
@@ -237,9 +237,9 @@ def _later() -> list[Condition]:
             _learned(f"coop-2x2-dose10-level20{twin}", _level(0.1, 0.2), shuffled=bool(twin))
             for twin in ("", "-shuffled")
         ),
-        _learned("coop-dose10-level20", {**SMOOTH, "mask_std": 0.1, "level_std": 0.2}),
+        _learned("coop-dose10-level20", {**SMOOTH, "pattern_std": 0.1, "brightness_std": 0.2}),
         # The level alone, and beside the mildest pattern: with 0.1 that is frozen-2x2-dose10-level.
-        *(_frozen(f"1x1-dose{int(100 * level)}-level", {**ONE_CELL, "level_std": level}) for level in LEVELS),
+        *(_frozen(f"1x1-dose{int(100 * level)}-level", {**ONE_CELL, "brightness_std": level}) for level in LEVELS),
         *(_frozen(f"2x2-dose10-level{int(100 * level)}", _level(0.1, level)) for level in LEVELS[1:]),
         *(
             _learned(f"{name}-1x1-dose20-level{twin}", ONE_CELL, hook, policy=BOUNDED, shuffled=bool(twin))
@@ -250,7 +250,7 @@ def _later() -> list[Condition]:
         *(
             replace(_frozen(name, mask, augment="color_jitter"), name=f"color-jitter-{name}", family="augmentation")
             for name, mask in (
-                ("2x2-dose10", {**BROAD["2x2"], "mask_std": 0.1}),
+                ("2x2-dose10", {**BROAD["2x2"], "pattern_std": 0.1}),
                 ("2x2-dose10-level20", _level(0.1, 0.2)),
             )
         ),

@@ -12,6 +12,17 @@ from benchmarks.study.tasks import TASKS, Task
 
 VERSION = 1
 """Raise it when a change of the code makes older results wrong: they are then run again."""
+RECORDED_NAMES = {
+    "pattern_std": "mask_std",
+    "brightness_std": "level_std",
+    "scale_about": "domain",
+    "policy_lr": "lr",
+    "policy_lr_ratio": "lr_ratio",
+}
+"""Settings that had another name when runs were first recorded. Keys are made of that name, so that these runs keep
+theirs."""
+RECORDED_VALUES = {"preset": {"learned": "default"}, "scale_about": {"zero": "normalized"}}
+"""Likewise their values."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +38,20 @@ class Job:
         """All that decides the result, as plain data: what the cache's key is made of."""
         return {
             "task": self.task.describe(),
-            "condition": {name: dict(v) if isinstance(v, Mapping) else v for name, v in vars(self.condition).items()},
+            "condition": _as_recorded(vars(self.condition)),
             "seed": self.seed,
             "splits": list(self.splits),
             "learning_rate": LEARNING_RATE,
         }
+
+
+def _as_recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        RECORDED_NAMES.get(name, name): _as_recorded(value)
+        if isinstance(value, Mapping)
+        else RECORDED_VALUES.get(name, {}).get(value, value)
+        for name, value in settings.items()
+    }
 
 
 def jobs(

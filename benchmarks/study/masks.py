@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from benchmarks.study.conditions import Condition
 from benchmarks.study.tasks import TaskData
-from policy_noise import MaskSample, PolicyNoiseMask, ReinforceHook
+from policy_noise import MaskSample, PolicyNoiseMask, ReinforceHook, Sample
 from policy_noise.policy import SpatialPolicy, StaticPolicy
 from policy_noise.presets import get_preset
 
 PAPER_SIGMA = 6 / 224
 """The paper's blur, as a share of the image's side."""
-FIRST_MASK: dict[str, Any] = {"grid_size": 8, "sigma": PAPER_SIGMA, "mask_std": None, "level_std": 0.0}
+FIRST_MASK: dict[str, Any] = {"grid_size": 8, "sigma": PAPER_SIGMA, "pattern_std": None, "brightness_std": 0.0}
 """The package's default mask when the study began: what conditions leave out."""
 
 
@@ -27,12 +27,12 @@ class StudyMask(PolicyNoiseMask):
     shuffled = False
     applied: Tensor
 
-    def forward(self, images: Tensor, sample: MaskSample | None = None) -> Tensor:
-        if sample is not None:
-            if self.shuffled:
-                sample = replace(sample, action=sample.action.roll(1, 0), applied=sample.applied.roll(1, 0))
-            self.applied = sample.applied
-        return super().forward(images, sample)
+    def transform(self, images: Tensor, sample: Sample) -> Tensor:
+        assert isinstance(sample, MaskSample)
+        if self.shuffled:
+            sample = replace(sample, action=sample.action.roll(1, 0), applied=sample.applied.roll(1, 0))
+        self.applied = sample.applied
+        return super().transform(images, sample)
 
     def credit(self, signal: Tensor) -> Tensor:
         """Give each mask the number of the image that it was applied to."""
@@ -59,9 +59,9 @@ class ClassPolicy(nn.Module):
 
 
 def build_hook(
-    condition: Condition, data: TaskData, optimizer: torch.optim.Optimizer, device: torch.device, seed: int
+    condition: Condition, data: TaskData, optimizer: torch.optim.Optimizer, generator: torch.Generator
 ) -> ReinforceHook:
-    """Make a condition's mask and its hook."""
+    """Make a condition's mask, on the generator's device, and its hook, which draws from the generator."""
     assert condition.preset is not None
     preset = get_preset(condition.preset)
     settings = {**FIRST_MASK, **preset.mask, **condition.mask}
@@ -77,7 +77,6 @@ def build_hook(
         settings["policy"] = StaticPolicy(grid, *concentrations)
     elif policy:
         settings["policy"] = SpatialPolicy(1, grid, **policy)
-    mask = StudyMask(in_chans=1, mean=data.mean, std=data.std, **settings).to(device)
+    mask = StudyMask(in_chans=1, mean=data.mean, std=data.std, **settings).to(generator.device)
     mask.shuffled = condition.shuffled
-    generator = torch.Generator(device).manual_seed(10_000 + seed)
     return ReinforceHook(mask, optimizer, generator=generator, **{**preset.hook, **condition.hook})

@@ -48,7 +48,7 @@ class Signals:
         self.noise: PolicyNoiseMask | None = None
         self.generator = generator
         if name == "robust":
-            dose: dict[str, Any] = {"mask_std": ROBUST_STD, "level_std": 0.0}
+            dose: dict[str, Any] = {"pattern_std": ROBUST_STD, "brightness_std": 0.0}
             self.noise = PolicyNoiseMask(1, 4, policy="static", p=1.0, **dose, **normalization)
             self.noise.to(generator.device)
         if name == "teacher":

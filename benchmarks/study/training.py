@@ -104,11 +104,12 @@ def train(job: Job, data: TaskData, *, graphs: bool = True) -> dict[str, Any]:
     )
     noisy_epochs = task.epochs - round(CLEAN_SHARES[condition.schedule] * task.epochs)
     noisy_steps = noisy_epochs * batches.steps_per_epoch
-    hook = None if condition.preset is None else build_hook(condition, data, optimizer, device, seed)
+    draws = torch.Generator(device).manual_seed(10_000 + seed)
+    hook = None if condition.preset is None else build_hook(condition, data, optimizer, draws)
     augment = None
     if condition.augment is not None:
         augment = Augmentation(condition.augment, data.num_classes, device, seed)
-    strength = None if hook is None else hook.mask.strength
+    strength = None if hook is None else hook.augmentation.strength
     interval = max(1, len(batches) // POINTS)
     curve: list[dict[str, float]] = []
     policy: list[dict[str, float]] = []
@@ -128,20 +129,20 @@ def train(job: Job, data: TaskData, *, graphs: bool = True) -> dict[str, Any]:
             loss = F.cross_entropy(model(images)[0], targets)
         else:
             if condition.curriculum:
-                hook.mask.strength = strength * min(1.0, 2 * step / noisy_steps)
+                hook.augmentation.strength = strength * min(1.0, 2 * step / noisy_steps)
             other_images, other_labels = batches[(step + 1) % len(batches)]
             signals.before(images, labels, (other_images - data.mean) / data.std, other_labels)
-            if isinstance(hook.mask.policy, ClassPolicy):
-                hook.mask.policy.labels = labels
-            masked = _mask_pathwise(hook, signals, images, labels) if signals.pathwise else hook.apply(images)
+            if isinstance(hook.augmentation.policy, ClassPolicy):
+                hook.augmentation.policy.labels = labels
+            masked = _mask_pathwise(hook, draws, signals, images, labels) if signals.pathwise else hook.apply(images)
             logits, features = model(masked)
             losses = F.cross_entropy(logits, labels, reduction="none")
-            if hook.learner.estimator == "paper":
+            if hook.learner.scales_loss:
                 # The published surrogate scales the classifier's loss as well.
                 losses = hook.observe(losses)
             elif not signals.pathwise:
-                signal = signals.after(masked, hook.mask.applied, logits.detach(), features, labels)
-                hook.observe(hook.mask.credit(signal))
+                signal = signals.after(masked, hook.augmentation.applied, logits.detach(), features, labels)
+                hook.observe(hook.augmentation.credit(signal))
             loss = losses.mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -155,7 +156,7 @@ def train(job: Job, data: TaskData, *, graphs: bool = True) -> dict[str, Any]:
                 point["val_clean"] = macro_f1(model, data, data.evals["val"]["clean"])
             curve.append(point)
             if hook is not None:
-                policy.append({"step": step + 1, **hook.metrics, **diagnose(hook.mask, data)})
+                policy.append({"step": step + 1, **hook.metrics, **diagnose(hook.augmentation, data)})
                 model.train()
     if hook is not None:
         hook.remove()
@@ -172,13 +173,16 @@ def train(job: Job, data: TaskData, *, graphs: bool = True) -> dict[str, Any]:
     }
 
 
-def _mask_pathwise(hook: ReinforceHook, signals: Signals, images: Tensor, labels: Tensor) -> Tensor:
+def _mask_pathwise(
+    hook: ReinforceHook, draws: torch.Generator, signals: Signals, images: Tensor, labels: Tensor
+) -> Tensor:
     """Mask a batch, with the signal's own gradient for its policy to learn from."""
-    assert isinstance(hook.mask, StudyMask)
-    sample = hook.mask.sample(images, hook.generator)
+    mask = hook.augmentation
+    assert isinstance(mask, StudyMask)
+    sample = mask.sample(images, draws)
     action = sample.action.clone().requires_grad_()
-    masked = hook.mask(images, replace(sample, action=action))
-    surrogate = pathwise_surrogate(sample, signals.slopes(action, masked, hook.mask.applied, labels))
+    masked = mask(images, replace(sample, action=action))
+    surrogate = pathwise_surrogate(sample, signals.slopes(action, masked, hook.augmentation.applied, labels))
     # Without a baseline a loss of 1 gives each image's surrogate the same weight.
     hook.learner.observe(replace(sample, log_prob=surrogate), torch.ones_like(surrogate))
     return masked.detach()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..mask import PolicyNoiseMask
+from ..masks import PolicyNoiseMask
 
 __all__ = [
     "COLOURS",

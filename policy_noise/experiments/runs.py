@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..files import PathLike, write_atomic
+from ..utils.files import PathLike, write_atomic
 
 __all__ = ["Run", "environment", "write_atomic", "write_json"]
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from .._attach import attach
-from ..hook import ReinforceHook
+from ..factory import attach
+from ..hooks.hook import ReinforceHook
 
 try:
     from ignite.engine import Engine, Events

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._attach import attach
-from ..hook import ReinforceHook
-from ..rewards import per_sample_loss
+from ..factory import attach
+from ..hooks.hook import ReinforceHook
+from ..losses import LossSplitter
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -50,6 +50,7 @@ class PolicyNoiseCallback(TrainerCallback, ExportableState):
         self.criterion = criterion
         self.settings = settings
         self.hook: ReinforceHook | None = None
+        self._inside: _LossInside | None = None
 
     def on_train_begin(
         self,
@@ -65,7 +66,7 @@ class PolicyNoiseCallback(TrainerCallback, ExportableState):
         if self.criterion is not None:
             settings["criterion"] = self.criterion
         elif "output_loss" not in settings:
-            settings["output_loss"] = _loss_inside(args, model)
+            settings["output_loss"] = self._inside = _LossInside(args, model)
         # A mapping of names once it is made. Saving fails where a resumed checkpoint's mapping lacks a callback.
         stateful: Any = state.stateful_callbacks
         saved = stateful.setdefault(type(self).__name__, self.state())["attributes"].get("policy")
@@ -79,6 +80,10 @@ class PolicyNoiseCallback(TrainerCallback, ExportableState):
                 "the checkpoint was saved without a policy: the classifier resumes, and the policy starts anew",
                 stacklevel=2,
             )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._inside is not None:
+            self._inside.check_trained_on()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -95,24 +100,49 @@ class PolicyNoiseCallback(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"policy": base64.b64encode(stream.getvalue()).decode("ascii")}}
 
 
-def _loss_inside(args: TrainingArguments, model: nn.Module) -> Any:
-    if args.label_smoothing_factor:
-        raise ValueError(
-            f"label_smoothing_factor is {args.label_smoothing_factor}, with which the Trainer computes the loss in a "
-            "function of its own: use compute_loss_func with a loss module, and pass that module as criterion"
-        )
-    if getattr(model, "loss_type", None) not in CLASSIFICATION:
-        raise ValueError(
-            f"criterion must be given for {type(model).__name__}, whose loss cannot be taken from logits and labels: "
-            "pass criterion (a module that compute_loss_func calls) or output_loss"
-        )
+class _LossInside:
+    """One loss for each image from logits and labels, by the model's own loss function.
 
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        return model.loss_function(labels, logits, model.config)  # type: ignore[operator]
+    Raises:
+        ValueError: If the model's loss cannot be had so.
+    """
 
-    def output_loss(output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def __init__(self, args: TrainingArguments, model: nn.Module) -> None:
+        if args.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor is {args.label_smoothing_factor}, with which the Trainer computes the loss in "
+                "a function of its own: use compute_loss_func with a loss module, and pass that module as criterion"
+            )
+        if getattr(model, "loss_type", None) not in CLASSIFICATION:
+            raise ValueError(
+                f"criterion must be given for {type(model).__name__}, whose loss cannot be taken from logits and "
+                "labels: pass criterion (a module that compute_loss_func calls) or output_loss"
+            )
+
+        def loss(logits: Tensor, labels: Tensor) -> Tensor:
+            return model.loss_function(labels, logits, model.config)  # type: ignore[operator]
+
+        self._splitter = LossSplitter(loss)
+        self._waiting = self._trained_on = self._checked = False
+
+    def __call__(self, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         if kwargs.get("labels") is None:
             raise ValueError("the model was called without labels: pass criterion (what compute_loss_func calls)")
-        return per_sample_loss(loss, output["logits"], kwargs["labels"])
+        if not self._checked and output["loss"].requires_grad:
+            self._waiting = True
+            output["loss"].register_hook(self._seen)
+        return self._splitter((output["logits"], kwargs["labels"]), {}, None).values
 
-    return output_loss
+    def _seen(self, gradient: Tensor) -> None:
+        self._trained_on = True
+
+    def check_trained_on(self) -> None:
+        """Warn once, after the first step, if no gradient went through the loss that the model computed."""
+        if self._waiting and not self._checked and not self._trained_on:
+            warnings.warn(
+                "the model computed a loss from its labels, but training does not use it (an own compute_loss?): "
+                "the policy is rewarded with another loss than the one trained on; pass criterion (the loss module "
+                "that compute_loss calls) or output_loss to PolicyNoiseCallback",
+                stacklevel=2,
+            )
+        self._checked = self._checked or self._waiting

@@ -115,7 +115,7 @@ def accumulated(rank):
         model = DistributedDataParallel(TinyNet().eval())
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         mask = policy_noise.PolicyNoiseMask(**SETTINGS, p=1.0)
-        hook = policy_noise.ReinforceHook(mask, optimizer, optimizer_name="sgd", lr=1.0)
+        hook = policy_noise.ReinforceHook(mask, optimizer, policy_optimizer="sgd", lr=1.0)
         images, _ = next(batches(rank, 1, (4, 4)))
         sample = mask.sample(images, torch.Generator().manual_seed(rank))
         losses = LOSSES[rank * 4 : rank * 4 + 4]
@@ -149,7 +149,7 @@ def one_process_equals_two(rank):
     def step(rows, **settings):
         twin = policy_noise.PolicyNoiseMask(**SETTINGS, p=1.0)
         twin.load_state_dict(mask.state_dict())
-        learner = policy_noise.hook.PolicyLearner(twin, optimizer_name="sgd", lr=1.0, **settings)
+        learner = policy_noise.hook.PolicyLearner(twin, policy_optimizer="sgd", lr=1.0, **settings)
         for _ in range(2):  # the second with a moving average
             drawn = twin.sample(images[rows], torch.Generator().manual_seed(3))
             action = sample.action[rows]

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import policy_noise
-from policy_noise.hook import stepping_optimizer
+from policy_noise.hooks.hook import stepping_optimizer
 
 IMAGES, TARGETS = (tensor.to(DEVICE) for tensor in tiny_data().tensors)
 

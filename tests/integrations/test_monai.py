@@ -12,7 +12,7 @@ from tiny import TinyNet, Watch, assert_clean, assert_masked, parameters_equal, 
 from torch import nn
 
 from policy_noise.integrations.monai import PolicyNoiseHandler
-from policy_noise.rewards import per_sample_loss
+from policy_noise.losses import per_sample_loss
 
 VOLUMES = torch.randn(12, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
 LABELS = (VOLUMES > 0.5).float()

@@ -28,7 +28,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import policy_noise
-from policy_noise.rewards import per_sample_loss
+from policy_noise.losses import per_sample_loss
 
 
 def network():

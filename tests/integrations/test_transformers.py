@@ -141,3 +141,25 @@ def test_loss_outside_without_criterion_says_what_to_do(tmp_path):
 
     with pytest.raises(ValueError, match="called without labels: pass criterion"):
         train(network(), tmp_path, callback(), compute_loss_func=loss)
+
+
+class Weighted(Trainer):
+    """Keeps the labels in the model's inputs, and trains on a weighted loss of its own."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        output = model(**inputs)
+        weight = torch.tensor([1.0, 5.0, 1.0, 1.0])
+        loss = nn.functional.cross_entropy(output.logits, inputs["labels"], weight=weight)
+        return (loss, output) if return_outputs else loss
+
+
+def test_a_compute_loss_that_leaves_the_models_loss_aside_is_told_once(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "Trainer", Weighted)
+    with pytest.warns(UserWarning, match="training does not use it") as caught:
+        train(network(), tmp_path, callback(), max_steps=3, eval_strategy="no", save_strategy="no")
+    assert sum("training does not use it" in str(warning.message) for warning in caught) == 1
+
+
+def test_the_models_own_loss_is_not_complained_about(tmp_path, recwarn):
+    train(network(), tmp_path, callback(), max_steps=2, eval_strategy="no", save_strategy="no")
+    assert not [warning for warning in recwarn if "training does not use it" in str(warning.message)]

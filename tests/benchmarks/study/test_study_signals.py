@@ -47,7 +47,7 @@ def test_the_pathwise_surrogate_has_the_gradient_of_pytorchs_own_draw():
     torch.manual_seed(2)
     action = PF.sample_beta(concentration1, concentration0)
     assert torch.equal(action, drawn)
-    sample = MaskSample(action, concentration1, concentration0, slopes.new_zeros(5), slopes.new_ones(5).bool())
+    sample = MaskSample(slopes.new_zeros(5), slopes.new_ones(5).bool(), action, concentration1, concentration0)
     surrogate = pathwise_surrogate(sample, slopes)
     assert surrogate.shape == (5,)
     torch.testing.assert_close(torch.autograd.grad(surrogate.sum(), logarithms)[0], expected)
@@ -58,7 +58,7 @@ def test_slopes_are_those_of_the_signal_in_each_cell(data, signal):
     torch.manual_seed(0)
     normalization = {"mean": data.mean, "std": data.std}
     model = Classifier("resnet", 16, 3).double()
-    mask = StudyMask(1, 2, mask_std=0.1, level_std=0.2, policy="static", **normalization)
+    mask = StudyMask(1, 2, pattern_std=0.1, brightness_std=0.2, policy="static", **normalization)
     mask.shuffled = True
     images, others = (data.images[part].double() / 255 for part in (slice(0, 6), slice(6, 12)))
     labels, other_labels = data.labels[:6], data.labels[6:12]

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from policy_noise import PairingError, PolicyNoiseMask, ReinforceHook, attach
-from policy_noise.pairing import tensors_of
+from policy_noise.hooks.pairing import tensors_of
 
 
 @pytest.fixture

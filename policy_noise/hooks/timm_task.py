@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..rewards import is_hookable, per_sample_loss
+from ..losses import LossSplitter, is_hookable
 
 __all__ = ["task_network", "task_rewards"]
 
@@ -42,8 +42,11 @@ def task_rewards(task: nn.Module) -> dict[str, Any]:
     if isinstance(criterion, nn.Module) and is_hookable(criterion):
         return {"criterion": criterion}
 
+    splitter = LossSplitter(criterion)
+
     def output_loss(output: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         target = kwargs["target"] if "target" in kwargs else args[1]
-        return per_sample_loss(criterion, output["output"], target)
+        # A distillation task's loss has more terms, so that the first look evaluates the criterion itself.
+        return splitter((output["output"], target), {}, None).values
 
     return {"output_loss": output_loss}

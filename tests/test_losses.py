@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from policy_noise.rewards import is_hookable, per_sample_loss
+from policy_noise.losses import CriterionError, is_hookable, per_sample_loss
 
 LOGITS = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 3, 1, 1, 2, 0])
@@ -166,9 +166,15 @@ class Branching(nn.Module):
         return loss if loss.item() < 1 else loss**2
 
 
-@pytest.mark.parametrize("criterion", [Focal(), Focal("mean"), Picky(), Branching()], ids=lambda c: type(c).__name__)
-def test_criteria_of_ones_own(criterion):
-    torch.testing.assert_close(per_sample_loss(criterion, LOGITS, LABELS), one_at_a_time(criterion, LOGITS, LABELS))
+@pytest.mark.parametrize("criterion", [Focal(), Focal("mean"), Branching()], ids=lambda c: type(c).__name__)
+def test_a_function_of_the_batchs_mean_is_refused(criterion):
+    """Each sample has a loss of its own, but the loop trains on something else."""
+    with pytest.raises(CriterionError, match=r"is no mean or sum over samples.*hook\.observe.*leave_one_out"):
+        per_sample_loss(criterion, LOGITS, LABELS)
+
+
+def test_criteria_that_refuse_a_reduction():
+    torch.testing.assert_close(per_sample_loss(Picky(), LOGITS, LABELS), one_at_a_time(Picky(), LOGITS, LABELS))
 
 
 @pytest.mark.parametrize("weight", [None, WEIGHT])

@@ -1,0 +1,122 @@
+"""What the hook drives: a random transform of images with a log-probability."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Sample", "StochasticAugmentation"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One draw for a batch, complete: given back to its augmentation it replays the same transform.
+
+    Subclasses add the fields that the replay needs.
+
+    Args:
+        log_prob: Log-probability of each image's draw, (B,), differentiable in the augmentation's parameters. None for
+            an augmentation that has none.
+        applied: Which images are transformed, (B,) bool; the others come back bit for bit.
+    """
+
+    log_prob: Tensor | None
+    applied: Tensor
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "entropy" in cls.__annotations__:
+            raise TypeError(f"{cls.__name__}.entropy must be a property that computes it, not a field")
+
+    @property
+    def entropy(self) -> Tensor | None:
+        """Entropy of each image's distribution in nats, (B,), differentiable; None where it is not known."""
+        return None
+
+    @property
+    def actions(self) -> int:
+        """Independent actions in each draw, such as a mask's cells: what ``entropy_target`` is counted in."""
+        return 1
+
+    def detach(self) -> "Sample":
+        """The same draw without its graph."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return dataclasses.replace(self, **{k: v.detach() for k, v in values.items() if isinstance(v, Tensor)})
+
+
+class StochasticAugmentation(nn.Module):
+    """A random transform of training images that :class:`policy_noise.ReinforceHook` can train.
+
+    A subclass draws in :meth:`sample` and transforms in :meth:`transform`. The transform need not be differentiable:
+    REINFORCE needs the log-probability alone. In eval mode the module is the identity.
+
+    Shape:
+        - images: (B, C, H, W), or (B, C, D, H, W) with ``spatial_dims = 3``; floating point.
+        - Output: the same.
+
+    Example:
+        >>> class RandomGain(StochasticAugmentation):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.logit = nn.Parameter(torch.zeros(()))
+        ...
+        ...     def sample(self, images, generator=None):
+        ...         bright = torch.rand(len(images), generator=generator) < self.logit.sigmoid()
+        ...         log_prob = torch.where(bright, self.logit.sigmoid(), 1 - self.logit.sigmoid()).log()
+        ...         return Sample(log_prob=log_prob, applied=bright)
+        ...
+        ...     def transform(self, images, sample):
+        ...         return 1.5 * images
+        >>> images = torch.rand(2, 3, 8, 8)
+        >>> torch.equal(RandomGain().eval()(images), images)
+        True
+    """
+
+    spatial_dims: int = 2
+    uses_generator: bool = False
+    """Whether :meth:`sample` draws from its generator alone. Where it may not, the hook guards the global ones too."""
+
+    def sample(self, images: Tensor, generator: torch.Generator | None = None) -> Sample:
+        """Draw for a batch.
+
+        Args:
+            images: The batch.
+            generator: Source of randomness; the hook passes one of its own.
+
+        Returns:
+            The draw, whose ``log_prob`` carries the graph of the augmentation's parameters.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define sample(images, generator)")
+
+    def transform(self, images: Tensor, sample: Sample) -> Tensor:
+        """Transform a batch as drawn; every image, also those that are not ``applied``."""
+        raise NotImplementedError(f"{type(self).__name__} must define transform(images, sample)")
+
+    def forward(self, images: Tensor, sample: Sample | None = None) -> Tensor:
+        """Transform a batch.
+
+        Args:
+            images: The batch.
+            sample: Replay this draw, in either mode. Without it the module draws in training mode only.
+
+        Returns:
+            The transformed images, or in eval mode without a sample the very same tensor.
+        """
+        if sample is None:
+            if not self.training:
+                return images
+            sample = self.sample(images)
+        applied = sample.applied.view(-1, *[1] * (images.ndim - 1))
+        return torch.where(applied, self.transform(images, sample), images)
+
+    def describe(self, sample: Sample | None, size: Sequence[int] | None) -> dict[str, float]:
+        """Numbers for ``hook.metrics`` about the last draw, at the last image's size; by default none.
+
+        Both are None before there is a draw: the keys are the same then, and the values NaN.
+        """
+        return {}
+
+    def check(self, images: Tensor) -> None:
+        """Look at the first batch that the hook sees, to warn of images that the settings do not fit."""

@@ -1,0 +1,147 @@
+"""One line to add to a training loop."""
+
+import inspect
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+
+from .augmentation import StochasticAugmentation
+from .hooks.hook import ReinforceHook
+from .hooks.registry import detach
+from .hooks.streams import derived_seed, own_randomness
+from .hooks.timm_task import task_network, task_rewards
+from .learning import PolicyLearner
+from .masks import PolicyNoiseMask, RandomShading
+from .presets import get_preset
+from .settings import HookSettings, MaskSettings
+from .utils.model import image_channels, normalization, takes_volumes, unwrap
+from .utils.renames import check_renamed
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+else:
+    from typing_extensions import Unpack  # torch requires it
+
+__all__ = ["attach"]
+
+
+POLICY = 1
+"""Place of the policy's first weights among the streams; draws begin with the rank, the step and the draw."""
+
+
+class Settings(MaskSettings, HookSettings, total=False):
+    """Every setting of :func:`attach`."""
+
+
+def attach(
+    model: nn.Module,
+    optimizer: Any,
+    criterion: nn.Module | None = None,
+    *,
+    preset: str = "learned",
+    augmentation: StochasticAugmentation | None = None,
+    replace: bool = False,
+    **settings: Unpack[Settings],
+) -> ReinforceHook:
+    """Train a classifier under random or learned masks: build the mask for a model and hook it on.
+
+    The number of channels and the device are read from the model, and for timm models the images' mean and standard
+    deviation from ``pretrained_cfg``; a model whose first convolution is three-dimensional gets a grid of three axes.
+    Attach before a checkpoint's optimizer state is loaded, before the first call of a compiled model, and with several
+    processes after the process group is there. ``hook.remove()`` takes it off, and so does leaving a ``with`` block.
+
+    Args:
+        model: The module that the loop calls with images. A timm task is taken apart: its network says the channels,
+            and its criterion is hooked.
+        optimizer: The loop's optimizer, or a wrapper of it. None for loops that have no torch optimizer: call
+            ``hook.step()`` after each of their steps.
+        criterion: The loss module that the loop calls. If your loss is a function, omit it and call
+            ``hook.observe(losses)`` with shape (B,). ``preset="augment"`` needs none.
+        preset: ``"learned"``, ``"augment"`` (random masks, nothing learned) or ``"paper"``.
+        augmentation: Train this one instead of a mask; the preset and the mask's settings do not count then.
+        replace: First take off whatever hooks are on the model and the optimizer.
+        **settings: Any argument of :class:`PolicyNoiseMask`, :class:`ReinforceHook` or its learner.
+
+    Returns:
+        The hook, already at work.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind or a setting is unknown.
+        ValueError: If a value is out of its range, or the model does not say how many channels it takes.
+        RuntimeError: If a hook is attached already.
+
+    Example:
+        >>> import timm, policy_noise
+        >>> model = timm.create_model("resnet10t", num_classes=5)
+        >>> optimizer, criterion = torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss()
+        >>> hook = policy_noise.attach(model, optimizer, criterion)
+        >>> hook.augmentation.in_chans
+        3
+        >>> hook.remove()
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    overrides: dict[str, Any] = dict(settings)
+    check_renamed(overrides)
+    mask_names = _keywords(PolicyNoiseMask.__init__)
+    hook_names = _keywords(ReinforceHook.__init__) | _keywords(PolicyLearner.__init__)
+    unknown = overrides.keys() - mask_names - hook_names
+    if unknown:
+        raise TypeError(f"attach got unknown settings {sorted(unknown)}; known are {sorted(mask_names | hook_names)}")
+    chosen = get_preset(preset)
+    mask_settings = {name: value for name, value in overrides.items() if name in mask_names}
+    hook_settings = {name: value for name, value in overrides.items() if name in hook_names}
+    if augmentation is None:
+        hook_settings = {**chosen.hook, **hook_settings}
+    elif mask_settings:
+        raise TypeError(f"augmentation has settings of its own: {sorted(mask_settings)} would have no effect")
+    if hook_settings.get("policy_lr_ratio") is not None and "policy_lr" not in overrides:
+        hook_settings["policy_lr"] = None
+    elif overrides.get("policy_lr") is not None and "policy_lr_ratio" not in overrides:
+        hook_settings["policy_lr_ratio"] = None
+    if replace:
+        for target in (model, optimizer):
+            if target is not None:
+                detach(target)
+
+    network = model
+    tasks = sys.modules.get("timm.task")  # loaded where a task exists
+    if tasks is not None and isinstance(model, tasks.TrainingTask):
+        network = task_network(model)
+        if criterion is None and "output_loss" not in hook_settings:
+            hook_settings |= task_rewards(model)
+    if criterion is not None:
+        hook_settings["criterion"] = criterion
+    if augmentation is None:
+        augmentation = _build(unwrap(network), preset, mask_settings, frozen=bool(hook_settings.get("frozen")))
+    parameter = next(model.parameters(), None)
+    if parameter is not None:
+        augmentation.to(parameter.device)
+    return ReinforceHook(augmentation, optimizer, model=model, **hook_settings)
+
+
+def _build(network: nn.Module, preset: str, overrides: dict[str, Any], *, frozen: bool) -> StochasticAugmentation:
+    settings = {**get_preset(preset).mask, **overrides}
+    if "in_chans" not in settings:
+        settings["in_chans"] = image_channels(network)
+    if takes_volumes(network):
+        cells = settings.get("grid_size", inspect.signature(PolicyNoiseMask).parameters["grid_size"].default)
+        settings["grid_size"] = (cells,) * 3 if isinstance(cells, int) else cells
+    if "mean" not in settings and "std" not in settings:
+        settings |= normalization(network, settings["in_chans"])
+    shading = inspect.signature(RandomShading).parameters.keys()
+    plain = {name: value for name, value in settings.items() if name in shading}
+    unlearned = preset == "augment" and frozen and "policy" not in overrides
+    if unlearned and settings.keys() - plain.keys() == {"in_chans", "policy"}:
+        return RandomShading(**plain)
+    # The loop's generators must not notice that there is a policy.
+    with own_randomness(torch.device("cpu"), derived_seed(torch.initial_seed(), POLICY)):
+        return PolicyNoiseMask(**settings)
+
+
+def _keywords(function: Any) -> set[str]:
+    skipped = {"self", "augmentation", "optimizer", "model", "criterion"}
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - skipped

@@ -1,0 +1,32 @@
+"""The mathematics of the noise mask, without state.
+
+Every function here is pure: random ones take a generator, and the only memory is that of the rendering operators,
+which depend on sizes alone.
+"""
+
+from . import library  # noqa: F401 (registers with torch)
+from .distribution import ACTION_EPS, beta_entropy, beta_log_prob, draw, sample_beta
+from .estimator import Baseline, LossMoments, Reward, advantage, average_or, paper_objective, reinforce_loss
+from .masking import apply_mask, mask_brightness, noise_mask, scale_mask
+from .rendering import blur_parameters, render_mask
+
+__all__ = [
+    "ACTION_EPS",
+    "Baseline",
+    "LossMoments",
+    "Reward",
+    "advantage",
+    "apply_mask",
+    "average_or",
+    "beta_entropy",
+    "beta_log_prob",
+    "blur_parameters",
+    "draw",
+    "mask_brightness",
+    "noise_mask",
+    "paper_objective",
+    "reinforce_loss",
+    "render_mask",
+    "sample_beta",
+    "scale_mask",
+]

@@ -1,0 +1,225 @@
+"""From log-probabilities and losses to a policy gradient."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Baseline", "LossMoments", "Reward", "advantage", "average_or", "paper_objective", "reinforce_loss"]
+
+Baseline = Literal["none", "batch", "leave_one_out"]
+Reward = Literal["cooperative", "adversarial"]
+
+
+def advantage(
+    loss: Tensor,
+    *,
+    baseline: Baseline | Tensor | float = "leave_one_out",
+    normalize: bool = False,
+    valid: Tensor | None = None,
+) -> Tensor:
+    r"""How much worse than expected each sample's loss was.
+
+    .. math:: A_i = \frac{l_i - b_i}{s}
+
+    with :math:`b_i` 0 (``"none"``), the batch mean (``"batch"``), the mean of the other samples
+    (``"leave_one_out"``, which leaves the score-function estimator unbiased) or a given number (a moving average); and
+    s the batch's standard deviation with ``normalize``, else 1.
+
+    Args:
+        loss: Loss of each sample; detached here.
+        baseline: A name, or the value itself.
+        normalize: Divide by the standard deviation of the valid losses, if there are two or more.
+        valid: Samples that count; the others get an advantage of exactly 0, whatever their loss (also NaN).
+
+    Shape:
+        - loss: (B,).
+        - valid: (B,), bool.
+        - Output: (B,).
+
+    Example:
+        >>> advantage(torch.tensor([1.0, 2.0, 6.0]), baseline="batch")
+        tensor([-2., -1.,  3.])
+    """
+    loss = loss.detach()
+    valid = torch.ones_like(loss, dtype=torch.bool) if valid is None else valid
+    moments = LossMoments.of(loss, valid)
+    return moments.weights(baseline, normalize) * moments.samples
+
+
+@dataclass(frozen=True)
+class LossMoments:
+    """What the valid losses of a window have in common, and what sets them apart; each computed once.
+
+    Args:
+        valid: Losses that count, (B,) bool.
+        kept: The losses, 0 where they do not count.
+        count: How many count; over all ranks where there are several, as all that follow.
+        samples: The same, at least 1.
+        mean: Of the losses that count.
+        average: A moving average of earlier losses, or the mean where there is none yet.
+        many: Whether more than one counts. One that alone does is compared with the moving average.
+        centred: Distance from the mean (or from the average), 0 where a loss does not count, (B,).
+        variance: Biased, of the losses that count.
+    """
+
+    valid: Tensor
+    kept: Tensor
+    count: Tensor
+    samples: Tensor
+    mean: Tensor
+    average: Tensor
+    many: Tensor
+    centred: Tensor
+    variance: Tensor
+
+    @classmethod
+    def of(cls, loss: Tensor, valid: Tensor, average: Tensor | None = None) -> "LossMoments":
+        """Of one process's losses (B,); see :func:`average_or` for the average."""
+        kept = torch.where(valid, loss, 0)
+        # As floating point, so that the numbers below need no casts; a half would count up to 256.
+        count = valid.sum(dtype=torch.float64 if loss.dtype == torch.float64 else torch.float32)
+        samples = count.clamp(min=1)
+        mean = kept.sum() / samples
+        many = count > 1
+        average = average_or(mean, average)
+        centred = (kept - torch.where(many, mean, average)) * valid
+        return cls(valid, kept, count, samples, mean, average, many, centred, centred.square().sum() / samples)
+
+    @staticmethod
+    def sums(loss: Tensor, valid: Tensor, average: Tensor | None = None) -> Tensor:
+        """What one rank adds to :meth:`of_all_ranks`: count, sum and sum of squares, (3,).
+
+        Losses are centred on the moving average, which is equal on all ranks, to keep digits.
+        """
+        shifted = torch.where(valid, loss - average_or(loss.new_zeros(()), average), 0)
+        return torch.stack([valid.sum().to(loss.dtype), shifted.sum(), shifted.square().sum()])
+
+    @classmethod
+    def of_all_ranks(cls, loss: Tensor, valid: Tensor, sums: Tensor, average: Tensor | None = None) -> "LossMoments":
+        """Of this rank's losses (B,) among those of all ranks, whose :meth:`sums` were added up."""
+        count, total, squares = sums
+        samples = count.clamp(min=1)
+        distance = total / samples
+        mean = distance + average_or(loss.new_zeros(()), average)
+        many = count > 1
+        kept = torch.where(valid, loss, 0)
+        average = average_or(mean, average)
+        centred = (kept - torch.where(many, mean, average)) * valid
+        variance = (squares / samples - distance.square()).clamp(min=0)
+        return cls(valid, kept, count, samples, mean, average, many, centred, variance)
+
+    def weights(self, baseline: Baseline | Tensor | float, normalize: bool) -> Tensor:
+        """The advantage over the number of samples, with all that is one number a batch multiplied first."""
+        scale = self.samples
+        if not isinstance(baseline, str):
+            distance = torch.where(self.valid, self.kept - baseline, 0)
+        elif baseline not in ("none", "batch", "leave_one_out"):
+            raise ValueError(f"baseline must be 'none', 'batch', 'leave_one_out' or a number, got {baseline!r}")
+        else:
+            distance = self.kept if baseline == "none" else self.centred
+            if baseline == "leave_one_out":
+                # l_i - (S - l_i) / (n - 1) = (l_i - S / n) n / (n - 1)
+                scale = self.count.clamp(min=2) - 1
+        if normalize:
+            # One loss has no deviation, and none has neither: 1 then, which is what ``samples`` is.
+            scale = scale * torch.where(self.many, self.variance.sqrt().clamp(min=1e-6), self.samples)
+        return distance / scale
+
+
+def average_or(mean: Tensor, average: Tensor | None) -> Tensor:
+    """A moving average, or the mean where there is none yet: None, or NaN as long as no sample has counted."""
+    return mean if average is None else torch.where(average.isnan(), mean, average)
+
+
+def reinforce_loss(
+    log_prob: Tensor,
+    loss: Tensor,
+    *,
+    baseline: Baseline | Tensor | float = "leave_one_out",
+    normalize: bool = False,
+    reward: Reward = "cooperative",
+    entropy: Tensor | None = None,
+    entropy_coef: float = 0.0,
+    valid: Tensor | None = None,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+) -> Tensor:
+    r"""Score-function surrogate (REINFORCE, Williams 1992) with a per-sample advantage.
+
+    .. math:: L = \frac{1}{n} \sum_i \pm \log p(a_i \mid x_i) \, A_i - c \, H_i
+
+    Its gradient is an estimate of the gradient of the expected loss, so minimising it lowers the loss that the masks
+    cause (``"cooperative"``) or raises it (``"adversarial"``, the minus sign).
+
+    Args:
+        log_prob: Log-probability of each sample's whole mask.
+        loss: Loss of each sample, one a sample: a scalar credits no image for its own mask. Detached here.
+        baseline: See :func:`advantage`.
+        normalize: See :func:`advantage`.
+        reward: Whether a low loss is good (the paper's) or bad.
+        entropy: Entropy of each sample's distribution, for the bonus.
+        entropy_coef: Weight c of the entropy bonus.
+        valid: Samples that count; see :func:`advantage`.
+        reduction: ``"mean"`` over the valid samples, ``"sum"`` or ``"none"``.
+
+    Shape:
+        - log_prob, loss, entropy, valid: (B,).
+        - Output: a scalar, or (B,) with ``reduction="none"``.
+
+    Raises:
+        ValueError: If shapes or names do not fit.
+
+    Example:
+        >>> log_prob = torch.zeros(4, requires_grad=True)
+        >>> reinforce_loss(log_prob, torch.tensor([1.0, 2.0, 3.0, 4.0]), baseline="batch").backward()
+        >>> log_prob.grad
+        tensor([-0.3750, -0.1250,  0.1250,  0.3750])
+    """
+    if log_prob.ndim != 1 or loss.shape != log_prob.shape:
+        raise ValueError(
+            "log_prob and loss must both have shape (B,), one number a sample, got "
+            f"{tuple(log_prob.shape)} and {tuple(loss.shape)}"
+        )
+    if reward not in ("cooperative", "adversarial"):
+        raise ValueError(f"reward must be 'cooperative' or 'adversarial', got {reward!r}")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+    weight = advantage(loss, baseline=baseline, normalize=normalize, valid=valid)
+    surrogate = log_prob * (weight if reward == "cooperative" else -weight)
+    if entropy_coef:
+        if entropy is None:
+            raise ValueError(f"entropy_coef is {entropy_coef} but entropy was not given")
+        surrogate = surrogate - entropy_coef * entropy
+    if valid is not None:
+        surrogate = torch.where(valid, surrogate, 0)
+    if reduction == "none":
+        return surrogate
+    total = surrogate.sum()
+    if reduction == "sum":
+        return total
+    return total / (log_prob.numel() if valid is None else valid.sum().clamp(min=1))
+
+
+def paper_objective(log_prob: Tensor, loss: Tensor) -> Tensor:
+    r"""The published surrogate, as the authors' training code has it.
+
+    .. math:: L = \frac{1}{B} \sum_b \log \Big( \sum_j p_j(a_{bj}) \Big) \cdot \overline{l}
+
+    with the scalar mean loss of the batch. It is kept for comparison: it is no score function (the log of a sum of
+    densities, not of their product), so its expected gradient is not zero for a constant loss, and every image gets
+    the same credit. Its one backward trains both networks, and scales the classifier's gradient by the first factor.
+    Computed by logsumexp, which does not overflow where the sum of exponentials does.
+
+    Args:
+        log_prob: Log density of each cell.
+        loss: The batch's losses or their mean; not detached.
+
+    Shape:
+        - log_prob: (B, G * G).
+        - loss: (B,) or a scalar.
+        - Output: a scalar.
+    """
+    if log_prob.ndim != 2:
+        raise ValueError(f"log_prob must have shape (B, G * G), one number a cell, got {tuple(log_prob.shape)}")
+    return torch.logsumexp(log_prob, dim=1).mean() * loss.mean()

@@ -1,0 +1,1 @@
+"""Hooks into a training loop: which loss belongs to which masked batch."""

@@ -1,0 +1,53 @@
+"""Refusing what cannot be hooked, before anything is touched."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..augmentation import StochasticAugmentation
+from ..losses import is_hookable
+from .registry import hooks_on
+
+__all__ = ["check_arguments"]
+
+
+def check_arguments(
+    augmentation: Any, stepping: Any, optimizer: Any, model: Any, criterion: Any, output_loss: Any, max_pending: Any
+) -> None:
+    """Check a hook's arguments.
+
+    Raises:
+        TypeError: If one is of the wrong kind.
+        ValueError: If a value is out of its range.
+        RuntimeError: If model or optimizer is hooked already.
+    """
+    if not isinstance(augmentation, StochasticAugmentation):
+        raise TypeError(f"augmentation must be a StochasticAugmentation, got {type(augmentation).__name__}")
+    if optimizer is not None and not isinstance(stepping, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer must be a torch.optim.Optimizer or a wrapper of one, got {type(optimizer).__name__}: pass the "
+            "optimizer whose step() really runs, or None, and call hook.step() after your own steps"
+        )
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if criterion is not None and not isinstance(criterion, nn.Module):
+        raise TypeError(
+            f"criterion must be a torch.nn.Module, got {type(criterion).__name__}: if your loss is a function, omit "
+            "criterion and call hook.observe(losses) with one loss per image, shape (B,)"
+        )
+    if criterion is not None and not is_hookable(criterion):
+        raise TypeError(
+            f"criterion {type(criterion).__name__} overrides __call__, so that forward hooks never fire: omit "
+            "criterion and call hook.observe(policy_noise.losses.per_sample_loss(criterion, output, target))"
+        )
+    if output_loss is not None and (model is None or criterion is not None):
+        raise TypeError("output_loss takes the place of criterion and needs model: pass it with a model alone")
+    if not max_pending >= 1 or not math.isfinite(max_pending):
+        raise ValueError(f"max_pending must be at least 1, got {max_pending!r}")
+    for name, target in (("optimizer", optimizer), ("optimizer", stepping), ("model", model)):
+        if target is not None and hooks_on(target):
+            raise RuntimeError(
+                f"{name} is hooked already: call policy_noise.detach({name}) first, or attach(..., replace=True)"
+            )

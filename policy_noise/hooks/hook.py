@@ -1,0 +1,389 @@
+"""The hook: masks a model's inputs, listens to its criterion and steps the policy with the user's optimizer.
+
+The sampled mask and the reward are both detached, so the policy's graph and the classifier's are disjoint. That is why
+nothing of the user's loop changes: loss, scaler, clipping, reducer and parameter groups stay as they are.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
+
+from ..augmentation import StochasticAugmentation
+from ..learning import PolicyLearner
+from ..learning.window import check_loss
+from ..losses import LossSplitter, SampleLosses
+from ..utils.compat import is_in_backward, is_transformed
+from ..utils.distributed import is_distributed
+from . import registry
+from .arguments import check_arguments
+from .copies import Functor
+from .inputs import find_images, replace
+from .optimizers import stepping_optimizer
+from .pairing import Match, PairingQueue, tensors_of
+from .schedule import ScheduledStrength, StrengthSchedule
+from .state import HookState
+from .streams import Draws
+from .watch import Watch
+
+__all__ = ["ReinforceHook"]
+
+OutputLoss = Callable[[Any, tuple[Any, ...], dict[str, Any]], Tensor]
+
+
+class ReinforceHook(HookState):
+    """Train an augmentation's policy inside an existing training loop.
+
+    With ``model`` its image input is transformed whenever it runs in training mode with gradients on; with
+    ``criterion`` every loss that it computes is taken apart into one loss per sample. Without them call :meth:`apply`
+    and :meth:`observe` yourself. The policy has an optimizer of its own, stepped after each ``optimizer.step()``.
+
+    Args:
+        augmentation: What to train: a :class:`policy_noise.PolicyNoiseMask` or any
+            :class:`policy_noise.StochasticAugmentation`.
+        optimizer: The loop's optimizer; wrappers are looked through for the one whose ``step()`` really runs. None for
+            loops that have no torch optimizer: call :meth:`step` after theirs.
+        model: Module whose input is transformed: the outermost one that the loop calls (DDP and compiled wrappers, not
+            the module inside).
+        criterion: Loss module that the loop calls with the model's output. It may serve several hooked models.
+        output_loss: Instead of ``criterion``, for models that compute their loss inside: a function of the model's
+            output, its positional arguments and its keyword arguments that gives one loss for each image, (B,).
+        loss_method: ``"auto"``, or ``"leave_one_out"`` for criteria that couple samples; see
+            :class:`policy_noise.losses.LossSplitter`.
+        input_name: Which of the model's inputs holds the images: a position, or a name, either a keyword's or a key in
+            a mapping that the model takes. By default the first floating-point tensor with the right number of axes.
+        generator: Source of randomness for the draws. By default streams of the hook's own, derived from
+            ``torch.initial_seed()`` and the rank: the loop's generators stay as they are without the hook.
+        max_pending: Masked forwards that may wait for their loss; see :class:`policy_noise.PairingError`.
+        state_in_optimizer: Let the policy travel in ``optimizer.state_dict()``, so that existing checkpointing code
+            resumes it. With False use :meth:`state_dict` and :meth:`load_state_dict`.
+        strength_schedule: Share of the augmentation's ``strength`` at each step; see
+            :class:`policy_noise.StrengthSchedule`.
+        **learner: How the policy learns, see :class:`policy_noise.learning.PolicyLearner`.
+
+    Note:
+        A loss counts only if it comes before the next step: forwards that run ahead of a step (prefetching) are masked
+        and not learned from. Ranks are taken to be data parallel: tensor-parallel ranks, which must see equal inputs,
+        would get different masks.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If a value is out of its range.
+        RuntimeError: If model or optimizer is hooked already.
+
+    Example:
+        >>> from policy_noise import PolicyNoiseMask
+        >>> model, criterion = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5)), nn.CrossEntropyLoss()
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> hook = ReinforceHook(PolicyNoiseMask(), optimizer, model=model, criterion=criterion)
+        >>> loss = criterion(model(torch.randn(8, 3, 32, 32)), torch.randint(5, (8,)))
+        >>> optimizer.zero_grad(); loss.backward(); optimizer.step()
+        >>> hook.metrics["samples_seen"]
+        8
+        >>> hook.remove()
+    """
+
+    def __init__(
+        self,
+        augmentation: StochasticAugmentation,
+        optimizer: Any,
+        *,
+        model: nn.Module | None = None,
+        criterion: nn.Module | None = None,
+        output_loss: OutputLoss | None = None,
+        loss_method: str = "auto",
+        input_name: int | str | None = None,
+        generator: torch.Generator | None = None,
+        max_pending: int = 8,
+        state_in_optimizer: bool = True,
+        strength_schedule: StrengthSchedule | Callable[[int], float] | None = None,
+        **learner: Any,
+    ) -> None:
+        stepping = None if optimizer is None else stepping_optimizer(optimizer)
+        check_arguments(augmentation, stepping, optimizer, model, criterion, output_loss, max_pending)
+        self.augmentation = augmentation
+        self.learner = PolicyLearner(augmentation, **learner)
+        self._draws = Draws(augmentation, generator)
+        self._output_loss = output_loss
+        self._splitter = None if criterion is None else LossSplitter(criterion, loss_method)  # type: ignore[arg-type]
+        self._input_name = input_name
+        self._queue = PairingQueue(max_pending)
+        self._paused = 0
+        self._masked = False
+        self._size: tuple[int, ...] | None = None
+        self._strength = None if strength_schedule is None else ScheduledStrength(augmentation, strength_schedule)
+        self._watch = Watch(model)
+        self._state_in_optimizer = state_in_optimizer
+        self._targets: list[Any] = []
+        self._handles: list[RemovableHandle] = []
+        self._optimizer_handles, self._optimizer_targets = [], []
+        if model is not None:
+            self._register(
+                model,
+                model.register_forward_pre_hook(Functor(self._before_forward), with_kwargs=True),
+                model.register_forward_hook(Functor(self._after_forward), with_kwargs=True),
+            )
+        if criterion is not None and (self._learns or self.learner.scales_loss):
+            self._register(
+                criterion,
+                criterion.register_forward_pre_hook(Functor(self._before_criterion), with_kwargs=True),
+                criterion.register_forward_hook(Functor(self._after_criterion), with_kwargs=True),
+            )
+        self._stepping: torch.optim.Optimizer | None = None
+        if optimizer is not None:
+            self._hook_optimizer(optimizer)
+            self._handles.append(register_optimizer_step_post_hook(Functor(self._after_any_step)))
+        resumable = state_in_optimizer and self._learns
+        self._watch.attached(stepping, wrapped=stepping is not optimizer, resumable=resumable)
+        if is_distributed():
+            self._equalize()
+
+    @property
+    def mask(self) -> StochasticAugmentation:
+        """The augmentation, by its older name."""
+        return self.augmentation
+
+    # -- for loops that mask and observe by hand -----------------------------------------------------------------------
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Transform a batch and remember the draw until its loss is observed.
+
+        Outside training (gradients off, ``hook.augmentation.eval()``, :meth:`paused`) it gives the images back as they
+        are.
+
+        Raises:
+            PairingError: If losses plainly never come.
+        """
+        if self._paused or not torch.is_grad_enabled() or not self.augmentation.training:
+            return images
+        if is_transformed():
+            self._watch.say("functorch", "the model runs under torch.func transforms, where nothing is masked.")
+            return images
+        axes = self.augmentation.spatial_dims + 2
+        if isinstance(images, Tensor) and images.ndim != axes:
+            raise ValueError(f"images must be a batch with {axes} axes, got shape {tuple(images.shape)}")
+        if is_in_backward():
+            return self.augmentation(images, self._draws.repeat(images))
+        if isinstance(images, Tensor) and not len(images):
+            return images
+        if self._strength is not None and not self._strength.set(self._draws.steps):
+            self._watch.masked()
+            return images
+        if self._learns:
+            self._queue.check_room()
+        else:
+            self._queue.make_room()
+        if images.is_floating_point() and images.device != self.learner.device:
+            self.learner.to(images.device)
+        sample = self._draws.draw(images, with_graph=self._learning and self._learns)
+        masked = self.augmentation(images, sample)
+        if self._size is None:
+            self.augmentation.check(images)
+        self._size = tuple(images.shape[2:])
+        self._queue.push(sample)
+        self._watch.masked()
+        self._masked = True
+        return masked
+
+    def observe(self, per_sample_loss: Tensor, *, valid: Tensor | None = None, index: Any = None) -> Tensor:
+        """Tell the policy what its draws cost: the loss of each image of a masked batch.
+
+        The batch is found by the loss's autograd graph where it leads to the hooked model's output, else it is the
+        oldest one that waits.
+
+        Args:
+            per_sample_loss: One loss for each image, with or without gradient.
+            valid: Which losses count, bool; by default all.
+            index: Where the losses are not one per image of one batch: for each the image it belongs to, -1 for none;
+                or a list of (forward, index) pairs, where forward 0 is the oldest that waits and -1 the newest.
+
+        Shape:
+            - per_sample_loss: (B,), or (N,) with an index.
+            - valid, index: the same.
+
+        Returns:
+            The loss to train on: the same, or with the paper's estimator the scaled one. While :meth:`paused` always
+            the same, unobserved.
+
+        Raises:
+            RuntimeError: If no masked batch waits for a loss.
+            ValueError: If there is not one loss for each image.
+        """
+        if not isinstance(per_sample_loss, Tensor):
+            raise TypeError(f"per_sample_loss must be a tensor of shape (B,), got {type(per_sample_loss).__name__}")
+        if self._paused:
+            return per_sample_loss
+        if self._queue and per_sample_loss.ndim != 1:
+            check_loss(self._queue.newest.sample, per_sample_loss)
+        if index is None:
+            matches = self._queue.find([per_sample_loss])
+        else:
+            matches = self._queue.given(index, len(per_sample_loss), [per_sample_loss])
+        if not matches:
+            raise RuntimeError(
+                "observe was called but no masked batch waits for this loss: mask one first (hook.apply(images), or a "
+                "forward of the hooked model in training mode with gradients on), and observe it once, before the step"
+            )
+        for match in matches:
+            if match.index is None:
+                check_loss(match.pending.sample, per_sample_loss)
+        factor = self._observe(matches, lambda: SampleLosses(per_sample_loss.detach().float(), valid))
+        return per_sample_loss if factor is None else per_sample_loss * factor
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Neither mask nor observe inside this block."""
+        self._paused += 1
+        try:
+            yield
+        finally:
+            self._paused -= 1
+
+    def step(self, lr: float | None = None) -> None:
+        """Step the policy. Called by hand only where there is no torch optimizer: after each of the loop's own steps.
+
+        Args:
+            lr: The loop's current learning rate, which the policy's follows; None leaves the policy's at its peak.
+        """
+        self._step({} if lr is None else {"lr": lr})
+
+    def rebind(self, optimizer: Any) -> None:
+        """Follow another optimizer from now on, such as one that was made anew when layers were unfrozen."""
+        stepping = stepping_optimizer(optimizer)
+        check_arguments(self.augmentation, stepping, optimizer, None, None, None, self._queue.max_pending)
+        self._unhook_optimizer()
+        self._hook_optimizer(optimizer)
+
+    def remove(self) -> None:
+        """Take all hooks off: the model trains on plain images again, and the policy is let go."""
+        self._unhook_optimizer()
+        for handle in self._handles:
+            handle.remove()
+        for target in self._targets:
+            registry.leave(target, self)
+        self._handles.clear()
+        self._targets.clear()
+        self._queue.clear()
+        if self._strength is not None:
+            self._strength.restore()
+
+    def __enter__(self) -> "ReinforceHook":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.remove()
+
+    # -- hooks ---------------------------------------------------------------------------------------------------------
+
+    def _before_forward(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._masked = False
+        if self._paused:
+            return None
+        # The hooked module's own mode decides: eval() on the user's model never reaches a mask that is not its child.
+        self._watch.evaluating += not module.training
+        self._watch.without_gradients += not torch.is_grad_enabled()
+        if not module.training or not torch.is_grad_enabled():
+            return None
+        path = find_images(args, kwargs, self._input_name, self.augmentation.spatial_dims + 2)
+        args, kwargs = replace((args, kwargs), path, self.apply)
+        return args, kwargs
+
+    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if not torch.is_grad_enabled() or is_in_backward():
+            return None
+        if self._output_loss is None or not self._masked:
+            self._queue.mark(output, masked=self._masked)
+            return None
+        output_loss = self._output_loss
+
+        def losses() -> SampleLosses:
+            with torch.no_grad():
+                found = output_loss(output, args, kwargs)
+            return found if isinstance(found, SampleLosses) else SampleLosses(found, None)
+
+        factor = self._observe([Match(self._queue.newest)], losses)
+        return None if factor is None else replace(output, ("loss",), lambda value: value * factor)
+
+    def _before_criterion(self, criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._queue and self._learning and self._learns and not self._paused and torch.is_grad_enabled():
+            assert self._splitter is not None
+            self._splitter.before(args, kwargs)
+
+    def _after_criterion(self, criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any) -> Any:
+        if self._paused or not torch.is_grad_enabled() or not self._queue or self._splitter is None:
+            return None
+        splitter = self._splitter
+        matches = self._queue.find([*tensors_of(args), *tensors_of(kwargs)])
+        factor = self._observe(matches, lambda: splitter(args, kwargs, loss))
+        return None if factor is None else loss * factor
+
+    def _after_any_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if optimizer is self.learner.optimizer or (not self._queue and not self.learner.observations):
+            return
+        if self._watch.foreign_step(optimizer, self._stepping):
+            self.learner.forget()
+            self._queue.invalidate()
+
+    # -- details -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _learns(self) -> bool:
+        return not self.learner.frozen
+
+    @property
+    def _learning(self) -> bool:
+        """Whether this window is one that the policy learns from; it is the same on all ranks."""
+        return self._draws.steps % self.learner.update_every == 0
+
+    def _observe(self, matches: Sequence[Match], losses: Callable[[], SampleLosses]) -> Tensor | None:
+        """Give batches their losses, which are not even computed in windows that nothing is learned from."""
+        if not matches:
+            return None
+        factors = []
+        if self._learning and (self._learns or self._splitter is None):
+            found = losses()
+            for match in matches:
+                values, valid = match.gather(found.values, found.valid)
+                factors.append(self.learner.observe(match.pending.sample, values, valid))
+        else:
+            factors = [self.learner.loss_scale(match.pending.sample) for match in matches]
+        for match in matches:
+            self._queue.pop(match.pending)
+        known = [factor for factor in factors if factor is not None]
+        return torch.stack(known).mean() if len(known) > 1 else next(iter(known), None)
+
+    def _step(self, group: Mapping[str, Any]) -> None:
+        self._watch.first_step(self._describe)
+        if self._learning:
+            self.learner.step(group)
+        else:
+            self.learner.skip(group)
+        self._draws.advance()
+        # A policy that has moved invalidates the graphs of masks drawn before.
+        self._queue.invalidate()
+        self._watch.stepped(paused=bool(self._paused))
+
+    def _describe(self) -> str:
+        how = "observe()" if self._splitter is None else f"{type(self._splitter.criterion).__name__}, {self._splitter}"
+        shape = "no images yet" if self._size is None else f"images of {' x '.join(map(str, self._size))} px"
+        stepping = "hook.step()" if self._stepping is None else type(self._stepping).__name__
+        return f"{type(self.augmentation).__name__} on {shape}; losses: {how}; steps with {stepping}"
+
+    def _register(self, target: nn.Module, *handles: RemovableHandle) -> None:
+        self._handles += handles
+        self._targets.append(target)
+        registry.enter(target, self)
+
+    def _equalize(self) -> None:
+        """Start all ranks with the first one's policy and seed. One broadcast, when the hook is made."""
+        content: list[Any] = [self.augmentation.state_dict(), self._draws.seed]
+        dist.broadcast_object_list(content)
+        self.augmentation.load_state_dict(content[0])
+        self._draws.seed = content[1]

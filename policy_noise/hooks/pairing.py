@@ -1,0 +1,342 @@
+"""Which loss belongs to which masked batch."""
+
+import itertools
+import warnings
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..augmentation import Sample
+from .rows import Rows, columns, follow
+
+__all__ = ["Match", "PairingError", "PairingQueue", "Pending", "tensors_of"]
+
+MARK = "policy_noise"
+REMEDY = (
+    "say for each row of the loss which image it belongs to with hook.observe(losses, index=...), or run forwards that "
+    "have no loss under hook.paused()"
+)
+
+
+class PairingError(RuntimeError):
+    """Masked forwards and observed losses don't pair up."""
+
+
+@dataclass
+class Pending:
+    """A masked forward whose loss has not been seen yet."""
+
+    number: int
+    sample: Sample
+    marked: bool = False
+
+    def __len__(self) -> int:
+        return len(self.sample.applied)
+
+
+@dataclass(frozen=True)
+class Match:
+    """A waiting forward that a loss belongs to, and which of its images each of the loss's rows came from.
+
+    Args:
+        pending: The forward.
+        index: None where the loss's rows are the forward's.
+
+    Shape:
+        - index: (N,), or (N, K) where a row came from several images (views that are averaged or compared); -1 where
+          it came from elsewhere.
+    """
+
+    pending: Pending
+    index: Tensor | None = None
+
+    def gather(self, values: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Average the rows of each image.
+
+        Args:
+            values: One loss for each row.
+            valid: Which of them count; by default all.
+
+        Shape:
+            - values, valid: (N,).
+
+        Returns:
+            The losses of the forward's images, (B,), and which images have one; None for all.
+
+        Raises:
+            PairingError: If there is not one loss for each row of the index.
+        """
+        if self.index is None:
+            return values, valid
+        if values.ndim != 1 or len(values) != len(self.index):
+            raise PairingError(
+                f"the loss has shape {tuple(values.shape)}, and its index {len(self.index)} rows: {REMEDY}"
+            )
+        images = len(self.pending)
+        index = self.index.to(values.device, non_blocking=True).reshape(len(values), -1)
+        counts = index >= 0 if valid is None else (index >= 0) & valid.unsqueeze(1)
+        place = torch.where(counts, index, images).reshape(-1)  # one place more, for the rows that don't count
+        spread = torch.where(counts, values.unsqueeze(1), 0).reshape(-1)
+        total = values.new_zeros(images + 1).index_add(0, place, spread)[:images]
+        number = values.new_zeros(images + 1).index_add(0, place, torch.ones_like(spread))[:images]
+        return total / number.clamp(min=1), number > 0
+
+
+class PairingQueue:
+    """Masked batches that wait for their loss, few at a time.
+
+    A model's output is marked in autograd's own metadata, so that a loss finds the batches that it came from, and their
+    rows, whatever else ran in between; where no graph leads there, the oldest batch is meant.
+
+    Args:
+        max_pending: Masked forwards that wait at a time. The first so many must not all stay without a loss.
+    """
+
+    _owners = itertools.count()
+
+    def __init__(self, max_pending: int) -> None:
+        self.max_pending = max_pending
+        self._owner = next(PairingQueue._owners)
+        self._pending: deque[Pending] = deque()
+        self._number = 0
+        self._unpaired = 0
+        self._observed = self._warned = False
+        self._lost = 0
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def check_room(self) -> None:
+        """Refuse another masked batch where losses plainly never come; else let the oldest go, with one warning.
+
+        Raises:
+            PairingError: If the first ``max_pending`` batches all had no loss.
+        """
+        if not self._observed:
+            if self._unpaired >= self.max_pending:
+                raise PairingError(
+                    f"{self._unpaired} masked forwards in a row had no loss observed (max_pending={self.max_pending}), "
+                    "and none before: call the hooked criterion or hook.observe(per_sample_loss) once for each, or run "
+                    "forwards that have no loss under hook.paused()"
+                )
+            return
+        if len(self._pending) >= self.max_pending:
+            self._pending.popleft()
+            self._lost += 1
+        if self._lost and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "a masked forward had no loss, and nothing is learned from it: run forwards that have none (Grad-CAM, "
+                "a sliding window) under torch.no_grad() or hook.paused(); more that wait at a time need a "
+                f"larger max_pending (now {self.max_pending}), and losses that come after the next step are too late. "
+                "This is said once.",
+                stacklevel=4,
+            )
+
+    def make_room(self) -> None:
+        """Let the oldest batch go where losses need not come."""
+        if len(self._pending) >= self.max_pending:
+            self._pending.popleft()
+
+    def push(self, sample: Sample) -> None:
+        """Let a masked batch wait."""
+        self._number += 1
+        self._unpaired += 1
+        self._pending.append(Pending(self._number, sample))
+
+    @property
+    def newest(self) -> Pending:
+        """The batch masked last."""
+        return self._pending[-1]
+
+    def mark(self, output: Any, *, masked: bool) -> None:
+        """Mark a model's output as the newest batch's, or as none's. The mark holds no reference to the graph."""
+        nodes = [tensor.grad_fn for tensor in tensors_of(output) if tensor.grad_fn is not None]
+        for node in nodes:
+            node.metadata.setdefault(MARK, {})[self._owner] = self._number if masked else 0  # type: ignore[attr-defined]
+        # A module that computes its own loss (a timm task) has had it observed by now.
+        if nodes and masked and self._pending and self.newest.number == self._number:
+            self.newest.marked = True
+
+    def find(self, tensors: Sequence[Tensor], rows: int | None = None) -> list[Match]:
+        """The waiting batches that tensors came from, by their autograd graph.
+
+        Without a graph, or for a batch whose output was never marked, it is the oldest.
+
+        Args:
+            tensors: What the criterion got, or the loss itself.
+            rows: The loss's length, where it is known.
+
+        Returns:
+            Nothing if no batch waits, or if the graph leads elsewhere: to a batch that was not masked or whose loss has
+            come already (an auxiliary loss), or to another network (a teacher, a peer).
+
+        Raises:
+            PairingError: If the graph leads to waiting batches, and not to rows of any.
+        """
+        if not self._pending:
+            return []
+        rooted = [tensor for tensor in tensors if tensor.grad_fn is not None]
+        direct = self._direct(rooted, rows)
+        if direct is not None:
+            return direct
+        waiting = {pending.number: pending for pending in self._pending}
+        found = follow(rooted, self._number_of, lambda number, shape: _start(waiting.get(number), shape))
+        reached = dict.fromkeys(number for origins in found for number in origins)
+        if not reached:
+            free = [pending for pending in self._pending if not (rooted and pending.marked)]
+            fitting = [pending for pending in free if rows is None or len(pending) == rows]
+            if free and not fitting and not any(pending.marked for pending in free):
+                raise PairingError(f"the loss has {rows} rows, the batch that waits {len(free[0])} images: {REMEDY}")
+            return [Match(pending) for pending in fitting[:1]]
+        numbers = [number for number in reached if number in waiting]
+        if rows is None:
+            lengths = [len(t) for t, origins in zip(rooted, found, strict=True) if t.ndim and any(origins.values())]
+            rows = lengths[0] if lengths else 0
+        matches = []
+        for number in numbers:
+            several = [part for origins in found for part in origins.get(number, ())]
+            match = _match(waiting[number], several, rows)
+            if match is not None:
+                matches.append(match)
+        if numbers and not matches:
+            shapes = [tuple(tensor.shape) for tensor in rooted]
+            raise PairingError(
+                f"the loss was computed from a masked batch of {len(waiting[numbers[0]])} images by way of tensors of "
+                f"shape {shapes}, whose rows can't be followed back to the images: {REMEDY}"
+            )
+        return matches
+
+    def given(self, index: Any, rows: int, tensors: Sequence[Tensor] = ()) -> list[Match]:
+        """Matches as the user tells them.
+
+        Args:
+            index: For each row of the loss the image it belongs to, -1 for none; or a list of (forward, index) pairs,
+                where forwards count among those that wait: 0 is the oldest, -1 the newest.
+            rows: The loss's length.
+            tensors: The loss; its graph tells which forward is meant where several wait.
+
+        Shape:
+            - index: (N,), integers.
+
+        Raises:
+            PairingError: If it is not told which of the waiting forwards is meant.
+            TypeError: If an index is not made of integers.
+            ValueError: If an index does not fit.
+        """
+        if isinstance(index, Tensor) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in index):
+            meant = list(self._pending)
+            if len(meant) > 1:
+                found = follow(tensors, self._number_of, lambda number, shape: None)
+                meant = [pending for pending in meant if any(pending.number in origins for origins in found)]
+            if len(meant) != 1:
+                raise PairingError(
+                    f"index belongs to one masked forward, and {len(self._pending)} wait: pass a list of "
+                    "(forward, index) pairs, where 0 is the oldest forward that waits and -1 the newest"
+                )
+            return [Match(meant[0], _check_index(index, rows, len(meant[0])))]
+        matches = []
+        for forward, part in index:
+            if not isinstance(forward, int) or not -len(self._pending) <= forward < len(self._pending):
+                raise ValueError(f"index names forward {forward!r}, and {len(self._pending)} wait for their loss")
+            pending = self._pending[forward]
+            matches.append(Match(pending, _check_index(part, rows, len(pending))))
+        return matches
+
+    def _number_of(self, node: Any) -> int | None:
+        marks = node.metadata.get(MARK)
+        return None if marks is None else marks.get(self._owner)
+
+    def _direct(self, tensors: list[Tensor], rows: int | None) -> list[Match] | None:
+        """The common case: each tensor is a forward's output, or a cast of it."""
+        matches: dict[int, Match] = {}
+        for tensor in tensors:
+            node: Any = tensor.grad_fn
+            number = self._number_of(node)
+            while number is None and node.name() == "ToCopyBackward0":
+                node = node.next_functions[0][0]
+                number = self._number_of(node)
+            if number is None:
+                return None
+            pending = next((pending for pending in self._pending if pending.number == number), None)
+            if pending is None:
+                continue
+            if tensor.ndim == 0 or len(tensor) != len(pending) or rows not in (None, len(pending)):
+                return None
+            matches[number] = Match(pending)
+        return list(matches.values()) if tensors else None
+
+    def pop(self, pending: Pending) -> None:
+        """A loss has come."""
+        self._pending.remove(pending)
+        self._unpaired = len(self._pending)
+        self._observed = True
+
+    def invalidate(self) -> None:
+        """Let the waiting samples go, but go on counting the forwards without a loss."""
+        self._lost += len(self._pending)
+        self._pending.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._pending.clear()
+        self._unpaired = self._lost = 0
+
+
+def _start(pending: Pending | None, shape: tuple[int, ...] | None) -> Rows | None:
+    """Rows of a forward's output: along its first axis, else along the only one that has the batch's length."""
+    if pending is None:
+        return None
+    if shape is None:
+        return Rows((len(pending),), None, pending.sample.applied.device)
+    axes = [axis for axis, size in enumerate(shape) if size == len(pending)]
+    if not axes or (axes[0] != 0 and len(axes) > 1):
+        return None
+    sizes = tuple(size if axis == axes[0] else 1 for axis, size in enumerate(shape))
+    return Rows(sizes, None, pending.sample.applied.device)
+
+
+def _match(pending: Pending, several: list[Rows], rows: int) -> Match | None:
+    kept: list[Rows] = []
+    for part in several:
+        beside = rows > 1 and part.last_axis > 0 and not part.varies(0)  # columns of a similarity matrix
+        if not beside and not any(part.same(other) for other in kept):
+            kept.append(part)
+    plain = [part.numbers is None and part.last_axis <= 0 and part.sizes[:1] == (len(pending),) for part in kept]
+    if len(pending) == rows and plain and all(plain):
+        return Match(pending)
+    indices = [index for part in kept if (index := columns(part, rows)) is not None]
+    if not indices:
+        return None
+    index = indices[0] if len(indices) == 1 else torch.cat(indices, 1)
+    return Match(pending, index.squeeze(1) if index.shape[1] == 1 else index)
+
+
+def _check_index(index: Any, rows: int, images: int) -> Tensor:
+    index = torch.as_tensor(index)
+    if index.is_floating_point() or index.dtype == torch.bool:
+        raise TypeError(f"index must hold integers, got {index.dtype}")
+    if index.ndim != 1 or len(index) != rows:
+        raise ValueError(f"index must have one row number for each of the {rows} losses, got {tuple(index.shape)}")
+    # On another device looking at it would wait; there the gathering refuses what lies outside.
+    if index.device.type == "cpu" and rows and not -1 <= int(index.min()) <= int(index.max()) < images:
+        raise ValueError(
+            f"index must lie in -1 (elsewhere) to {images - 1}, got {int(index.min())} to {int(index.max())}"
+        )
+    return index.long()
+
+
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """The tensors in a model's output or a call's arguments, however nested."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_of(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_of(item)

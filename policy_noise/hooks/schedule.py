@@ -1,0 +1,74 @@
+"""How strong the masks are from step to step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..augmentation import StochasticAugmentation
+
+__all__ = ["ScheduledStrength", "StrengthSchedule"]
+
+
+@dataclass(frozen=True)
+class StrengthSchedule:
+    """From nothing to full strength over the first steps, and off for the last ones.
+
+    Args:
+        total_steps: Optimizer steps of the whole training.
+        warmup: Share of them over which the strength rises linearly.
+        clean: Share of them at the end that see no masks.
+
+    Example:
+        >>> schedule = StrengthSchedule(total_steps=100, warmup=0.1, clean=0.25)
+        >>> [schedule(step) for step in (0, 4, 50, 75)]
+        [0.1, 0.5, 1.0, 0.0]
+    """
+
+    total_steps: int
+    warmup: float = 0.0
+    clean: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.total_steps < 1:
+            raise ValueError(f"total_steps must be positive, got {self.total_steps!r}")
+        for name, value in (("warmup", self.warmup), ("clean", self.clean)):
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name} must lie in [0, 1], got {value!r}")
+        if self.warmup + self.clean > 1.0:
+            raise ValueError(f"warmup and clean must leave some steps, got {self.warmup!r} and {self.clean!r}")
+
+    def __call__(self, step: int) -> float:
+        """Share of the full strength at a step, counted from 0."""
+        if step >= self.total_steps * (1.0 - self.clean):
+            return 0.0
+        rising = self.total_steps * self.warmup
+        return 1.0 if step + 1 >= rising else (step + 1) / rising
+
+
+class ScheduledStrength:
+    """An augmentation's strength under a schedule.
+
+    Args:
+        augmentation: It must have a ``strength``.
+        schedule: Share of the strength at each step.
+
+    Raises:
+        TypeError: If there is no strength.
+    """
+
+    def __init__(self, augmentation: StochasticAugmentation, schedule: Callable[[int], float]) -> None:
+        full = getattr(augmentation, "strength", None)
+        if not isinstance(full, float | int):
+            raise TypeError(f"strength_schedule needs a strength, which {type(augmentation).__name__} has not")
+        self.augmentation = augmentation
+        self.schedule = schedule
+        self.full = float(full)
+
+    def set(self, step: int) -> bool:
+        """Set the strength for a step; False where it is 0, and nothing is to be masked."""
+        strength = self.full * float(self.schedule(step))
+        self.augmentation.strength = strength  # type: ignore[assignment]
+        return strength > 0
+
+    def restore(self) -> None:
+        """Give the augmentation its full strength back."""
+        self.augmentation.strength = self.full  # type: ignore[assignment]

@@ -1,0 +1,138 @@
+"""What a hook reports and what resuming needs; and its place in the optimizer's state."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.utils.hooks import RemovableHandle
+
+from ..learning import PolicyLearner
+from . import registry
+from .copies import Functor
+from .optimizers import stepping_optimizer
+from .pairing import PairingQueue
+from .streams import Draws
+from .watch import Watch, is_saved_without_policy
+
+__all__ = ["HookState"]
+
+STATE_KEY = "policy_noise"
+"""Key under which the policy travels in the optimizer's state dict."""
+
+
+class HookState:
+    """The part of :class:`policy_noise.ReinforceHook` that outlives a step."""
+
+    learner: PolicyLearner
+    _draws: Draws
+    _queue: PairingQueue
+    _watch: Watch
+    _size: tuple[int, ...] | None
+    _stepping: torch.optim.Optimizer | None
+    _optimizer_handles: list[RemovableHandle]
+    _optimizer_targets: list[Any]
+    _state_in_optimizer: bool
+
+    @property
+    def policy_optimizer(self) -> torch.optim.Optimizer | None:
+        """The policy's own optimizer; None where there is nothing to learn."""
+        return self.learner.optimizer
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Diagnostics of the last step; the same keys from the start, NaN where there is no number yet.
+
+        ``reward``, ``baseline``, ``advantage_std``, ``entropy`` (nats per image), ``policy_grad_norm``,
+        ``entropy_coef`` (with an ``entropy_target``), what the augmentation says of itself (for masks ``mask_mean`` and
+        ``mask_std``, after blur and scaling), ``samples_seen`` and ``samples_dropped`` (non-finite, in total). Reading
+        them waits for the device; a step does not.
+        """
+        return self.learner.metrics(self._size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that resuming needs; safe for ``torch.load(weights_only=True)``."""
+        generator = self._draws.generator
+        return {
+            **self.learner.state_dict(),
+            "generator": None if generator is None else generator.get_state(),
+            "seed": self._draws.seed,
+            "steps": self._draws.steps,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`, also from within an optimizer's state. Nothing is changed if it does not fit.
+
+        Raises:
+            ValueError: If the state belongs to something else.
+        """
+        if isinstance(state_dict, Mapping) and isinstance(state_dict.get(STATE_KEY), Mapping):
+            state_dict = state_dict[STATE_KEY]
+        self.learner.check_state_dict(state_dict)
+        missing = {"generator", "seed", "steps"} - state_dict.keys()
+        if missing:
+            raise ValueError(f"state_dict is not a hook's: it lacks {sorted(missing)}")
+        if self._draws.generator is not None and state_dict["generator"] is not None:
+            self._draws.generator.set_state(state_dict["generator"].cpu())
+        self.learner.load_state_dict(state_dict)
+        self._queue.clear()
+        self._draws.restore(state_dict["seed"], state_dict["steps"])
+
+    # -- the optimizer -------------------------------------------------------------------------------------------------
+
+    def _hook_optimizer(self, optimizer: Any) -> None:
+        stepping = stepping_optimizer(optimizer)
+        self._stepping = stepping
+        self._optimizer_handles = [stepping.register_step_post_hook(Functor(self._after_step))]
+        saved = stepping
+        if self._state_in_optimizer:
+            # Wrappers pass state_dict() on to the inner optimizer, or (SAM) inherit it as it is.
+            inherits = isinstance(optimizer, torch.optim.Optimizer) and (
+                type(optimizer).state_dict is torch.optim.Optimizer.state_dict
+            )
+            saved = optimizer if inherits else stepping
+            self._optimizer_handles += [
+                saved.register_state_dict_post_hook(Functor(self._save_into)),
+                saved.register_load_state_dict_pre_hook(Functor(self._load_from)),
+            ]
+        self._optimizer_targets = [optimizer, stepping]
+        for target in self._optimizer_targets:
+            registry.enter(target, self)  # type: ignore[arg-type]
+
+    def _unhook_optimizer(self) -> None:
+        for handle in self._optimizer_handles:
+            handle.remove()
+        for target in self._optimizer_targets:
+            registry.leave(target, self)  # type: ignore[arg-type]
+        self._optimizer_handles, self._optimizer_targets, self._stepping = [], [], None
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and bool(found_inf):
+            return  # a fused optimizer under GradScaler was called and skipped the step itself
+        self._step(optimizer.param_groups[0])
+
+    def _step(self, group: Mapping[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _save_into(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        saver = is_saved_without_policy()
+        if saver is not None and not self.learner.frozen:
+            self._watch.say(
+                "saver",
+                f"{saver} leaves the policy out of the optimizer's state: save hook.state_dict() beside it, and load "
+                "it with hook.load_state_dict().",
+            )
+        return {**state_dict, STATE_KEY: self.state_dict()}
+
+    def _load_from(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        state_dict = dict(state_dict)
+        if STATE_KEY in state_dict:
+            self.load_state_dict(state_dict.pop(STATE_KEY))
+        elif not self.learner.frozen:
+            warnings.warn(
+                "the optimizer's state was saved without a policy: the classifier resumes, and the policy starts from "
+                "scratch",
+                stacklevel=4,
+            )
+        return state_dict

@@ -1,0 +1,91 @@
+"""Policy-gradient estimators: what a window's losses make of its log-probabilities.
+
+An estimator names the terms of its surrogate, each an output of the policy's graph with the weight of its gradient.
+What :func:`policy_noise.functional.reinforce_loss` differentiates is linear in the log-probabilities, so the weights
+are handed to autograd as they are, and the surrogate itself is never computed.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..augmentation import Sample
+from ..functional import Baseline, LossMoments, Reward, paper_objective
+
+__all__ = ["Estimator", "PaperEstimator", "Reinforce"]
+
+Terms = tuple[list[Tensor], list[Tensor]]
+
+
+class Estimator(Protocol):
+    """What the learner asks of an estimator."""
+
+    def terms(self, samples: Sequence[Sample], moments: LossMoments, seen: int | Tensor) -> Terms:
+        """Outputs to differentiate and the weight of each, over all samples of the window.
+
+        Args:
+            samples: The window's draws, batch by batch.
+            moments: Of their losses, joined; over all ranks where there are several.
+            seen: Samples in the window, of all ranks.
+        """
+
+    def loss_scale(self, sample: Sample) -> Tensor | None:
+        """What the classifier's loss is multiplied by; None leaves it alone."""
+
+
+class Reinforce:
+    r"""The score function :math:`\log p(a) A`, see :func:`policy_noise.functional.reinforce_loss`.
+
+    Args:
+        reward: ``"cooperative"`` or ``"adversarial"``.
+        baseline: ``"leave_one_out"``, ``"batch"``, ``"moving_average"`` or ``"none"``.
+        normalize: Divide advantages by their standard deviation.
+    """
+
+    def __init__(self, reward: Reward, baseline: str, normalize: bool) -> None:
+        self.sign = 1.0 if reward == "cooperative" else -1.0
+        self.baseline = baseline
+        self.normalize = normalize
+
+    def terms(self, samples: Sequence[Sample], moments: LossMoments, seen: int | Tensor) -> Terms:
+        baseline: Baseline | Tensor = moments.average if self.baseline == "moving_average" else self.baseline  # type: ignore[assignment]
+        weight = moments.weights(baseline, self.normalize)
+        sizes = [len(sample.applied) for sample in samples]
+        return [_log_prob(sample) for sample in samples], [*(weight if self.sign > 0 else -weight).split(sizes)]
+
+    def loss_scale(self, sample: Sample) -> None:
+        return None
+
+
+class PaperEstimator:
+    """The published surrogate, :func:`policy_noise.functional.paper_objective` of each batch."""
+
+    def terms(self, samples: Sequence[Sample], moments: LossMoments, seen: int | Tensor) -> Terms:
+        sizes = [len(sample.applied) for sample in samples]
+        outputs = [
+            paper_objective(_cells(sample), losses)
+            for sample, losses in zip(samples, moments.kept.split(sizes), strict=True)
+        ]
+        # Each batch's objective is a mean over its images.
+        return outputs, [torch.full_like(output, size) / seen for output, size in zip(outputs, sizes, strict=True)]
+
+    def loss_scale(self, sample: Sample) -> Tensor:
+        return paper_objective(_cells(sample).detach(), sample.applied.new_ones((), dtype=torch.float32))
+
+
+def _log_prob(sample: Sample) -> Tensor:
+    if sample.log_prob is None:
+        raise TypeError(f"{type(sample).__name__} has no log_prob to learn from: pass frozen=True")
+    return sample.log_prob
+
+
+def _cells(sample: Sample) -> Tensor:
+    cell_log_prob = getattr(sample, "cell_log_prob", None)
+    if cell_log_prob is None:
+        raise TypeError(
+            f"estimator='paper' needs the log density of each cell, which {type(sample).__name__} has not: take "
+            "estimator='reinforce'"
+        )
+    return cell_log_prob()

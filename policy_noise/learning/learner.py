@@ -1,0 +1,325 @@
+"""The policy's own training: a window of observed samples becomes one step."""
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .. import functional as PF
+from ..augmentation import Sample, StochasticAugmentation
+from ..utils.checks import check_one_of
+from ..utils.distributed import is_distributed
+from ..utils.renames import refuse_renamed
+from .entropy import EntropyConstraint, entropy_of
+from .estimators import Estimator, PaperEstimator, Reinforce
+from .metrics import KEYS, LastStep
+from .optimizer import PolicyOptimizer
+from .rate import PolicyRate
+from .state import check_state_dict
+from .window import Observation, SampleCount, WindowMoments, check_loss, moments_of, sum_over_ranks
+
+__all__ = ["PolicyLearner"]
+
+MAX_WINDOW = 256
+"""Observations kept while the user's optimizer does not step; older ones are let go, with a warning."""
+
+
+class PolicyLearner:
+    """Collects (sample, loss) pairs and turns them into one step of the policy.
+
+    Everything between two steps is one window: its advantage is taken over all its samples, so that accumulated
+    microbatches give the gradient of the big batch, and gradients are normalised by the number of samples. With
+    several processes the window is that of all ranks: one collective for the losses' moments, one for the gradient.
+
+    Args:
+        augmentation: What is trained.
+        estimator: ``"reinforce"``, or ``"paper"`` for :func:`policy_noise.functional.paper_objective`.
+        reward: ``"cooperative"`` (a low loss is good) or ``"adversarial"``.
+        baseline: ``"leave_one_out"``, ``"batch"``, ``"moving_average"`` or ``"none"``. A window in which one sample
+            counts falls back on the moving average.
+        normalize_advantage: Divide advantages by their standard deviation.
+        entropy_coef: Weight of the entropy bonus.
+        baseline_momentum: Momentum of the moving average of the loss.
+        entropy_target: Instead of a fixed ``entropy_coef``: hold the window's mean entropy here, in nats per action
+            (per cell of a mask), where 0 is uniform; see :class:`EntropyConstraint`.
+        policy_optimizer: ``"adamw"`` or ``"sgd"`` (momentum 0.9).
+        policy_lr: Peak learning rate; it follows the shape of the user's schedule, see :class:`PolicyRate`.
+        policy_lr_ratio: Instead of ``policy_lr``: the user's current learning rate times this.
+        follow_schedule: With ``policy_lr``: False keeps it as it is, for a scheduler of your own on ``optimizer``.
+        policy_weight_decay: Of the policy's optimizer.
+        frozen: Never step: the control in which masks are drawn and nothing is learned.
+        update_every: Learn from one window in this many. In the others masks are drawn without a graph, and their
+            losses are let go.
+    """
+
+    @refuse_renamed
+    def __init__(
+        self,
+        augmentation: StochasticAugmentation,
+        *,
+        estimator: Literal["reinforce", "paper"] = "reinforce",
+        reward: PF.Reward = "cooperative",
+        baseline: str = "leave_one_out",
+        normalize_advantage: bool = True,
+        entropy_coef: float = 0.0,
+        baseline_momentum: float = 0.9,
+        entropy_target: float | None = None,
+        policy_optimizer: Literal["adamw", "sgd"] = "adamw",
+        policy_lr: float | None = 1e-2,
+        policy_lr_ratio: float | None = None,
+        follow_schedule: bool = True,
+        policy_weight_decay: float = 0.0,
+        frozen: bool = False,
+        update_every: int = 1,
+    ) -> None:
+        check_one_of("estimator", estimator, ("reinforce", "paper"))
+        check_one_of("reward", reward, ("cooperative", "adversarial"))
+        check_one_of("baseline", baseline, ("leave_one_out", "batch", "moving_average", "none"))
+        if (policy_lr is None) == (policy_lr_ratio is None):
+            raise ValueError(
+                "exactly one of policy_lr and policy_lr_ratio must be given, got "
+                f"policy_lr={policy_lr!r} and policy_lr_ratio={policy_lr_ratio!r}"
+            )
+        numbers = {"policy_lr": policy_lr, "policy_lr_ratio": policy_lr_ratio, "entropy_coef": entropy_coef}
+        for name, value in numbers.items():
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name} must not be negative, got {value!r}")
+        if estimator == "paper" and (reward != "cooperative" or entropy_coef or entropy_target is not None):
+            raise ValueError(
+                "estimator='paper' has neither an adversarial reward nor an entropy bonus, got "
+                f"reward={reward!r}, entropy_coef={entropy_coef!r} and entropy_target={entropy_target!r}: take "
+                "estimator='reinforce' for them"
+            )
+        if not isinstance(update_every, int) or update_every < 1:
+            raise ValueError(f"update_every must be a positive integer, got {update_every!r}")
+        if estimator == "paper" and update_every > 1:
+            raise ValueError(
+                "estimator='paper' scales the classifier's loss in every step and needs update_every=1, got "
+                f"{update_every}: take estimator='reinforce'"
+            )
+        if not 0.0 <= baseline_momentum < 1.0:
+            raise ValueError(f"baseline_momentum must lie in [0, 1), got {baseline_momentum!r}")
+        self.augmentation = augmentation
+        self.estimator: Estimator = (
+            PaperEstimator() if estimator == "paper" else Reinforce(reward, baseline, normalize_advantage)
+        )
+        self.reward: PF.Reward = reward
+        self.baseline = baseline
+        self.entropy_coef = entropy_coef
+        self.entropy = None if entropy_target is None else EntropyConstraint(entropy_target, entropy_coef)
+        self.baseline_momentum = baseline_momentum
+        self.frozen = frozen
+        self.update_every = update_every
+        self.parameters = [p for p in augmentation.parameters() if p.requires_grad]
+        if not self.parameters and next(augmentation.parameters(), None) is None:
+            self.frozen = True  # nothing can be learned, and nothing is meant to be
+        elif not self.parameters:
+            raise ValueError(
+                f"{type(augmentation).__name__} has no parameter that requires a gradient: there is no policy to train"
+            )
+        rate = PolicyRate(policy_lr, policy_lr_ratio, follow_schedule)
+        self._step = PolicyOptimizer(self.parameters, policy_optimizer, rate, policy_weight_decay)
+        if self.entropy is not None:
+            self.entropy.coefficient = self.entropy.coefficient.to(self.device)
+        self._moving_average: Tensor | None = None
+        self._device = next((buffer.device for buffer in augmentation.buffers()), torch.device("cpu"))
+        self._window: list[Observation] = []
+        self._window_overflowed = False
+        self._last: LastStep | None = None
+        self._count = SampleCount()
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """The policy's optimizer; None where there is nothing to learn."""
+        return self._step.inner
+
+    @property
+    def device(self) -> torch.device:
+        """Where the policy is."""
+        return self.parameters[0].device if self.parameters else self._device
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether the estimator multiplies the classifier's loss, also where nothing is learned."""
+        return isinstance(self.estimator, PaperEstimator)
+
+    def loss_scale(self, sample: Sample) -> Tensor | None:
+        """What the classifier's loss is multiplied by; None leaves it alone."""
+        return self.estimator.loss_scale(sample) if len(sample.applied) else None
+
+    def forget(self) -> None:
+        """Let go what was observed since the last step."""
+        self._window = []
+
+    # -- observing -----------------------------------------------------------------------------------------------------
+
+    def observe(self, sample: Sample, loss: Tensor, valid: Tensor | None = None) -> Tensor | None:
+        """Pair a sample with the losses that its masks caused.
+
+        Args:
+            sample: Draw of a batch.
+            loss: Loss of each image.
+            valid: Images that have a loss at all; by default all.
+
+        Shape:
+            - loss, valid: (B,).
+
+        Returns:
+            With the paper's estimator the factor that scales the classifier's loss, else None.
+
+        Raises:
+            ValueError: If there is not one loss for each image.
+        """
+        check_loss(sample, loss)
+        if not len(loss):
+            return None
+        device = sample.applied.device
+        loss = loss.detach().float().to(device)
+        self._window.append(Observation(sample, loss, None if valid is None else valid.to(device)))
+        if len(self._window) > MAX_WINDOW:
+            del self._window[0]
+            if not self._window_overflowed:
+                self._window_overflowed = True
+                warnings.warn(
+                    f"{MAX_WINDOW} observations passed without an optimizer step: the policy does not learn. Hook the "
+                    "optimizer whose step() really runs (a wrapper's inner optimizer, for instance).",
+                    stacklevel=3,
+                )
+        return self.loss_scale(sample)
+
+    @property
+    def observations(self) -> int:
+        """Batches observed since the last step."""
+        return len(self._window)
+
+    # -- stepping ------------------------------------------------------------------------------------------------------
+
+    def step(self, group: Mapping[str, Any]) -> None:
+        """Take one step of the policy from the window, and empty it. Every rank must call it, also with no samples.
+
+        Args:
+            group: A parameter group of the user's optimizer, which has the current learning rate.
+        """
+        window, self._window = self._window, []
+        lr = self._step.rate(group)
+        distributed = is_distributed() and not self.frozen
+        if not window and not distributed:
+            return
+        with torch.enable_grad(), torch.autocast(self.device.type, enabled=False):
+            moments = moments_of(
+                window,
+                self._count,
+                self._moving_average,
+                torch.zeros((), device=self.device),
+                distributed=distributed,
+                with_entropy=self.entropy is not None,
+            )
+            if moments is None:
+                return
+            self._move_average(moments.loss)
+            samples, sizes = [seen.sample for seen in window], [len(seen.loss) for seen in window]
+            # The samples' own checks leave finite numbers here; a policy must outlive whatever they missed.
+            gradient = torch.nan_to_num_(self._gradient(samples, sizes, moments), 0.0, 0.0, 0.0)
+        if self.entropy is not None and moments.entropy is not None:
+            self.entropy.update(moments.entropy[1])
+        self._count.seen += sum(sizes)
+        previous = () if self._last is None else self._last.samples
+        self._last = LastStep(moments, gradient, [sample.detach() for sample in samples] or previous)
+        if not self.frozen:
+            self._step.step(gradient, lr)
+
+    def skip(self, group: Mapping[str, Any]) -> None:
+        """Let a window pass that was not to be learned from; its learning rate may still be the largest seen."""
+        self._step.rate(group)
+
+    def _gradient(self, samples: list[Sample], sizes: list[int], moments: WindowMoments) -> Tensor:
+        """One backward through all samples of the window, flat; with several processes that of all ranks."""
+        gradient = None
+        if samples and self.parameters and samples[0].log_prob is not None:
+            outputs, weights = self.estimator.terms(samples, moments.loss, moments.seen)
+            coefficient = self.entropy_coef if self.entropy is None else self.entropy.coefficient
+            if self.entropy is not None or self.entropy_coef:
+                outputs += [entropy_of(sample) for sample in samples]
+                weights += (-coefficient * moments.loss.valid / moments.loss.samples).split(sizes)
+            if any(output.requires_grad for output in outputs):
+                gradients = torch.autograd.grad(
+                    outputs, self.parameters, weights, allow_unused=True, materialize_grads=True
+                )
+                gradient = torch.cat([gradient.flatten() for gradient in gradients])
+        if gradient is None:
+            gradient = torch.zeros(sum(parameter.numel() for parameter in self.parameters), device=self.device)
+        return sum_over_ranks(gradient, self.augmentation) if is_distributed() and not self.frozen else gradient
+
+    def _move_average(self, moments: PF.LossMoments) -> None:
+        blended = torch.lerp(moments.mean, moments.average, self.baseline_momentum)
+        previous = torch.full_like(moments.mean, torch.nan) if self._moving_average is None else self._moving_average
+        # NaN: no sample has counted yet.
+        self._moving_average = torch.where(moments.count > 0, blended, previous).detach()
+
+    # -- reporting and state -------------------------------------------------------------------------------------------
+
+    def metrics(self, size: tuple[int, ...] | None) -> dict[str, float]:
+        """Diagnostics of the last step as plain numbers; reading them is what waits for the device.
+
+        Args:
+            size: Spatial size of the last images, for what the augmentation says of itself.
+        """
+        self._count.warn_dropped()
+        result = dict.fromkeys(KEYS, math.nan) if self._last is None else self._last.metrics(self.reward, self.baseline)
+        if self.entropy is not None:
+            result["entropy_coef"] = float(self.entropy.coefficient)
+        sample = self._last.samples[-1] if self._last is not None and self._last.samples else None
+        result |= self.augmentation.describe(sample, size)
+        return result | {"samples_seen": self._count.seen, "samples_dropped": self._count.dropped}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Policy, optimizer and baseline, as tensors and plain numbers."""
+        state = {
+            "mask": self.augmentation.state_dict(),
+            "optimizer": self._step.state_dict(),
+            "moving_average": self._moving_average,
+            "peak_user_lr": self._step.rate.peak,
+            "samples_seen": self._count.seen,
+            "samples_dropped": self._count.dropped,
+        }
+        return state if self.entropy is None else {**state, "entropy_coef": self.entropy.coefficient}
+
+    def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Refuse a state that :meth:`load_state_dict` could not restore, before anything is touched.
+
+        Raises:
+            ValueError: If it belongs to something else.
+        """
+        check_state_dict(state_dict, self.state_dict())
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`. Nothing is changed if it does not fit.
+
+        Raises:
+            ValueError: If it belongs to something else.
+        """
+        self.check_state_dict(state_dict)
+        device = self.device
+        self.augmentation.load_state_dict(state_dict["mask"])
+        self._step.load_state_dict(state_dict["optimizer"])
+        average = state_dict["moving_average"]
+        self._moving_average = None if average is None else average.to(device)
+        self._step.rate.peak = state_dict["peak_user_lr"]
+        self._count.restore(state_dict["samples_seen"], state_dict["samples_dropped"])
+        if self.entropy is not None:
+            self.entropy.coefficient = state_dict["entropy_coef"].to(device)
+        self._window = []
+
+    def to(self, device: torch.device) -> None:
+        """Follow the images to their device, with the optimizer's state."""
+        self.augmentation.to(device)
+        self._device = device
+        self._step.load_state_dict(self._step.state_dict())
+        if self._moving_average is not None:
+            self._moving_average = self._moving_average.to(device)
+        if self.entropy is not None:
+            self.entropy.coefficient = self.entropy.coefficient.to(device)
+        self._count.restore(self._count.seen, self._count.dropped)

@@ -1,0 +1,41 @@
+"""The policy's learning rate, which follows the shape of the user's schedule."""
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["PolicyRate"]
+
+
+class PolicyRate:
+    """A share of the user's current rate.
+
+    Args:
+        lr: The policy's peak rate. It is reached where the user's rate is at its own peak: the largest seen, or what
+            the schedule left in the optimizer's group, ``max_lr`` (one cycle) or ``initial_lr`` (a warm-up's target).
+        lr_ratio: Instead of ``lr``: the user's rate times this.
+        follow_schedule: With ``lr``: False leaves the rate alone.
+    """
+
+    def __init__(self, lr: float | None, lr_ratio: float | None, follow_schedule: bool) -> None:
+        self.lr = lr
+        self.lr_ratio = lr_ratio
+        self.follow_schedule = follow_schedule
+        self.peak = 0.0
+
+    def __call__(self, group: Mapping[str, Any]) -> float | None:
+        """The policy's rate beside an optimizer's parameter group; None leaves it as it is.
+
+        Raises:
+            ValueError: If the group has no rate to take a ratio of.
+        """
+        if "lr" not in group:
+            if self.lr_ratio is not None:
+                raise ValueError(f"policy_lr_ratio={self.lr_ratio!r} needs the loop's rate: call hook.step(lr)")
+            return None
+        user_lr = float(group["lr"])
+        self.peak = max(self.peak, user_lr, float(group.get("max_lr", group.get("initial_lr", 0.0))))
+        if self.lr_ratio is not None:
+            return self.lr_ratio * user_lr
+        if self.lr is None or not self.follow_schedule:
+            return None
+        return self.lr * user_lr / self.peak if self.peak > 0 else 0.0

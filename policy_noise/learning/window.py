@@ -1,0 +1,173 @@
+"""What was observed between two steps of the user's optimizer, and what it amounts to."""
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..augmentation import Sample
+from ..functional import LossMoments
+
+__all__ = ["Observation", "SampleCount", "WindowMoments", "check_loss", "moments_of", "sum_over_ranks"]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A batch's draw and what it cost.
+
+    Args:
+        sample: The draw.
+        loss: Loss of each image, (B,), detached, fp32.
+        valid: Images that have a loss at all, (B,) bool; None means all.
+    """
+
+    sample: Sample
+    loss: Tensor
+    valid: Tensor | None
+
+
+def check_loss(sample: Sample, loss: Tensor) -> None:
+    """Refuse losses of which there is not one for each image."""
+    if not isinstance(loss, Tensor) or loss.shape != sample.applied.shape:
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(
+            f"per_sample_loss must have shape ({len(sample.applied)},), one loss for each image, got {shape}; "
+            "compute it with reduction='none'"
+        )
+
+
+class SampleCount:
+    """How many samples were seen, and how many had no finite loss. Counting waits for no device; reading does."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self._checked = 0
+        self._finite: Tensor | int = 0
+        self._warned = False
+
+    def valid(self, observation: Observation) -> Tensor:
+        """Samples that count, (B,) bool: transformed, with a finite loss."""
+        sample, loss = observation.sample, observation.loss
+        total = loss if sample.log_prob is None else loss + sample.log_prob.detach()
+        finite = total.abs() < math.inf  # one is infinite or NaN: so is the sum
+        if observation.valid is not None:
+            finite = finite | ~observation.valid
+        self._checked += len(finite)
+        self._finite = self._finite + finite.sum()
+        if not finite.is_cuda:
+            self.warn_dropped()
+        counts = finite & sample.applied
+        return counts if observation.valid is None else counts & observation.valid
+
+    @property
+    def dropped(self) -> int:
+        """Samples whose loss was not finite."""
+        return self._checked - int(self._finite)
+
+    def restore(self, seen: int, dropped: int) -> None:
+        """Set both counts."""
+        self.seen, self._checked, self._finite = seen, dropped, 0
+
+    def warn_dropped(self) -> None:
+        """Warn once of losses that were not finite."""
+        dropped = self.dropped
+        if dropped and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{dropped} samples with a non-finite loss were ignored; metrics['samples_dropped'] goes on counting, "
+                "without further warnings",
+                stacklevel=5,
+            )
+
+
+@dataclass(frozen=True)
+class WindowMoments:
+    """A window's losses and entropies, over all ranks where there are several.
+
+    Args:
+        loss: Moments of the losses.
+        seen: Samples in the window.
+        entropy: Mean entropy of the samples' draws in nats, and the same per action, (2,); NaN where it is not known,
+            and None where it was not asked for.
+    """
+
+    loss: LossMoments
+    seen: int | Tensor
+    entropy: Tensor | None
+
+
+def moments_of(
+    window: list[Observation],
+    count: SampleCount,
+    average: Tensor | None,
+    like: Tensor,
+    *,
+    with_entropy: bool,
+    distributed: bool,
+) -> WindowMoments | None:
+    """Take the moments of a window; with several processes by one collective, which every rank must join.
+
+    Args:
+        window: This rank's observations.
+        count: Where seen and dropped samples are counted.
+        average: Moving average of the loss, equal on all ranks.
+        like: Any tensor on the policy's device.
+        with_entropy: Whether the mean entropy is needed.
+        distributed: Whether the window is that of all ranks.
+
+    Returns:
+        None if no rank has a sample.
+    """
+    loss = _join([seen.loss for seen in window], like.new_zeros(0))
+    valid = _join([count.valid(seen) for seen in window], like.new_zeros(0, dtype=torch.bool))
+    entropy = None
+    if with_entropy or distributed:
+        entropy = _entropy_sums([seen.sample for seen in window], like)
+    if not distributed:
+        return WindowMoments(
+            LossMoments.of(loss, valid, average), len(loss), None if entropy is None else entropy / len(loss)
+        )
+    assert entropy is not None
+    sums = torch.cat([LossMoments.sums(loss, valid, average), like.new_tensor([len(loss)]), entropy])
+    dist.all_reduce(sums)
+    if not window and not bool(sums[3]):
+        return None  # so all ranks stop here; only one without any sample has to look (and wait)
+    seen = sums[3].clamp(min=1)
+    return WindowMoments(LossMoments.of_all_ranks(loss, valid, sums[:3], average), seen, sums[4:] / seen)
+
+
+def _entropy_sums(samples: list[Sample], like: Tensor) -> Tensor:
+    """Entropy of all draws, and the same per action, (2,)."""
+    total = like.new_zeros(2)
+    for sample in samples:
+        entropy = sample.entropy
+        if entropy is None:
+            return like.new_full((2,), math.nan)
+        total = total + entropy.detach().sum() * like.new_tensor([1.0, 1.0 / sample.actions])
+    return total
+
+
+def sum_over_ranks(gradient: Tensor, module: nn.Module) -> Tensor:
+    """Add up the ranks' gradients in one collective.
+
+    Floating-point state of the module that is no parameter (a policy's moving averages) is averaged on the way.
+    """
+    kept = module.state_dict()
+    buffers = [b for name, b in module.named_buffers() if name in kept and b.is_floating_point()]
+    parts = [*(buffer.detach().float().flatten() / dist.get_world_size() for buffer in buffers), gradient]
+    flat = torch.cat(parts)
+    dist.all_reduce(flat)
+    *averages, gradient = flat.split([part.numel() for part in parts])
+    with torch.no_grad():
+        for buffer, value in zip(buffers, averages, strict=True):
+            buffer.copy_(value.view_as(buffer))
+    return gradient
+
+
+def _join(tensors: list[Tensor], empty: Tensor) -> Tensor:
+    if not tensors:
+        return empty
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

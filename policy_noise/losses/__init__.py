@@ -1,0 +1,7 @@
+"""From any criterion to one loss for each sample: the policy's reward signal."""
+
+from .batch import plain_tensor
+from .isolation import is_hookable
+from .splitter import CriterionError, LossSplitter, SampleLosses, per_sample_loss
+
+__all__ = ["CriterionError", "LossSplitter", "SampleLosses", "is_hookable", "per_sample_loss", "plain_tensor"]

@@ -1,0 +1,140 @@
+"""A second evaluation that leaves no trace: copies of a criterion, and random generators put back."""
+
+import copy
+import random
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["RandomState", "Snapshot", "evaluator", "is_hookable", "is_stateless"]
+
+STATELESS = ("torch.nn.modules.loss", "timm.loss.")
+"""Modules whose criteria keep no state and draw no random numbers."""
+LARGE = 2**22
+"""Elements of a tensor from which its copy is kept while autograd's version counter says that it has not changed."""
+ATOMS = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.Size)
+
+_Copies = dict[int, tuple[Tensor, int, Tensor, int]]
+"""By id: a tensor, its version, its copy, the copy's version."""
+
+
+def is_hookable(criterion: nn.Module) -> bool:
+    """Whether a module's forward hooks fire when it is called; timm's JsdCrossEntropy overrides ``__call__``."""
+    return type(criterion).__call__ is nn.Module.__call__
+
+
+def evaluator(criterion: Callable[..., Any]) -> Callable[..., Any]:
+    """What computes a criterion's loss without firing its hooks."""
+    return criterion.forward if isinstance(criterion, nn.Module) and is_hookable(criterion) else criterion
+
+
+def is_stateless(criterion: Any) -> bool:
+    """Whether a call surely leaves a criterion as it was: functions, and the plain losses of torch and timm."""
+    if not isinstance(criterion, nn.Module):
+        return hasattr(criterion, "__code__") or isinstance(criterion, types.BuiltinFunctionType)
+    return all(type(module).__module__.startswith(STATELESS) for module in criterion.modules())
+
+
+class RandomState:
+    """The states of the global random generators: torch's on the CPU and on a device, numpy's and Python's."""
+
+    def __init__(self, devices: set[torch.device]) -> None:
+        self._python = random.getstate()
+        self._cpu = torch.get_rng_state()
+        self._devices = [(d, torch.get_device_module(d).get_rng_state(d)) for d in devices if d.type != "cpu"]
+        numpy = sys.modules.get("numpy")
+        self._numpy = None if numpy is None else numpy.random.get_state()
+
+    def restore(self) -> None:
+        """Put them back."""
+        random.setstate(self._python)
+        torch.set_rng_state(self._cpu)
+        for device, state in self._devices:
+            torch.get_device_module(device).set_rng_state(state, device)
+        if self._numpy is not None:
+            sys.modules["numpy"].random.set_state(self._numpy)
+
+
+class Snapshot:
+    """A criterion as it is now, to be evaluated any number of times, each time from this state.
+
+    Parameters are shared and detached; buffers and everything else in Python are copied. A large tensor that has not
+    changed since the snapshot before shares its copy, so that a bank that stands still is copied once. What cannot be
+    copied (a lock, an open file) is shared.
+
+    Args:
+        criterion: The criterion.
+        devices: Where its inputs are; the states of their random generators are kept.
+        since: The snapshot before this one.
+    """
+
+    def __init__(self, criterion: Any, devices: set[torch.device], since: "Snapshot | None" = None) -> None:
+        self._devices = devices
+        self._random = RandomState(devices)
+        self._copies: _Copies
+        known: _Copies = {} if since is None else since._copies
+        self._criterion, self._copies = _copy(criterion, known)
+
+    @contextmanager
+    def evaluate(self, *, last: bool = False) -> Iterator[Any]:
+        """The criterion to evaluate, and the random generators as they were; ``last`` spares another copy."""
+        now = RandomState(self._devices)
+        self._random.restore()
+        try:
+            yield self._criterion if last else _copy(self._criterion, {})[0]
+        finally:
+            now.restore()
+
+
+def _copy(criterion: Any, known: _Copies) -> tuple[Any, _Copies]:
+    memo: dict[int, Any] = {}
+    copies: _Copies = {}
+    for value in _parts(criterion):
+        if isinstance(value, nn.Parameter):
+            memo[id(value)] = nn.Parameter(value.detach(), requires_grad=False)
+        elif isinstance(value, Tensor):
+            old = known.get(id(value))
+            if old is None or old[0] is not value or old[1] != value._version or old[2]._version != old[3]:
+                clone = value.detach().clone()
+                old = (value, value._version, clone, clone._version)
+            memo[id(value)] = old[2]
+            if value.numel() >= LARGE:
+                copies[id(value)] = old
+        elif isinstance(value, torch.Generator):
+            memo[id(value)] = torch.Generator(value.device).set_state(value.get_state())
+        else:
+            memo[id(value)] = value
+    return copy.deepcopy(criterion, memo), copies
+
+
+def _parts(root: Any) -> Iterator[Any]:
+    """Tensors, generators and what cannot be copied, wherever they are kept inside an object."""
+    seen: set[int] = set()
+    stack = [root]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, ATOMS) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor | torch.Generator):
+            yield value
+        elif isinstance(value, Mapping):
+            stack += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple | set | frozenset) or type(value).__name__ == "deque":
+            stack += value
+        elif hasattr(value, "__code__"):
+            continue  # a function: shared by deepcopy too
+        elif getattr(value, "__self__", None) is not None and hasattr(value, "__func__"):
+            stack.append(value.__self__)
+        elif hasattr(value, "__dict__"):
+            stack += vars(value).values()
+        else:
+            try:
+                copy.deepcopy(value)
+            except Exception:  # locks, files, process groups, running generators
+                yield value

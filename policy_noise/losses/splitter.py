@@ -1,0 +1,298 @@
+"""From any criterion to one loss for each sample, checked against the loss that the criterion returned."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .agreement import TOLERANCE, Agreement, agree, agree_weighted
+from .batch import HALF, Call, Structures, devices_of, loss_of
+from .isolation import Snapshot, evaluator, is_stateless
+from .ways import Parts, from_reducer, leave_one_out, one_by_one, unreduced, vectorized
+
+__all__ = ["CriterionError", "LossSplitter", "SampleLosses", "per_sample_loss"]
+
+Way = Callable[[Any, Call, Snapshot | None, bool], Parts | None]
+
+REDUCTION = "reduction='none'"
+WAYS: dict[str, Way] = {
+    REDUCTION: unreduced,
+    "the library's unreduced terms": from_reducer,
+    "one sample at a time (vmap)": vectorized,
+    "one sample at a time (loop)": one_by_one,
+}
+POOLING = ("DiceLoss", "JaccardLoss", "TverskyLoss", "LovaszLoss", "MCCLoss")
+"""Losses of segmentation_models_pytorch that pool the batch before they divide."""
+IGNORED = -100
+"""The label that torch and Hugging Face ignore by default."""
+
+
+OBSERVE = (
+    "if it can give unreduced losses (reduction='none', a reducer), train on their mean and call hook.observe(losses) "
+    "with one loss for each image, shape (B,), in place of the hooked criterion"
+)
+
+
+class CriterionError(RuntimeError):
+    """A criterion's loss cannot be taken apart into one loss for each sample."""
+
+
+@dataclass(frozen=True)
+class SampleLosses:
+    """One loss for each sample.
+
+    Args:
+        values: The losses, detached, in fp32; 0 where a sample carries no supervision.
+        valid: False where a sample carries no supervision: all its labels are ignored, its mask is empty. None: all
+            samples count.
+
+    Shape:
+        - values: (N,).
+        - valid: (N,), bool.
+    """
+
+    values: Tensor
+    valid: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    way: str
+    only_finite: bool = False
+
+
+class LossSplitter:
+    """Take a criterion's loss apart, and check it the first time that a call of its shapes is seen.
+
+    The exact and fast way is tried first: the criterion's own ``reduction="none"``, averaged over whatever is left
+    beside the batch (pixels, labels); the unreduced terms of pytorch-metric-learning; the criterion on each sample by
+    itself. The first whose samples give the loss of the batch (their mean, their sum or the criterion's own weighting)
+    is kept for calls of these shapes. Afterwards nothing is compared, and nothing waits for the device.
+
+    The second evaluation runs on a copy, from the state that :meth:`before` saw: criterion, buffers and random
+    generators stay as the loop left them. Criteria of torch and timm have no state and are not copied.
+
+    Losses that pool the batch before they divide (MONAI's ``batch=True``, the overlaps of
+    segmentation_models_pytorch) are no mean over samples: there each sample has its own overlap.
+
+    Args:
+        criterion: The loss module or function that the training loop calls. Its hooks don't fire here.
+        method: ``"auto"``, or ``"leave_one_out"`` for losses that couple samples (contrastive, triplets): what each
+            sample adds to the loss of its batch. It costs B + 1 evaluations and is not compared with the loss.
+
+    Raises:
+        ValueError: If ``method`` is neither.
+    """
+
+    def __init__(self, criterion: Callable[..., Any], method: Literal["auto", "leave_one_out"] = "auto") -> None:
+        if method not in ("auto", "leave_one_out"):
+            raise ValueError(f"method must be 'auto' or 'leave_one_out', got {method!r}")
+        self.criterion = criterion
+        self.method = method
+        self._stateless = is_stateless(criterion)
+        self._structures = Structures()
+        self._plans: dict[Any, tuple[Any, _Plan]] = {}
+        self._before: Snapshot | None = None
+        self._last: Snapshot | None = None
+        self._way = ""
+
+    def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep the state that the criterion's forward is about to see. Free for criteria without state."""
+        if not self._stateless:
+            self._before = self._last = Snapshot(self.criterion, devices_of(args, kwargs), self._last)
+
+    def describe(self) -> str:
+        """How the losses are taken, in a phrase."""
+        return self._way or "not called yet"
+
+    __str__ = describe
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any) -> SampleLosses:
+        """Take a call apart.
+
+        Args:
+            args: What the criterion was called with.
+            kwargs: Likewise.
+            loss: What it returned; None where that is unknown, which costs an evaluation for each new shape.
+
+        Shape:
+            - args, kwargs: any tree of tensors whose first axis is the batch, and anything else.
+
+        Raises:
+            CriterionError: If the samples' losses don't give the loss.
+        """
+        state, self._before = self._before, None
+        try:
+            calls = self._structures.candidates(args, kwargs)
+        except ValueError as error:
+            raise CriterionError(f"criterion {self._name} {error}") from None
+        call, device = calls[0], calls[0].tensors[0].device.type
+        half = call.half or torch.is_autocast_enabled(device)
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            if state is None and not self._stateless:
+                state = self._last = Snapshot(self.criterion, devices_of(args, kwargs), self._last)
+            if self.method == "leave_one_out":
+                self._way = f"leave-one-out ({call.size + 1} evaluations)"
+                return self._finish(self._leave_one_out(call, state), call)
+            spec, plan = self._plans.get(call.shapes, (None, None))
+            if plan is not None and spec == call.spec:
+                self._way = plan.way
+                parts = WAYS[plan.way](self.criterion, call, state, True)
+                if parts is None:
+                    raise CriterionError(f"criterion {self._name} has changed: {plan.way} gives no losses any more")
+                return self._finish(parts, call, plan.only_finite)
+            return self._look(calls, state, loss_of(loss), half)
+
+    @property
+    def _name(self) -> str:
+        return getattr(self.criterion, "__name__", type(self.criterion).__name__)
+
+    def _leave_one_out(self, call: Call, state: Snapshot | None) -> Parts:
+        try:
+            return leave_one_out(self.criterion, call, state)
+        except Exception as error:
+            raise CriterionError(
+                f"criterion {self._name} fails without one of the samples ({error}); {OBSERVE}"
+            ) from error
+
+    def _look(self, calls: list[Call], state: Snapshot | None, loss: Tensor | None, half: bool) -> SampleLosses:
+        """Try the ways in turn until one gives the loss."""
+        if loss is None:
+            loss = self._evaluate(calls[0], state)
+            half = False
+        if loss.numel() > 1 and len(loss) == calls[0].size:
+            self._way = "as the criterion returns them"
+            rows = loss.detach().reshape(len(loss), -1)
+            whole = isinstance(self.criterion, nn.CrossEntropyLoss | nn.NLLLoss)
+            return self._finish(Parts(rows.sum(1) if whole else rows.mean(1)), calls[0])
+        tolerance = TOLERANCE[half or loss.dtype in HALF]
+        failure: Exception | None = None
+        refused: list[tuple[str, Call, Parts]] = []
+        for call in calls:
+            for way, function in WAYS.items():
+                try:
+                    parts = function(self.criterion, call, state, False)
+                except Exception as error:
+                    failure = error
+                    continue
+                if parts is None:
+                    continue
+                agreement = agree(parts, _supervised(self.criterion, parts, call), loss, tolerance)
+                if agreement is None:
+                    refused.append((way, call, parts))
+                    if function is vectorized:
+                        break  # the loop gives the same
+                    continue
+                return self._keep(way, call, parts, agreement)
+        alone = [item for item in refused if item[0].startswith("one sample")]
+        if alone and _pools(self.criterion):
+            return self._keep(*alone[0], Agreement(sure=True))
+        if alone and refused[0][0] == REDUCTION and agree_weighted(refused[0][2], alone[0][2], loss, tolerance):
+            return self._keep(*refused[0], Agreement(sure=True))
+        raise CriterionError(self._reason(loss, failure, refused)) from failure
+
+    def _evaluate(self, call: Call, state: Snapshot | None) -> Tensor:
+        try:
+            with nullcontext(self.criterion) if state is None else state.evaluate() as criterion:
+                returned = call.on(evaluator(criterion))
+        except Exception as error:
+            raise CriterionError(f"criterion {self._name} fails on these arguments ({error})") from error
+        loss = loss_of(returned)
+        if loss is None:
+            raise CriterionError(f"criterion {self._name} returned {type(returned).__name__}, no loss; {OBSERVE}")
+        return loss
+
+    def _keep(self, way: str, call: Call, parts: Parts, agreement: Agreement) -> SampleLosses:
+        self._way = way
+        if agreement.sure:
+            self._structures.settle(call)
+            self._plans[call.shapes] = (call.spec, _Plan(way, agreement.only_finite))
+        return self._finish(parts, call, agreement.only_finite)
+
+    def _reason(self, loss: Tensor, failure: Exception | None, refused: list[tuple[str, Call, Parts]]) -> str:
+        alone = [parts for way, _, parts in refused if way.startswith("one sample")]
+        if not alone:
+            why = f"gives no loss for a single sample ({failure})"
+        elif loss.numel() != 1:
+            why = f"returned a loss of shape {tuple(loss.shape)}, neither one number nor one for each sample"
+        else:
+            why = (
+                f"is no mean or sum over samples: alone they cost {float(alone[0].values.mean()):.4g} on average, and "
+                f"the batch {float(loss):.4g} (it couples samples, or draws random numbers)"
+            )
+        return f"criterion {self._name} {why}; {OBSERVE}, or choose method='leave_one_out' (B + 1 evaluations)"
+
+    def _finish(self, parts: Parts, call: Call, only_finite: bool = False) -> SampleLosses:
+        values = parts.values.float()
+        if parts.valid is not None:
+            return SampleLosses(values, parts.valid)
+        valid = _supervised(self.criterion, parts, call)
+        if only_finite:
+            valid = values.isfinite() if valid is None else valid & values.isfinite()
+        return SampleLosses(values if valid is None else torch.where(valid, values, 0), valid)
+
+
+def per_sample_loss(
+    criterion: Callable[..., Any], *args: Any, method: Literal["auto", "leave_one_out"] = "auto", **kwargs: Any
+) -> Tensor:
+    """Compute a criterion's loss for each sample, without gradient and in fp32.
+
+    The functional form of :class:`LossSplitter`. It remembers nothing: each call evaluates the criterion once more, to
+    compare. With ``reduction="mean"`` and class weights each sample's loss carries its weight, scaled so that the
+    samples' mean is the criterion's own value.
+
+    A criterion with ``num_splits`` (timm's :class:`JsdCrossEntropy`) couples that many views of an image, which lie a
+    batch apart; their masks caused the loss together, and each view gets it.
+
+    Args:
+        criterion: The loss module or function that the training loop calls. Its forward hooks do not fire here.
+        args: What the loop called it with: model output, targets.
+        method: As in :class:`LossSplitter`.
+        kwargs: Likewise.
+
+    Shape:
+        - args, kwargs: any tree of tensors whose first axis is the batch, and anything else.
+        - Output: (B,), detached, fp32. A sample without supervision (all its labels are ignored) has 0.
+
+    Raises:
+        CriterionError: If the criterion has no loss for a single sample (it couples the samples).
+
+    Example:
+        >>> logits, targets = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+        >>> per_sample_loss(nn.CrossEntropyLoss(), logits, targets).shape
+        torch.Size([4])
+    """
+    return LossSplitter(criterion, method)(args, kwargs, None).values
+
+
+def _supervised(criterion: Any, parts: Parts, call: Call) -> Tensor | None:
+    """False for samples without a label: a loss of 0 or none at all, and labels that are all ignored or masked out.
+
+    A mask is a boolean tensor, or a floating-point one after output and target, that is 0 all over the sample.
+    """
+    if parts.valid is not None:
+        return parts.valid
+    ignored = getattr(criterion, "ignore_index", None)
+    ignored = ignored if isinstance(ignored, int) else IGNORED
+    valid = None
+    for place, leaf in enumerate(call.tensors):
+        if (leaf.is_floating_point() and place < 2) or leaf.is_complex():
+            continue
+        used = leaf != (0 if leaf.is_floating_point() or leaf.dtype == torch.bool else ignored)
+        used = used.flatten(1).any(1) if used.ndim > 1 else used
+        valid = used if valid is None else valid & used
+    if valid is None:
+        return None
+    return valid | ((parts.values != 0) & parts.values.isfinite())
+
+
+def _pools(criterion: Any) -> bool:
+    """Whether a library says of its loss that it pools the batch before it divides."""
+    if type(criterion).__module__.startswith("segmentation_models_pytorch."):
+        return type(criterion).__name__ in POOLING
+    return isinstance(criterion, nn.Module) and any(
+        getattr(part, "batch", None) is True for part in criterion.modules()
+    )

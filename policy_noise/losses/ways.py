@@ -1,0 +1,179 @@
+"""The ways to take a batch's loss apart, each from a call of the criterion to one loss for each sample."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .batch import Call, loss_of
+from .isolation import Snapshot, evaluator
+
+__all__ = ["Parts", "from_reducer", "leave_one_out", "one_by_one", "unreduced", "vectorized"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Losses of the samples, and what the criterion's mean weighs them with where that is not equal.
+
+    Shape:
+        - values, weights: (N,).
+    """
+
+    values: Tensor
+    weights: Tensor | None = None
+    valid: Tensor | None = None
+
+
+def unreduced(criterion: Any, call: Call, state: Snapshot | None, last: bool = False) -> Parts | None:
+    """The criterion's own ``reduction="none"``, or None where it has none."""
+    reduction = getattr(criterion, "reduction", None)
+    if reduction not in ("mean", "sum", "none", "batchmean") or getattr(criterion, "batch", False) is True:
+        return None  # MONAI's batch=True sums over the batch before it divides
+    with _evaluated(criterion, state, last) as own:
+        # Shallow: it shares weights, and the user's object is left as it is.
+        unreduced = object.__new__(type(own))
+        unreduced.__dict__.update(own.__dict__)
+        unreduced.reduction = "none"
+        try:
+            values = call.on(unreduced.forward)
+        except Exception:  # it knows reductions, and "none" is not among them
+            return None
+    if not isinstance(values, Tensor) or values.ndim == 0 or len(values) != call.size:
+        return None
+    if type(criterion).forward in (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward):
+        return call.on(lambda input, target: _class_average(criterion, values, target))
+    rows = values.reshape(len(values), -1)
+    return Parts(rows.sum(1) if reduction in ("sum", "batchmean") else rows.mean(1))
+
+
+def _class_average(criterion: nn.CrossEntropyLoss | nn.NLLLoss, values: Tensor, target: Tensor) -> Parts:
+    """Average unreduced cross-entropies as torch does: by class weight, leaving ignored positions out."""
+    rows = values if values.ndim == 1 else values.reshape(len(values), -1)
+    if target.is_floating_point():
+        return Parts(rows if rows.ndim == 1 else rows.mean(1) if criterion.reduction == "mean" else rows.sum(1))
+    kept = target != criterion.ignore_index
+    valid = kept if kept.ndim == 1 else kept.reshape(len(kept), -1).any(1)
+    if criterion.reduction != "mean":
+        return Parts(rows if rows.ndim == 1 else rows.sum(1), valid=valid)
+    if criterion.weight is None and target.ndim == 1:
+        return Parts(values * (len(values) / kept.sum().clamp(min=1)), valid=valid)
+    weight = kept.to(values.dtype)
+    if criterion.weight is not None:
+        weight = weight * criterion.weight[torch.where(kept, target, 0)].to(values.dtype)
+    tiny = torch.finfo(weight.dtype).tiny
+    if target.ndim > 1:  # many positions a sample: each sample's own weighted mean
+        weight = weight.reshape(len(values), -1).sum(1)
+        return Parts(rows.sum(1) / weight.clamp(min=tiny), weight, valid)
+    return Parts(values * (len(values) / weight.sum().clamp(min=tiny)), valid=valid)
+
+
+def vectorized(criterion: Any, call: Call, state: Snapshot | None, last: bool = False) -> Parts:
+    """The criterion on batches of one image, all at once with :func:`torch.vmap`."""
+    splits = _splits(criterion, call)
+    samples = [tensor.unflatten(0, (splits, len(tensor) // splits)) for tensor in call.tensors]
+    with _evaluated(criterion, state, last) as own:
+        function = evaluator(own)
+        losses = torch.vmap(lambda *rows: _scalar(call.on(function, rows)), in_dims=1)(*samples)
+    return Parts(losses.repeat(splits) if splits > 1 else losses)
+
+
+def one_by_one(criterion: Any, call: Call, state: Snapshot | None, last: bool = False) -> Parts:
+    """The same in a loop, for data-dependent control flow and in-place writes, which vmap cannot batch."""
+    splits = _splits(criterion, call)
+    samples = [tensor.unflatten(0, (splits, len(tensor) // splits)).unbind(1) for tensor in call.tensors]
+    losses = []
+    for rows in zip(*samples, strict=True):
+        with _evaluated(criterion, state, last=False) as own:
+            losses.append(_scalar(call.on(evaluator(own), rows)))
+    return Parts(torch.stack(losses).repeat(splits))
+
+
+def leave_one_out(criterion: Any, call: Call, state: Snapshot | None, last: bool = False) -> Parts:
+    r"""What each sample adds: the batch's loss against the loss without the sample, in B + 1 evaluations.
+
+    With :math:`L` the loss of all n samples and :math:`L_{-i}` the loss without sample i it is
+    :math:`n L - (n - 1) L_{-i}`, or :math:`L - L_{-i}` with ``reduction="sum"``: in both cases the sample's own loss
+    where the samples are not coupled.
+    """
+    size = call.size
+    rows = torch.arange(size, device=call.tensors[0].device)
+    with _evaluated(criterion, state, last=False) as own:
+        whole = _scalar(call.on(evaluator(own)))
+    without = []
+    for i in range(size):
+        kept = rows[rows != i] if size > 1 else rows[:0]
+        with _evaluated(criterion, state, last=False) as own:
+            without.append(_scalar(call.on(evaluator(own), [tensor[kept] for tensor in call.tensors])))
+    rest = torch.stack(without)
+    if getattr(criterion, "reduction", "mean") == "sum":
+        return Parts(whole - rest)
+    return Parts(size * whole - (size - 1) * rest)
+
+
+def from_reducer(criterion: Any, call: Call, state: Snapshot | None, last: bool = False) -> Parts | None:
+    """The terms that a loss of pytorch-metric-learning hands to its reducer, shared equally among their samples.
+
+    A pair's loss goes by halves to its two samples and a triplet's by thirds. The weight of a term is the reducer's
+    own: its derivative by the term.
+    """
+    if not callable(getattr(criterion, "compute_loss", None)) or not isinstance(
+        getattr(criterion, "reducer", None), nn.Module
+    ):
+        return None
+    with _evaluated(criterion, state, last) as own:
+        reducer, terms = own.reducer, []
+
+        class Recorder(nn.Module):
+            def forward(self, losses: dict[str, dict[str, Any]], embeddings: Tensor, labels: Any) -> Tensor:
+                terms.append((losses, embeddings, labels))
+                return embeddings.sum() * 0
+
+        own.reducer = Recorder()
+        call.on(own.forward)
+        ((losses, embeddings, labels),) = terms
+        apart = {
+            name: term
+            for name, term in losses.items()
+            if isinstance(term["losses"], Tensor) and term["reduction_type"] != "already_reduced"
+        }
+        if not apart:
+            return None
+        for term in apart.values():
+            term["losses"] = term["losses"].detach().requires_grad_()
+        with torch.enable_grad():
+            total = reducer(losses, embeddings, labels)
+            if not total.requires_grad:
+                return Parts(total.detach().expand(call.size).clone())
+            slopes = torch.autograd.grad(total, [t["losses"] for t in apart.values()], allow_unused=True)
+    values = torch.zeros(call.size, device=embeddings.device)
+    left = total.detach()
+    for term, slope in zip(apart.values(), slopes, strict=True):
+        if slope is None:
+            continue
+        loss = (term["losses"].detach() * slope).float()
+        left = left - loss.sum()
+        indices = term["indices"] if isinstance(term["indices"], list | tuple) else [term["indices"]]
+        for index in indices:
+            values = values.index_add(0, index.to(values.device), loss / len(indices))
+    return Parts(call.size * values + left)
+
+
+def _splits(criterion: Any, call: Call) -> int:
+    splits = getattr(criterion, "num_splits", 1)
+    splits = splits if isinstance(splits, int) else 1
+    if call.size % splits:
+        raise RuntimeError(f"needs {splits} views of each image, got {call.size} in all")
+    return splits
+
+
+def _scalar(returned: Any) -> Tensor:
+    loss = loss_of(returned)
+    if loss is None:
+        raise TypeError(f"returned {type(returned).__name__}, no loss")
+    return loss.reshape(())
+
+
+def _evaluated(criterion: Any, state: Snapshot | None, last: bool) -> AbstractContextManager[Any]:
+    return nullcontext(criterion) if state is None else state.evaluate(last=last)

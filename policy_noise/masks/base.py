@@ -1,0 +1,232 @@
+"""What a smooth multiplicative mask is, however it is drawn: its settings, its rendering, and the multiplication."""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .. import functional as PF
+from ..augmentation import Sample, StochasticAugmentation
+from .inputs import apply_to_images
+from .samples import ShadingSample
+
+__all__ = ["SmoothMask"]
+
+
+class SmoothMask(StochasticAugmentation):
+    """Base of :class:`PolicyNoiseMask` and :class:`RandomShading`, which document the settings."""
+
+    black: Tensor | None
+
+    def __init__(
+        self,
+        in_chans: int | None,
+        grid_size: int | Sequence[int],
+        kernel_size: int | Sequence[int] | None,
+        sigma: float | Sequence[float] | None,
+        *,
+        p: float,
+        strength: float,
+        mean_preserving: bool,
+        pattern_std: float | None,
+        brightness_std: float,
+        center_brightness: bool,
+        scale_about: Literal["black", "zero"],
+        mean: float | Sequence[float] | None,
+        std: float | Sequence[float] | None,
+    ) -> None:
+        super().__init__()
+        self.grid_size = _grid(grid_size)
+        if in_chans is not None and (not isinstance(in_chans, int) or in_chans < 1):
+            raise ValueError(f"in_chans must be a positive integer, got {in_chans!r}")
+        for name, value in (("p", p), ("strength", strength), ("brightness_std", brightness_std)):
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name} must lie in [0, 1], got {value!r}")
+        if pattern_std is not None and not 0.0 < pattern_std <= 1.0:
+            raise ValueError(f"pattern_std must lie in (0, 1], got {pattern_std!r}")
+        if not mean_preserving and (pattern_std is not None or brightness_std):
+            raise ValueError(
+                "mean_preserving=False leaves the masks' deviation and mean to the policy: pass pattern_std=None and "
+                f"brightness_std=0 with it, got pattern_std={pattern_std!r} and brightness_std={brightness_std!r}"
+            )
+        if math.prod(self.grid_size) == 1 and (pattern_std is not None or (mean_preserving and not brightness_std)):
+            raise ValueError(
+                f"grid_size={grid_size!r} is one cell, in which no mask of mean 1 can vary, got "
+                f"pattern_std={pattern_std!r} and brightness_std={brightness_std!r}: take more cells, or "
+                "pattern_std=None and a brightness_std"
+            )
+        if scale_about not in ("black", "zero"):
+            raise ValueError(f"scale_about must be 'black' or 'zero', got {scale_about!r}")
+        # A side of any length stands for the image, whose size is known later: this checks the numbers alone.
+        PF.blur_parameters((10**6,) * len(self.grid_size), self.grid_size, kernel_size, sigma)
+        self.spatial_dims = len(self.grid_size)
+        self.in_chans = in_chans
+        self.kernel_size = kernel_size
+        self.sigma = sigma
+        self.p = p
+        self.strength = strength
+        self.mean_preserving = mean_preserving
+        self.pattern_std = pattern_std
+        self.brightness_std = brightness_std
+        self.center_brightness = center_brightness
+        self.scale_about = scale_about
+        # Not persistent: a policy's checkpoint says nothing about the normalisation of the next user's images.
+        self.register_buffer("black", self._black_level(mean, std), persistent=False)
+
+    def _black_level(self, mean: Any, std: Any) -> Tensor | None:
+        if (mean is None) != (std is None):
+            raise ValueError(f"mean and std belong together, got mean={mean!r} and std={std!r}")
+        if mean is None or self.scale_about == "zero":
+            return None
+        values = []
+        for name, value in (("mean", mean), ("std", std)):
+            tensor = torch.as_tensor(value, dtype=torch.float32).flatten()
+            fits = self.in_chans is None or tensor.numel() in (1, self.in_chans)
+            if not fits or not bool(torch.isfinite(tensor).all()):
+                allowed = "one finite number per channel" if self.in_chans is None else f"{self.in_chans} (in_chans)"
+                raise ValueError(f"{name} must be one finite number or {allowed}, got {value!r}")
+            values.append(tensor)
+        if bool((values[1] <= 0).any()):
+            raise ValueError(f"std must be positive, got {std!r}")
+        black, white = -values[0] / values[1], (1 - values[0]) / values[1]
+        self._white = [round(float(value), 2) for value in white]
+        shape = (1, len(black) if self.in_chans is None else self.in_chans, *[1] * len(self.grid_size))
+        return black.expand(shape[1]).reshape(shape).clone()
+
+    def as_batch(self, images: Any) -> Tensor:
+        """The images, one of them as a batch of one; refused where the mask does not fit them."""
+        if not isinstance(images, Tensor):
+            raise TypeError(f"images must be a tensor, got {type(images).__name__}")
+        if not images.is_floating_point():
+            raise TypeError(f"images must be floating point (and normalised), got dtype {images.dtype}")
+        axes = len(self.grid_size)
+        batch = images.unsqueeze(0) if images.ndim == axes + 1 else images
+        if batch.ndim != axes + 2 or self.in_chans not in (None, batch.shape[1]):
+            layout = "(B, C, H, W) or (C, H, W)" if axes == 2 else "(B, C, D, H, W) or (C, D, H, W)"
+            chans = "" if self.in_chans is None else f" with C = {self.in_chans}"
+            raise ValueError(f"images must have shape {layout}{chans}, got {tuple(images.shape)}")
+        size = batch.shape[2:]
+        if any(pixels < cells for pixels, cells in zip(size, self.grid_size, strict=True)):
+            raise ValueError(
+                f"grid_size {self.grid_size} does not fit images of size {tuple(size)}: "
+                "every cell needs a pixel; choose a smaller grid_size"
+            )
+        # Before anything is drawn, so that a refusal leaves policy and random state as they were.
+        PF.blur_parameters(size, self.grid_size, self.kernel_size, self.sigma)
+        return batch
+
+    def render(self, sample: ShadingSample, size: Sequence[int]) -> Tensor:
+        """The factor that each pixel is multiplied by, (B, 1, H, W): 1 where an image is not masked."""
+        ones = sample.action.new_ones(len(sample.action), 1, *size)
+        return PF.noise_mask(ones, sample.action, **self._rendering(sample), applied=sample.applied)
+
+    def _rendering(self, sample: ShadingSample) -> dict[str, Any]:
+        return {
+            "kernel_size": self.kernel_size,
+            "sigma": self.sigma,
+            "strength": self.strength,
+            "mean_preserving": self.mean_preserving,
+            "pattern_std": self.pattern_std,
+            "brightness_std": self.brightness_std,
+            "expected": sample.expected if self.center_brightness else None,
+        }
+
+    def forward(self, images: Any, *labels: Any, sample: Any = None) -> Any:
+        """Mask a batch.
+
+        Args:
+            images: A batch, or one image; see the class. As one of torchvision's v2 transforms, also a tuple or dict
+                that holds images, or images followed by labels: those come back as they are.
+            *labels: See above.
+            sample: Replay these masks, in either mode; also by position. Without it masks are drawn in training mode.
+
+        Returns:
+            The masked images, or in eval mode without a sample the very same tensor.
+        """
+        if labels and isinstance(labels[0], Sample):
+            sample, labels = labels[0], labels[1:]
+        if sample is None and not self.training:
+            return (images, *labels) if labels else images
+        if labels or isinstance(images, Mapping | list | tuple):
+            return apply_to_images(self, images, labels)
+        batch = self.as_batch(images)
+        if sample is None:
+            sample = self.sample(batch)
+        elif len(sample.action) != len(batch):
+            raise ValueError(f"sample holds {len(sample.action)} masks, got {len(batch)} images")
+        masked = self.transform(batch, sample)
+        return masked.squeeze(0) if images.ndim < batch.ndim else masked
+
+    def transform(self, images: Tensor, sample: Sample) -> Tensor:
+        """Mask a batch; images that are not ``applied`` come back bit for bit."""
+        assert isinstance(sample, ShadingSample)
+        black = None
+        if self.scale_about == "black":
+            black = self.black if self.black is not None else _darkest(images)
+        masked = PF.noise_mask(images, sample.action, **self._rendering(sample), black=black, applied=sample.applied)
+        if black is None or self.black is not None:
+            return masked
+        # A mask of one leaves every finite value as it is. Scanners pad with infinite ones outside the field of view.
+        return torch.where(sample.applied.view(-1, *[1] * (images.ndim - 1)), masked, images)
+
+    def describe(self, sample: Sample | None, size: Sequence[int] | None) -> dict[str, float]:
+        """Mean and standard deviation of the last masks, after blur and scaling; NaN before there are any."""
+        if sample is None or size is None or not len(sample.applied):
+            return {"mask_mean": math.nan, "mask_std": math.nan}
+        assert isinstance(sample, ShadingSample)
+        mask = self.render(sample, size)
+        return {"mask_mean": float(mask.mean()), "mask_std": float(mask.std())}
+
+    def check(self, images: Tensor) -> None:
+        """Warn where the images contradict the normalisation that says where black and white are."""
+        if self.black is None or not images.numel():
+            return
+        axes = (0, *range(2, images.ndim))
+        values = torch.nan_to_num(images.detach().float(), 0.0, 0.0, 0.0)
+        darkest, brightest = values.amin(dim=axes).cpu(), values.amax(dim=axes).cpu()
+        black, white = self.black.flatten().cpu(), torch.tensor(self._white)
+        margin = 0.1 * (white - black) + 0.1
+        # Normalised images in [0, 1] start at black and end within about 5 standard deviations of it.
+        outside = bool((darkest < black - 0.1 * black.abs() - 0.1).any()) or bool((brightest > white + margin).any())
+        too_bright = bool((darkest > black + 1.5).all())
+        unit = bool((darkest >= 0).all() and (brightest <= 1).all() and (black < -0.3).any())
+        ends = torch.cat([darkest + 1, brightest - 1]).abs()
+        signed = bool((ends < 0.02).all() and ((black + 1).abs() > 0.3).any())
+        if outside or too_bright or unit or signed:
+            warnings.warn(
+                f"the images' smallest values {_rounded(darkest)} and largest {_rounded(brightest)} don't fit the "
+                f"black level {_rounded(black)} and white {_rounded(white)} that mean and std (for timm models those "
+                "of pretrained_cfg) give: pass mean=... and std=... as your transforms use them, or mean=None, "
+                "std=None to take each image's smallest value as black",
+                stacklevel=5,
+            )
+
+    def extra_repr(self) -> str:
+        names = ("grid_size", "kernel_size", "sigma", "p", "strength", "mean_preserving", "pattern_std")
+        names += ("brightness_std", "center_brightness", "scale_about")
+        first = [] if self.in_chans is None else [f"in_chans={self.in_chans!r}"]
+        return ", ".join(first + [f"{name}={getattr(self, name)!r}" for name in names])
+
+
+def _darkest(images: Tensor) -> Tensor:
+    """Each image's smallest finite value in each channel; scanners pad with NaN and -inf outside the field of view."""
+    values = images.detach()
+    values = torch.where(values.isfinite(), values, math.inf)
+    darkest = values.amin(dim=tuple(range(2, images.ndim)), keepdim=True)
+    return torch.nan_to_num(darkest, posinf=0.0)
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(float(value), 2) for value in values]
+
+
+def _grid(grid_size: int | Sequence[int]) -> tuple[int, ...]:
+    grid: tuple[Any, ...] = (grid_size, grid_size)
+    if isinstance(grid_size, Sequence):
+        grid = tuple(grid_size)
+    if len(grid) not in (2, 3) or any(not isinstance(cells, int) or cells < 1 for cells in grid):
+        raise ValueError(f"grid_size must be a positive integer or two or three of them, got {grid_size!r}")
+    return grid

@@ -1,0 +1,55 @@
+"""Samples of a data set as torchvision's v2 transforms pass them: images among labels, boxes and names."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["apply_to_images"]
+
+
+def apply_to_images(transform: Callable[[Tensor], Tensor], sample: Any, labels: tuple[Any, ...]) -> Any:
+    """Transform the images of a sample and leave the rest.
+
+    Images are the ``tv_tensors.Image`` and ``tv_tensors.Video`` in it, or where there are none the first floating-point
+    tensor of three axes or more, which is torchvision's rule too.
+
+    Args:
+        transform: From images to images.
+        sample: A tensor, or a tuple, list or mapping.
+        labels: Further arguments of the call.
+
+    Raises:
+        TypeError: If the sample holds no images.
+    """
+    whole = (sample, *labels) if labels else sample
+    leaves = list(_leaves(whole))
+    chosen = [leaf for leaf in leaves if type(leaf).__name__ in ("Image", "Video") and isinstance(leaf, Tensor)]
+    if not chosen:
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        chosen = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim > 2][:1]
+    if not chosen:
+        got = [f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__ for x in leaves]
+        raise TypeError(f"images must be floating-point tensors of three axes or more, got {got}: convert them first")
+    return _replace(whole, {id(leaf): transform(leaf) for leaf in chosen})
+
+
+def _leaves(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from _leaves(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
+
+
+def _replace(value: Any, images: dict[int, Tensor]) -> Any:
+    if isinstance(value, Mapping):
+        return type(value)({name: _replace(item, images) for name, item in value.items()})  # type: ignore[call-arg]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_replace(item, images) for item in value))
+    if isinstance(value, list | tuple):
+        return type(value)(_replace(item, images) for item in value)
+    return images.get(id(value), value)

@@ -1,0 +1,175 @@
+"""The learned mask: a policy, a distribution and a rendering."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional as PF
+from ..policy import SpatialPolicy, StaticPolicy, create_policy
+from ..presets import get_preset
+from ..utils.renames import refuse_renamed
+from .base import SmoothMask
+from .samples import MaskSample
+
+__all__ = ["PolicyNoiseMask"]
+
+MIN_CONCENTRATION = 0.05
+MAX_CONCENTRATION = 100.0
+
+
+class PolicyNoiseMask(SmoothMask):
+    """Multiply each training image by a noise mask that a policy draws for it.
+
+    The policy looks at the image and gives a Beta distribution for each cell of a grid; one action per cell is drawn,
+    the grid is enlarged to the image and blurred, and the image is multiplied by it. In eval mode the module is the
+    identity. It trains nothing by itself: see :func:`policy_noise.attach`, :class:`policy_noise.ReinforceHook`, or
+    :func:`policy_noise.functional.reinforce_loss` for a loop of your own.
+
+    Args:
+        in_chans: Channels of the images.
+        grid_size: Cells along each axis; a tuple of two for images, of three for volumes (B, C, D, H, W). One cell has
+            no pattern: it needs ``pattern_std=None``, and a ``brightness_std`` or ``mean_preserving=False``.
+        kernel_size: Blur kernel in pixels, one number or one per axis; by default it follows sigma.
+        sigma: Blur sigma in pixels, likewise; by default one third of a cell along each axis.
+        policy: ``"spatial"`` (a few convolutions on a thumbnail), ``"static"`` (one distribution for all images), the
+            name of a timm backbone (the paper's is ``"resnet10t"``), or a module; see :mod:`policy_noise.policy`.
+        p: Probability that an image is masked.
+        strength: How far the mask moves from 1; 0 switches it off.
+        mean_preserving: Normalize each mask to mean 1.
+        pattern_std: Also give each mask this standard deviation across the image (at full ``strength``). The policy
+            then decides where the mask varies, and can neither switch it off nor make it a spotlight. None leaves the
+            deviation to the policy.
+        brightness_std: Also brighten or darken each image as a whole: the mean of its mask varies about 1, its
+            logarithm with this standard deviation where the mask is random; see
+            :func:`policy_noise.functional.mask_brightness`.
+        center_brightness: Measure the brightness from the policy's own expectation, so that no policy can brighten or
+            darken images on average.
+        scale_about: ``"black"`` multiplies intensities, so that the mask is a bias field; ``"zero"`` multiplies the
+            normalised image as it is, which pulls towards the mean grey (the paper's way).
+        mean: The normalization, used to locate black: one number or one per channel. If ``mean`` and ``std`` are
+            omitted, each image's minimum in each channel is taken as black.
+        std: See ``mean``.
+
+    Shape:
+        - images: (B, in_chans, H, W), or (B, in_chans, D, H, W) with a grid of three axes; floating point. One image
+          without the first axis is a batch of one, so that the module fits into a data set's transforms.
+        - Output: the same shape, dtype, device and memory format.
+
+    Raises:
+        ValueError: If a number is out of its range.
+        TypeError: If the images are not floating point.
+
+    Example:
+        >>> mask = PolicyNoiseMask(in_chans=1)
+        >>> images = torch.rand(4, 1, 64, 64)
+        >>> sample = mask.sample(images)
+        >>> torch.equal(mask(images, sample), mask(images, sample)), torch.equal(mask.eval()(images), images)
+        (True, True)
+    """
+
+    @refuse_renamed
+    def __init__(
+        self,
+        in_chans: int = 3,
+        grid_size: int | Sequence[int] = 2,
+        kernel_size: int | Sequence[int] | None = None,
+        sigma: float | Sequence[float] | None = None,
+        *,
+        policy: str | nn.Module = "spatial",
+        p: float = 0.5,
+        strength: float = 1.0,
+        mean_preserving: bool = True,
+        pattern_std: float | None = 0.1,
+        brightness_std: float = 0.2,
+        center_brightness: bool = False,
+        scale_about: Literal["black", "zero"] = "black",
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(
+            in_chans,
+            grid_size,
+            kernel_size,
+            sigma,
+            p=p,
+            strength=strength,
+            mean_preserving=mean_preserving,
+            pattern_std=pattern_std,
+            brightness_std=brightness_std,
+            center_brightness=center_brightness,
+            scale_about=scale_about,
+            mean=mean,
+            std=std,
+        )
+        # The policy stays fp32 under any default dtype and in a model of any dtype; so does autocast leave it.
+        self.policy = create_policy(policy, in_chans, self.grid_size).float()
+
+    @property
+    def uses_generator(self) -> bool:  # type: ignore[override]
+        """True for the policies that draw nothing by themselves; a backbone may hold dropout."""
+        return isinstance(self.policy, SpatialPolicy | StaticPolicy)
+
+    @classmethod
+    def from_preset(cls, preset: str = "learned", in_chans: int = 3, **overrides: Any) -> "PolicyNoiseMask":
+        """Build a mask from a preset's settings, any of which can be overridden.
+
+        Args:
+            preset: ``"learned"``, ``"augment"`` or ``"paper"``.
+            in_chans: Channels of the images.
+            overrides: Arguments of the class.
+
+        Raises:
+            ValueError: If there is no preset of that name.
+        """
+        return cls(in_chans=in_chans, **{**get_preset(preset).mask, **overrides})
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PolicyNoiseMask":
+        """Follow to another device, and keep fp32."""
+
+        def keep(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            changed = tensor.is_floating_point() and moved.dtype != tensor.dtype
+            return tensor.to(moved.device) if changed else moved
+
+        return super()._apply(keep, recurse)
+
+    def sample(self, images: Tensor, generator: torch.Generator | None = None) -> MaskSample:
+        """Draw masks for a batch. The policy runs in fp32, whatever the images' dtype and autocast.
+
+        Args:
+            images: A batch, or one image; see the class.
+            generator: Source of randomness on the images' device; by default the global one.
+
+        Returns:
+            The sample, whose ``log_prob`` and ``entropy`` carry the policy's graph.
+        """
+        images = self.as_batch(images)
+        with torch.autocast(images.device.type, enabled=False):
+            log_concentration1, log_concentration0 = self.policy(images)
+            expected = (images.shape[0], 1, *self.grid_size)
+            if log_concentration1.shape != expected or log_concentration0.shape != expected:
+                raise ValueError(
+                    f"policy must give two tensors of shape {expected} (grid_size), got "
+                    f"{tuple(log_concentration1.shape)} and {tuple(log_concentration0.shape)}"
+                )
+            # As one tensor, so that each step is one kernel for both, also backwards; in the sampler's layout.
+            logarithms = torch.stack([log_concentration1, log_concentration0], dim=-1).float()
+            low, high = math.log(MIN_CONCENTRATION), math.log(MAX_CONCENTRATION)
+            concentration, action, log_prob = PF.draw(logarithms, low, high, generator)
+            concentration1, concentration0 = concentration.unbind(-1)
+            if self.p < 1.0:
+                # torch.rand, in the form that compilers take with a batch of any size.
+                chance = torch.empty(images.shape[0], device=images.device).uniform_(generator=generator)
+                applied = chance < self.p
+            else:
+                applied = torch.ones(images.shape[0], device=images.device, dtype=torch.bool)
+            return MaskSample(
+                action=action,
+                concentration1=concentration1,
+                concentration0=concentration0,
+                log_prob=log_prob,
+                applied=applied,
+            )

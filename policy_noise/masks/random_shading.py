@@ -1,0 +1,97 @@
+"""Random shading: the mask without a policy, as a transform of its own."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .. import functional as PF
+from .base import SmoothMask
+from .samples import ShadingSample
+
+__all__ = ["RandomShading"]
+
+
+class RandomShading(SmoothMask):
+    """Multiply images by smooth random masks that brighten some regions and darken others.
+
+    Each mask is a coarse grid of uniform random values, enlarged and blurred, normalized to mean 1, and brightened or
+    darkened as a whole: a random bias field. There is nothing to learn. It works on batches on their device, on single
+    images among a data set's transforms, and in ``torchvision.transforms.v2.Compose`` with labels. In eval mode it is
+    the identity.
+
+    Args:
+        p: Probability that an image is masked.
+        grid_size: Cells along each axis; a tuple of two for images, of three for volumes (B, C, D, H, W).
+        pattern_std: Standard deviation of each mask across its image. None leaves the grid's own.
+        brightness_std: Standard deviation of the logarithm of the whole image's brightness.
+        strength: How far the mask moves from 1; 0 switches it off.
+        mean: The normalization, used to locate black: one number or one per channel. If ``mean`` and ``std`` are
+            omitted, each image's minimum in each channel is taken as black. ``mean=0, std=1`` for images in [0, 1].
+        std: See ``mean``.
+        scale_about: ``"black"``, or ``"zero"`` to multiply the values as they are.
+        kernel_size: Blur kernel in pixels, one number or one per axis; by default it follows sigma.
+        sigma: Blur sigma in pixels, likewise; by default one third of a cell along each axis.
+
+    Shape:
+        - images: (B, C, H, W) or one image (C, H, W); (B, C, D, H, W) or (C, D, H, W) with a grid of three axes.
+          Floating point.
+        - Output: the same shape, dtype, device and memory format.
+
+    Raises:
+        ValueError: If a number is out of its range.
+        TypeError: If the images are not floating point.
+
+    Example:
+        >>> shade = RandomShading(p=1.0, mean=0.0, std=1.0)
+        >>> shade(torch.rand(8, 3, 64, 64)).shape
+        torch.Size([8, 3, 64, 64])
+    """
+
+    uses_generator = True
+
+    def __init__(
+        self,
+        p: float = 0.5,
+        grid_size: int | Sequence[int] = 2,
+        pattern_std: float | None = 0.1,
+        brightness_std: float = 0.2,
+        *,
+        strength: float = 1.0,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+        scale_about: Literal["black", "zero"] = "black",
+        kernel_size: int | Sequence[int] | None = None,
+        sigma: float | Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(
+            None,
+            grid_size,
+            kernel_size,
+            sigma,
+            p=p,
+            strength=strength,
+            mean_preserving=True,
+            pattern_std=pattern_std,
+            brightness_std=brightness_std,
+            center_brightness=False,
+            scale_about=scale_about,
+            mean=mean,
+            std=std,
+        )
+
+    def sample(self, images: Tensor, generator: torch.Generator | None = None) -> ShadingSample:
+        """Draw masks for a batch: one draw of uniform numbers, the last of each image for whether it is masked.
+
+        Args:
+            images: A batch, or one image; see the class.
+            generator: Source of randomness on the images' device; by default the global one.
+        """
+        images = self.as_batch(images)
+        cells = 1
+        for length in self.grid_size:
+            cells *= length
+        drawn = torch.rand(len(images), cells + 1, generator=generator, device=images.device, dtype=torch.float32)
+        action = drawn[:, :cells].clamp(PF.ACTION_EPS, 1 - PF.ACTION_EPS).unflatten(1, (1, *self.grid_size))
+        return ShadingSample(log_prob=None, applied=drawn[:, cells] < self.p, action=action)

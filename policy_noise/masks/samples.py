@@ -1,0 +1,64 @@
+"""One draw of masks for a batch."""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .. import functional as PF
+from ..augmentation import Sample
+
+__all__ = ["MaskSample", "ShadingSample"]
+
+
+@dataclass(frozen=True)
+class ShadingSample(Sample):
+    """Masks that nothing was learned about.
+
+    Args:
+        log_prob: None.
+        applied: Which images are masked, (B,) bool.
+        action: Values in (0, 1), (B, 1, *grid).
+    """
+
+    action: Tensor
+
+    @property
+    def expected(self) -> Tensor | None:
+        """Expected value of each cell; None stands for 1/2."""
+        return None
+
+
+@dataclass(frozen=True)
+class MaskSample(ShadingSample):
+    """Masks that a policy drew, complete: given back to the module they are replayed.
+
+    Args:
+        log_prob: Log-probability of each image's whole action, (B,), differentiable in the policy.
+        applied: Which images are masked, (B,) bool.
+        action: Sampled values in (0, 1), detached, (B, 1, *grid).
+        concentration1: Alpha of each cell, (B, 1, *grid).
+        concentration0: Beta of each cell, (B, 1, *grid).
+    """
+
+    concentration1: Tensor
+    concentration0: Tensor
+
+    @property
+    def entropy(self) -> Tensor:
+        """Entropy in nats of each image's distribution, (B,), differentiable in the policy; computed when read."""
+        return PF.beta_entropy(self.concentration1, self.concentration0).flatten(1).sum(1)
+
+    @property
+    def expected(self) -> Tensor:
+        """Expected value of each cell, alpha / (alpha + beta), detached."""
+        return (self.concentration1 / (self.concentration1 + self.concentration0)).detach()
+
+    @property
+    def actions(self) -> int:
+        """Cells of each mask."""
+        return math.prod(self.action.shape[1:])
+
+    def cell_log_prob(self) -> Tensor:
+        """Log density of each cell, (B, cells): what :func:`policy_noise.functional.paper_objective` takes."""
+        return PF.beta_log_prob(self.action, self.concentration1, self.concentration0).flatten(1)

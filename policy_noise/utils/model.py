@@ -1,0 +1,107 @@
+"""What a model says of the images that it takes."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["image_channels", "normalization", "takes_volumes", "unwrap"]
+
+FEW = 4
+"""Channels that images usually have at most."""
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The user's own module inside wrappers of DDP, FSDP and torch.compile."""
+    while True:
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def image_channels(model: nn.Module) -> int:
+    """Channels of the images, by timm's record of the first convolution or else by the first one registered.
+
+    More than four, or several first convolutions that disagree, may be another thing: an input that a space-to-depth
+    rearranges first, a second input. The model is then tried on tensors without data.
+
+    Raises:
+        ValueError: If the model does not say, or says two things.
+    """
+    name = type(model).__name__
+    conv = first_conv(model)
+    if conv is None:
+        raise ValueError(
+            f"in_chans cannot be read from {name}, which has no convolution: pass attach(..., in_chans=...)"
+        )
+    found = conv.in_channels
+    recorded = _config(model).get("input_size")
+    expected = recorded[0] if isinstance(recorded, tuple | list) and recorded else None
+    if expected is None:
+        others = sorted({found, *_first_convs_of_branches(model)})
+        if len(others) > 1:
+            raise ValueError(
+                f"in_chans cannot be read from {name}, whose branches begin with convolutions of {others} channels: "
+                "pass attach(..., in_chans=...)"
+            )
+        return found
+    if found <= FEW or found == expected or _accepts(model, found, recorded):
+        return found
+    raise ValueError(
+        f"in_chans cannot be read from {name}: its first convolution has {found} channels and its record says "
+        f"{expected}. Pass attach(..., in_chans=...)"
+    )
+
+
+def takes_volumes(model: nn.Module) -> bool:
+    """Whether the first convolution has three axes."""
+    return isinstance(first_conv(model), nn.Conv3d)
+
+
+def normalization(model: nn.Module, in_chans: int) -> dict[str, Any]:
+    """Mean and std of a timm model's data configuration, where they belong to its number of channels."""
+    config = _config(model)
+    mean, std = config.get("mean"), config.get("std")
+    if mean is None or std is None or len(mean) != in_chans or len(std) != in_chans:
+        return {}
+    return {"mean": mean, "std": std}
+
+
+def first_conv(model: nn.Module) -> nn.Conv2d | nn.Conv3d | None:
+    """The convolution that sees the images, by timm's record of it where there is one."""
+    first = _config(model).get("first_conv")
+    for name in (first,) if isinstance(first, str) else (first or ()):
+        try:
+            module = model.get_submodule(name)
+        except AttributeError:
+            continue
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            return module
+    return next((module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)), None)
+
+
+def _config(model: nn.Module) -> dict[str, Any]:
+    return getattr(model, "pretrained_cfg", None) or {}
+
+
+def _first_convs_of_branches(model: nn.Module) -> set[int]:
+    """Channels of the first convolution in each child, as far as images can have so many."""
+    channels = set()
+    for child in model.children():
+        conv = next((module for module in child.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)), None)
+        if conv is not None and conv.in_channels <= FEW:
+            channels.add(conv.in_channels)
+    return channels
+
+
+def _accepts(model: nn.Module, channels: int, recorded: Any) -> bool:
+    """Whether a forward without data goes through with so many channels."""
+    state = {name: tensor.to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    images = torch.empty(2, channels, *recorded[1:], device="meta")
+    try:
+        with torch.no_grad():
+            torch.func.functional_call(model, state, (images,))
+    except Exception:
+        return False
+    return True

@@ -1,0 +1,221 @@
+"""Every loss of five libraries that can be made, and inputs that it takes; the compatibility page lists them."""
+
+import importlib
+import inspect
+import random
+import warnings
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from policy_noise.losses import CriterionError, LossSplitter, is_hookable
+
+LIBRARIES = {
+    "torch": "torch.nn",
+    "timm": "timm.loss",
+    "monai": "monai.losses",
+    "pytorch-metric-learning": "pytorch_metric_learning.losses",
+    "segmentation-models-pytorch": "segmentation_models_pytorch.losses",
+}
+CLASSES, SIZE = 4, 12
+ARGUMENTS = {
+    "mode": lambda: "multiclass",
+    "num_classes": lambda: CLASSES,
+    "classes": lambda: CLASSES,
+    "embedding_size": lambda: 16,
+    "descriptors_dim": lambda: 16,
+    "in_features": lambda: 16,
+    "n_classes": lambda: CLASSES,
+    "spatial_dims": lambda: 2,
+    "dim": lambda: 2,
+    "margin": lambda: 0.4,
+    "Tn": lambda: 10.0,
+    "l": lambda: 16,
+    "class_counts": lambda: [5, 3, 2, 2],
+    "num_samples": lambda: SIZE,
+    "dist_matrix": lambda: 1.0 - np.eye(CLASSES, dtype=np.float32),
+}
+"""What losses need that cannot be made with defaults."""
+BASES = {"BaseMetricLossFunction", "BaseLossWrapper", "GenericPairLoss", "MultipleLosses", "SelfSupervisedLoss"}
+"""Base classes, and wrappers that are nothing without the loss that they wrap."""
+OTHER_INPUTS = {
+    "PatchAdversarialLoss": "takes a discriminator's output alone",
+    "SURELoss": "takes an operator",
+    "PerceptualLoss": "downloads weights",
+    "AdaptiveLogSoftmaxWithLoss": "needs cutoffs",
+    "LinearCrossEntropyLoss": "holds the last layer",
+}
+
+
+def losses_of(library):
+    """(name, loss) of each loss of a library that can be made; aliases once."""
+    module = importlib.import_module(LIBRARIES[library])
+    made = set()
+    for name in sorted(dir(module), key=lambda name: (name.islower(), name)):
+        kind = getattr(module, name)
+        if not (inspect.isclass(kind) and issubclass(kind, nn.Module)) or kind in made or name in BASES:
+            continue
+        if name in OTHER_INPUTS or (library == "torch" and not name.endswith("Loss")):
+            continue
+        made.add(kind)
+        loss = _made(module, kind)
+        if loss is not None:
+            yield name, loss
+
+
+def _made(module, kind):
+    needed = [
+        p.name
+        for owner in inspect.getmro(kind)
+        if "__init__" in vars(owner) and owner.__module__.startswith(module.__name__.split(".")[0])
+        for p in inspect.signature(owner.__init__).parameters.values()
+        if p.default is p.empty and p.name != "self" and p.kind is p.POSITIONAL_OR_KEYWORD
+    ]
+    arguments = {name: ARGUMENTS[name]() for name in needed if name in ARGUMENTS}
+    if "loss" in needed:
+        inner = {"pytorch_metric_learning": "ContrastiveLoss", "monai": "DiceLoss"}
+        arguments["loss"] = getattr(module, inner[module.__name__.split(".")[0]])()
+    torch.manual_seed(0)
+    for given in ({}, arguments):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return kind(**given)
+        except (TypeError, KeyError):
+            continue
+    return None
+
+
+def inputs():
+    """Calls of many kinds, by what they are for."""
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(SIZE, CLASSES, generator=draw)
+    labels = torch.arange(SIZE) % CLASSES
+    embeddings, others, more = torch.randn(3, SIZE, 16, generator=draw)
+    soft = torch.rand(SIZE, CLASSES, generator=draw).softmax(1)
+    signs = 2 * (labels % 2) - 1
+    maps = torch.randn(4, CLASSES, 16, 16, generator=draw)
+    pixels = torch.randint(CLASSES, (4, 16, 16), generator=draw)
+    pixels[:, 4:8] = torch.arange(4)[:, None, None]
+    one_hot = F.one_hot(pixels, CLASSES).movedim(-1, 1).float()
+    boxes = torch.rand(SIZE, 4, generator=draw).cumsum(1)
+    return {
+        "maps, maps": (maps.sigmoid(), one_hot),
+        "maps, pixels": (maps, pixels),
+        "maps, (N, 1) pixels": (maps, pixels[:, None]),
+        "one map, one map": (maps[:, :1].sigmoid(), one_hot[:, :1]),
+        "maps, soft maps": (maps, maps.flip(1).softmax(1)),
+        "maps": (maps,),
+        "flow": (maps[:, :2],),
+        "probabilities, soft": (logits.softmax(1).log(), soft),
+        "logits, labels": (logits, labels),
+        "logits, soft": (logits, soft),
+        "logits, multi-hot": (logits, (soft > 0.25).float()),
+        "embeddings, labels": (embeddings, labels),
+        "pairs": (embeddings, others),
+        "scores, signs": (logits[:, 0], signs.float()),
+        "scores, labels": (logits[:, :1].sigmoid(), (labels[:, None] % 2).float()),
+        "two, signs": (embeddings, others, signs),
+        "scores, scores, signs": (logits[:, 0], logits[:, 1], signs.float()),
+        "triplets": (embeddings, others, more),
+        "mean, target, variance": (logits, soft, soft + 0.1),
+        "boxes": (boxes, boxes + 0.1),
+        "characters": (
+            torch.randn(20, SIZE, CLASSES, generator=draw).log_softmax(2),
+            labels.view(SIZE, 1).repeat(1, 3) % 3 + 1,
+            torch.full((SIZE,), 20),
+            torch.full((SIZE,), 3),
+        ),
+        "pyramid": ([maps.sigmoid(), maps[:, :, ::2, ::2].sigmoid()], one_hot),
+        "embeddings": (embeddings, None, None, others),
+    }
+
+
+EXPECTED = {
+    "torch": ("logits, labels", "logits, multi-hot", "scores, signs"),
+    "timm": ("logits, labels", "logits, multi-hot", "logits, soft"),
+    "monai": ("maps, maps", "maps, pixels", "maps, (N, 1) pixels", "one map, one map"),
+    "pytorch-metric-learning": ("embeddings, labels",),
+    "segmentation-models-pytorch": ("maps, pixels", "one map, one map"),
+}
+"""What a library's losses are usually given; anything else is tried after it."""
+CHOSEN = {
+    "BCELoss": "scores, labels",
+    "KLDivLoss": "probabilities, soft",
+    "NLLLoss": "logits, labels",
+    "CosineEmbeddingLoss": "two, signs",
+    "MarginRankingLoss": "scores, scores, signs",
+    "L1Loss": "logits, soft",
+    "MSELoss": "logits, soft",
+    "HuberLoss": "logits, soft",
+    "SmoothL1Loss": "logits, soft",
+    "GaussianNLLLoss": "mean, target, variance",
+    "CTCLoss": "characters",
+    "PoissonNLLLoss": "logits, soft",
+    "TripletMarginLoss": "triplets",
+    "TripletMarginWithDistanceLoss": "triplets",
+    "VICRegLoss": "embeddings",
+    "AsymmetricLossMultiLabel": "logits, multi-hot",
+    "SoftTargetCrossEntropy": "logits, soft",
+    "PolyBinaryCrossEntropy": "logits, multi-hot",
+    "ZlprLoss": "logits, multi-hot",
+    "TwoWayLoss": "logits, multi-hot",
+    "DeepSupervisionLoss": "pyramid",
+    "BarlowTwinsLoss": "pairs",
+    "AUCMLoss": "scores, labels",
+    "SoftBCEWithLogitsLoss": "maps, maps",
+    "BoxGIoULoss": "boxes",
+}
+
+
+def call_for(library, name, loss):
+    """The first inputs of which the loss makes a finite number that is not 0, or None."""
+    kinds = inputs()
+    chosen = () if (library, name) == ("pytorch-metric-learning", "TripletMarginLoss") else (CHOSEN.get(name),)
+    for kind in dict.fromkeys([*chosen, *EXPECTED[library], *kinds]):
+        if kind is None:
+            continue
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")
+                value = (loss.forward if is_hookable(loss) else loss)(*kinds[kind])
+        except Exception:
+            continue
+        if isinstance(value, torch.Tensor) and value.numel() == 1 and value.isfinite() and value != 0:
+            return kinds[kind]
+    return None
+
+
+def outcome(loss, args):
+    """How a loss is taken apart: (phrase, per-sample losses), or ("refused", the reason)."""
+    splitter = LossSplitter(loss)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        splitter.before(args, {})
+        value = (loss.forward if is_hookable(loss) else loss)(*args)
+        try:
+            return splitter.describe() if splitter is None else _phrase(splitter, splitter(args, {}, value)), value
+        except CriterionError as error:
+            return ("refused", str(error)), value
+
+
+def _phrase(splitter, losses):
+    return splitter.describe(), losses
+
+
+def generators():
+    """The states of the global generators, to compare."""
+    state = np.random.get_state()
+    return torch.get_rng_state().tolist(), state[1].tolist(), state[2], random.getstate()
+
+
+def table(library):
+    """Rows (loss, how it is taken) for the compatibility page."""
+    rows = []
+    for name, loss in losses_of(library):
+        args = call_for(library, name, loss)
+        if args is not None:
+            rows.append((name, outcome(loss, args)[0][0]))
+    return rows
