@@ -96,8 +96,8 @@ class PolicyLearner:
         ):
             raise ValueError(
                 "estimator='paper' has neither another reward nor an entropy bonus, got "
-                f"reward={self._cost or reward!r}, entropy_coef={entropy_coef!r} and entropy_target={entropy_target!r}: "
-                "take estimator='reinforce' for them"
+                f"reward={self._cost or reward!r}, entropy_coef={entropy_coef!r} and "
+                f"entropy_target={entropy_target!r}: take estimator='reinforce' for them"
             )
         if not isinstance(update_every, int) or update_every < 1:
             raise ValueError(f"update_every must be a positive integer, got {update_every!r}")
