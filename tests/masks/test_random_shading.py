@@ -177,7 +177,7 @@ def test_plain_tensors_follow_torchvisions_rule(compose):
     assert not torch.equal(masked, images)
     assert label == 3
     assert torch.equal(kept, weights)
-    with pytest.raises(TypeError, match="images must be floating-point tensors of three axes or more, got .*convert"):
+    with pytest.raises(TypeError, match=r"images must be floating-point tensors of three axes or more, got .*convert"):
         shading((torch.zeros(3, 16, 16, dtype=torch.uint8), 3))
 
 
