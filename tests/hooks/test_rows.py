@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from policy_noise.hooks import pairing
-from policy_noise.hooks.pairing import PairingError, PairingQueue
+
+from policy_noise.hooks.matching import Match, PairingError
+from policy_noise.hooks.pairing import PairingQueue
 from policy_noise.utils import compat
 
 CLASSES = 6
@@ -252,7 +253,7 @@ def test_two_queues_mark_one_output():
 
 
 def test_without_node_shapes_rows_that_stay_are_followed_and_moves_refused(monkeypatch):
-    monkeypatch.setattr("policy_noise.hooks.rows.node_shapes", lambda node: compat.node_shapes(object()))
+    monkeypatch.setattr("policy_noise.hooks.walk.node_shapes", lambda node: compat.node_shapes(object()))
     queue = PairingQueue(8)
     output = forward(queue, 4, CLASSES)
     head = nn.Sequential(nn.Linear(CLASSES, 4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
@@ -265,7 +266,7 @@ def test_without_node_shapes_rows_that_stay_are_followed_and_moves_refused(monke
 def test_gather_averages_the_rows_of_an_image():
     queue = PairingQueue(8)
     forward(queue, 3, CLASSES)
-    match = pairing.Match(queue.newest, torch.tensor([0, 0, 2, -1]))
+    match = Match(queue.newest, torch.tensor([0, 0, 2, -1]))
     losses, valid = match.gather(torch.tensor([1.0, 3.0, 5.0, 100.0]))
     assert losses.tolist() == [2, 0, 5]
     assert valid.tolist() == [True, False, True]
