@@ -3,10 +3,8 @@
 import copy
 import io
 import shutil
-import sys
 import warnings
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,13 +14,10 @@ from torch import nn
 
 import policy_noise
 import policy_noise.functional as PF
+from benchmarks.overhead.launches import Launches
 from policy_noise import PolicyNoiseMask
 from policy_noise.learning import PolicyLearner
 from policy_noise.policy import BackbonePolicy, SpatialPolicy
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-from overhead import Launches
 
 
 def moved(mask):
@@ -84,7 +79,16 @@ def test_backbone_gives_the_same_channels_last():
 
 
 def plain_noise_mask(
-    images, action, kernel_size, sigma, strength, black, applied, mean_preserving=False, pattern_std=None, brightness_std=0.0
+    images,
+    action,
+    kernel_size,
+    sigma,
+    strength,
+    black,
+    applied,
+    mean_preserving=False,
+    pattern_std=None,
+    brightness_std=0.0,
 ):
     """Every step on the pixels, with Kornia's blur."""
     enlarged = F.interpolate(action, images.shape[2:], mode="nearest")

@@ -1,0 +1,200 @@
+"""The one added line."""
+
+import warnings
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import policy_noise
+from policy_noise import PolicyNoiseMask, attach
+
+
+@pytest.fixture
+def parts(make_model):
+    model = make_model()
+    return model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss()
+
+
+def timm_parts(name="resnet10t", **arguments):
+    model = timm.create_model(name, num_classes=5, **arguments)
+    return model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss()
+
+
+@pytest.mark.parametrize("in_chans", [1, 3, 4])
+def test_channels_are_read_from_the_model(make_model, in_chans):
+    model = make_model(in_chans)
+    hook = attach(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss())
+    assert hook.mask.in_chans == in_chans
+    assert hook.mask.black is None
+
+
+@pytest.mark.parametrize("in_chans", [1, 2, 3])
+def test_timm_models_tell_their_normalisation(in_chans):
+    hook = attach(*timm_parts(in_chans=in_chans))
+    assert hook.mask.in_chans == in_chans
+    if in_chans != 3:
+        assert hook.mask.black is None  # the record is of three channels
+        return
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close(hook.mask.black.flatten(), -mean / std)
+
+
+def test_vision_transformers_too():
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=5)
+    hook = attach(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss())
+    assert hook.mask.in_chans == 3
+    torch.testing.assert_close(hook.mask.black.flatten(), torch.full((3,), -1.0))
+
+
+def test_given_settings_win(parts):
+    hook = attach(*parts, mean=0.5, std=0.25, grid_size=4, p=0.3, policy_lr=1e-3, baseline="batch", max_pending=2)
+    torch.testing.assert_close(hook.mask.black.flatten(), torch.full((3,), -2.0))
+    assert (hook.mask.grid_size, hook.mask.p) == ((4, 4), 0.3)
+    assert (hook.learner.rate.lr, hook.learner.rate.lr_ratio, hook.learner.baseline) == (1e-3, None, "batch")
+
+
+def test_rates_of_the_presets_give_way(parts):
+    model, optimizer, criterion = parts
+    hook = attach(model, optimizer, criterion, policy_lr_ratio=0.5)
+    assert (hook.learner.rate.lr, hook.learner.rate.lr_ratio) == (None, 0.5)
+    hook.remove()
+    hook = attach(model, optimizer, criterion, preset="paper", policy="static", policy_lr=1e-3)
+    assert (hook.learner.rate.lr, hook.learner.rate.lr_ratio) == (1e-3, None)
+
+
+def test_the_papers_preset(parts):
+    hook = attach(*parts, preset="paper")
+    assert sum(parameter.numel() for parameter in hook.mask.parameters()) == 10_179_704
+    assert (hook.learner.scales_loss, hook.learner.rate.lr_ratio) == (True, 0.1)
+    assert hook.mask.scale_about == "zero"
+
+
+def test_volumes_get_a_grid_of_three_axes():
+    model = nn.Sequential(nn.Conv3d(2, 4, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 3))
+    optimizer, criterion = torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss()
+    hook = attach(model, optimizer, criterion, grid_size=3)
+    assert (hook.mask.in_chans, hook.mask.grid_size) == (2, (3, 3, 3))
+    criterion(model(torch.randn(4, 2, 9, 10, 11)), torch.arange(4) % 3).backward()
+    optimizer.step()
+    assert hook.metrics["samples_seen"] == 4
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_wrapped_models_are_looked_into(make_model, compiled):
+    inner = make_model(4)
+    model = torch.compile(inner) if compiled else nn.DataParallel(inner)
+    hook = attach(model, torch.optim.SGD(inner.parameters(), lr=0.1), nn.CrossEntropyLoss())
+    assert hook.mask.in_chans == 4
+    assert model._forward_pre_hooks
+    assert not inner._forward_pre_hooks
+
+
+def test_a_model_with_an_empty_record(make_model):
+    model = make_model(2)
+    model.pretrained_cfg = None
+    assert attach(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss()).mask.in_chans == 2
+
+
+def test_a_function_as_loss(parts, batch):
+    model, optimizer, _ = parts
+    hook = attach(model, optimizer)
+    hook.observe(F.cross_entropy(model(batch[0]), batch[1], reduction="none")).mean().backward()
+    optimizer.step()
+    assert hook.metrics["samples_seen"] == 8
+
+
+@pytest.mark.parametrize(
+    ("prepare", "warns"),
+    [
+        (lambda raw, mean, std: (raw - mean) / std, False),
+        (lambda raw, mean, std: (0.1 + 0.8 * raw - mean) / std, False),
+        (lambda raw, mean, std: raw, True),
+        (lambda raw, mean, std: 255 * raw, True),
+        (lambda raw, mean, std: 2 * (raw - 0.5) / 0.1, True),
+    ],
+    ids=["normalised", "never quite black", "in [0, 1]", "in [0, 255]", "other mean and std"],
+)
+def test_images_that_contradict_the_normalisation_are_pointed_out_once(prepare, warns):
+    model, optimizer, criterion = timm_parts()
+    attach(model, optimizer, criterion)
+    mean, std = (torch.tensor(model.pretrained_cfg[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    images = prepare(torch.rand(8, 3, 32, 32), mean, std)
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            criterion(model(images), torch.arange(8) % 5)
+    assert sum("black level" in str(warning.message) for warning in record) == warns
+
+
+def test_the_overrides_are_those_of_mask_hook_and_learner(parts):
+    with pytest.raises(TypeError, match=r"unknown settings \['gridsize'\]; known are .*'grid_size'"):
+        attach(*parts, gridsize=4)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"model": F.relu}, TypeError, r"model must be a torch\.nn\.Module, got function"),
+        ({"optimizer": nn.Linear(2, 2)}, TypeError, "optimizer must be .*Linear"),
+        ({"criterion": F.cross_entropy}, TypeError, "criterion must be .*function"),
+        ({"preset": "papper"}, ValueError, r"preset must be one of \['augment', 'learned', 'paper'\], got 'papper'"),
+        ({"grid_size": 0}, ValueError, "grid_size .*got 0"),
+        ({"kernel_size": 4}, ValueError, "kernel_size .*got 4"),
+        ({"sigma": -1}, ValueError, "sigma .*got -1"),
+        ({"mean": 0.5}, ValueError, r"mean and std belong together, got mean=0\.5"),
+        ({"policy_lr": 0.1, "policy_lr_ratio": 0.1}, ValueError, "exactly one of policy_lr and policy_lr_ratio"),
+        ({"preset": "paper", "policy": "static", "reward": "adversarial"}, ValueError, "estimator='paper'"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_hooked(parts, change, error, message):
+    model, optimizer, criterion = parts
+    arguments = {"model": model, "optimizer": optimizer, "criterion": criterion, **change}
+    with pytest.raises(error, match=message):
+        attach(**arguments)
+    assert not model._forward_pre_hooks
+    assert not criterion._forward_hooks
+    assert not optimizer._optimizer_step_post_hooks
+    attach(*parts)
+
+
+def test_a_model_that_does_not_say_its_channels_is_refused():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"in_chans cannot be read from Sequential.*attach\(\.\.\., in_chans=\.\.\.\)"):
+        attach(model, optimizer)
+    assert attach(model, optimizer, in_chans=3).mask.in_chans == 3
+
+
+def test_attaching_twice_is_refused_and_the_first_goes_on(parts, batch):
+    model, optimizer, criterion = parts
+    hook = attach(*parts)
+    with pytest.raises(RuntimeError, match=r"is hooked already: call policy_noise.detach"):
+        attach(*parts)
+    criterion(model(batch[0]), batch[1]).backward()
+    optimizer.step()
+    assert hook.metrics["samples_seen"] == 8
+    hook.remove()
+    attach(*parts)
+
+
+def test_the_readmes_loop():
+    """The issue's own words: a timm model, SGD, cross-entropy, and one line."""
+    model = timm.create_model("resnet10t", num_classes=7)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    criterion = nn.CrossEntropyLoss()
+    hook = policy_noise.attach(model, optimizer, criterion)
+    keys = model.state_dict().keys()
+    before = {name: value.clone() for name, value in hook.mask.state_dict().items()}
+    for _ in range(2):
+        images, targets = torch.randn(4, 3, 64, 64).clamp(-2, 2), torch.arange(4)
+        loss = criterion(model(images), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert any(not torch.equal(value, before[name]) for name, value in hook.mask.state_dict().items())
+    hook.remove()
+    assert model.state_dict().keys() == keys
+    assert isinstance(hook.mask, PolicyNoiseMask)
