@@ -21,9 +21,7 @@ try:
     from fastai.layers import NoneReduce
     from fastai.torch_core import to_float
 except ImportError as error:
-    raise ImportError(
-        "policy_noise.integrations.fastai needs fastai: pip install 'policy_noise[fastai]'"
-    ) from error
+    raise ImportError("policy_noise.integrations.fastai needs fastai: pip install 'policy_noise[fastai]'") from error
 
 __all__ = ["PolicyNoiseCallback"]
 
@@ -55,10 +53,11 @@ class PolicyNoiseCallback(Callback):  # type: ignore[misc]
     """
 
     order = 12  # after DistributedTrainer, which wraps the model, and MixUp, which replaces the loss
-    _stateattrs = ("hook", "_policy", "_start", "_model")  # an exported Learner leaves them out
+    _stateattrs = ("hook", "_policy", "_start", "_model", "_splitter")  # an exported Learner leaves them out
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
+        self._init_state()
         self.settings = settings
 
     def _init_state(self) -> None:
@@ -67,6 +66,7 @@ class PolicyNoiseCallback(Callback):  # type: ignore[misc]
         self._policy: Mapping[str, Any] | None = None
         self._start: dict[str, Any] | None = None
         self._model: weakref.ref[nn.Module] | None = None
+        self._splitter: LossSplitter | None = None
         self._training = self._stepped = False
 
     def before_fit(self) -> None:
