@@ -25,11 +25,6 @@ def check_arguments(
     """
     if not isinstance(augmentation, StochasticAugmentation):
         raise TypeError(f"augmentation must be a StochasticAugmentation, got {type(augmentation).__name__}")
-    if optimizer is not None and not isinstance(stepping, torch.optim.Optimizer):
-        raise TypeError(
-            f"optimizer must be a torch.optim.Optimizer or a wrapper of one, got {type(optimizer).__name__}: pass the "
-            "optimizer whose step() really runs, or None, and call hook.step() after your own steps"
-        )
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if criterion is not None and not isinstance(criterion, nn.Module):

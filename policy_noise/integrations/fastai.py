@@ -1,0 +1,149 @@
+"""fastai: ``Learner(..., cbs=[PolicyNoiseCallback()])``.
+
+``pip install 'policy_noise[fastai]'`` installs it.
+"""
+
+import copy
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..factory import attach
+from ..hooks.hook import ReinforceHook
+from ..losses import LossSplitter, SampleLosses
+from ..utils.model import unwrap
+
+try:
+    from fastai.callback.core import Callback
+    from fastai.callback.schedule import LRFinder
+    from fastai.layers import NoneReduce
+    from fastai.torch_core import to_float
+except ImportError as error:
+    raise ImportError("policy_noise.integrations.fastai needs fastai: pip install 'policy_noise[fastai]'") from error
+
+__all__ = ["PolicyNoiseCallback"]
+
+
+class PolicyNoiseCallback(Callback):  # type: ignore[misc]
+    """Train a Learner's model under a learned noise mask.
+
+    The hook is put on when training begins and taken off when ``fit`` ends. A later ``fit`` of the same model goes on
+    with the same policy; another learner's model gets one of its own. ``lr_find`` trains under masks, and leaves the
+    policy as it was, as it does the model.
+
+    Every loss of fastai and torch is served, and so is MixUp: each image's loss is taken with ``reduction="none"``, or
+    else image by image. The policy steps after each of the optimizer's steps, fastai's or an ``OptimWrapper``'s, and
+    its learning rate follows the last parameter group's, which is the one that fastai records.
+
+    ``learn.save`` keeps the model and its optimizer. Save the policy beside them: ``torch.save(callback.state_dict(),
+    path)``, and before the next ``fit`` ``callback.load_state_dict(torch.load(path))``.
+
+    Args:
+        settings: Any setting of :func:`policy_noise.attach`. Pass the ``mean`` and ``std`` that the DataLoaders
+            normalize with.
+
+    Raises:
+        ValueError: When training begins, if the settings ask for the paper's estimator and the loss is no module.
+
+    Example:
+        >>> callback = PolicyNoiseCallback(mean=0.5, std=0.5)
+        >>> learner = Learner(dls, model, cbs=[callback])  # doctest: +SKIP
+    """
+
+    order = 12  # after DistributedTrainer, which wraps the model, and MixUp, which replaces the loss
+    _stateattrs = ("hook", "_policy", "_start", "_model", "_splitter")  # an exported Learner leaves them out
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self._init_state()
+        self.settings = settings
+
+    def _init_state(self) -> None:
+        super()._init_state()
+        self.hook: ReinforceHook | None = None
+        self._policy: Mapping[str, Any] | None = None
+        self._start: dict[str, Any] | None = None
+        self._model: weakref.ref[nn.Module] | None = None
+        self._splitter: LossSplitter | None = None
+        self._training = self._stepped = False
+
+    def before_fit(self) -> None:
+        """Take off what a fit left that an exception ended."""
+        self._take_off()
+
+    def before_train(self) -> None:
+        """Attach in the first epoch. Validation alone never comes here."""
+        if self._training:
+            return
+        loss = self.learn.loss_func
+        by_module = isinstance(loss, nn.Module)
+        self._splitter = None if by_module else LossSplitter(loss)
+        losses = {"criterion": loss} if by_module else {"output_loss": self._losses}
+        hook = attach(self.learn.model, None, **{"state_in_optimizer": False, **losses, **self.settings})
+        model = unwrap(self.learn.model)
+        try:
+            if hook.learner.scales_loss and not by_module:
+                raise ValueError(
+                    "estimator 'paper' scales the loss, which must be a torch.nn.Module then, such as "
+                    f"nn.CrossEntropyLoss(), and not replaced by MixUp; got {loss!r}"
+                )
+            if self._policy is not None and (self._model is None or self._model() is model):
+                hook.load_state_dict(self._policy)
+        except ValueError:
+            hook.remove()
+            raise
+        self.hook, self._model, self._training = hook, weakref.ref(model), True
+        finding = any(isinstance(callback, LRFinder) for callback in self.learn.cbs)
+        self._start = copy.deepcopy(hook.state_dict()) if finding else None
+
+    def before_step(self) -> None:
+        """A step may come."""
+        self._stepped = True
+
+    def after_cancel_step(self) -> None:
+        """It did not, for a gradient that overflowed."""
+        self._stepped = False
+
+    def after_step(self) -> None:
+        """Step the policy after the model."""
+        if self.hook is not None and self._stepped:
+            self.hook.step(float(self.learn.opt.hypers[-1]["lr"]))
+
+    def after_fit(self) -> None:
+        """Take the hook off, and keep the policy."""
+        self._take_off()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The policy and all that resuming needs; empty before the first fit. Safe for ``torch.load``."""
+        if self._training and self.hook is not None:
+            return self.hook.state_dict()
+        return dict(self._policy or {})
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on with a saved policy in the next fit.
+
+        Raises:
+            ValueError: When that fit begins, if the state belongs to another policy.
+        """
+        self._take_off()
+        self._policy, self._model = dict(state_dict) or None, None
+
+    def _take_off(self) -> None:
+        if self._training and self.hook is not None:
+            self._policy = self.hook.state_dict() if self._start is None else self._start
+            self.hook.remove()
+        self._training = False
+
+    def _losses(self, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | SampleLosses:
+        """One loss for each image, where the loss is no module."""
+        loss = self.learn.loss_func
+        output, targets = to_float(output), self.learn.yb
+        reduced = getattr(getattr(loss, "__self__", None), "old_lf", loss)  # MixUp's own stands before the learner's
+        if not hasattr(reduced, "reduction"):
+            assert self._splitter is not None
+            return self._splitter((output, *targets), {}, None)
+        with NoneReduce(reduced):
+            values = loss(output, *targets)
+        return values.as_subclass(Tensor).float().view(len(self.learn.xb[0]), -1).mean(1)
