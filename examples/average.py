@@ -1,6 +1,8 @@
-"""Average the weights of a run's last epochs."""
+"""Average the weights of a run's last epochs into averaged.safetensors."""
 
-from policy_noise.experiments.cli import average
+import sys
+
+from policy_noise.experiments.commands import main
 
 if __name__ == "__main__":
-    average()
+    main(["average", *sys.argv[1:]])

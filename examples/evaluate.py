@@ -1,6 +1,8 @@
-"""Score a heated model on a test split."""
+"""Score a heated model on a test split: macro metrics, per class, per modality and anatomy."""
 
-from policy_noise.experiments.cli import evaluate
+import sys
+
+from policy_noise.experiments.commands import main
 
 if __name__ == "__main__":
-    evaluate()
+    main(["evaluate", *sys.argv[1:]])

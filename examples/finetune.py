@@ -1,6 +1,8 @@
-"""Fine-tune a heated model on clean images."""
+"""Fine-tune a heated model on clean images; the classes may be others."""
 
-from policy_noise.experiments.cli import finetune
+import sys
+
+from policy_noise.experiments.commands import main
 
 if __name__ == "__main__":
-    finetune()
+    main(["finetune", *sys.argv[1:]])

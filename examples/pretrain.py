@@ -1,6 +1,8 @@
-"""Pretrain a classifier; see python examples/pretrain.py --help."""
+"""Train a classifier from scratch: conventionally, under frozen noise or under policy noise."""
 
-from policy_noise.experiments.cli import pretrain
+import sys
+
+from policy_noise.experiments.commands import main
 
 if __name__ == "__main__":
-    pretrain()
+    main(["pretrain", *sys.argv[1:]])

@@ -1,6 +1,8 @@
-"""Write the HTML page of a run's folder."""
+"""Write the HTML page of a run's folder again."""
 
-from policy_noise.experiments.cli import report
+import sys
+
+from policy_noise.experiments.commands import main
 
 if __name__ == "__main__":
-    report()
+    main(["report", *sys.argv[1:]])

@@ -22,10 +22,11 @@ from torchvision.transforms import v2
 
 import policy_noise
 from policy_noise.experiments import radimagenet
+from policy_noise.experiments.batches import augment
 from policy_noise.experiments.distributed import World
 from policy_noise.experiments.recipes import RECIPES, override
 from policy_noise.experiments.runs import environment
-from policy_noise.experiments.training import augment, create_model
+from policy_noise.experiments.training import create_model
 
 IMAGES, CLASSES, EPOCHS = 1_350_000, 165, 90
 
@@ -122,7 +123,7 @@ def main() -> None:
     model = create_model(recipe, CLASSES).to(device, memory_format=torch.channels_last).train()
     images, targets = augment(on_device, recipe, 0, here, present), torch.randint(CLASSES, (size,), device=device)
     rates = {}
-    for noise in ("conventional", "default", "paper"):
+    for noise in ("conventional", "learned", "paper"):
         optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
         criterion = torch.nn.CrossEntropyLoss()
         hook = None
@@ -146,8 +147,8 @@ def main() -> None:
     total = IMAGES * 0.75 * EPOCHS
     print(f"\n90 epochs of {IMAGES * 0.75 / 1e6:.2f} M training images are {total / 1e6:.0f} M images:")
     for devices in (1, 8):
-        hours = total / (rates["default"] * devices) / 3600
-        need = rates["default"] * devices / read
+        hours = total / (rates["learned"] * devices) / 3600
+        need = rates["learned"] * devices / read
         print(f"- {devices} of this device: {hours:.0f} h, if reading keeps up ({need:.2g} processes as above)")
     with tempfile.TemporaryDirectory() as folder:
         kept, peak, seconds = index_memory(Path(folder))

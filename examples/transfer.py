@@ -1,6 +1,8 @@
 """Compare initialisations on few images of other sets."""
 
-from policy_noise.experiments.cli import transfer
+import sys
+
+from policy_noise.experiments.commands import main
 
 if __name__ == "__main__":
-    transfer()
+    main(["transfer", *sys.argv[1:]])

@@ -99,7 +99,10 @@ def average_checkpoints(paths: Sequence[PathLike]) -> dict[str, Tensor]:
     total: dict[str, Tensor] = {}
     last: dict[str, Tensor] = {}
     for path in paths:
-        state = load_state_dict(os.fspath(path), use_ema=False)
+        try:
+            state = load_state_dict(os.fspath(path), use_ema=False)
+        except Exception as error:  # a broken zip archive, header or pickle: each reader has errors of its own
+            raise ValueError(f"checkpoint {os.fspath(path)} cannot be read without running code: {error}") from error
         values = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         if last and {n: v.shape for n, v in values.items()} != {n: v.shape for n, v in last.items()}:
             raise ValueError(
@@ -171,7 +174,9 @@ def read_heated_metadata(path: PathLike) -> dict[str, Any]:
     return json.loads(metadata["heated"])
 
 
-def load_heated(model: nn.Module, path: PathLike, *, classifier: str | None = None) -> dict[str, Any]:
+def load_heated(
+    model: nn.Module, path: PathLike, *, classifier: str | None = None, fresh_classifier: bool = False
+) -> dict[str, Any]:
     """Load a heated model's weights, also into a model with another number of classes.
 
     Args:
@@ -179,13 +184,16 @@ def load_heated(model: nn.Module, path: PathLike, *, classifier: str | None = No
         path: File written by :func:`save_heated`.
         classifier: Name of the classification layer, which may differ in shape and then keeps its fresh weights. By
             default timm's record of it.
+        fresh_classifier: Keep the model's own classification layer also where the file's has the same shape. Equally
+            many classes are not the same classes: set this wherever they differ.
 
     Returns:
         The file's metadata, with ``"kept"``: names of the model's own tensors that were not replaced.
 
     Raises:
         FileNotFoundError: If the file is missing.
-        ValueError: If it belongs to another architecture.
+        ValueError: If it belongs to another architecture, or ``fresh_classifier`` is set and no tensor of the model
+            belongs to a known classification layer.
     """
     from safetensors.torch import load_file
 
@@ -208,8 +216,13 @@ def load_heated(model: nn.Module, path: PathLike, *, classifier: str | None = No
     # Tensors that share storage are saved once, under one of their names.
     stored = {own[name].data_ptr() for name in loaded if name in own}
     wrong += sorted(name for name in own.keys() - loaded.keys() if own[name].data_ptr() not in stored)
-    kept = [name for name in wrong if any(name == head or name.startswith(f"{head}.") for head in heads)]
-    foreign = [name for name in wrong if name not in kept]
+    of_head = [name for name in own if any(name == head or name.startswith(f"{head}.") for head in heads)]
+    if fresh_classifier and not of_head:
+        raise ValueError(
+            f"fresh_classifier needs the name of the classification layer: classifier=... must name one, got {heads}"
+        )
+    kept = of_head if fresh_classifier else [name for name in of_head if name in wrong]
+    foreign = [name for name in wrong if name not in of_head]
     if foreign:
         raise ValueError(
             f"{os.fspath(path)} holds another architecture ({metadata.get('architecture', 'unnamed')}): "

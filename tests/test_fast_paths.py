@@ -79,7 +79,16 @@ def test_backbone_gives_the_same_channels_last():
 
 
 def plain_noise_mask(
-    images, action, kernel_size, sigma, strength, black, applied, mean_preserving=False, pattern_std=None, brightness_std=0.0
+    images,
+    action,
+    kernel_size,
+    sigma,
+    strength,
+    black,
+    applied,
+    mean_preserving=False,
+    pattern_std=None,
+    brightness_std=0.0,
 ):
     """Every step on the pixels, with Kornia's blur."""
     enlarged = F.interpolate(action, images.shape[2:], mode="nearest")

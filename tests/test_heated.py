@@ -90,8 +90,16 @@ class TestAverage:
 
     def test_code_is_never_unpickled(self, tmp_path):
         torch.save({"state_dict": make_model}, tmp_path / "code.pt")
-        with pytest.raises(RuntimeError, match="weights_only"):
+        with pytest.raises(ValueError, match=r"(?s)code\.pt cannot be read.*weights_only"):
             average_checkpoints([tmp_path / "code.pt"])
+
+    @pytest.mark.parametrize("name", ["cut.pt", "cut.safetensors"])
+    def test_a_truncated_file_is_named(self, tmp_path, name):
+        path = tmp_path / name
+        torch.save({"w": torch.zeros(99)}, path) if path.suffix == ".pt" else save_file({"w": torch.zeros(99)}, path)
+        path.write_bytes(path.read_bytes()[:-50])
+        with pytest.raises(ValueError, match=f"{name} cannot be read"):
+            average_checkpoints([path])
 
 
 class TestSaveAndLoad:
@@ -110,9 +118,24 @@ class TestSaveAndLoad:
         model, other = make_model(4), make_model(7)
         head = other.fc.weight.clone()
         save_heated(model, tmp_path / "heated.safetensors")
-        assert load_heated(other, tmp_path / "heated.safetensors")["kept"] == ["fc.bias", "fc.weight"]
+        assert load_heated(other, tmp_path / "heated.safetensors")["kept"] == ["fc.weight", "fc.bias"]
         assert torch.equal(other.fc.weight, head)
         assert torch.equal(other.conv1[0].weight, model.conv1[0].weight)
+
+    def test_other_classes_of_the_same_number_get_a_fresh_head_on_request(self, tmp_path):
+        model, other = make_model(4), make_model(4)
+        head = other.fc.weight.clone()
+        save_heated(model, tmp_path / "heated.safetensors")
+        assert load_heated(other, tmp_path / "heated.safetensors", fresh_classifier=True)["kept"] == [
+            "fc.weight",
+            "fc.bias",
+        ]
+        assert torch.equal(other.fc.weight, head)
+        assert torch.equal(other.conv1[0].weight, model.conv1[0].weight)
+        plain = nn.Sequential(nn.Linear(3, 4))
+        save_heated(plain, tmp_path / "plain.safetensors")
+        with pytest.raises(ValueError, match="fresh_classifier needs the name"):
+            load_heated(plain, tmp_path / "plain.safetensors", fresh_classifier=True)
 
     def test_wrappers_and_shared_tensors(self, tmp_path):
         class Tied(nn.Module):
@@ -135,7 +158,7 @@ class TestSaveAndLoad:
         with pytest.raises(ValueError, match="another architecture"):
             load_heated(model, tmp_path / "heated.safetensors")
         assert torch.equal(model[0].weight, before)
-        assert load_heated(model, tmp_path / "heated.safetensors", classifier="0")["kept"] == ["0.bias", "0.weight"]
+        assert load_heated(model, tmp_path / "heated.safetensors", classifier="0")["kept"] == ["0.weight", "0.bias"]
 
     def test_a_failed_save_leaves_the_old_file(self, tmp_path):
         path = tmp_path / "heated.safetensors"

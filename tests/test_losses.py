@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from policy_noise.losses import CriterionError, is_hookable, per_sample_loss
+from policy_noise.losses import CriterionError, LossSplitter, is_hookable, per_sample_loss
 
 LOGITS = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 3, 1, 1, 2, 0])
@@ -204,3 +204,136 @@ def test_a_criterion_without_a_loss_for_one_sample_is_refused():
 def test_a_call_without_a_batch_is_refused():
     with pytest.raises(RuntimeError, match="criterion MSELoss was called without a tensor that holds a batch"):
         per_sample_loss(nn.MSELoss(), torch.tensor(1.0), torch.tensor(2.0))
+
+
+def split(criterion, *args, **kwargs):
+    """Losses by a splitter that sees what the loop's own call returned."""
+    return LossSplitter(criterion)(args, kwargs, criterion(*args, **kwargs))
+
+
+class Deep(nn.Module):
+    """Deep supervision: outputs and targets in any tree."""
+
+    def forward(self, outputs, targets):
+        main, auxiliary = outputs["main"], outputs["auxiliary"]
+        return F.cross_entropy(main, targets[0]) + 0.4 * sum(F.cross_entropy(o, targets[0]) for o in auxiliary)
+
+
+def test_trees_of_outputs_and_targets():
+    other = LOGITS.flip(0)
+    losses = split(Deep(), {"main": LOGITS, "auxiliary": [other, 2 * other]}, (LABELS,))
+    own = [F.cross_entropy(o, LABELS, reduction="none") for o in (LOGITS, other, 2 * other)]
+    torch.testing.assert_close(losses.values, own[0] + 0.4 * (own[1] + own[2]))
+
+
+def weighed(output, target, class_weights):
+    return (class_weights[target] * F.cross_entropy(output, target, reduction="none")).mean()
+
+
+@pytest.mark.parametrize("sizes", [(6, 4), (4, 6, 4)])
+def test_class_weights_as_long_as_a_batch_are_no_batch(sizes):
+    splitter = LossSplitter(weighed)
+    for size in sizes:
+        output, target = LOGITS[:size].clone().requires_grad_(), LABELS[:size]
+        losses = splitter((output, target, WEIGHT), {}, weighed(output, target, WEIGHT))
+        expected = WEIGHT[target] * F.cross_entropy(output, target, reduction="none")
+        torch.testing.assert_close(losses.values, expected.detach())
+
+
+def test_what_requires_a_gradient_gives_the_batch():
+    def first_weights(class_weights, output, target):
+        return weighed(output, target, class_weights)
+
+    losses = split(first_weights, WEIGHT, LOGITS.clone().requires_grad_(), LABELS)
+    assert losses.values.shape == (6,)
+
+
+PARTLY = torch.tensor([0, -100, 1, 1, -100, 0])
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        nn.CrossEntropyLoss(),
+        nn.CrossEntropyLoss(weight=WEIGHT),
+        F.cross_entropy,
+        lambda output, target: F.cross_entropy(output, target, reduction="none").sum() / (target >= 0).sum(),
+    ],
+)
+def test_ignored_samples_do_not_count(criterion):
+    losses = split(criterion, LOGITS, PARTLY)
+    assert losses.valid.tolist() == (PARTLY >= 0).tolist()
+    assert (losses.values[~losses.valid] == 0).all()
+    assert (losses.values[losses.valid] > 0).all()
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.float32])
+def test_samples_whose_mask_is_empty_do_not_count(kind):
+    def masked(output, target, mask):
+        return (F.mse_loss(output, target, reduction="none") * mask).sum() / mask.sum()
+
+    mask = torch.ones(6, 4, dtype=kind)
+    mask[3] = 0
+    losses = split(masked, LOGITS, SOFT, mask)
+    assert losses.valid.tolist() == [True, True, True, False, True, True]
+
+
+def test_all_negative_labels_are_labels():
+    target = MULTI.clone()
+    target[0] = 0
+    assert split(nn.BCEWithLogitsLoss(), LOGITS, target).valid is None
+
+
+def contrast(output, target):
+    similarity = (F.normalize(output) @ F.normalize(output).T).fill_diagonal_(-1e4)
+    return F.cross_entropy(similarity, torch.arange(len(output)).roll(1))
+
+
+def hard(output, target):
+    return F.cross_entropy(output, target, reduction="none").topk(2).values.mean()
+
+
+@pytest.mark.parametrize("criterion", [contrast, hard])
+def test_coupled_losses_are_refused_at_once(criterion):
+    with pytest.raises(CriterionError, match=r"hook\.observe.*leave_one_out"):
+        split(criterion, LOGITS, LABELS)
+
+
+def test_a_refusal_is_not_learned_from_by_chance_of_a_single_sample():
+    splitter = LossSplitter(hard_or_all)
+    splitter((LOGITS[:1], LABELS[:1]), {}, hard_or_all(LOGITS[:1], LABELS[:1]))
+    with pytest.raises(CriterionError):
+        splitter((LOGITS, LABELS), {}, hard_or_all(LOGITS, LABELS))
+
+
+def hard_or_all(output, target):
+    return F.cross_entropy(output, target, reduction="none").topk(min(2, len(output))).values.mean()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_leave_one_out_gives_uncoupled_samples_their_own_loss(reduction):
+    criterion = nn.CrossEntropyLoss(reduction=reduction)
+    losses = per_sample_loss(criterion, LOGITS, LABELS, method="leave_one_out")
+    torch.testing.assert_close(losses, F.cross_entropy(LOGITS, LABELS, reduction="none"))
+
+
+def test_leave_one_out_in_closed_form():
+    """Variance about the mean: leaving one out takes n / (n - 1) of its squared distance away."""
+
+    def spread(output):
+        return ((output - output.mean(0)) ** 2).sum()
+
+    spread.reduction = "sum"
+    losses = per_sample_loss(spread, LOGITS, method="leave_one_out")
+    torch.testing.assert_close(losses, 6 / 5 * (LOGITS - LOGITS.mean(0)).square().sum(1))
+
+
+def test_a_method_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="method must be 'auto' or 'leave_one_out', got 'all'"):
+        LossSplitter(hard, "all")
+
+
+def test_half_precision_losses_agree_within_their_precision():
+    output = LOGITS.bfloat16()
+    losses = LossSplitter(nn.MSELoss())((output, SOFT.bfloat16()), {}, nn.MSELoss()(output, SOFT.bfloat16()))
+    assert losses.values.dtype == torch.float32

@@ -5,14 +5,14 @@ import torch
 from torch import nn
 
 import policy_noise
-from policy_noise import PolicyNoiseMask
+from policy_noise import PolicyNoiseMask, RandomShading
 from policy_noise.learning import PolicyLearner
 from policy_noise.policy import BackbonePolicy, SpatialPolicy
 from policy_noise.presets import PRESETS, get_preset
 
 
 def test_the_default_is_the_constructors_own():
-    mask = PolicyNoiseMask.from_preset("default", in_chans=1)
+    mask = PolicyNoiseMask.from_preset("learned", in_chans=1)
     assert repr(mask) == repr(PolicyNoiseMask(in_chans=1))
     assert isinstance(mask.policy, SpatialPolicy)
 
@@ -24,13 +24,15 @@ def test_the_augmentation_masks_and_learns_nothing_and_needs_no_criterion(batch)
     hook = policy_noise.attach(model, optimizer, preset="augment", in_chans=3)
     seen = []
     model[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    before = [parameter.clone() for parameter in hook.mask.parameters()]
     for _ in range(10):  # more than may wait for a loss
         nn.functional.cross_entropy(model(images), labels % 5).backward()
         optimizer.step()
     assert any(not torch.equal(masked, images) for masked in seen)
-    assert all(torch.equal(*pair) for pair in zip(before, hook.mask.parameters(), strict=True))
-    assert repr(PolicyNoiseMask.from_preset("augment")) == repr(hook.mask)
+    assert isinstance(hook.augmentation, RandomShading)
+    assert hook.policy_optimizer is None
+    settings = ("grid_size", "p", "strength", "pattern_std", "brightness_std", "mean_preserving", "scale_about")
+    mask = PolicyNoiseMask.from_preset("augment")
+    assert all(getattr(hook.augmentation, name) == getattr(mask, name) for name in settings)
 
 
 def test_the_augmentations_mask():
@@ -49,16 +51,16 @@ def test_the_papers_mask():
     mask = PolicyNoiseMask.from_preset("paper")
     assert isinstance(mask.policy, BackbonePolicy)
     assert (mask.grid_size, mask.kernel_size, mask.sigma) == ((64, 64), 13, 6.0)
-    assert (mask.p, mask.strength, mask.mean_preserving, mask.domain) == (1.0, 1.0, False, "normalized")
+    assert (mask.p, mask.strength, mask.mean_preserving, mask.scale_about) == (1.0, 1.0, False, "zero")
     assert sum(parameter.numel() for parameter in mask.parameters()) == 10_179_704
 
 
 def test_the_papers_learner():
     learner = PolicyLearner(PolicyNoiseMask(policy="static"), **get_preset("paper").hook)
     group = learner.optimizer.param_groups[0]
-    assert learner.estimator == "paper"
+    assert learner.scales_loss
     assert learner.reward == "cooperative"
-    assert learner.policy_lr_ratio == 0.1
+    assert learner.rate.lr_ratio == 0.1
     assert (group["momentum"], group["weight_decay"]) == (0.9, 1e-4)
 
 
@@ -69,10 +71,10 @@ def test_overrides_win():
 
 def test_presets_cannot_be_changed_by_accident():
     with pytest.raises(TypeError):
-        PRESETS["default"] = PRESETS["paper"]
+        PRESETS["learned"] = PRESETS["paper"]
 
 
 @pytest.mark.parametrize("build", [get_preset, PolicyNoiseMask.from_preset])
 def test_an_unknown_preset_is_refused(build):
-    with pytest.raises(ValueError, match=r"preset must be one of \['augment', 'default', 'paper'\], got 'papper'"):
+    with pytest.raises(ValueError, match=r"preset must be one of \['augment', 'learned', 'paper'\], got 'papper'"):
         build("papper")

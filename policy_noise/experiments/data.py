@@ -1,10 +1,15 @@
 """Image sets held in memory: npz files in MedMNIST's layout, the ``medmnist`` package, and several of them joined."""
 
+import contextlib
+import hashlib
+import json
 import os
+import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +18,12 @@ __all__ = [
     "SPLITS",
     "ImageSet",
     "Split",
+    "fingerprint",
     "join_sets",
     "load_medmnist",
     "load_npz",
     "match_channels",
+    "require_classes",
     "resize",
     "split_stratified",
     "to_tensor",
@@ -50,6 +57,12 @@ class Split:
     def take(self, indices: np.ndarray) -> "Split":
         """The images at these positions."""
         return Split(self.images[indices], self.labels[indices])
+
+    def content(self) -> Iterator[bytes | memoryview]:
+        """What :func:`fingerprint` hashes: every pixel and every label."""
+        for array in (self.images, self.labels):
+            yield f"{array.dtype} {array.shape}".encode()
+            yield memoryview(np.ascontiguousarray(array)).cast("B")
 
 
 @dataclass(frozen=True)
@@ -88,7 +101,7 @@ class ImageSet:
         return 1 if self.train.images.ndim == 3 else 3
 
 
-def load_npz(path: PathLike, prefix: str = "", *, seed: int = 0) -> ImageSet:
+def load_npz(path: PathLike, prefix: str = "", *, seed: int = 0, multi_label: bool = False) -> ImageSet:
     """Load an npz file in MedMNIST's layout, and check all of it.
 
     The keys are ``{train,val,test}_images`` and ``{train,val,test}_labels``; or ``images`` and ``labels`` alone,
@@ -100,6 +113,8 @@ def load_npz(path: PathLike, prefix: str = "", *, seed: int = 0) -> ImageSet:
         path: The file. No pickled objects are read.
         prefix: Of the keys, for files that hold several sets, such as ``"mr_"``.
         seed: Of the split, where the file has none.
+        multi_label: Keep labels of several columns as they are, even if each row has exactly one 1. By default those
+            are one-hot: one label an image, which a warning says.
 
     Returns:
         The set, named after the file and the prefix.
@@ -116,7 +131,10 @@ def load_npz(path: PathLike, prefix: str = "", *, seed: int = 0) -> ImageSet:
     if not path.is_file():
         raise FileNotFoundError(f"data set {path} does not exist: path must name an npz file in MedMNIST's layout")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        with file if hasattr(file, "files") else contextlib.nullcontext():
+            if not hasattr(file, "files"):
+                raise ValueError("it is a .npy file, one array alone")
             arrays = {key: file[key] for key in file.files if key.startswith(prefix) or key == "names"}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
         raise ValueError(f"{path} cannot be read as an npz file without pickled objects: {error}") from error
@@ -133,8 +151,19 @@ def load_npz(path: PathLike, prefix: str = "", *, seed: int = 0) -> ImageSet:
             f"{path} lacks the keys {missing} (and {list(whole)}, which would be split by seed); it holds "
             f"{sorted(arrays)[:20]}"
         )
+    raw = {split: (_grey_axis_dropped(images), labels) for split, (images, labels) in raw.items()}
     for split, (images, labels) in raw.items():
         _check_arrays(f"{path}, {prefix}{'' if split == 'all' else split + '_'}", images, labels)
+    if not multi_label and all(_is_multi(part) and (part.sum(1) == 1).all() for _, part in raw.values()):
+        warnings.warn(
+            f"{path}: labels have exactly one 1 in every row and are taken as one label an image; --multi-label "
+            "(multi_label=True) trains each column by itself",
+            stacklevel=2,
+        )
+        columns = {part.shape[1] for _, part in raw.values()}
+        if len(columns) > 1:
+            raise ValueError(f"{path}: the splits' labels must have the same number of columns, got {sorted(columns)}")
+        raw = {split: (images, part.argmax(1)) for split, (images, part) in raw.items()}
     classes = _classes(path, prefix, arrays, [labels for _, labels in raw.values()])
     splits = {split: Split(images, _relabel(labels, classes)) for split, (images, labels) in raw.items()}
     if "all" in splits:
@@ -145,7 +174,19 @@ def load_npz(path: PathLike, prefix: str = "", *, seed: int = 0) -> ImageSet:
     return result
 
 
+def _grey_axis_dropped(images: np.ndarray) -> np.ndarray:
+    """(N, 1, H, W) and (N, H, W, 1) as (N, H, W)."""
+    if images.ndim == 4 and 1 in (images.shape[1], images.shape[3]):
+        return images[:, 0] if images.shape[1] == 1 else images[..., 0]
+    return images
+
+
 def _check_arrays(where: str, images: np.ndarray, labels: np.ndarray) -> None:
+    if images.dtype.kind in "iuf" and images.dtype != np.uint8 and images.size:
+        raise ValueError(
+            f"{where}images must be uint8, got {images.dtype} with values {images.min()} to {images.max()}: scale them "
+            "to 0..255 by one window for all images, and save them as uint8"
+        )
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
         raise ValueError(
             f"{where}images must be uint8 of shape (N, H, W) or (N, H, W, 3), got {images.dtype} {images.shape}"
@@ -184,9 +225,9 @@ def _classes(path: Path, prefix: str, arrays: dict[str, np.ndarray], labels: lis
             raise ValueError(f"{path}: labels {outside.tolist()} are not among {key} {declared.tolist()}")
         return declared
     if not np.array_equal(found, np.arange(len(found))):
-        absent = np.setdiff1d(np.arange(found[-1] + 1), found)
+        absent = np.setdiff1d(np.arange(len(found)), found)  # never as many as a label's value
         raise ValueError(
-            f"{path}: labels must run from 0 to {found[-1]} without a hole, but {absent.tolist()[:10]} never occur; "
+            f"{path}: labels must run from 0 to {found[-1]} without a hole, but {absent.tolist()[:10]} do not occur; "
             f"a key {key!r} with the labels in use would allow that"
         )
     return found
@@ -211,12 +252,71 @@ def _check_set(where: str, images: ImageSet) -> None:
     shapes = {split: getattr(images, split).images.shape[1:] for split in SPLITS}
     if len({shape[2:] for shape in shapes.values()}) > 1:
         raise ValueError(f"{where}: the splits' images must have equally many channels, got {shapes}")
+    require_classes(images, where)
+
+
+def fingerprint(data: Any) -> str:
+    """A hash of a data set's content, to tell whether it is still the one that a run began with.
+
+    Sets in memory are hashed pixel by pixel. Files on disk are not opened: their paths below the root, their sizes in
+    bytes and their labels are hashed, so that another file of the same name and size goes unseen. Class names count in
+    both; where the data lies does not.
+
+    Args:
+        data: An :class:`ImageSet` or :class:`~policy_noise.experiments.files.FileSet`.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256(json.dumps(list(data.class_names)).encode())
     for split in SPLITS:
-        labels = getattr(images, split).labels
-        counts = labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=images.num_classes)
-        absent = [images.class_names[label] for label in np.flatnonzero(counts == 0)]
+        for part in getattr(data, split).content():
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def require_classes(data: Any, where: str | None = None) -> None:
+    """Check that every split has what training and scoring need of each class, before anything is trained.
+
+    Where bad files are left out, images are decoded until each class has shown one that can be read.
+
+    Args:
+        data: An :class:`ImageSet` or :class:`~policy_noise.experiments.files.FileSet`.
+        where: What errors call it, by default its name.
+
+    Raises:
+        ValueError: If a split has no image of a class, or none that can be read; or, with several labels an image, if
+            a label is 1 in all images of a split that is scored.
+    """
+    where = data.name if where is None else where
+    for split in SPLITS:
+        part = getattr(data, split)
+        several = part.labels.ndim == 2
+        counts = part.labels.sum(0) if several else np.bincount(part.labels, minlength=data.num_classes)
+        absent = [data.class_names[label] for label in np.flatnonzero(counts == 0)]
         if absent:
             raise ValueError(f"{where}: the {split} split has no image of {absent[:10]}")
+        always = np.flatnonzero(counts == len(part)) if several and split != "train" else ()
+        if len(always):
+            names = [data.class_names[label] for label in always[:10]]
+            raise ValueError(f"{where}: every image of the {split} split has {names}, which cannot be scored")
+        if getattr(part, "skip_corrupt", False):
+            _require_readable(data, split, where)
+
+
+def _require_readable(data: Any, split: str, where: str) -> None:
+    part = getattr(data, split)
+    order = np.argsort(part.labels, kind="stable")
+    bounds = np.searchsorted(part.labels[order], np.arange(data.num_classes + 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # training will name them
+        for label, name in enumerate(data.class_names):
+            members = order[bounds[label] : bounds[label + 1]]
+            if not any(len(part.read([index])[1]) for index in members):
+                raise ValueError(
+                    f"{where}: the {split} split has no image of {name!r} that can be read: all "
+                    f"{len(members)} files are bad, such as {part.path(int(members[0]))}"
+                )
 
 
 def split_stratified(whole: Split, seed: int, shares: Sequence[float] = (0.7, 0.1, 0.2)) -> dict[str, Split]:
@@ -276,7 +376,7 @@ def load_medmnist(flag: str, root: PathLike, *, size: int = 28, download: bool =
         raise FileNotFoundError(
             f"{path} does not exist: download it into {root}, or pass --download to have it fetched"
         )
-    images = load_npz(path)
+    images = load_npz(path, multi_label="multi-label" in info["task"])
     names = tuple(str(info["label"][key]) for key in sorted(info["label"], key=int))
     if len(names) != images.num_classes:
         raise ValueError(f"{path} holds {images.num_classes} classes, and {flag} has {len(names)}: a foreign file")

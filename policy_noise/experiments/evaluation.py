@@ -1,54 +1,103 @@
-"""Scores of a finished classifier on a test split."""
+"""Scores of a finished classifier on a test split, and the pictures that need its images."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .metrics import classification_metrics, confusion, group_metrics, per_class_metrics
+from .data import fingerprint
+from .figures import mistakes_gallery
+from .metrics import bootstrap_metrics, calibration, classification_metrics, confusion, group_metrics, per_class_metrics
 
-__all__ = ["medmnist_scores", "score"]
+__all__ = ["draw_mistakes", "medmnist_scores", "score"]
+
+MISTAKES = 24
 
 
 def medmnist_scores(targets: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """AUC and ACC as MedMNIST's own Evaluator computes them.
+    """AUC and ACC as MedMNIST's own Evaluator computes them: one class against the rest, and right predictions.
 
     Args:
         targets: (N,) integers, or (N, K) of 0 and 1.
         probabilities: (N, K).
     """
-    from medmnist.evaluator import getACC, getAUC
+    from sklearn.metrics import roc_auc_score
 
+    classes = range(probabilities.shape[1])
     if targets.ndim == 2:
-        task = "multi-label, binary-class"
+        areas = [roc_auc_score(targets[:, k], probabilities[:, k]) for k in classes]
+        right = (probabilities > 0.5) == targets
+    elif len(classes) == 2:
+        areas = [roc_auc_score(targets, probabilities[:, 1])]
+        right = (probabilities[:, 1] > 0.5) == targets
     else:
-        task = "binary-class" if probabilities.shape[1] == 2 else "multi-class"
-    labels = targets if targets.ndim == 2 else targets[:, None]
-    return {
-        "medmnist_auc": float(getAUC(labels, probabilities, task)),
-        "medmnist_acc": float(getACC(labels, probabilities, task)),
-    }
+        areas = [roc_auc_score(targets == k, probabilities[:, k]) for k in classes]
+        right = probabilities.argmax(1) == targets
+    return {"medmnist_auc": float(np.mean(areas)), "medmnist_acc": float(right.mean())}
 
 
-def score(data: Any, targets: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
+def score(
+    data: Any, positions: np.ndarray, probabilities: np.ndarray, *, model: str, about: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """All that is reported of a test split, ready for JSON.
 
     Args:
-        data: The set, for names and groups of its classes.
-        targets: Of the test split.
-        probabilities: Likewise.
+        data: The set.
+        positions: Of the test images that could be read, (N,).
+        probabilities: For them, (N, K).
+        model: The model's file, for the record.
+        about: More for the record.
 
     Returns:
-        ``scores`` (macro metrics and MedMNIST's), ``per_class``, ``groups`` and, for one label an image,
-        ``confusion``.
+        ``scores`` (macro metrics and MedMNIST's), ``intervals`` over test images, ``calibration``, ``per_class``,
+        ``groups`` and, for one label an image, ``confusion``; ``fingerprint`` says which images they are of, and
+        ``files_skipped`` how many could not be read.
     """
+    targets = data.test.labels[positions]
     per_class = per_class_metrics(targets, probabilities, data.class_names)
     result = {
         "data": data.name,
+        "fingerprint": fingerprint(data),
+        "model": model,
+        **(about or {}),
         "images": len(targets),
+        "files_skipped": len(data.test) - len(targets),
         "scores": classification_metrics(targets, probabilities) | medmnist_scores(targets, probabilities),
+        "calibration": calibration(targets, probabilities),
         "per_class": per_class,
         "groups": {name: group_metrics(per_class, kinds) for name, kinds in data.groups.items()},
+        "group_of_class": {name: list(kinds) for name, kinds in data.groups.items()},
     }
     if targets.ndim == 1:
+        result["intervals"] = bootstrap_metrics(targets, probabilities)
         result["confusion"] = confusion(targets, probabilities).tolist()
     return result
+
+
+def draw_mistakes(data: Any, positions: np.ndarray, probabilities: np.ndarray, path: Path) -> None:
+    """Draw the test images that the model was surest of and got wrong; nothing where there are none, or several labels.
+
+    Args:
+        data: The set.
+        positions: See :func:`score`.
+        probabilities: See :func:`score`.
+        path: PNG to write.
+    """
+    path.unlink(missing_ok=True)  # of other weights
+    targets = data.test.labels[positions]
+    if targets.ndim == 2:
+        return
+    predicted, sure = probabilities.argmax(1), probabilities.max(1)
+    wrong = np.flatnonzero(predicted != targets)
+    worst = wrong[np.argsort(-sure[wrong], kind="stable")][:MISTAKES]
+    if not len(worst):
+        return
+    images, kept = data.test.read(positions[worst])
+    worst = worst[np.isin(positions[worst], kept)]
+
+    def name(label: int) -> str:
+        return data.class_names[label].rpartition("/")[2].replace("_", " ")[:24]
+
+    titles = [f"{name(targets[i])}\nas {name(predicted[i])} {100 * sure[i]:.0f}%" for i in worst]
+    mistakes_gallery(images, titles, path)

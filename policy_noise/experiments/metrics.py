@@ -5,7 +5,16 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["classification_metrics", "confusion", "group_metrics", "per_class_metrics"]
+__all__ = [
+    "bootstrap_metrics",
+    "calibration",
+    "classification_metrics",
+    "confused_pairs",
+    "confusion",
+    "cross_entropy",
+    "group_metrics",
+    "per_class_metrics",
+]
 
 
 def classification_metrics(targets: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
@@ -121,6 +130,98 @@ def confusion(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
     targets, probabilities = _check(targets, probabilities)
     return confusion_matrix(targets, probabilities.argmax(1), labels=range(probabilities.shape[1]))
+
+
+def confused_pairs(counts: Any, class_names: Sequence[str], largest: int = 30) -> list[dict[str, Any]]:
+    """The pairs of classes that a confusion matrix mixes up most, by the share of the true class.
+
+    Returns:
+        For each pair ``true``, ``predicted``, ``images`` and ``share``, the largest share first.
+    """
+    matrix = np.array(counts, dtype=np.float64)
+    shares = matrix / np.maximum(1, matrix.sum(1, keepdims=True))
+    np.fill_diagonal(shares, 0)
+    order = np.argsort(-shares, axis=None, kind="stable")[:largest]
+    pairs = zip(*np.unravel_index(order, shares.shape), strict=True)
+    return [
+        {
+            "true": class_names[row],
+            "predicted": class_names[column],
+            "images": int(matrix[row, column]),
+            "share": float(shares[row, column]),
+        }
+        for row, column in pairs
+        if shares[row, column] > 0
+    ]
+
+
+def bootstrap_metrics(
+    targets: np.ndarray, probabilities: np.ndarray, *, draws: int = 1000, confidence: float = 0.95, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """Percentile bootstrap intervals of macro metrics over the test images, drawn anew within each class.
+
+    They say how much the scores depend on which images were tested, not on the seed of the training. One label an
+    image only. Drawing images within a class is drawing a row of the confusion matrix from a multinomial distribution.
+
+    Args:
+        targets: (N,), see :func:`classification_metrics`.
+        probabilities: (N, K).
+        draws: Bootstrap samples.
+        confidence: Coverage.
+        seed: Of the draws.
+
+    Returns:
+        Low and high of ``precision``, ``recall``, ``f1``, ``balanced_accuracy`` and ``top1``.
+    """
+    matrix = confusion(targets, probabilities)
+    support = matrix.sum(1)
+    rng = np.random.default_rng(seed)
+    found: dict[str, list[float]] = {name: [] for name in ("precision", "recall", "f1", "balanced_accuracy", "top1")}
+    for _ in range(draws):
+        drawn = rng.multinomial(support, matrix / support[:, None])
+        hits, predicted = drawn.diagonal(), drawn.sum(0)
+        found["precision"].append(float(np.mean(hits / np.maximum(1, predicted))))
+        found["recall"].append(float(np.mean(hits / support)))
+        found["f1"].append(float(np.mean(2 * hits / (predicted + support))))
+        found["balanced_accuracy"].append(found["recall"][-1])
+        found["top1"].append(float(hits.sum() / support.sum()))
+    ends = ((1 - confidence) / 2, (1 + confidence) / 2)
+    return {name: tuple(np.quantile(values, ends).tolist()) for name, values in found.items()}  # type: ignore[misc]
+
+
+def calibration(targets: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> dict[str, Any]:
+    """How far the predictions' probabilities are from the shares of them that are right.
+
+    Args:
+        targets: See :func:`classification_metrics`. With several labels each label of each image is a prediction.
+        probabilities: See :func:`classification_metrics`.
+        bins: Equally wide bins of the probability.
+
+    Returns:
+        ``error``, the expected calibration error (the mean distance, weighted by predictions), and ``bins`` that hold
+        predictions, each with ``count``, mean ``confidence`` and the ``share`` that is right.
+    """
+    if targets.ndim == 2:
+        sure, right = probabilities.ravel(), targets.ravel().astype(bool)
+    else:
+        sure, right = probabilities.max(1), probabilities.argmax(1) == targets
+    place = np.minimum((sure * bins).astype(int), bins - 1)
+    found = []
+    for position in np.unique(place):
+        inside = place == position
+        entry = {"count": int(inside.sum()), "confidence": float(sure[inside].mean())}
+        found.append({**entry, "share": float(right[inside].mean())})
+    error = sum(entry["count"] * abs(entry["confidence"] - entry["share"]) for entry in found) / len(sure)
+    return {"error": float(error), "bins": found}
+
+
+def cross_entropy(targets: np.ndarray, probabilities: np.ndarray) -> float:
+    """The loss that training lowers, from probabilities; of several labels the mean of their binary ones."""
+    floor = float(np.finfo(np.float32).tiny)
+    if targets.ndim == 1:
+        return float(-np.log(np.maximum(probabilities[np.arange(len(targets)), targets], floor)).mean())
+    chosen = np.where(targets == 1, probabilities, 1 - probabilities)
+    return float(-np.log(np.maximum(chosen, floor)).mean())
 
 
 def _one_vs_one_auc(targets: np.ndarray, probabilities: np.ndarray) -> float:

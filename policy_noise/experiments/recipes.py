@@ -2,14 +2,38 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-__all__ = ["NOISES", "RECIPES", "TrainRecipe", "TransferRecipe", "override"]
+__all__ = ["NOISES", "RECIPES", "TrainRecipe", "TransferRecipe", "departures", "override", "recorded_recipe"]
 
 NOISES = ("conventional", "frozen", "policy")
+
+
+def _check_types(recipe: Any) -> None:
+    """Every value must be of its field's kind; whole numbers serve where others do, but no nan and no infinity."""
+    for entry in dataclasses.fields(recipe):
+        value = getattr(recipe, entry.name)
+        kind = entry.type.__name__ if isinstance(entry.type, type) else str(entry.type)
+        if kind.startswith("float"):
+            fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            fits, wanted = fits or ("None" in kind and value is None), "a finite number"
+        elif kind == "int":
+            fits, wanted = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+        elif kind == "bool":
+            fits, wanted = isinstance(value, bool), "true or false"
+        elif "Mapping" in kind:
+            fits, wanted = isinstance(value, Mapping), 'an object such as {"name": 1}'
+        elif "Sequence" in kind:
+            whole = isinstance(value, list | tuple) and all(type(item) is int for item in value)
+            fits, wanted = whole, "a list of whole numbers"
+        else:
+            fits, wanted = isinstance(value, str), "a text"
+        if not fits:
+            raise ValueError(f"{entry.name} must be {wanted}, got {value!r}")
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
@@ -38,7 +62,7 @@ class TrainRecipe:
         std: Of the normalisation, all channels.
         in_chans: Channels that the model takes: 1 or 3.
         noise: ``"conventional"`` (none), ``"frozen"`` (masks of a policy that never learns) or ``"policy"``.
-        preset: Of the mask: ``"default"``, ``"augment"`` or ``"paper"``.
+        preset: Of the mask: ``"learned"``, ``"augment"`` or ``"paper"``.
         noise_options: Arguments of :func:`policy_noise.attach` beside the preset.
         policy_lr: A learning rate for the policy that falls to 0 along a cosine; by default the preset's own rule.
         model_options: Arguments of :func:`timm.create_model`.
@@ -64,7 +88,7 @@ class TrainRecipe:
     std: float = 0.25
     in_chans: int = 1
     noise: Literal["conventional", "frozen", "policy"] = "conventional"
-    preset: str = "default"
+    preset: str = "learned"
     noise_options: Mapping[str, Any] = field(default_factory=dict)
     policy_lr: float | None = None
     model_options: Mapping[str, Any] = field(default_factory=dict)
@@ -75,6 +99,7 @@ class TrainRecipe:
     checkpoint_steps: int = 0
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _one_of("optimizer", self.optimizer, ("sgd", "adamw"))
         _one_of("schedule", self.schedule, ("step", "onecycle", "warmup"))
         _one_of("augmentation", self.augmentation, ("resized_crop", "shift", "none"))
@@ -83,7 +108,7 @@ class TrainRecipe:
         for name in ("image_size", "load_size", "batch_size", "epochs", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
-        for name in ("warmup_epochs", "workers", "checkpoint_steps", "weight_decay"):
+        for name in ("warmup_epochs", "workers", "checkpoint_steps", "weight_decay", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
         for name in ("lr", "std"):
@@ -127,12 +152,18 @@ class TransferRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _one_of("mode", self.mode, ("linear", "full"))
-        if not self.shots or min(self.shots) < 1:
-            raise ValueError(f"shots must be positive numbers of images, got {self.shots!r}")
+        if not self.shots or min(self.shots) < 1 or len(set(self.shots)) < len(self.shots):
+            raise ValueError(f"shots must be positive numbers of images, each once, got {self.shots!r}")
         for name in ("image_size", "trials", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+        for name in ("lr", "std", "c"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed!r}")
 
 
 # What the paper's training code says; .3162 and .3213 are RadImageNet's, on all three channels.
@@ -229,3 +260,40 @@ def override(recipe: Any, settings: Sequence[str]) -> Any:
             raise ValueError(f"--set {name} must be like {old!r}, got {text!r}")
         changes[name] = value
     return dataclasses.replace(recipe, **changes)
+
+
+def recorded_recipe(metadata: Mapping[str, Any], path: Any) -> TrainRecipe:
+    """The recipe that a heated model's file carries.
+
+    Args:
+        metadata: Of the file.
+        path: The file, for messages.
+
+    Raises:
+        ValueError: If it carries none, as a model that was saved by hand, or one of another version.
+    """
+    if "recipe" not in metadata or "classes" not in metadata:
+        raise ValueError(
+            f"{path} does not say how it was trained (no recipe and classes): give a model.safetensors that a run wrote"
+        )
+    try:
+        return TrainRecipe(**metadata["recipe"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} carries a recipe that this version does not know: {error}") from error
+
+
+def departures(recipe: Mapping[str, Any], stage: str) -> dict[str, tuple[Any, Any]] | None:
+    """Where a run departs from the paper's recipe, its value and the paper's; None if it is another recipe altogether.
+
+    Seeds, workers, the training's kind and what is kept on disk are nobody's departure. A run counts as the paper's
+    while its normalisation, schedule and optimizer are.
+    """
+    paper = json.loads(json.dumps(dataclasses.asdict(RECIPES["paper"][stage])))
+    free = ("seed", "workers", "noise", "keep_checkpoints", "checkpoint_steps")
+    found = {
+        name: (recipe.get(name), value)
+        for name, value in paper.items()
+        if name not in free and recipe.get(name) != value
+    }
+    marks = ("mode", "mean", "std", "schedule", "optimizer")
+    return None if any(name in found for name in marks) else found

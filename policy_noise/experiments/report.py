@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .figures import LABELS, confusion_matrix, few_shot_curves, training_diagnostics
-from .runs import read_lines, write_atomic
+from . import published
+from .figures import LABELS, calibration_curve, confusion_matrix, few_shot_curves, training_diagnostics
+from .metrics import confused_pairs
+from .recipes import departures
+from .runs import read_json, read_lines, write_atomic
 from .transfer import summarise
 
 __all__ = ["transfer_table", "write_report"]
@@ -64,27 +67,34 @@ def write_report(folder: Path) -> Path:
     folder = Path(folder)
     if not (folder / "recipe.json").is_file():
         raise FileNotFoundError(f"{folder} holds no run: recipe.json is missing")
-    record = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-    place = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    record = read_json(folder / "recipe.json")
+    path = folder / "environment.json"
+    place = read_json(path) if path.is_file() else {}
     lines = read_lines(folder / "metrics.jsonl")
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     recipe = record["recipe"]
     title = f"{record['stage']}: {record['data']['name']}"
     body = [f"<h1>{html.escape(title)}</h1>"]
-    about = f"{place['date']} on {place['processor']}, {place['device']}, {place['processes']} process(es)"
-    body.append(f'<p class="lead">{html.escape(about)}<br><code>{html.escape(place["command"])}</code></p>')
+    for number, where in enumerate([place, *place.get("resumed", [])] if place else []):
+        about = f"{where['date']} on {where['processor']}, {where['device']}, {where['processes']} process(es)"
+        about = f"resumed {about}" if number else about
+        body.append(f'<p class="lead">{html.escape(about)}<br><code>{html.escape(where["command"])}</code></p>')
 
     if record["stage"] == "transfer":
         body += _transfer(lines, recipe, figures)
     else:
+        body += _ancestry(record)
         if lines:
-            method = recipe.get("noise", "conventional")
+            method = "fine-tuning" if record["stage"] == "finetune" else recipe.get("noise", "conventional")
             panels = None if any("reward" in line for line in lines) else _PLAIN
             training_diagnostics({method: [lines]}, figures / "training.png", panels=panels)
-            body += _last_validation(lines, recipe)
-        for path in sorted(folder.glob("scores*.json")):
-            body += _scores(json.loads(path.read_text(encoding="utf-8")), path.stem, figures)
+            body += _last_validation(lines, record, folder)
+        for path in sorted(folder.glob("scores*.json"), key=lambda path: (len(path.stem), path.stem)):
+            scores = read_json(path)
+            body += _scores(scores, path.stem, figures)
+            if path.stem in ("scores", "scores-averaged"):
+                body += _published(scores, record)
     shown = {
         "training.png": "Training",
         "classes.png": "Training images of each class",
@@ -106,19 +116,41 @@ def write_report(folder: Path) -> Path:
         f"<title>{html.escape(title)}</title><style>{CSS}</style></head><body>{''.join(body)}</body></html>"
     )
     path = folder / "report.html"
-    write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8", errors="replace"))
     return path
 
 
 _PLAIN = {
-    "loss": "training loss",
+    "loss": "loss: training, dashed on validation",
     "lr": "learning rate",
     "val_balanced_accuracy": "validation: balanced accuracy",
     "val_f1": "validation: macro F1",
 }
 
 
-def _last_validation(lines: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) -> list[str]:
+def _method(record: Mapping[str, Any]) -> str:
+    """What a training was, in a few words."""
+    if record["stage"] == "finetune":
+        return "fine-tuned on clean images"
+    return LABELS[record["recipe"].get("noise", "conventional")]
+
+
+def _ancestry(record: Mapping[str, Any]) -> list[str]:
+    """The trainings that a fine-tuned model has behind it, the first one first."""
+    found = (record["data"].get("init") or {}) if record["stage"] == "finetune" else {}
+    if not isinstance(found, Mapping) or not found.get("ancestry"):
+        return []
+    steps = [
+        f"{entry['stage']} on {entry['data']}, {entry['training']}"
+        + (f" (preset {entry['preset']})" if entry.get("preset") else "")
+        for entry in found["ancestry"]
+    ]
+    head = "its head kept" if found.get("head") == "kept" else "with a fresh head"
+    text = " → ".join([*steps, f"this run: fine-tuned on {record['data']['name']}, clean images, {head}"])
+    return [f"<p>{html.escape(text)}</p>"]
+
+
+def _last_validation(lines: Sequence[Mapping[str, Any]], record: Mapping[str, Any], folder: Path) -> list[str]:
     """Cards with the newest validation scores."""
     found = [line for line in lines if "val_f1" in line]
     if not found:
@@ -127,7 +159,13 @@ def _last_validation(lines: Sequence[Mapping[str, Any]], recipe: Mapping[str, An
     cards = {
         f"validation, {EITHER[name]}": f"{last[f'val_{name}']:.3f}" for name in ("f1", "balanced_accuracy", "roc_auc")
     }
-    cards = {"training": LABELS[recipe["noise"]], "epochs": f"{last['epoch']:.0f} of {recipe['epochs']}", **cards}
+    cards = {"training": _method(record), "epochs": f"{last['epoch']:.0f} of {record['recipe']['epochs']}", **cards}
+    losses = [line["loss"] for line in lines if "loss" in line]
+    if losses and "val_loss" in last:
+        cards["loss, last training step | validation"] = f"{losses[-1]:.3f} | {last['val_loss']:.3f}"
+    if (folder / "speed.json").is_file():
+        rates = sorted(entry["images_per_s"] for entry in read_json(folder / "speed.json"))
+        cards["training images/s, median epoch"] = f"{rates[len(rates) // 2]:.0f}"
     if last.get("files_skipped"):
         cards["unreadable files skipped"] = str(last["files_skipped"])
     inner = "".join(
@@ -139,11 +177,20 @@ def _last_validation(lines: Sequence[Mapping[str, Any]], recipe: Mapping[str, An
 
 def _scores(scores: Mapping[str, Any], stem: str, figures: Path) -> list[str]:
     names = NAMES if "confusion" in scores else SEVERAL
-    rows = [[names.get(name, name), f"{value:.4f}"] for name, value in scores["scores"].items()]
-    parts = [
-        f"<h2>Test split of {html.escape(scores['data'])}: {scores['images']} images</h2>",
-        _table(["metric", "value"], rows),
+    ends = scores.get("intervals", {})
+    rows = [
+        [names.get(name, name), f"{value:.4f}", "{:.4f} to {:.4f}".format(*ends[name]) if name in ends else ""]
+        for name, value in scores["scores"].items()
     ]
+    skipped = f", {scores['files_skipped']} unreadable left out" if scores.get("files_skipped") else ""
+    model = scores.get("model", "averaged.safetensors" if stem.startswith("scores-averaged") else "model.safetensors")
+    what = f"Test split of {scores['data']}, {model}: {scores['images']} images{skipped}"
+    parts = [f"<h2>{html.escape(what)}</h2>"]
+    if ends:
+        parts.append("<p>Intervals are 95 % bootstrap intervals over test images. They leave out the seed's share.</p>")
+        parts.append(_table(["metric", "value", "95 % interval"], rows))
+    else:
+        parts.append(_table(["metric", "value"], [row[:2] for row in rows]))
     columns = ["precision", "recall", "f1", "support"]
     for name, groups in scores["groups"].items():
         rows = [[entry["group"], str(entry["classes"]), *_cells(entry, columns)] for entry in groups]
@@ -152,9 +199,42 @@ def _scores(scores: Mapping[str, Any], stem: str, figures: Path) -> list[str]:
     parts.append(f"<details><summary>every class</summary>{_table(['class', *columns], rows)}</details>")
     if "confusion" in scores:
         path = figures / f"confusion-{stem}.png"
-        confusion_matrix(scores["confusion"], [entry["class"] for entry in scores["per_class"]], path)
+        classes = [entry["class"] for entry in scores["per_class"]]
+        groups = next(iter(scores.get("group_of_class", {}).values()), None)
+        confusion_matrix(scores["confusion"], classes, path, groups=groups)
         parts.append(_image(path))
+        pairs = confused_pairs(scores["confusion"], classes)
+        rows = [[p["true"], p["predicted"], str(p["images"]), f"{100 * p['share']:.1f} %"] for p in pairs]
+        table = _table(["true class", "predicted as", "images", "of the class"], rows)
+        opened = " open" if len(classes) > 30 else ""  # then the picture names no class
+        parts.append(f"<details{opened}><summary>the {len(pairs)} most confused pairs</summary>{table}</details>")
+    if "calibration" in scores:
+        path = figures / f"calibration-{stem}.png"
+        calibration_curve(scores["calibration"]["bins"], path, error=scores["calibration"]["error"])
+        parts.append(_image(path))
+    path = figures / f"mistakes-{stem}.png"
+    if path.is_file():
+        parts += ["<h3>Mistakes that the model was surest of</h3>", _image(path)]
     return parts
+
+
+def _published(scores: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
+    """The paper's figures beside this run's, where its recipe was run."""
+    departed = departures(record["recipe"], record["stage"])
+    if departed is None:
+        return []
+    rows = [[name, *[f"{value:.4f}" for value in values]] for name, values in published.SCORES.items()]
+    own = [f"{scores['scores'][name]:.4f}" for name in published.METRICS]
+    rows.append([f"this run, {_method(record)}", *own])
+    notes = [f"{name} is {own}, the paper's {theirs}" for name, (own, theirs) in departed.items()]
+    if len(scores["per_class"]) != 165:
+        notes.insert(0, f"the data are {scores['data']}, not RadImageNet, so that the figures cannot be compared")
+    text = "The same recipe" + (", but for this: " + "; ".join(notes) if notes else " on RadImageNet's 165 classes")
+    return [
+        "<h3>Beside the paper</h3>",
+        _table(["", *[NAMES[name] for name in published.METRICS]], rows),
+        f"<p>{html.escape(text)}.</p>",
+    ]
 
 
 def _cells(entry: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
@@ -165,7 +245,8 @@ def _transfer(lines: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any], fig
     how = "Linear probe" if recipe["mode"] == "linear" else f"Full fine-tuning, {recipe['steps']} steps"
     parts = [
         f"<p>{how}; {recipe['trials']} draws of each sample size, the same for all initialisations. Intervals are over "
-        "draws, or, where a label stands for several runs, over the runs' means.</p>"
+        "draws, or, where a label stands for several runs, over the runs' means; they end at 0 and 1, which costs no "
+        "coverage.</p>"
     ]
     for metric in ("f1", "roc_auc"):
         summary = summarise(lines, metric)
@@ -182,6 +263,10 @@ def _transfer(lines: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any], fig
                 for init, points in inits.items()
             ]
             parts.append(f"<h3>{html.escape(data)}</h3>{_table(['initialisation', *map(str, shots)], rows)}")
+    if departures(recipe, "transfer") is not None:
+        rows = [[name, *values] for name, values in published.FEW_SHOT.items()]
+        header = ["macro F1 at 256 images, read off the paper's plots (± .005)", "policy noise", "conventional"]
+        parts += ["<h2>Beside the paper: ResNet-50 pretrained on RadImageNet</h2>", _table(header, rows)]
     return parts
 
 

@@ -1,6 +1,7 @@
 """Run folders: what was asked for, what it ran on, what came out; whole after a kill at any moment."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -16,7 +17,7 @@ import torch
 
 from ..utils.files import PathLike, write_atomic
 
-__all__ = ["Run", "environment", "write_atomic", "write_json"]
+__all__ = ["Run", "digest", "environment", "read_json", "read_lines", "write_atomic", "write_json"]
 
 PACKAGES = ("policy_noise", "torch", "timm", "kornia", "numpy", "scikit-learn", "medmnist")
 
@@ -24,6 +25,23 @@ PACKAGES = ("policy_noise", "torch", "timm", "kornia", "numpy", "scikit-learn", 
 def write_json(path: PathLike, value: Any) -> None:
     """Write JSON, atomically."""
     write_atomic(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
+
+
+def read_json(path: PathLike) -> Any:
+    """Read JSON; a broken file is named."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON and of UTF-8
+        raise ValueError(f"{path} is damaged, it holds no JSON: {error}") from error
+
+
+def digest(path: PathLike) -> str:
+    """A file's SHA-256."""
+    with open(path, "rb") as file:
+        found = hashlib.sha256()
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def environment() -> dict[str, Any]:
@@ -35,21 +53,27 @@ def environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
 
+    package = Path(__file__).resolve().parents[1]
+
     def git(*arguments: str) -> str | None:
-        here = Path(__file__).resolve().parent
+        command = ["git", *arguments]
         try:
-            done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=20, check=True)
+            done = subprocess.run(command, cwd=package, capture_output=True, text=True, timeout=20, check=True)
         except (OSError, subprocess.SubprocessError):
-            return None  # installed from a wheel
+            return None
         return done.stdout.strip()
+
+    # Installed from a wheel there may still be a repository around it, such as the user's own: it says nothing of this
+    # code unless it holds this code.
+    tracked = git("ls-files", "--error-unmatch", Path(__file__).relative_to(package).as_posix()) is not None
 
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "python": platform.python_version(),
         "packages": versions,
-        "git_revision": git("rev-parse", "HEAD"),
-        "git_modified": bool(git("status", "--porcelain", "--untracked-files=no", ".")),
+        "git_revision": git("rev-parse", "HEAD") if tracked else None,
+        "git_modified": bool(git("status", "--porcelain", "--untracked-files=no", ".")) if tracked else None,
         "processor": f"{_processor()}, {os.cpu_count()} cores",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
@@ -69,8 +93,9 @@ def _processor() -> str:
 class Run:
     """A run's folder.
 
-    It holds ``recipe.json`` (resolved), ``environment.json``, ``metrics.jsonl``, ``checkpoints/``, and what the stage
-    makes: ``model.safetensors``, ``scores.json``, ``figures/``, ``report.html``. Only rank 0 writes.
+    It holds ``recipe.json`` (every number), ``environment.json`` (with ``resumed``, a list of where the run went on),
+    ``metrics.jsonl``, ``checkpoints/``, and what the stage makes: ``model.safetensors``, ``scores.json``, ``figures/``,
+    ``report.html``. Only rank 0 writes.
 
     Args:
         folder: The folder; made if it is missing.
@@ -82,7 +107,7 @@ class Run:
 
     Raises:
         FileExistsError: If the folder holds a run and ``resume`` is off.
-        ValueError: If it holds a run of another stage, recipe or data set.
+        ValueError: If it holds a run of another stage, recipe or data set, or its record is damaged.
     """
 
     def __init__(
@@ -97,16 +122,24 @@ class Run:
         if path.is_file() and writes:
             if not resume:
                 raise FileExistsError(f"{self.folder} holds a run already: pass --resume to go on, or another --output")
-            found = json.loads(path.read_text(encoding="utf-8"))
-            differing = _differing(found, record)
+            differing = _differing(read_json(path), record)
             if differing:
-                raise ValueError(f"{path} belongs to another run: {differing} differ from what was asked for")
+                changed = "; ".join(f"{name} was {_short(old)} and is {_short(new)}" for name, old, new in differing)
+                raise ValueError(f"{path} belongs to another run: {changed}. Ask for the same, or for another --output")
+            self._note_resumption()
             for leftover in self.checkpoints.glob(".*.pt.*"):
                 leftover.unlink(missing_ok=True)  # of a kill in the middle of a write
         elif writes:
-            write_json(path, record)
             write_json(self.folder / "environment.json", environment())
+            write_json(path, record)  # last: from here on it is a run
         self.record = record
+
+    def _note_resumption(self) -> None:
+        path, now = self.folder / "environment.json", environment()
+        if path.is_file():
+            place = read_json(path)
+            now = {**place, "resumed": [*place.get("resumed", []), now]}
+        write_json(path, now)
 
     @property
     def checkpoints(self) -> Path:
@@ -143,25 +176,35 @@ class Run:
             write_atomic(self.checkpoints / name, lambda path: torch.save(state, path))
 
 
-def _differing(found: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of the entries in which two records differ."""
-    names = []
-    for key in sorted(found.keys() | asked.keys()):
-        one, other = found.get(key), asked.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            names += _differing(one, other, f"{prefix}{key}.")
-        elif one != other:
-            names.append(prefix + key)
-    return names
+def _differing(found: Any, asked: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """Dotted names of the entries in which two records differ, and both values."""
+    if isinstance(found, dict) and isinstance(asked, dict):
+        keys = sorted(found.keys() | asked.keys())
+        parts = [_differing(found.get(key), asked.get(key), f"{name}.{key}" if name else key) for key in keys]
+    elif isinstance(found, list) and isinstance(asked, list) and len(found) == len(asked):
+        parts = [_differing(*pair, f"{name}[{i}]") for i, pair in enumerate(zip(found, asked, strict=True))]
+    else:
+        return [] if found == asked else [(name, found, asked)]
+    return [entry for part in parts for entry in part]
+
+
+def _short(value: Any) -> str:
+    text = "not recorded" if value is None else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """JSON lines of a file; a last line that a kill cut short is left out, and so is a file that is not there."""
+    """JSON lines of a file; a last line that a kill cut short is left out, and so is a file that is not there.
+
+    Raises:
+        ValueError: If a line before the last is damaged.
+    """
     entries = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                entries.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entries.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise ValueError(f"{path}, line {number} is damaged, it holds no JSON: {error}") from error
     return entries

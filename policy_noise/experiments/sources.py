@@ -2,12 +2,14 @@
 
 import argparse
 import dataclasses
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
 from .data import SPLITS, ImageSet, Split, join_sets, load_medmnist, load_npz, resize
 from .distributed import started_first
+from .images import Window
 from .radimagenet import load_image_folder, load_radimagenet
 
 __all__ = ["add_source_arguments", "describe", "open_joined", "open_sources"]
@@ -29,6 +31,26 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--skip-bad-files", action="store_true", help="leave out missing and corrupt files, named, counted"
     )
+    group.add_argument("--multi-label", action="store_true", help="keep one-hot labels of npz files as several labels")
+    group.add_argument(
+        "--window",
+        nargs="+",
+        metavar="VALUE",
+        help="LOW HIGH: the grey values of images of more than 8 bits that become black and white; or auto: each "
+        "file's own",
+    )
+
+
+def _window(values: list[str] | None) -> Window:
+    if values is None or values == ["auto"]:
+        return "auto" if values else None
+    try:
+        low, high = map(float, values)
+    except ValueError:
+        raise ValueError(f"--window takes LOW HIGH or auto, got {' '.join(values)}") from None
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"--window needs LOW below HIGH, got {low:g} {high:g}")
+    return low, high
 
 
 def open_sources(arguments: argparse.Namespace, size: int, in_chans: int) -> list[Any]:
@@ -39,14 +61,17 @@ def open_sources(arguments: argparse.Namespace, size: int, in_chans: int) -> lis
         options = ", ".join("--" + name.replace("_", "-") for name in kinds)
         raise ValueError(f"exactly one of {options} must be given, or the first two together, got {given or 'none'}")
     if "npz" in given or "medmnist" in given:
-        sets = [load_npz(*_path_and_prefix(text), seed=arguments.split_seed) for text in arguments.npz or ()]
+        sets = [
+            load_npz(*_path_and_prefix(text), seed=arguments.split_seed, multi_label=arguments.multi_label)
+            for text in arguments.npz or ()
+        ]
         own = {"size": arguments.medmnist_size, "download": arguments.download}
         return sets + [load_medmnist(flag, arguments.root, **own) for flag in arguments.medmnist or ()]
-    skip = arguments.skip_bad_files
+    own = {"size": size, "skip_bad_files": arguments.skip_bad_files, "window": _window(arguments.window)}
     if arguments.radimagenet:  # grey: what takes three channels gets them on its device
-        files, missing = load_radimagenet(arguments.radimagenet, size=size, skip_bad_files=skip)
+        files, missing = load_radimagenet(arguments.radimagenet, **own)
     else:
-        files, missing = load_image_folder(arguments.image_folder, size=size, in_chans=in_chans, skip_bad_files=skip)
+        files, missing = load_image_folder(arguments.image_folder, in_chans=in_chans, **own)
     if missing and started_first():
         print("\n".join([f"{len(missing)} missing files are left out:", *missing]), file=sys.stderr)
     return [files]
@@ -78,4 +103,6 @@ def describe(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
         **{split: len(getattr(data, split)) for split in SPLITS},
         "skip_bad_files": arguments.skip_bad_files,
         "split_seed": arguments.split_seed,
+        "multi_label": data.multi_label,
+        "window": _window(arguments.window),
     }

@@ -7,6 +7,9 @@ import numpy as np
 
 __all__ = ["Difference", "Interval", "bootstrap_interval", "holm", "paired_difference", "t_interval"]
 
+MIN_PAIRS = 3
+"""Fewest pairs that get a p-value. Two leave one degree of freedom: that they happen to agree makes any p-value."""
+
 
 class Interval(NamedTuple):
     """A mean (or other statistic) with its confidence interval."""
@@ -31,36 +34,51 @@ class Difference(NamedTuple):
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 
-def t_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
+def t_interval(
+    values: Sequence[float] | np.ndarray, confidence: float = 0.95, *, bounds: tuple[float, float] | None = None
+) -> Interval:
     """Student's t-interval for the mean of independent repeats.
 
     Args:
         values: One number a repeat.
         confidence: Coverage, in (0, 1).
+        bounds: Range in which the mean must lie, such as (0, 1) for scores. The interval is cut there. Its coverage is
+            the same, for what is cut off never holds the true mean.
 
     Returns:
         Mean, low, high; the ends are nan for a single value, of which nothing is known.
 
     Raises:
-        ValueError: If there is no value, one is not finite, or the confidence is out of its range.
+        ValueError: If there is no value, one is not finite or out of bounds, or the confidence is out of its range.
 
     Example:
         >>> print(t_interval([1.0, 2.0, 3.0]))
         2.000 [-0.484, 4.484]
+        >>> print(t_interval([0.98, 1.0], bounds=(0, 1)))
+        0.990 [0.863, 1.000]
     """
     from scipy import stats
 
     sample = _sample("values", values)
     _check_confidence(confidence)
+    if bounds is not None and (sample.min() < bounds[0] or sample.max() > bounds[1]):
+        raise ValueError(f"values must lie in {bounds[0]} to {bounds[1]}, got {sample.min()} to {sample.max()}")
     mean = float(sample.mean())
     if len(sample) == 1:
         return Interval(mean, float("nan"), float("nan"))
-    half = float(stats.sem(sample) * stats.t.ppf((1 + confidence) / 2, len(sample) - 1))
-    return Interval(mean, mean - half, mean + half)
+    if np.ptp(sample) <= 8 * np.finfo(np.float64).eps * np.abs(sample).max():  # of which SciPy says nan, or warns
+        return Interval(mean, mean, mean)
+    found = stats.ttest_1samp(sample, 0.0).confidence_interval(confidence)
+    low, high = np.clip((found.low, found.high), *(bounds or (None, None)))
+    return Interval(mean, float(low), float(high))
 
 
 def paired_difference(
-    a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, confidence: float = 0.95
+    a: Sequence[float] | np.ndarray,
+    b: Sequence[float] | np.ndarray,
+    confidence: float = 0.95,
+    *,
+    bounds: tuple[float, float] | None = None,
 ) -> Difference:
     """Mean of a - b over pairs (equal seed, equal data), its t-interval and the paired t-test's p-value.
 
@@ -68,10 +86,12 @@ def paired_difference(
         a: One number a repeat.
         b: The other method's, in the same order.
         confidence: Coverage of the interval.
+        bounds: Of the difference, such as (-1, 1) for scores; see :func:`t_interval`.
 
     Returns:
-        Mean, low, high, p-value; nan but for the mean with a single pair. Where all differences are equal the p-value
-        is 1 if they are 0, else 0.
+        Mean, low, high, p-value. The p-value is nan, "not tested", with fewer than three pairs, so that two seeds never
+        make a finding. Where all differences are equal but for rounding it is 1 if they are 0, else 0. The ends are nan
+        with a single pair.
 
     Raises:
         ValueError: If the two are not equally long, or as :func:`t_interval`.
@@ -82,12 +102,14 @@ def paired_difference(
     if len(first) != len(second):
         raise ValueError(f"a and b must be pairs, got {len(first)} and {len(second)} values")
     difference = first - second
-    mean, low, high = t_interval(difference, confidence)
-    if len(difference) == 1:
-        return Difference(mean, low, high, float("nan"))
-    if np.ptp(difference) == 0:
-        return Difference(mean, low, high, float(mean == 0))
-    return Difference(mean, low, high, float(stats.ttest_1samp(difference, 0.0).pvalue))
+    interval = t_interval(difference, confidence, bounds=bounds)
+    rounding = 8 * np.finfo(np.float64).eps * max(np.abs(first).max(), np.abs(second).max())
+    p_value = float("nan")
+    if not difference.any():
+        p_value = 1.0
+    elif len(difference) >= MIN_PAIRS:
+        p_value = float(stats.ttest_rel(first, second).pvalue) if np.ptp(difference) > rounding else 0.0
+    return Difference(*interval, p_value)
 
 
 def bootstrap_interval(
@@ -137,25 +159,25 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Adjust p-values for many comparisons by Holm's step-down method.
 
     Args:
-        p_values: One a comparison.
+        p_values: One a comparison; nan where there was no test, which does not count as a comparison.
 
     Returns:
-        Adjusted values in the same order: those below 0.05 keep the chance of any false finding below 5 %.
+        Adjusted values in the same order: those below 0.05 keep the chance of any false finding below 5 %. nan stays.
 
     Raises:
-        ValueError: If one is not in [0, 1].
+        ValueError: If one is neither nan nor in [0, 1].
 
     Example:
         >>> holm([0.01, 0.04, 0.03]).round(6).tolist()
         [0.03, 0.06, 0.06]
     """
     p = np.asarray(p_values, dtype=np.float64)
-    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
-        raise ValueError(f"p_values must be a list of numbers in [0, 1], got {p_values!r}")
-    order = np.argsort(p, kind="stable")
-    scaled = p[order] * np.arange(len(p), 0, -1)
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    tested = ~np.isnan(p)
+    if p.ndim != 1 or not ((p[tested] >= 0) & (p[tested] <= 1)).all():
+        raise ValueError(f"p_values must be a list of numbers in [0, 1] or nan, got {p_values!r}")
+    order = np.argsort(p, kind="stable")[: tested.sum()]  # nan comes last
+    adjusted = np.full_like(p, np.nan)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1.0)
     return adjusted
 
 

@@ -2,7 +2,8 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +11,37 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset
 
 import policy_noise
 from policy_noise.heated import load_heated, save_heated
 
-from .data import match_channels
+from .batches import Batches, augment, epoch_batches, loader_of, predict
 from .distributed import World
 from .figures import LABELS, mask_gallery
-from .metrics import classification_metrics
+from .metrics import classification_metrics, cross_entropy
 from .recipes import TrainRecipe
-from .runs import Run
+from .runs import Run, read_json, write_json
 
-__all__ = ["augment", "create_model", "epoch_batches", "predict", "train"]
+__all__ = ["check_mask", "create_model", "train"]
 
 LOGS_PER_EPOCH = 20
 GALLERY_IMAGES = 8
 
 
-def create_model(recipe: TrainRecipe, num_classes: int, *, init: Path | None = None) -> nn.Module:
+def create_model(
+    recipe: TrainRecipe, num_classes: int, *, init: Path | None = None, fresh_head: bool = False
+) -> nn.Module:
     """Make the recipe's classifier, from scratch under its seed or from a heated model's file.
 
+    Args:
+        recipe: Names the model.
+        num_classes: Of its head.
+        init: A heated model's file.
+        fresh_head: Do not take the file's head, whose classes are others.
+
     Raises:
-        ValueError: If timm does not know the model, or the file is of another architecture.
+        ValueError: If timm does not know the model or refuses ``model_options``, or the file is of another
+            architecture.
         FileNotFoundError: If the file is missing.
     """
     import timm
@@ -40,183 +49,47 @@ def create_model(recipe: TrainRecipe, num_classes: int, *, init: Path | None = N
     if not timm.is_model(recipe.model):
         raise ValueError(f"model must be a name that timm.list_models() lists, got {recipe.model!r}")
     torch.manual_seed(recipe.seed)
-    model = timm.create_model(
-        recipe.model, num_classes=num_classes, in_chans=recipe.in_chans, **dict(recipe.model_options)
-    )
+    try:
+        model = timm.create_model(
+            recipe.model, num_classes=num_classes, in_chans=recipe.in_chans, **dict(recipe.model_options)
+        )
+    except Exception as error:  # whatever the architecture makes of a foreign option
+        raise ValueError(f"model_options {dict(recipe.model_options)} do not suit {recipe.model}: {error}") from error
     if init is not None:
-        load_heated(model, init)
+        load_heated(model, init, fresh_classifier=fresh_head)
     return model
 
 
-# -- data --------------------------------------------------------------------------------------------------------------
-
-
-class _Images(Dataset):
-    """A split for a DataLoader that asks for whole batches."""
-
-    def __init__(self, split: Any) -> None:
-        self.split = split
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        images, kept = self.split.read(indices)
-        tensor = torch.from_numpy(np.ascontiguousarray(images))
-        tensor = tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
-        return tensor, torch.from_numpy(self.split.labels[kept]), torch.from_numpy(np.isin(indices, kept))
-
-
-class _Batches:
-    """Batches of positions for a DataLoader's ``batch_sampler``, replaced before every epoch."""
-
-    def __init__(self) -> None:
-        self.batches: Sequence[list[int]] = ()
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-
-def _same(batch: Any) -> Any:
-    return batch
-
-
-def _loader(split: Any, batches: _Batches, workers: int) -> DataLoader:
-    return DataLoader(
-        _Images(split),
-        batch_sampler=batches,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        collate_fn=_same,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-def epoch_batches(images: int, recipe: TrainRecipe, epoch: int, world: World) -> list[list[int]]:
-    """This process's batches of an epoch.
-
-    The order depends on seed and epoch alone, and each step's images are dealt out over the processes: two processes
-    see in a step what one with the double batch does. What is left of the last batch waits for another epoch.
-
-    Returns:
-        Positions of each step's images.
+def check_mask(model: nn.Module, recipe: TrainRecipe, *, multi_label: bool) -> None:
+    """Attach the recipe's mask and take it off again, so that what does not suit is found before a run begins.
 
     Raises:
-        ValueError: If the split does not fill one batch of all processes.
+        ValueError: If ``preset``, ``noise_options`` or ``policy_lr`` are refused.
     """
-    together = recipe.batch_size * world.size
-    if images < together:
+    if recipe.noise == "conventional":
+        return
+    criterion: nn.Module = nn.BCEWithLogitsLoss() if multi_label else nn.CrossEntropyLoss()
+    try:
+        hook, _ = _attach(model, _optimizer(model, recipe), criterion, recipe, 1, torch.Generator())
+        hook.mask.sample(torch.zeros(2, recipe.in_chans, recipe.image_size, recipe.image_size))
+        hook.remove()
+    except Exception as error:  # TypeError of an unknown name, ValueError of a value, and what a policy raises
         raise ValueError(
-            f"batch_size {recipe.batch_size} on {world.size} processes needs {together} training images, got {images}"
-        )
-    order = np.random.default_rng([recipe.seed, epoch]).permutation(images)
-    steps = images // together
-    mine = order[: steps * together].reshape(steps, world.size, recipe.batch_size)[:, world.rank]
-    return [batch.tolist() for batch in mine]
+            f"noise_options {dict(recipe.noise_options)} do not suit preset={recipe.preset!r} at {recipe.image_size} "
+            f"pixels: {error}"
+        ) from error
 
 
-def augment(
-    images: Tensor, recipe: TrainRecipe, step: int, world: World, present: Tensor, *, train: bool = True
-) -> Tensor:
-    """Normalise a batch on its device, and in training augment it through Kornia.
-
-    Parameters are drawn for the batch of all processes from seed and step alone, and each takes its part: neither the
-    number of processes nor a restart changes them.
-
-    Args:
-        images: uint8 images.
-        recipe: The recipe.
-        step: Steps taken so far in all.
-        world: The processes.
-        present: Which of the batch's images could be read.
-        train: Whether to augment; else images larger than the recipe's are cropped at their centre.
-
-    Shape:
-        - images: (B, 1 or 3, load_size, load_size).
-        - present: (batch,) bool, with B times True.
-        - Output: (B, in_chans, image_size, image_size).
-    """
-    import kornia.augmentation as K
-    from kornia.geometry import center_crop
-
-    size = (recipe.image_size, recipe.image_size)
-    x = match_channels(images.float().div_(255), recipe.in_chans)
-    if train and recipe.augmentation != "none":
-        steps: list[Any] = []
-        if recipe.augmentation == "resized_crop":
-            steps = [K.RandomResizedCrop(size, p=1.0, cropping_mode="resample"), K.RandomHorizontalFlip(p=0.5)]
-        else:
-            margin = max(1, recipe.image_size // 10)
-            x = nn.functional.pad(x, (margin,) * 4, mode="reflect")
-            steps = [K.RandomCrop(size, p=1.0, cropping_mode="slice")]
-        shape = torch.Size((len(present) * world.size, *x.shape[1:]))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(np.random.default_rng([recipe.seed, step, 1]).integers(2**62))
-            drawn = [transform.forward_parameters(shape) for transform in steps]
-        mine = torch.zeros(shape[0], dtype=torch.bool)
-        mine[world.rank * len(present) : (world.rank + 1) * len(present)] = present
-        for transform, parameters in zip(steps, drawn, strict=True):
-            own = {
-                name: value[mine] if value.ndim > 0 and len(value) == shape[0] else value
-                for name, value in parameters.items()
-                if name != "forward_input_shape"
-            }
-            x = transform(x, params={**own, "forward_input_shape": torch.tensor(x.shape)})
-    elif x.shape[2:] != size:
-        x = center_crop(x, size)
-    return x.sub(recipe.mean).div(recipe.std).contiguous(memory_format=torch.channels_last)
-
-
-@torch.no_grad()
-def predict(model: nn.Module, split: Any, recipe: TrainRecipe, world: World, *, multi_label: bool) -> tuple[Any, Any]:
-    """Targets and probabilities of a whole split, on every process: no image twice, none left out.
-
-    Returns:
-        Targets (N,) or (N, K), and probabilities (N, K), in the split's order.
-
-    Raises:
-        ValueError: If no image could be read.
-    """
-    from tqdm import tqdm
-
-    model.eval()
-    batches = _Batches()
-    batches.batches = [
-        list(part)
-        for part in np.array_split(
-            np.arange(world.rank, len(split), world.size), -(-len(split) // world.size // 256) or 1
-        )
-        if len(part)
-    ]
-    positions, outputs = [], []
-    loader = _loader(split, batches, recipe.workers)
-    bar = tqdm(loader, desc="scoring", unit="batch", delay=5, leave=False, disable=not world.main)
-    for indices, (images, _, present) in zip(batches.batches, bar, strict=True):
-        if not len(images):
-            continue
-        x = augment(images.to(world.device, non_blocking=True), recipe, 0, world, present, train=False)
-        with torch.autocast(world.device.type, torch.bfloat16, enabled=recipe.amp):
-            logits = model(x)
-        logits = logits.float()
-        outputs.append((logits.sigmoid() if multi_label else logits.softmax(1)).cpu().numpy())
-        positions.append(np.asarray(indices)[present.numpy()])
-    shares = world.gather((np.concatenate(positions), np.concatenate(outputs)) if outputs else None)
-    found = [share for share in shares if share is not None]
-    if not found:
-        raise ValueError("no image of the split could be read")
-    order = np.concatenate([share[0] for share in found])
-    probabilities = np.concatenate([share[1] for share in found])
-    sorting = np.argsort(order)
-    return split.labels[order[sorting]], probabilities[sorting]
-
-
-# -- training ----------------------------------------------------------------------------------------------------------
-
-
-def train(run: Run, recipe: TrainRecipe, data: Any, world: World, *, init: Path | None = None) -> nn.Module:
+def train(
+    run: Run,
+    recipe: TrainRecipe,
+    data: Any,
+    world: World,
+    *,
+    init: Path | None = None,
+    fresh_head: bool = False,
+    ancestry: Sequence[Mapping[str, Any]] = (),
+) -> nn.Module:
     """Train a classifier into a run's folder, going on from its last checkpoint if there is one.
 
     Writes the log, the weights of the last epochs, pictures of the masks over training, and ``model.safetensors``.
@@ -228,13 +101,18 @@ def train(run: Run, recipe: TrainRecipe, data: Any, world: World, *, init: Path 
             :class:`~policy_noise.experiments.radimagenet.FileSet`.
         world: The processes.
         init: Heated model to start from.
+        fresh_head: Do not take its head, whose classes are others.
+        ancestry: What that model went through, the first training first; it is written into the new model's file.
 
     Returns:
         The trained model, without wrappers and hooks.
+
+    Raises:
+        ValueError: If a loss or the model's outputs on the validation split are not finite.
     """
     from tqdm import tqdm
 
-    model = create_model(recipe, data.num_classes, init=init)
+    model = create_model(recipe, data.num_classes, init=init, fresh_head=fresh_head)
     if world.size > 1 and world.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -255,8 +133,8 @@ def train(run: Run, recipe: TrainRecipe, data: Any, world: World, *, init: Path 
     torch.manual_seed(recipe.seed * 1009 + world.rank)  # what is left to the global source: dropout and the like
     done, skipped = _restore(run, parts, generator, world)
 
-    batches = _Batches()
-    loader = _loader(data.train, batches, recipe.workers)
+    batches = Batches()
+    loader = loader_of(data.train, batches, recipe.workers)
     writer = _tensorboard(run) if world.main else None
     stage = run.record["stage"]
     bar = tqdm(
@@ -266,11 +144,14 @@ def train(run: Run, recipe: TrainRecipe, data: Any, world: World, *, init: Path 
         desc=f"{stage}, {LABELS[recipe.noise]}" if stage == "pretrain" else stage,
         disable=not world.main,
     )
+    losses: list[Tensor] = []  # since the last look, which waits for the device
     for epoch in range(done // steps, recipe.epochs):
+        begun, seen = time.perf_counter(), 0
         batches.batches = epoch_batches(len(data.train), recipe, epoch, world)[done % steps :]
         wrapped.train()
         for images, targets, present in loader:
             skipped += int((~present).sum())
+            seen += len(images)
             x = augment(images.to(world.device, non_blocking=True), recipe, done, world, present)
             y = targets.to(world.device, non_blocking=True)
             with torch.autocast(world.device.type, torch.bfloat16, enabled=recipe.amp):
@@ -285,16 +166,21 @@ def train(run: Run, recipe: TrainRecipe, data: Any, world: World, *, init: Path 
                 policy_scheduler.step()
             done += 1
             bar.update()
+            losses.append(loss.detach())
             if done % max(1, steps // LOGS_PER_EPOCH) == 0:
-                entry = {"step": done, "epoch": done / steps, "loss": loss.item(), "lr": lr}
+                entry = {"step": done, "epoch": done / steps, "loss": _last_finite(losses, done, steps, lr), "lr": lr}
                 entry |= {} if hook is None else hook.metrics
                 _report(run, writer, entry)
                 bar.set_postfix_str(f"loss {entry['loss']:.3f}")
             if recipe.checkpoint_steps and done % recipe.checkpoint_steps == 0 and done % steps:
+                _last_finite(losses, done, steps, lr)
                 _save(run, parts, generator, world, done, skipped)
+        _last_finite(losses, done, steps, optimizer.param_groups[0]["lr"])
+        if seen and run.writes:
+            _note_speed(run, epoch + 1, seen * world.size / (time.perf_counter() - begun))
         world.share_buffers(model)
         targets_, probabilities = predict(model, data.val, recipe, world, multi_label=data.multi_label)
-        scores = classification_metrics(targets_, probabilities)
+        scores = classification_metrics(targets_, probabilities) | {"loss": cross_entropy(targets_, probabilities)}
         entry = {"step": done, "epoch": done / steps, **{f"val_{name}": value for name, value in scores.items()}}
         left_out = sum(world.gather(skipped))
         _report(run, writer, {**entry, "files_skipped": left_out} if left_out else entry)
@@ -310,10 +196,32 @@ def train(run: Run, recipe: TrainRecipe, data: Any, world: World, *, init: Path 
     if run.writes:
         if writer is not None:
             writer.close()
-        metadata = {"stage": stage, "data": data.name, "classes": list(data.class_names)}
+        metadata = {"stage": stage, "data": data.name, "classes": list(data.class_names), "ancestry": list(ancestry)}
         save_heated(model, run.folder / "model.safetensors", {**metadata, "recipe": run.record["recipe"]})
     world.barrier()
     return model
+
+
+def _last_finite(losses: list[Tensor], done: int, steps: int, lr: float) -> float:
+    """The last loss; all that came since the last call must be finite."""
+    if not losses:
+        return math.nan
+    values = torch.stack(losses).tolist()
+    losses.clear()
+    for step, value in enumerate(values, start=done - len(values) + 1):
+        if not math.isfinite(value):
+            raise ValueError(
+                f"training diverged: the loss at step {step} (epoch {(step - 1) // steps + 1}, lr {lr:g}) is {value}; "
+                "try a lower lr in another --output"
+            )
+    return values[-1]
+
+
+def _note_speed(run: Run, epoch: int, rate: float) -> None:
+    """Beside the log, which is the same wherever a run is made."""
+    path = run.folder / "speed.json"
+    found = read_json(path) if path.is_file() else []
+    write_json(path, [*found, {"epoch": epoch, "images_per_s": round(rate, 1)}])
 
 
 def _optimizer(model: nn.Module, recipe: TrainRecipe) -> torch.optim.Optimizer:
@@ -351,7 +259,7 @@ def _attach(
     }
     if recipe.policy_lr is None or recipe.noise == "frozen":
         return policy_noise.attach(model, optimizer, criterion, **options), None
-    hook = policy_noise.attach(model, optimizer, criterion, **options, lr=recipe.policy_lr, follow_schedule=False)
+    hook = policy_noise.attach(model, optimizer, criterion, **options, policy_lr=recipe.policy_lr, follow_schedule=False)
     return hook, torch.optim.lr_scheduler.LambdaLR(
         hook.policy_optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * (step // steps) / recipe.epochs))
     )
@@ -375,7 +283,12 @@ def _restore(run: Run, parts: dict[str, Any], generator: torch.Generator, world:
     if not path.is_file():
         run.rewind(0)
         return 0, 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken zip archive or pickle: each has errors of its own
+        raise ValueError(
+            f"{path} is damaged and cannot be resumed from ({error}); delete it to start this run from the beginning"
+        ) from error
     if len(state["ranks"]) != world.size:
         raise ValueError(f"{path} was written by {len(state['ranks'])} processes, and this run has {world.size}")
     for name, part in parts.items():

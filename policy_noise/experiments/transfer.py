@@ -1,31 +1,26 @@
 """Few-shot transfer: draws of a few images, a linear probe or fine-tuning on them, and the comparison of both."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from policy_noise.heated import load_heated, read_heated_metadata
-
 from .data import match_channels, resize, to_tensor
 from .distributed import World
+from .initialisation import Initialisation
 from .metrics import classification_metrics
 from .recipes import TransferRecipe
 from .runs import Run
 from .statistics import Interval, t_interval
 
 __all__ = [
-    "Initialisation",
     "compare",
     "draw_few_shot",
     "embed",
     "fine_tune",
     "linear_probe",
-    "parse_initialisation",
     "summarise",
 ]
 
@@ -151,103 +146,14 @@ def fine_tune(model: nn.Module, images: Tensor, labels: Tensor, recipe: Transfer
         schedule.step()
 
 
-@dataclass(frozen=True)
-class Initialisation:
-    """Weights that a transfer starts from.
-
-    Args:
-        label: What tables and curves call it; the same for several pretraining seeds of one method.
-        source: ``"random"``, ``"imagenet"`` (timm's pretrained weights, fetched) or a file.
-        model: Name of the timm model.
-        in_chans: Channels that the model takes.
-        options: Arguments of :func:`timm.create_model`.
-        normalization: Mean and std that it was trained with, where that is known.
-        heated: Whether a file is a heated model's; else it holds timm's pretrained weights.
-    """
-
-    label: str
-    source: str
-    model: str
-    in_chans: int = 1
-    options: Mapping[str, Any] = field(default_factory=dict)
-    normalization: tuple[float, float] | None = None
-    heated: bool = True
-
-    def create(self, num_classes: int, seed: int) -> nn.Module:
-        """A model with these weights and a fresh head.
-
-        Raises:
-            ValueError: If timm's weights cannot be had, or a file is of another architecture.
-        """
-        import timm
-
-        torch.manual_seed(seed)
-        options: dict[str, Any] = {"in_chans": self.in_chans, **self.options}
-        file = None if self.source in ("random", "imagenet") else self.source
-        if self.source == "random" or (file and self.heated):
-            model = timm.create_model(self.model, num_classes=num_classes, **options)
-            if file:
-                load_heated(model, file)
-            return model
-        try:
-            # With the published number of classes first: with another, timm takes any file and leaves out what differs.
-            overlay = {"file": file} if file else None
-            model = timm.create_model(self.model, pretrained=True, pretrained_cfg_overlay=overlay, **options)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"initialisation {self.label!r}: timm's weights of {self.model} cannot be had from "
-                f"{file or 'its download'} ({str(error)[:300]}); give their safetensors file as imagenet=FILE, or "
-                "leave this initialisation out"
-            ) from error
-        model.reset_classifier(num_classes)  # type: ignore[operator]
-        return model
-
-
-def parse_initialisation(text: str, model: str | None, like: Initialisation | None) -> Initialisation:
-    """Read ``label=source`` of the command line; a run's folder stands for its ``model.safetensors``.
-
-    Args:
-        text: Such as ``"policy=runs/policy"``, ``"random"``, ``"imagenet"`` or ``"imagenet=FILE"``, timm's weights as
-            safetensors.
-        model: Name of the timm model for the last three; by default that of ``like``.
-        like: A run's initialisation, whose model and channels they share.
-
-    Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If the text is none of these, or there is no model for it.
-    """
-    label, separator, source = text.partition("=")
-    if not separator:
-        source = label
-    if source in ("random", "imagenet") or label == "imagenet":
-        if model is None and like is None:
-            raise ValueError(f"{label!r} needs the name of a timm model: name a run beside it, or pass --model")
-        if source not in ("random", "imagenet") and not (Path(source).is_file() and source.endswith(".safetensors")):
-            raise FileNotFoundError(f"imagenet={source}: timm's weights must be a safetensors file, and there is none")
-        if like is not None and model in (None, like.model):
-            return Initialisation(label, source, like.model, like.in_chans, like.options, heated=False)
-        return Initialisation(label, source, str(model), 1 if like is None else like.in_chans, heated=False)
-    if not separator:
-        raise ValueError(f"an initialisation must be LABEL=RUN, 'random' or 'imagenet', got {text!r}")
-    path = Path(source)
-    path = path / "model.safetensors" if path.is_dir() else path
-    metadata = read_heated_metadata(path)
-    recipe = metadata.get("recipe", {})
-    name = recipe.get("model") or metadata.get("architecture") or model
-    if name is None:
-        raise ValueError(f"{path} does not say which model it holds: pass --model")
-    normalization = (recipe["mean"], recipe["std"]) if "mean" in recipe and "std" in recipe else None
-    in_chans = recipe.get("in_chans", 1)
-    return Initialisation(label, str(path), name, in_chans, recipe.get("model_options", {}), normalization)
-
-
 def compare(
     run: Run, recipe: TransferRecipe, sets: Sequence[Any], inits: Sequence[Initialisation], world: World
 ) -> list[dict[str, Any]]:
     """Few-shot trials of every initialisation on every set, one line each in the run's log.
 
     The draws are the same for all initialisations. Trials that the log holds already are not repeated. Several
-    processes take turns at the trials; the log is the same as one process writes.
+    processes take turns at the trials; the log is the same as one process writes. Images stay uint8 and off the device
+    until their batch is needed, and of the training split only those that are drawn are read.
 
     Args:
         run: The run's folder.
@@ -277,13 +183,12 @@ def compare(
         todo = [(init, line) for init, line in lines if _key(line) not in done]
         if not todo:
             continue
-        splits = [_tensors(split, recipe, world.device) for split in (data.train, data.test)]
-        features: dict[str, list[np.ndarray]] = {}
+        target = _Target(data, recipe, world.device)
         for start in range(0, len(todo), world.size):
             line = None
             if start + world.rank < len(todo):
                 init, line = todo[start + world.rank]
-                line |= _trial(data, splits, init, recipe, line["shots"], line["trial"], features)
+                line |= _trial(target, init, recipe, line["shots"], line["trial"])
             for finished in world.gather(line):
                 if finished is not None:
                     run.log(finished)
@@ -293,49 +198,78 @@ def compare(
     return run.history()
 
 
-def _trial(
-    data: Any,
-    splits: Sequence[Tensor],
-    init: Initialisation,
-    recipe: TransferRecipe,
-    shots: int,
-    trial: int,
-    features: dict[str, list[np.ndarray]],
-) -> dict[str, float]:
-    """Test scores after learning from one draw; ``features`` keeps those of the last initialisation for the probe."""
-    chosen = draw_few_shot(data.train.labels, shots, np.random.default_rng([recipe.seed, trial, shots]))
-    labels = data.train.labels[chosen]
-    device = splits[0].device
+class _Target:
+    """A set as the trials see it: the drawn training images and the whole test split, uint8 on the host."""
+
+    def __init__(self, data: Any, recipe: TransferRecipe, device: torch.device) -> None:
+        self.classes, self.multi_label, self.device, self.recipe = data.num_classes, data.multi_label, device, recipe
+        readable = np.arange(len(data.train))
+        while True:  # an image that cannot be read leaves the draws of all trials alike
+            self.draws = self._draw(data.train.labels, readable)
+            positions = np.unique(np.concatenate(list(self.draws.values())))
+            images, kept = data.train.read(positions)
+            if len(kept) == len(positions):
+                break
+            readable = np.setdiff1d(readable, np.setdiff1d(positions, kept))
+        self.train, self.train_labels = resize(images, recipe.image_size), data.train.labels[positions]
+        self.draws = {key: np.searchsorted(positions, drawn) for key, drawn in self.draws.items()}
+        images, kept = data.test.read(np.arange(len(data.test)))
+        self.test, self.test_labels = resize(images, recipe.image_size), data.test.labels[kept]
+        self.skipped = len(data.test) - len(kept)
+        self.features: tuple[str, np.ndarray, np.ndarray] | None = None
+
+    def _draw(self, labels: np.ndarray, readable: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
+        return {
+            (shots, trial): readable[
+                draw_few_shot(labels[readable], shots, np.random.default_rng([self.recipe.seed, trial, shots]))
+            ]
+            for shots in self.recipe.shots
+            for trial in range(self.recipe.trials)
+        }
+
+    def batches(self, images: np.ndarray, in_chans: int, size: int = 256) -> Iterator[Tensor]:
+        """Normalised batches on the device, one at a time."""
+        for start in range(0, len(images), size):
+            batch = to_tensor(images[start : start + size], self.recipe.mean, self.recipe.std)
+            yield match_channels(batch.to(self.device), in_chans)
+
+
+def _trial(target: _Target, init: Initialisation, recipe: TransferRecipe, shots: int, trial: int) -> dict[str, float]:
+    """Test scores after learning from one draw; the target keeps the last initialisation's features for the probe."""
+    chosen = target.draws[shots, trial]
+    labels = target.train_labels[chosen]
     if recipe.mode == "linear":
-        if init.source not in features:
-            features.clear()
-            model = init.create(data.num_classes, recipe.seed).to(device)
-            features[init.source] = [embed(model, match_channels(images, init.in_chans)) for images in splits]
-        train, test = features[init.source]
-        probabilities = linear_probe(train[chosen], labels, test, data.num_classes, c=recipe.c)
+        if target.features is None or target.features[0] != init.source:
+            model = init.create(target.classes, recipe.seed).to(target.device)
+            train, test = (
+                np.concatenate([embed(model, batch) for batch in target.batches(images, init.in_chans)])
+                for images in (target.train, target.test)
+            )
+            target.features = (init.source, train, test)
+        _, train, test = target.features
+        probabilities = linear_probe(train[chosen], labels, test, target.classes, c=recipe.c)
     else:
-        model = init.create(data.num_classes, trial).to(device)
-        train_images, test_images = (match_channels(images, init.in_chans) for images in splits)
-        fine_tune(model, train_images[chosen], torch.from_numpy(labels).to(device), recipe, trial)
-        probabilities = _probabilities(model, test_images, data.multi_label)
-    return classification_metrics(data.test.labels, probabilities)
+        model = init.create(target.classes, trial).to(target.device)
+        images = torch.cat(list(target.batches(target.train[chosen], init.in_chans)))
+        fine_tune(model, images, torch.from_numpy(labels).to(target.device), recipe, trial)
+        probabilities = _probabilities(model, target.batches(target.test, init.in_chans), target.multi_label)
+        if not np.isfinite(probabilities).all():
+            raise ValueError(
+                f"fine-tuning diverged: from {init.label} on {shots} images, trial {trial}, the outputs are not "
+                f"finite (lr {recipe.lr:g}); try a lower lr in another --output"
+            )
+    skipped = {"files_skipped": target.skipped} if target.skipped else {}
+    return classification_metrics(target.test_labels, probabilities) | skipped
 
 
 def _key(line: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(line[name] for name in ("data", "init", "source", "shots", "trial"))
 
 
-def _tensors(split: Any, recipe: TransferRecipe, device: torch.device) -> Tensor:
-    images, kept = split.read(np.arange(len(split)))
-    if len(kept) != len(split):
-        raise ValueError(f"{len(split) - len(kept)} images cannot be read")
-    return to_tensor(resize(images, recipe.image_size), recipe.mean, recipe.std).to(device)
-
-
 @torch.no_grad()
-def _probabilities(model: nn.Module, images: Tensor, multi_label: bool) -> np.ndarray:
+def _probabilities(model: nn.Module, batches: Iterable[Tensor], multi_label: bool) -> np.ndarray:
     model.eval()
-    logits = torch.cat([model(batch).float().cpu() for batch in images.split(256)])
+    logits = torch.cat([model(batch).float().cpu() for batch in batches])
     return (logits.sigmoid() if multi_label else logits.softmax(1)).numpy()
 
 
@@ -343,8 +277,10 @@ def summarise(lines: Sequence[Mapping[str, Any]], metric: str) -> dict[str, dict
     """Means and 95 % t-intervals by set, initialisation and sample size.
 
     With one pretraining run a label the interval is over trials, as in the paper; with several it is over the runs'
-    means, which is what a claim about pretraining rests on.
+    means, which is what a claim about pretraining rests on. A trial that the log holds twice counts once. Intervals
+    end at 0 and 1, see :func:`~policy_noise.experiments.statistics.t_interval`.
     """
+    lines = list({_key(line): line for line in lines}.values())
     table: dict[str, dict[str, dict[int, Interval]]] = {}
     for data in dict.fromkeys(line["data"] for line in lines):
         for init in dict.fromkeys(line["init"] for line in lines):
@@ -357,5 +293,5 @@ def summarise(lines: Sequence[Mapping[str, Any]], metric: str) -> dict[str, dict
                 repeats = (
                     [float(np.mean(v)) for v in values.values()] if len(values) > 1 else next(iter(values.values()))
                 )
-                table.setdefault(data, {}).setdefault(init, {})[shots] = t_interval(repeats)
+                table.setdefault(data, {}).setdefault(init, {})[shots] = t_interval(repeats, bounds=(0, 1))
     return table

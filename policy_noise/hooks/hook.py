@@ -232,7 +232,7 @@ class ReinforceHook(HookState):
         for match in matches:
             if match.index is None:
                 check_loss(match.pending.sample, per_sample_loss)
-        factor = self._observe(matches, lambda: SampleLosses(per_sample_loss.detach().float(), valid))
+        factor = self._observe(matches, lambda: SampleLosses(per_sample_loss.detach().float(), valid), by_hand=True)
         return per_sample_loss if factor is None else per_sample_loss * factor
 
     @contextmanager
@@ -342,12 +342,14 @@ class ReinforceHook(HookState):
         """Whether this window is one that the policy learns from; it is the same on all ranks."""
         return self._draws.steps % self.learner.update_every == 0
 
-    def _observe(self, matches: Sequence[Match], losses: Callable[[], SampleLosses]) -> Tensor | None:
-        """Give batches their losses, which are not even computed in windows that nothing is learned from."""
+    def _observe(
+        self, matches: Sequence[Match], losses: Callable[[], SampleLosses], *, by_hand: bool = False
+    ) -> Tensor | None:
+        """Give batches their losses, which are not even computed where nothing is learned from them."""
         if not matches:
             return None
         factors = []
-        if self._learning and (self._learns or self._splitter is None):
+        if self._learning and (self._learns or by_hand):
             found = losses()
             for match in matches:
                 values, valid = match.gather(found.values, found.valid)

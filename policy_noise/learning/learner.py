@@ -137,6 +137,11 @@ class PolicyLearner:
         return self._step.inner
 
     @property
+    def rate(self) -> PolicyRate:
+        """How the policy's learning rate follows the user's."""
+        return self._step.rate
+
+    @property
     def device(self) -> torch.device:
         """Where the policy is."""
         return self.parameters[0].device if self.parameters else self._device
@@ -204,7 +209,7 @@ class PolicyLearner:
             group: A parameter group of the user's optimizer, which has the current learning rate.
         """
         window, self._window = self._window, []
-        lr = self._step.rate(group)
+        lr = self.rate(group)
         distributed = is_distributed() and not self.frozen
         if not window and not distributed:
             return
@@ -233,7 +238,7 @@ class PolicyLearner:
 
     def skip(self, group: Mapping[str, Any]) -> None:
         """Let a window pass that was not to be learned from; its learning rate may still be the largest seen."""
-        self._step.rate(group)
+        self.rate(group)
 
     def _gradient(self, samples: list[Sample], sizes: list[int], moments: WindowMoments) -> Tensor:
         """One backward through all samples of the window, flat; with several processes that of all ranks."""
@@ -281,7 +286,7 @@ class PolicyLearner:
             "mask": self.augmentation.state_dict(),
             "optimizer": self._step.state_dict(),
             "moving_average": self._moving_average,
-            "peak_user_lr": self._step.rate.peak,
+            "peak_user_lr": self.rate.peak,
             "samples_seen": self._count.seen,
             "samples_dropped": self._count.dropped,
         }
@@ -307,7 +312,7 @@ class PolicyLearner:
         self._step.load_state_dict(state_dict["optimizer"])
         average = state_dict["moving_average"]
         self._moving_average = None if average is None else average.to(device)
-        self._step.rate.peak = state_dict["peak_user_lr"]
+        self.rate.peak = state_dict["peak_user_lr"]
         self._count.restore(state_dict["samples_seen"], state_dict["samples_dropped"])
         if self.entropy is not None:
             self.entropy.coefficient = state_dict["entropy_coef"].to(device)

@@ -1,13 +1,21 @@
-"""Whether the samples' losses give the loss that the criterion returned."""
+"""Whether the samples' losses give the loss that the criterion returned, and which samples count."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .batch import Call
 from .ways import Parts
 
-__all__ = ["TOLERANCE", "Agreement", "agree", "agree_weighted"]
+__all__ = ["TOLERANCE", "Agreement", "agree", "agree_weighted", "pools", "supervised"]
+
+POOLING = ("DiceLoss", "JaccardLoss", "TverskyLoss", "LovaszLoss", "MCCLoss")
+"""Losses of segmentation_models_pytorch that pool the batch before they divide."""
+IGNORED = -100
+"""The label that torch and Hugging Face ignore by default."""
+
 
 TOLERANCE = {False: 1e-3, True: 3e-2}
 """Relative tolerance in single precision (a GPU's matrix products may be TF32) and in half precision."""
@@ -68,3 +76,33 @@ def agree_weighted(unreduced: Parts, alone: Parts, loss: Tensor, tolerance: floa
     weights = torch.nan_to_num(unreduced.values.double() / alone.values.double(), 0, 0, 0)
     total, mean = float(loss), float(unreduced.values.double().sum() / weights.sum())
     return len(weights) > 1 and abs(mean - total) <= tolerance * abs(total)
+
+
+def supervised(criterion: Any, parts: Parts, call: Call) -> Tensor | None:
+    """False for samples without a label: a loss of 0 or none at all, and labels that are all ignored or masked out.
+
+    A mask is a boolean tensor, or a floating-point one after output and target, that is 0 all over the sample.
+    """
+    if parts.valid is not None:
+        return parts.valid
+    ignored = getattr(criterion, "ignore_index", None)
+    ignored = ignored if isinstance(ignored, int) else IGNORED
+    valid = None
+    for place, leaf in enumerate(call.tensors):
+        if (leaf.is_floating_point() and place < 2) or leaf.is_complex():
+            continue
+        used = leaf != (0 if leaf.is_floating_point() or leaf.dtype == torch.bool else ignored)
+        used = used.flatten(1).any(1) if used.ndim > 1 else used
+        valid = used if valid is None else valid & used
+    if valid is None:
+        return None
+    return valid | ((parts.values != 0) & parts.values.isfinite())
+
+
+def pools(criterion: Any) -> bool:
+    """Whether a library says of its loss that it pools the batch before it divides."""
+    if type(criterion).__module__.startswith("segmentation_models_pytorch."):
+        return type(criterion).__name__ in POOLING
+    return isinstance(criterion, nn.Module) and any(
+        getattr(part, "batch", None) is True for part in criterion.modules()
+    )

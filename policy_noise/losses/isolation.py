@@ -46,7 +46,11 @@ class RandomState:
     def __init__(self, devices: set[torch.device]) -> None:
         self._python = random.getstate()
         self._cpu = torch.get_rng_state()
-        self._devices = [(d, torch.get_device_module(d).get_rng_state(d)) for d in devices if d.type != "cpu"]
+        self._devices = [
+            (device, torch.get_device_module(device).get_rng_state(*_index(device)))
+            for device in devices
+            if device.type not in ("cpu", "meta")
+        ]
         numpy = sys.modules.get("numpy")
         self._numpy = None if numpy is None else numpy.random.get_state()
 
@@ -55,9 +59,13 @@ class RandomState:
         random.setstate(self._python)
         torch.set_rng_state(self._cpu)
         for device, state in self._devices:
-            torch.get_device_module(device).set_rng_state(state, device)
+            torch.get_device_module(device).set_rng_state(state, *_index(device))
         if self._numpy is not None:
             sys.modules["numpy"].random.set_state(self._numpy)
+
+
+def _index(device: torch.device) -> tuple[torch.device, ...]:
+    return () if device.type == "mps" else (device,)  # MPS has one device, and takes no argument
 
 
 class Snapshot:
@@ -77,6 +85,7 @@ class Snapshot:
         self._devices = devices
         self._random = RandomState(devices)
         self._copies: _Copies
+        self._spare: _Copies = {} if since is None else since._spare
         known: _Copies = {} if since is None else since._copies
         self._criterion, self._copies = _copy(criterion, known)
 
@@ -86,7 +95,9 @@ class Snapshot:
         now = RandomState(self._devices)
         self._random.restore()
         try:
-            yield self._criterion if last else _copy(self._criterion, {})[0]
+            if not last:
+                criterion, self._spare = _copy(self._criterion, self._spare)
+            yield self._criterion if last else criterion
         finally:
             now.restore()
 
@@ -113,8 +124,13 @@ def _copy(criterion: Any, known: _Copies) -> tuple[Any, _Copies]:
 
 
 def _parts(root: Any) -> Iterator[Any]:
-    """Tensors, generators and what cannot be copied, wherever they are kept inside an object."""
+    """Tensors, generators and what is shared or cannot be copied, wherever they are kept inside an object."""
     seen: set[int] = set()
+    if isinstance(root, nn.Module):
+        # The criterion's own hooks don't fire on a copy; what they hold (this package's hook) is not its state.
+        hooks = [value for name, value in vars(root).items() if name.startswith("_") and "_hooks" in name]
+        seen.update(id(value) for value in hooks)
+        yield from (value for value in hooks if value)
     stack = [root]
     while stack:
         value = stack.pop()
@@ -123,6 +139,8 @@ def _parts(root: Any) -> Iterator[Any]:
         seen.add(id(value))
         if isinstance(value, Tensor | torch.Generator):
             yield value
+        elif hasattr(type(value), "__deepcopy__"):
+            continue  # it copies itself
         elif isinstance(value, Mapping):
             stack += [*value.keys(), *value.values()]
         elif isinstance(value, list | tuple | set | frozenset) or type(value).__name__ == "deque":

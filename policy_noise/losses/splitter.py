@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .agreement import TOLERANCE, Agreement, agree, agree_weighted
+from .agreement import TOLERANCE, Agreement, agree, agree_weighted, pools, supervised
 from .batch import HALF, Call, Structures, devices_of, loss_of
 from .isolation import Snapshot, evaluator, is_stateless
 from .ways import Parts, from_reducer, leave_one_out, one_by_one, unreduced, vectorized
@@ -24,16 +24,14 @@ WAYS: dict[str, Way] = {
     "one sample at a time (vmap)": vectorized,
     "one sample at a time (loop)": one_by_one,
 }
-POOLING = ("DiceLoss", "JaccardLoss", "TverskyLoss", "LovaszLoss", "MCCLoss")
-"""Losses of segmentation_models_pytorch that pool the batch before they divide."""
-IGNORED = -100
-"""The label that torch and Hugging Face ignore by default."""
-
-
 OBSERVE = (
     "if it can give unreduced losses (reduction='none', a reducer), train on their mean and call hook.observe(losses) "
     "with one loss for each image, shape (B,), in place of the hooked criterion"
 )
+
+
+LOOKS = 3
+"""Comparisons for criteria that may have a state: a state that is new can hide what couples the samples."""
 
 
 class CriterionError(RuntimeError):
@@ -61,7 +59,8 @@ class SampleLosses:
 @dataclass(frozen=True)
 class _Plan:
     way: str
-    only_finite: bool = False
+    only_finite: bool
+    looks: int
 
 
 class LossSplitter:
@@ -70,7 +69,8 @@ class LossSplitter:
     The exact and fast way is tried first: the criterion's own ``reduction="none"``, averaged over whatever is left
     beside the batch (pixels, labels); the unreduced terms of pytorch-metric-learning; the criterion on each sample by
     itself. The first whose samples give the loss of the batch (their mean, their sum or the criterion's own weighting)
-    is kept for calls of these shapes. Afterwards nothing is compared, and nothing waits for the device.
+    is kept for calls of these shapes; criteria that may have a state are compared three times. Afterwards nothing is
+    compared, and nothing waits for the device.
 
     The second evaluation runs on a copy, from the state that :meth:`before` saw: criterion, buffers and random
     generators stay as the loop left them. Criteria of torch and timm have no state and are not copied.
@@ -138,7 +138,7 @@ class LossSplitter:
                 self._way = f"leave-one-out ({call.size + 1} evaluations)"
                 return self._finish(self._leave_one_out(call, state), call)
             spec, plan = self._plans.get(call.shapes, (None, None))
-            if plan is not None and spec == call.spec:
+            if plan is not None and spec == call.spec and plan.looks >= (1 if self._stateless else LOOKS):
                 self._way = plan.way
                 parts = WAYS[plan.way](self.criterion, call, state, True)
                 if parts is None:
@@ -180,7 +180,7 @@ class LossSplitter:
                     continue
                 if parts is None:
                     continue
-                agreement = agree(parts, _supervised(self.criterion, parts, call), loss, tolerance)
+                agreement = agree(parts, supervised(self.criterion, parts, call), loss, tolerance)
                 if agreement is None:
                     refused.append((way, call, parts))
                     if function is vectorized:
@@ -188,7 +188,7 @@ class LossSplitter:
                     continue
                 return self._keep(way, call, parts, agreement)
         alone = [item for item in refused if item[0].startswith("one sample")]
-        if alone and _pools(self.criterion):
+        if alone and pools(self.criterion):
             return self._keep(*alone[0], Agreement(sure=True))
         if alone and refused[0][0] == REDUCTION and agree_weighted(refused[0][2], alone[0][2], loss, tolerance):
             return self._keep(*refused[0], Agreement(sure=True))
@@ -209,7 +209,8 @@ class LossSplitter:
         self._way = way
         if agreement.sure:
             self._structures.settle(call)
-            self._plans[call.shapes] = (call.spec, _Plan(way, agreement.only_finite))
+            looks = self._plans[call.shapes][1].looks if call.shapes in self._plans else 0
+            self._plans[call.shapes] = (call.spec, _Plan(way, agreement.only_finite, looks + 1))
         return self._finish(parts, call, agreement.only_finite)
 
     def _reason(self, loss: Tensor, failure: Exception | None, refused: list[tuple[str, Call, Parts]]) -> str:
@@ -229,7 +230,7 @@ class LossSplitter:
         values = parts.values.float()
         if parts.valid is not None:
             return SampleLosses(values, parts.valid)
-        valid = _supervised(self.criterion, parts, call)
+        valid = supervised(self.criterion, parts, call)
         if only_finite:
             valid = values.isfinite() if valid is None else valid & values.isfinite()
         return SampleLosses(values if valid is None else torch.where(valid, values, 0), valid)
@@ -266,33 +267,3 @@ def per_sample_loss(
         torch.Size([4])
     """
     return LossSplitter(criterion, method)(args, kwargs, None).values
-
-
-def _supervised(criterion: Any, parts: Parts, call: Call) -> Tensor | None:
-    """False for samples without a label: a loss of 0 or none at all, and labels that are all ignored or masked out.
-
-    A mask is a boolean tensor, or a floating-point one after output and target, that is 0 all over the sample.
-    """
-    if parts.valid is not None:
-        return parts.valid
-    ignored = getattr(criterion, "ignore_index", None)
-    ignored = ignored if isinstance(ignored, int) else IGNORED
-    valid = None
-    for place, leaf in enumerate(call.tensors):
-        if (leaf.is_floating_point() and place < 2) or leaf.is_complex():
-            continue
-        used = leaf != (0 if leaf.is_floating_point() or leaf.dtype == torch.bool else ignored)
-        used = used.flatten(1).any(1) if used.ndim > 1 else used
-        valid = used if valid is None else valid & used
-    if valid is None:
-        return None
-    return valid | ((parts.values != 0) & parts.values.isfinite())
-
-
-def _pools(criterion: Any) -> bool:
-    """Whether a library says of its loss that it pools the batch before it divides."""
-    if type(criterion).__module__.startswith("segmentation_models_pytorch."):
-        return type(criterion).__name__ in POOLING
-    return isinstance(criterion, nn.Module) and any(
-        getattr(part, "batch", None) is True for part in criterion.modules()
-    )

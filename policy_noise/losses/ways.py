@@ -13,6 +13,10 @@ from .isolation import Snapshot, evaluator
 __all__ = ["Parts", "from_reducer", "leave_one_out", "one_by_one", "unreduced", "vectorized"]
 
 
+NOT_OF_SAMPLES = ("ProxyAnchorLoss", "VICRegLoss")
+"""Losses of pytorch-metric-learning whose numbered terms belong to proxies or features, not to samples."""
+
+
 @dataclass(frozen=True)
 class Parts:
     """Losses of the samples, and what the criterion's mean weighs them with where that is not equal.
@@ -121,6 +125,8 @@ def from_reducer(criterion: Any, call: Call, state: Snapshot | None, last: bool 
     if not callable(getattr(criterion, "compute_loss", None)) or not isinstance(
         getattr(criterion, "reducer", None), nn.Module
     ):
+        return None
+    if type(criterion).__name__ in NOT_OF_SAMPLES:
         return None
     with _evaluated(criterion, state, last) as own:
         reducer, terms = own.reducer, []

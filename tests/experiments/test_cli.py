@@ -1,7 +1,12 @@
 """The stages' command lines, from files to pages, and their complaints."""
 
+import configparser
+import importlib.util
 import json
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +16,10 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from policy_noise.experiments import cli
+from policy_noise.experiments.commands import COMMANDS, main
+from policy_noise.experiments.recipes import RECIPES, TrainRecipe
+from policy_noise.experiments.training import create_model
+from policy_noise.heated import read_heated_metadata, save_heated
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TINY = ["epochs=2", "batch_size=8", "image_size=16", "load_size=16"]
@@ -19,7 +27,7 @@ TINY = ["epochs=2", "batch_size=8", "image_size=16", "load_size=16"]
 
 def start(monkeypatch, stage, *arguments):
     monkeypatch.setattr(sys, "argv", [f"{stage}.py", *map(str, arguments)])
-    getattr(cli, stage)()
+    main([stage, *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +81,14 @@ def test_all_stages(tmp_path, monkeypatch, capsys, files):
 
 
 def test_radimagenet_is_reported_by_modality_and_anatomy(tmp_path, monkeypatch, capsys):
-    folders = ("CT/lung/nodule", "MR/knee/acl", "US/thyroid_nodule")
+    folders = ("CT/abd/cyst", "CT/lung/nodule", "MR/abd/cyst", "MR/knee/acl", "US/liver", "US/thyroid_nodule")
     for split in ("train", "val", "test"):
         rows = ["filename,label"]
         for label, folder in enumerate(folders):
             place = tmp_path / "radiology_ai" / folder
             place.mkdir(parents=True, exist_ok=True)
             for index in range(6):
-                Image.fromarray(np.full((16, 16), 40 + 80 * label, np.uint8)).save(place / f"{split}{index}.png")
+                Image.fromarray(np.full((16, 16), 40 + 40 * label, np.uint8)).save(place / f"{split}{index}.png")
                 rows.append(f"radiology_ai/{folder}/{split}{index}.png,{folder.rpartition('/')[2]}")
         (tmp_path / f"RadiologyAI_{split}.csv").write_text("\n".join(rows) + "\n")
     (tmp_path / "radiology_ai" / "MR" / "knee" / "acl" / "train4.png").unlink()
@@ -93,7 +101,8 @@ def test_radimagenet_is_reported_by_modality_and_anatomy(tmp_path, monkeypatch, 
     assert load_file(run / "model.safetensors")["conv1.0.weight"].shape[1] == 3
     groups = json.loads((run / "scores.json").read_text())["groups"]
     assert [entry["group"] for entry in groups["modality"]] == ["CT", "MR", "US"]
-    assert [entry["group"] for entry in groups["anatomy"]] == ["lung", "knee", "thyroid"]
+    assert [entry["group"] for entry in groups["anatomy"]] == ["abdomen", "lung", "knee", "thyroid"]
+    assert groups["anatomy"][0]["classes"] == 3  # the tables of CT and MR call it abd
     page = (run / "report.html").read_text()
     assert "<th>anatomy</th>" in page
     assert "Grey values of the training images" in page
@@ -153,7 +162,7 @@ def heated(tmp_path_factory, files):
         ("finetune --init {heated} --npz {one} --output {new} --set model=resnet10t", "another architecture"),
         ("average --run {heated} --last 2", "--last must lie in 1 to 1"),
         ("average --run {new}", "new holds no checkpoints"),
-        ("evaluate --model {heated} --npz {two}", "trained on 2 other classes"),
+        ("evaluate --model {heated} --npz {two}", "trained on 2 other classes than two"),
         (
             "transfer --init a={heated} --npz {two} --output {new} --set image_size=16",
             "shots 256 is more than the 24 training images",
@@ -176,8 +185,9 @@ def test_bad_input_after_pretraining(tmp_path, monkeypatch, files, heated, comma
 
 
 def test_scripts_are_thin():
-    for stage in cli.__all__:
-        assert f"from policy_noise.experiments.cli import {stage}" in (EXAMPLES / f"{stage}.py").read_text()
+    for stage in COMMANDS:
+        if stage not in ("check_data", "compare"):
+            assert f'main(["{stage}", *sys.argv[1:]])' in (EXAMPLES / f"{stage}.py").read_text()
 
 
 def on_two_processes(stage, *arguments):
@@ -210,3 +220,231 @@ def test_bad_input_ends_all_processes_with_its_message(files, heated):
     assert done.returncode != 0
     assert done.stderr.count("holds a run already: pass --resume") == 2
     assert "barrier" not in done.stderr
+
+
+def copy_of(heated, folder):
+    shutil.copytree(heated, folder)
+    return folder
+
+
+def changed(files, path, **arrays):
+    """The first set with other arrays, under its own name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **dict(np.load(files / "one.npz")) | arrays)
+    return path
+
+
+def complaint(monkeypatch, stage, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        start(monkeypatch, stage, *arguments)
+    assert str(stop.value).startswith("error: ")
+    assert "\n" not in str(stop.value)
+    return str(stop.value)
+
+
+def test_resuming_on_other_images_or_labels_is_refused(tmp_path, monkeypatch, files, heated):
+    run = copy_of(heated, tmp_path / "run")
+    settings = ["--noise", "conventional", "--output", run, "--resume", "--set", *TINY, "epochs=1"]
+    before = (run / "scores.json").read_bytes()
+    whole = dict(np.load(files / "one.npz"))
+    for key, value in (("test_images", 255 - whole["test_images"]), ("train_labels", 1 - whole["train_labels"])):
+        other = changed(files, tmp_path / key / "one.npz", **{key: value})
+        assert "data.fingerprint was" in complaint(monkeypatch, "pretrain", "--npz", other, *settings)
+    assert (run / "scores.json").read_bytes() == before
+    start(monkeypatch, "pretrain", "--npz", files / "one.npz", *settings)
+    assert (run / "scores.json").read_bytes() == before
+    assert len(json.loads((run / "environment.json").read_text())["resumed"]) == 1
+
+
+def test_transfer_on_other_images_or_from_other_weights_is_refused(tmp_path, monkeypatch, files, heated):
+    run = copy_of(heated, tmp_path / "start")
+    first = changed(files, tmp_path / "set" / "one.npz")
+
+    def arguments(*more):
+        return ["--init", f"a={run}", "--npz", first, "--output", tmp_path / "run", *more,
+                "--set", "shots=[6]", "trials=1", "image_size=16"]  # fmt: skip
+
+    start(monkeypatch, "transfer", *arguments())
+    changed(files, first, test_images=np.zeros((24, 16, 16), np.uint8))
+    assert "data.sets[0].fingerprint was" in complaint(monkeypatch, "transfer", *arguments("--resume"))
+    changed(files, first)
+    start(monkeypatch, "transfer", *arguments("--resume"))
+    shutil.copy(run / "model.safetensors", tmp_path / "copy.safetensors")
+    twice = ["--init", f"a={run}", f"a={tmp_path / 'copy.safetensors'}", *arguments()[2:]]
+    assert "the weights of one label must differ" in complaint(monkeypatch, "transfer", *twice)
+    save_heated(create_model(TrainRecipe(**read_heated_metadata(run / "model.safetensors")["recipe"]), 2),
+                run / "model.safetensors", read_heated_metadata(run / "model.safetensors"))  # fmt: skip
+    assert "data.init[0].sha256 was" in complaint(monkeypatch, "transfer", *arguments("--resume"))
+
+
+def test_each_data_set_has_its_own_scores(tmp_path, monkeypatch, files, heated):
+    run = copy_of(heated, tmp_path / "run")
+    own = (run / "scores.json").read_bytes()
+    other = changed(files, tmp_path / "one.npz", test_images=np.zeros((24, 16, 16), np.uint8))
+    start(monkeypatch, "evaluate", "--model", run, "--npz", other)
+    start(monkeypatch, "evaluate", "--model", run, "--npz", files / "one.npz")
+    assert (run / "scores.json").read_bytes() == own
+    found = sorted(path.name for path in run.glob("scores*.json"))
+    assert len(found) == 2
+    assert re.fullmatch(r"scores-one-[0-9a-f]{8}\.json", found[0])
+    assert json.loads((run / found[0]).read_text())["scores"]["top1"] == 0.5
+    page = (run / "report.html").read_text()
+    assert page.count("Test split of one, model.safetensors: 24 images") == 2
+
+
+def test_scores_elsewhere_leave_the_run_alone(tmp_path, monkeypatch, files, heated):
+    run = copy_of(heated, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in sorted(run.rglob("*"))}
+    start(monkeypatch, "evaluate", "--model", run, "--npz", files / "one.npz", "--output", tmp_path / "own.json")
+    assert json.loads((tmp_path / "own.json").read_text())["images"] == 24
+    assert {path: path.stat().st_mtime_ns for path in sorted(run.rglob("*"))} == before
+
+    def refuse(path, value):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("policy_noise.experiments.commands.evaluate.write_json", refuse)
+    message = complaint(monkeypatch, "evaluate", "--model", run, "--npz", files / "one.npz")
+    assert "cannot be written to" in message
+    assert "--output FILE.json" in message
+
+
+def test_the_page_tells_averaged_and_fine_tuned_models_apart(tmp_path, monkeypatch, files, heated):
+    tuned = tmp_path / "tuned"
+    start(monkeypatch, "finetune", "--init", heated, "--npz", files / "one.npz", "--output", tuned, "--set", *TINY)
+    start(monkeypatch, "average", "--run", tuned, "--last", "2")
+    start(monkeypatch, "evaluate", "--model", tuned / "averaged.safetensors", "--npz", files / "one.npz")
+    page = (tuned / "report.html").read_text()
+    headings = re.findall(r"<h2>(Test split[^<]*)</h2>", page)
+    assert headings == [f"Test split of one, {name}.safetensors: 24 images" for name in ("model", "averaged")]
+    assert "fine-tuned on clean images" in page
+    assert "pretrain on one, conventional training → this run: fine-tuned on one, clean images, its head kept" in page
+    assert "<b>conventional</b>" not in page
+    for part in ("95 % bootstrap intervals", "training images/s", "calibration-scores", "most confused pairs"):
+        assert part in page
+    again = tmp_path / "again"
+    swapped = changed(files, tmp_path / "swapped.npz")  # equally many classes, whose names say nothing
+    start(monkeypatch, "finetune", "--init", tuned, "--npz", swapped, "--output", again, "--set", *TINY, "epochs=1")
+    record = json.loads((again / "recipe.json").read_text())["data"]["init"]
+    assert record["head"] == "fresh"
+    assert [entry["stage"] for entry in record["ancestry"]] == ["pretrain", "finetune"]
+
+
+def test_the_papers_figures_stand_beside_its_recipe(tmp_path, monkeypatch, files):
+    settings = ["model=test_resnet", "image_size=16", "load_size=20", "batch_size=8", "epochs=1", "workers=0"]
+    run = tmp_path / "run"
+    start(monkeypatch, "pretrain", "--recipe", "paper", "--npz", files / "one.npz", "--noise", "conventional",
+          "--output", run, "--set", *settings)  # fmt: skip
+    page = (run / "report.html").read_text()
+    assert "<td>published, policy noise, then fine-tuned</td><td>0.6034</td>" in page
+    assert "not RadImageNet, so that the figures cannot be compared" in page
+    assert "model is test_resnet, the paper&#x27;s resnet50" in page
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (['noise_options={"grid": 3}'], "noise_options {'grid': 3} do not suit preset="),
+        (['model_options={"no_such": 3}'], "model_options {'no_such': 3} do not suit test_resnet"),
+        (["preset=loud"], "loud"),
+        (["lr=NaN"], "lr must be a finite number"),
+        (["seed=-1"], "seed must not be negative"),
+    ],
+)
+def test_settings_are_checked_before_the_folder_exists(tmp_path, monkeypatch, files, settings, message):
+    arguments = ["--npz", files / "one.npz", "--output", tmp_path / "run", "--set", *TINY, *settings]
+    assert message in complaint(monkeypatch, "pretrain", *arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_scored_is_not_trained(tmp_path, monkeypatch, files):
+    zeros = {f"{split}_labels": np.zeros((24, 1), int) for split in ("train", "val", "test")}
+    always = {
+        f"{split}_labels": np.stack([np.arange(24) % 2, np.ones(24, int)], 1) for split in ("train", "val", "test")
+    }
+    for name, arrays, message in (("zeros", zeros, "has one class"), ("always", always, "cannot be scored")):
+        path = changed(files, tmp_path / f"{name}.npz", **arrays)
+        assert message in complaint(monkeypatch, "pretrain", "--npz", path, "--output", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_that_has_lost_all_its_images_is_found_before_training(tmp_path, monkeypatch):
+    for split in ("train", "val", "test"):
+        for label, name in enumerate(("da$k", "<light>")):
+            folder = tmp_path / "tree" / split / name
+            folder.mkdir(parents=True)
+            for index in range(6):
+                Image.fromarray(np.full((16, 16), 40 + 120 * label, np.uint8)).save(folder / f"{index}.png")
+    bad = sorted((tmp_path / "tree" / "test" / "da$k").iterdir())
+    bad[0].write_bytes(b"broken")
+    run = tmp_path / "run"
+    arguments = ["--image-folder", tmp_path / "tree", "--skip-bad-files", "--noise", "conventional", "--output", run]
+    with pytest.warns(UserWarning, match="is left out"):
+        start(monkeypatch, "pretrain", *arguments, "--set", *TINY, "batch_size=4", "epochs=1")
+    scores = json.loads((run / "scores.json").read_text())
+    assert (scores["images"], scores["files_skipped"]) == (11, 1)
+    page = (run / "report.html").read_text()
+    assert "11 images, 1 unreadable left out" in page
+    assert "&lt;light&gt;" in page
+    shutil.rmtree(run)
+    for path in bad:
+        path.write_bytes(b"broken")
+    message = complaint(monkeypatch, "pretrain", *arguments, "--set", *TINY, "batch_size=4")
+    assert "the test split has no image of 'da$k' that can be read" in message
+    assert not run.exists()
+
+
+def test_damaged_and_foreign_files_are_named(tmp_path, monkeypatch, files, heated):
+    one = files / "one.npz"
+    by_hand = tmp_path / "hand.safetensors"
+    save_heated(create_model(RECIPES["small"]["pretrain"], 2), by_hand)
+    assert "hand.safetensors does not say how it was trained" in complaint(
+        monkeypatch, "evaluate", "--model", by_hand, "--npz", one
+    )
+    run = copy_of(heated, tmp_path / "run")
+    weights = run / "checkpoints" / "weights-0001.pt"
+    weights.write_bytes(weights.read_bytes()[:-200])
+    with pytest.raises(SystemExit, match=r"weights-0001\.pt cannot be read"):
+        start(monkeypatch, "average", "--run", run, "--last", "1")
+    (run / "scores.json").write_text("{")
+    assert "scores.json is damaged" in complaint(monkeypatch, "report", run)
+    (run / "scores.json").unlink()
+    (run / "environment.json").unlink()
+    start(monkeypatch, "report", run)
+
+
+def test_a_missing_extra_is_named_at_the_start(tmp_path, monkeypatch, files):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sklearn" else find(name))
+    message = complaint(monkeypatch, "pretrain", "--npz", files / "one.npz", "--output", tmp_path / "run")
+    assert message == 'error: scikit-learn is not installed: pip install "policy_noise[examples]"'
+
+
+def test_medmnist_is_not_needed_for_npz_files(tmp_path, monkeypatch, files, heated):
+    monkeypatch.setitem(sys.modules, "medmnist", None)  # importing it fails
+    output = tmp_path / "scores.json"
+    start(monkeypatch, "evaluate", "--model", heated, "--npz", files / "one.npz", "--output", output)
+    assert 0 < json.loads(output.read_text())["scores"]["medmnist_auc"] <= 1
+
+
+def test_stopping_prints_the_line_that_resumes(tmp_path, monkeypatch, capsys, files):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("policy_noise.experiments.commands._stages.train", stop)
+    words = ["--npz", files / "one.npz", "--output", tmp_path / "a run", "--set", *TINY, "epochs=1"]
+    with pytest.raises(SystemExit) as end:
+        start(monkeypatch, "pretrain", *words)
+    assert end.value.code == 130
+    line = capsys.readouterr().err.strip().rpartition("go on with: ")[2]
+    assert shlex.split(line) == ["policy-noise", "pretrain", *map(str, words), "--resume"]
+
+
+def test_the_command_is_installed_and_lists_its_subcommands(capsys):
+    declared = configparser.ConfigParser()
+    declared.read(EXAMPLES.parent / "setup.cfg")
+    script = declared["options.entry_points"]["console_scripts"].strip()
+    assert script == "policy-noise = policy_noise.experiments.commands:main"
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    printed = capsys.readouterr().out
+    assert all(name.replace("_", "-") in printed for name in COMMANDS)

@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from policy_noise.experiments.data import (
+    ImageSet,
     Split,
+    fingerprint,
     join_sets,
     load_medmnist,
     load_npz,
     match_channels,
+    require_classes,
     resize,
     split_stratified,
     to_tensor,
@@ -200,3 +203,77 @@ def test_match_channels():
     assert torch.equal(match_channels(grey, 3)[:, 2], grey[:, 0])
     assert torch.allclose(match_channels(match_channels(grey, 3), 1), grey)
     assert match_channels(grey, 1) is grey
+
+
+class TestFingerprint:
+    def loaded(self, tmp_path, name="set", **change):
+        return load_npz(save(tmp_path / f"{name}.npz", arrays() | change))
+
+    def test_content_counts_and_place_does_not(self, tmp_path):
+        (tmp_path / "elsewhere").mkdir()
+        one = fingerprint(self.loaded(tmp_path))
+        assert one == fingerprint(load_npz(save(tmp_path / "elsewhere" / "other.npz", arrays())))
+        assert len(one) == 64
+
+    def test_a_pixel_a_label_and_a_name_change_it(self, tmp_path):
+        images = arrays()["test_images"].copy()
+        images[5, 3, 3] ^= 1
+        labels = arrays()["val_labels"][::-1].copy()
+        names = np.array(["a", "b", "c"])
+        prints = [
+            fingerprint(self.loaded(tmp_path, **change))
+            for change in ({}, {"test_images": images}, {"val_labels": labels}, {"names": names})
+        ]
+        assert len(set(prints)) == 4
+
+
+class TestRequireClasses:
+    def several(self, test_labels):
+        parts = [Split(np.zeros((4, 2, 2), np.uint8), labels) for labels in (np.eye(2, dtype=int)[[0, 1, 0, 1]],) * 2]
+        test = Split(np.zeros((4, 2, 2), np.uint8), np.array(test_labels))
+        return ImageSet("chest", *parts, test, ("a", "b"), {})
+
+    def test_a_label_that_nobody_or_everybody_has(self):
+        require_classes(self.several([[0, 1], [1, 0], [1, 1], [0, 0]]))
+        with pytest.raises(ValueError, match=r"chest: the test split has no image of \['b'\]"):
+            require_classes(self.several([[0, 0], [1, 0], [1, 0], [0, 0]]))
+        with pytest.raises(ValueError, match=r"chest: every image of the test split has \['a'\]"):
+            require_classes(self.several([[1, 0], [1, 1], [1, 0], [1, 0]]))
+
+
+def test_a_label_of_any_size_is_refused_at_once(tmp_path):
+    labels = np.array([0] * 11 + [4294967295], np.uint32)
+    with pytest.raises(ValueError, match=r"labels must run from 0 to 4294967295 without a hole.*\[3\] do not occur"):
+        load_npz(save(tmp_path / "set.npz", arrays() | {"train_labels": labels}))
+
+
+def test_a_single_array_is_no_set(tmp_path):
+    np.save(tmp_path / "set.npy", np.zeros((3, 4, 4), np.uint8))
+    with pytest.raises(ValueError, match=r"set\.npy cannot be read.*one array alone"):
+        load_npz(tmp_path / "set.npy")
+
+
+@pytest.mark.parametrize("axis", [1, 3])
+def test_a_grey_axis_is_taken_off(tmp_path, axis):
+    content = arrays()
+    wide = {key: np.expand_dims(value, axis) if "images" in key else value for key, value in content.items()}
+    data = load_npz(save(tmp_path / "set.npz", wide))
+    assert data.in_chans == 1
+    assert np.array_equal(data.train.images, content["train_images"])
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_other_values_than_bytes_are_refused_with_their_range(tmp_path, dtype):
+    images = np.linspace(0, 4095, 12 * 64).reshape(12, 8, 8).astype(dtype)
+    with pytest.raises(ValueError, match=r"train_images must be uint8, got .* with values 0.* to 4095"):
+        load_npz(save(tmp_path / "set.npz", arrays() | {"train_images": images}))
+
+
+def test_one_hot_labels_are_single_labels_unless_asked(tmp_path):
+    content = arrays()
+    labels = {key: np.eye(3, dtype=np.uint8)[value.ravel()] for key, value in content.items() if "labels" in key}
+    path = save(tmp_path / "set.npz", content | labels)
+    with pytest.warns(UserWarning, match="exactly one 1 in every row"):
+        data = load_npz(path)
+    assert data.train.labels.tolist() == content["train_labels"].ravel().tolist()
+    assert load_npz(path, multi_label=True).multi_label

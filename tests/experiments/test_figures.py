@@ -13,6 +13,7 @@ from policy_noise.experiments.figures import (
     few_shot_curves,
     intensity_histogram,
     mask_gallery,
+    mistakes_gallery,
     training_diagnostics,
 )
 from policy_noise.experiments.statistics import Interval
@@ -84,6 +85,66 @@ def test_intensities_have_a_panel_for_each_modality(tmp_path):
     # The middle panel's bar alone: 120 of 255 lies near its middle.
     middle = pixels(tmp_path / "one.png").astype(int)[:, widths[1] // 3 : 2 * widths[1] // 3]
     assert (np.abs(middle - [232, 175, 38]).sum(-1) < 60).sum() > 100  # orange, somewhat transparent
+
+
+NAMES = ["a $b$ c", "$", "<b>", "_under", r"\frac", "x^$2", "bad \udcff byte"]
+
+
+def test_names_are_drawn_as_they_stand(tmp_path, recwarn):
+    """Dollar signs are no mathematics, which would end the run at its first picture."""
+    labels = np.repeat(np.arange(7), 4)
+    split = Split(np.zeros((28, 4, 4), np.uint8), labels)
+    data = ImageSet("s$et$ {", split, split, split, tuple(NAMES), {"modality": tuple("$ab$c{d")})
+    class_histogram(data, tmp_path / "classes.png")
+    intensity_histogram(data, tmp_path / "intensities.png")
+    confusion_matrix(np.eye(7), NAMES, tmp_path / "confusion.png")
+    confusion_matrix(np.eye(35), NAMES * 5, tmp_path / "groups.png", groups=NAMES * 5)
+    mistakes_gallery(np.zeros((7, 4, 4), np.uint8), NAMES, tmp_path / "mistakes.png")
+    few_shot_curves({"$x^$": {name: {8: Interval(0.5, 0.4, 0.6)} for name in NAMES}}, tmp_path / "f.png", metric="F1")
+    training_diagnostics({name: [[{"epoch": 1, "loss": 1.0}]] for name in NAMES}, tmp_path / "t.png", heading="a $b^$")
+    mask_gallery(PolicyNoiseMask(in_chans=1), torch.randn(2, 1, 32, 32), NAMES[:2], tmp_path / "g.png", mean=0, std=1)
+
+
+@pytest.mark.parametrize("kind", ["few_shot", "training"])
+def test_legend_and_curves_of_own_labels_have_the_same_colours(tmp_path, monkeypatch, kind):
+    from matplotlib.figure import Figure
+
+    seen = {}
+
+    def keep(self, path):
+        seen["figure"] = self
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    labels = ["policy", *(f"own {i}" for i in range(7))]
+    if kind == "few_shot":
+        points = {8: Interval(0.5, 0.4, 0.6), 16: Interval(0.6, 0.5, 0.7)}
+        few_shot_curves({"set": dict.fromkeys(labels, points)}, tmp_path / "one.png", metric="macro F1")
+    else:
+        log = [{"epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 0.5}]
+        training_diagnostics({label: [log] for label in labels}, tmp_path / "one.png", panels={"loss": "loss"})
+    figure = seen["figure"]
+    lines = [line for line in figure.axes[0].lines if line.get_linestyle() == "-" and line.get_alpha() is None]
+    lines = [line for line in lines if len(line.get_xdata()) > 1]
+    legend = [handle.get_color() for handle in figure.legends[0].legend_handles]
+    assert [line.get_color() for line in lines] == legend
+    assert len(set(legend)) == 8
+
+
+@pytest.mark.parametrize("classes", [12, 165])
+def test_confusion_of_many_classes_is_named_by_group_and_in_per_cent(tmp_path, monkeypatch, classes):
+    from matplotlib.figure import Figure
+
+    seen = {}
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: seen.update(figure=self))
+    groups = [("MR", "CT", "US")[label % 3] for label in range(classes)]
+    confusion_matrix(np.eye(classes), [f"c{label}" for label in range(classes)], tmp_path / "x.png", groups=groups)
+    axis, bar = seen["figure"].axes
+    texts = [text.get_text() for text in axis.get_yticklabels()]
+    assert texts == ([f"c{label}" for label in range(12)] if classes == 12 else ["MR (55)", "CT (55)", "US (55)"])
+    seen["figure"].canvas.draw()
+    assert "100%" in [text.get_text() for text in bar.get_yticklabels()]
+    shown = axis.images[0].get_array()
+    assert shown.diagonal().min() == shown.max() == 100
 
 
 def test_confusion_and_curves(tmp_path):

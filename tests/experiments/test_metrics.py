@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from policy_noise.experiments.metrics import classification_metrics, confusion, group_metrics, per_class_metrics
+from policy_noise.experiments.evaluation import medmnist_scores
+from policy_noise.experiments.metrics import (
+    bootstrap_metrics,
+    calibration,
+    classification_metrics,
+    confused_pairs,
+    confusion,
+    cross_entropy,
+    group_metrics,
+    per_class_metrics,
+)
 
 
 def draw(classes, images=200, seed=0, digits=None):
@@ -85,3 +95,64 @@ def test_tables():
 def test_bad_input(targets, probabilities, message):
     with pytest.raises(ValueError, match=message):
         classification_metrics(targets, probabilities)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_medmnists_scores_are_its_own_evaluators(classes):
+    evaluator = pytest.importorskip("medmnist.evaluator")
+    targets, probabilities = draw(classes)
+    task = "binary-class" if classes == 2 else "multi-class"
+    found = medmnist_scores(targets, probabilities)
+    assert found["medmnist_auc"] == pytest.approx(evaluator.getAUC(targets[:, None], probabilities, task))
+    assert found["medmnist_acc"] == pytest.approx(evaluator.getACC(targets[:, None], probabilities, task))
+
+
+def test_medmnists_scores_of_several_labels():
+    evaluator = pytest.importorskip("medmnist.evaluator")
+    rng = np.random.default_rng(0)
+    targets, probabilities = rng.integers(0, 2, (60, 4)), rng.random((60, 4))
+    found = medmnist_scores(targets, probabilities)
+    task = "multi-label, binary-class"
+    assert found["medmnist_auc"] == pytest.approx(evaluator.getAUC(targets, probabilities, task))
+    assert found["medmnist_acc"] == pytest.approx(evaluator.getACC(targets, probabilities, task))
+
+
+def test_bootstrap_intervals_hold_the_scores_and_agree_with_drawing_images():
+    targets, probabilities = draw(4, images=120)
+    scores, intervals = classification_metrics(targets, probabilities), bootstrap_metrics(targets, probabilities)
+    assert all(low < scores[name] < high for name, (low, high) in intervals.items())
+    assert intervals == bootstrap_metrics(targets, probabilities)
+    rng = np.random.default_rng(1)
+    members = [np.flatnonzero(targets == label) for label in range(4)]
+    drawn = []
+    for _ in range(300):
+        chosen = np.concatenate([rng.choice(own, len(own)) for own in members])
+        drawn.append(classification_metrics(targets[chosen], probabilities[chosen])["f1"])
+    assert intervals["f1"] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.02)
+
+
+def test_calibration_by_hand():
+    targets = np.array([0, 0, 1, 1])
+    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.45, 0.55]])
+    found = calibration(targets, probabilities)
+    assert [entry["count"] for entry in found["bins"]] == [1, 3]
+    assert found["error"] == pytest.approx((abs(1 - 0.55) + 3 * abs(2 / 3 - 0.9)) / 4)
+    labels = calibration(np.array([[1, 0], [0, 1]]), np.array([[1.0, 0.0], [0.0, 1.0]]))
+    assert labels["error"] == 0
+
+
+def test_cross_entropy_is_torchs():
+    import torch
+
+    logits, targets = torch.randn(20, 4), torch.randint(4, (20,))
+    expected = torch.nn.functional.cross_entropy(logits, targets).item()
+    assert cross_entropy(targets.numpy(), logits.softmax(1).numpy()) == pytest.approx(expected, rel=1e-5)
+    labels = torch.randint(2, (20, 4))
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.float()).item()
+    assert cross_entropy(labels.numpy(), logits.sigmoid().numpy()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_most_confused_pairs_come_first():
+    pairs = confused_pairs([[5, 5, 0], [1, 9, 0], [0, 90, 10]], ["a", "b", "c"])
+    found = [(pair["true"], pair["predicted"], pair["images"], pair["share"]) for pair in pairs]
+    assert found == [("c", "b", 90, 0.9), ("a", "b", 5, 0.5), ("b", "a", 1, 0.1)]

@@ -1,10 +1,15 @@
 """Indexes of image files."""
 
+import dataclasses
+import os
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from policy_noise.experiments.radimagenet import _Index, load_image_folder, load_radimagenet
+from policy_noise.experiments.data import fingerprint, require_classes
+from policy_noise.experiments.radimagenet import _Index, _without, load_image_folder, load_radimagenet
 
 FILES = {
     "radiology_ai/MR/knee/acl": 3,
@@ -147,3 +152,86 @@ def test_index_holds_few_bytes_an_image():
     index.extend((f"radiology_ai/MR/knee/label{number % 165}", f"img{number:07d}.png") for number in range(20_000))
     held = len(index.names) + index.ends.itemsize * len(index) + index.folder.itemsize * len(index)
     assert held / len(index) < 32
+
+
+def test_fingerprint_of_files_is_of_paths_sizes_and_labels(root, tmp_path_factory):
+    first = fingerprint(load_radimagenet(root, size=8)[0])
+    copy = tmp_path_factory.mktemp("copy") / "moved"
+    shutil.copytree(root, copy)
+    assert fingerprint(load_radimagenet(copy, size=8)[0]) == first
+    path = copy / "radiology_ai/MR/knee/acl/train1.png"
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert fingerprint(load_radimagenet(copy, size=8)[0]) != first
+
+
+def test_a_class_of_bad_files_alone_is_named_before_training(root):
+    for index in range(3):
+        (root / f"radiology_ai/MR/knee/acl/val{index}.png").write_bytes(b"broken")
+    (root / "radiology_ai/CT/lung/Nodule/val0.png").write_bytes(b"broken")
+    data, _ = load_radimagenet(root, size=8, skip_bad_files=True)
+    with pytest.raises(ValueError, match=r"the val split has no image of 'MR/knee/acl' that can be read: all 3 files"):
+        require_classes(data)
+
+
+def test_decompression_bombs_are_bad_files(root, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # the images have 120
+    data, _ = load_radimagenet(root, size=8)
+    with pytest.raises(ValueError, match=r"train0\.png cannot be read as an image.*decompression bomb"):
+        data.train.read([0])
+    data, _ = load_radimagenet(root, size=8, skip_bad_files=True)
+    with pytest.warns(UserWarning, match=r"train0\.png is left out"):
+        assert len(data.train.read([0])[0]) == 0
+
+
+def test_folders_are_walked_and_litter_is_left_out(tmp_path):
+    for split in SPLITS:
+        for number, name in enumerate(("a.png", "deep/b.webp", "c.gif", "d.pgm", "e.ppm")):
+            write_image(tmp_path / split / "cat" / name, 10 * number)
+        for name in (".ipynb_checkpoints/x.png", "cat/.hidden/x.png", "__MACOSX/x.png", "cat/__MACOSX/x.png"):
+            write_image(tmp_path / split / name, 1)
+        (tmp_path / split / "cat" / "._a.png").write_bytes(b"\0\5\x16\7")
+        (tmp_path / split / "cat" / "Thumbs.db").write_bytes(b"no image")
+    data, _ = load_image_folder(tmp_path, size=8)
+    assert data.class_names == ("cat",)
+    assert [data.train.path(i).rpartition("/")[2] for i in range(5)] == ["a.png", "c.gif", "d.pgm", "b.webp", "e.ppm"]
+    assert np.abs(data.train.read(range(5))[0][:, 0, 0].astype(int) - [0, 20, 30, 10, 40]).max() <= 1
+    assert len(fingerprint(data)) == 64
+    kept = _without(data.train, np.array([0]))
+    assert [kept.path(i) for i in range(4)] == [data.train.path(i) for i in range(1, 5)]
+
+
+def table(root, text, encoding="utf-8"):
+    (root / "RadiologyAI_train.csv").write_bytes(text.encode(encoding))
+
+
+def test_tables_of_windows(root):
+    text = (root / "RadiologyAI_train.csv").read_text()
+    before = load_radimagenet(root, size=8)[0].train
+    table(root, "\ufeff" + text.replace("/", "\\").replace("\n", "\r\n") + "\r\n,\r\n\r\n")
+    after = load_radimagenet(root, size=8)[0].train
+    assert [after.path(i) for i in range(7)] == [before.path(i) for i in range(7)]
+
+
+@pytest.mark.parametrize(
+    ("change", "encoding", "message"),
+    [
+        (lambda text: text.replace("acl", "né"), "latin-1", r"RadiologyAI_train\.csv must be UTF-8"),
+        (lambda text: text.replace(",", ";"), "utf-8", r"RadiologyAI_train\.csv must be separated by commas"),
+        (lambda text: text + "radiology_ai/0.png,x\n", "utf-8", r"line 9: filename must be a path"),
+        (lambda text: text + text.splitlines()[1] + "\n", "utf-8", r"train0\.png stands twice in train"),
+        (lambda text: text.replace("acl/train0", "acl/test0"), "utf-8", r"test0\.png stands in train and in test"),
+    ],
+)
+def test_tables_that_are_refused(root, change, encoding, message):
+    table(root, change((root / "RadiologyAI_train.csv").read_text()), encoding)
+    with pytest.raises(ValueError, match=message):
+        load_radimagenet(root, size=8)
+
+
+def test_names_that_are_not_utf_8(root):
+    path = os.fsencode(root / "radiology_ai/MR/knee/acl") + b"/\xe9.png"
+    data, _ = load_radimagenet(root, size=8)
+    index = _Index()
+    index.extend([("radiology_ai/MR/knee/acl", os.fsdecode(b"\xe9.png"))])
+    names = np.frombuffer(bytes(index.names), np.uint8)
+    assert os.fsencode(dataclasses.replace(data.train, names=names, ends=np.array([len(names)])).path(0)) == path

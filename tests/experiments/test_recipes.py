@@ -82,6 +82,12 @@ def test_unusable_overrides(text):
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"std": 0.0}, "std must be positive"),
         ({"workers": -1}, "workers must not be negative"),
+        ({"mean": "grey"}, "mean must be a finite number, got 'grey'"),
+        ({"weight_decay": float("nan")}, "weight_decay must be a finite number, got nan"),
+        ({"seed": -1}, "seed must not be negative"),
+        ({"model_options": [1]}, "model_options must be an object"),
+        ({"amp": 1}, "amp must be true or false"),
+        ({"epochs": True}, "epochs must be a whole number"),
         ({"load_size": 64}, "load_size must equal image_size"),
     ],
 )
@@ -93,5 +99,9 @@ def test_bad_values(changes, message):
 def test_bad_transfer_values():
     with pytest.raises(ValueError, match="shots must be positive"):
         override(RECIPES["small"]["transfer"], ["shots=[0, 8]"])
+    with pytest.raises(ValueError, match=r"shots must be positive numbers of images, each once, got \[4, 4\]"):
+        override(RECIPES["small"]["transfer"], ["shots=[4, 4]"])
+    with pytest.raises(ValueError, match=r"shots must be a list of whole numbers, got \['a'\]"):
+        override(RECIPES["small"]["transfer"], ['shots=["a"]'])
     with pytest.raises(ValueError, match="trials must be at least 1"):
         override(RECIPES["small"]["transfer"], ["trials=0"])

@@ -1,6 +1,7 @@
 """Run folders."""
 
 import json
+import subprocess
 from dataclasses import dataclass
 
 import pytest
@@ -36,9 +37,9 @@ def test_existing_run_is_not_overwritten(tmp_path):
 @pytest.mark.parametrize(
     ("stage", "recipe", "name", "message"),
     [
-        ("finetune", Recipe(), "set", r"\['stage'\] differ"),
-        ("pretrain", Recipe(epochs=4), "set", r"\['recipe.epochs'\] differ"),
-        ("pretrain", Recipe(model="other"), "other", r"\['data.name', 'recipe.model'\] differ"),
+        ("finetune", Recipe(), "set", 'stage was "pretrain" and is "finetune"'),
+        ("pretrain", Recipe(epochs=4), "set", r"recipe\.epochs was 3 and is 4"),
+        ("pretrain", Recipe(model="other"), "other", r'data\.name was "set" and is "other"; recipe\.model was'),
     ],
 )
 def test_resume_of_another_run_is_refused(tmp_path, stage, recipe, name, message):
@@ -47,6 +48,65 @@ def test_resume_of_another_run_is_refused(tmp_path, stage, recipe, name, message
     with pytest.raises(ValueError, match=message):
         Run(tmp_path, stage, recipe, {"name": name}, resume=True)
     assert (tmp_path / "recipe.json").read_bytes() == before
+
+
+def test_a_resumed_run_notes_its_second_machine(tmp_path):
+    Run(tmp_path, "pretrain", Recipe(), {"name": "set"}, resume=False)
+    first = json.loads((tmp_path / "environment.json").read_text())
+    for times in (1, 2):
+        Run(tmp_path, "pretrain", Recipe(), {"name": "set"}, resume=True)
+        place = json.loads((tmp_path / "environment.json").read_text())
+        assert [entry["packages"] for entry in place["resumed"]] == [first["packages"]] * times
+    assert {name: place[name] for name in first} == first
+
+
+def test_a_kill_before_the_second_record_leaves_a_run_that_resumes_or_none(tmp_path, monkeypatch):
+    from policy_noise.experiments import runs
+
+    written = []
+
+    def write_once(path, value):
+        if written:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "write_json", write_once)
+        with pytest.raises(KeyboardInterrupt):
+            Run(tmp_path / "a", "pretrain", Recipe(), {"name": "set"}, resume=False)
+    Run(tmp_path / "a", "pretrain", Recipe(), {"name": "set"}, resume=False)
+    (tmp_path / "a" / "environment.json").unlink()  # as an older version could leave it
+    Run(tmp_path / "a", "pretrain", Recipe(), {"name": "set"}, resume=True)
+    assert "python" in json.loads((tmp_path / "a" / "environment.json").read_text())
+
+
+def test_damaged_files_are_named(tmp_path):
+    Run(tmp_path, "pretrain", Recipe(), {"name": "set"}, resume=False)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is damaged"):
+        read_lines(tmp_path / "metrics.jsonl")
+    (tmp_path / "recipe.json").write_text('{"stage"')
+    with pytest.raises(ValueError, match=r"recipe\.json is damaged"):
+        Run(tmp_path, "pretrain", Recipe(), {"name": "set"}, resume=True)
+
+
+def test_the_revision_of_another_repository_is_not_this_codes(tmp_path, monkeypatch):
+    """As installed into a virtual environment inside the user's own repository."""
+    from policy_noise.experiments import runs
+
+    installed = tmp_path / ".venv" / "policy_noise" / "experiments" / "runs.py"
+    installed.parent.mkdir(parents=True)
+    installed.write_text("")
+    (tmp_path / "theirs.py").write_text("")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "theirs.py"], ["commit", "-qm", "theirs"]):
+        subprocess.run([*git, *command], check=True)
+    monkeypatch.setattr(runs, "__file__", str(installed))
+    assert environment()["git_revision"] is None
+    subprocess.run([*git, "add", "-f", str(installed)], check=True)
+    assert len(environment()["git_revision"]) == 40
 
 
 def test_others_may_read_what_they_may_read_of_other_files(tmp_path):

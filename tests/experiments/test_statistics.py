@@ -34,8 +34,31 @@ def test_paired_difference():
     result = paired_difference(a, b)
     assert result.p_value == pytest.approx(stats.ttest_rel(a, b).pvalue)
     assert result[:3] == pytest.approx(t_interval(np.subtract(a, b)))
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ([0.8, 0.7], [0.7, 0.6]),  # differences that rounding alone tells apart: a t-test says 5e-16
+        ([0.9, 0.7], [0.7, 0.51]),
+        ([2.0, 2.0], [1.0, 1.0]),
+    ],
+)
+def test_two_pairs_are_not_tested(a, b):
+    assert np.isnan(paired_difference(a, b).p_value)
+
+
+def test_equal_differences():
+    assert paired_difference([0.8, 0.7, 0.9], [0.7, 0.6, 0.8]).p_value == 0.0
     assert paired_difference([1.0, 1.0], [1.0, 1.0]).p_value == 1.0
-    assert paired_difference([2.0, 2.0], [1.0, 1.0]).p_value == 0.0
+
+
+def test_intervals_of_scores_end_at_their_bounds():
+    scores = [0.95, 1.0, 0.97, 1.0]
+    free, cut = t_interval(scores), t_interval(scores, bounds=(0, 1))
+    assert free.high > 1
+    assert cut == (free.mean, free.low, 1.0)
+    assert paired_difference([1.0, 0.4], [0.2, 0.1], bounds=(-1, 1))[1:3] == (-1.0, 1.0)
 
 
 def test_bootstrap_follows_its_seed():
@@ -51,6 +74,7 @@ def test_bootstrap_follows_its_seed():
 def test_holm():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]).tolist() == [1.0, 1.0]
+    assert holm([0.02, float("nan"), 0.03]) == pytest.approx([0.04, float("nan"), 0.04], nan_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +83,7 @@ def test_holm():
         (lambda: t_interval([]), "values must be a list of finite numbers"),
         (lambda: t_interval([1.0, float("nan")]), "values must be a list of finite numbers"),
         (lambda: t_interval([1.0, 2.0], 95), "confidence must lie in"),
+        (lambda: t_interval([0.5, 1.5], bounds=(0, 1)), "values must lie in 0 to 1, got 0.5 to 1.5"),
         (lambda: paired_difference([1.0], [1.0, 2.0]), "a and b must be pairs, got 1 and 2"),
         (lambda: bootstrap_interval([1.0]), "at least two"),
         (lambda: holm([0.5, 1.5]), "p_values must be"),

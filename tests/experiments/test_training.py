@@ -1,7 +1,9 @@
 """Training: resuming to the bit, several processes, augmentation."""
 
 import dataclasses
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,11 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from policy_noise.experiments.batches import augment, epoch_batches, predict
 from policy_noise.experiments.data import Split
 from policy_noise.experiments.distributed import World
 from policy_noise.experiments.radimagenet import load_image_folder
 from policy_noise.experiments.recipes import RECIPES as DECLARED
-from policy_noise.experiments.training import augment, create_model, epoch_batches, predict, train
+from policy_noise.experiments.training import check_mask, create_model, train
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -83,6 +86,10 @@ def test_the_log_holds_losses_scores_and_diagnostics(finished):
     assert [entry["step"] for entry in entries if "loss" in entry] == list(range(1, 9))
     assert {"reward", "entropy", "pattern_std", "policy_grad_norm"} <= entries[0].keys()
     assert len([entry for entry in entries if "val_f1" in entry]) == 2
+    assert all(entry["val_loss"] > 0 for entry in entries if "val_f1" in entry)
+    speed = json.loads((finished / "speed.json").read_text())
+    assert [entry["epoch"] for entry in speed] == [1, 2]
+    assert all(entry["images_per_s"] > 0 for entry in speed)
     assert (finished / "figures" / "gallery-3-end.png").stat().st_size > 5000
 
 
@@ -251,3 +258,58 @@ def test_paper_recipe_trains_with_its_own_policy_schedule(tmp_path):
 def test_unknown_model():
     with pytest.raises(ValueError, match=r"model must be a name that timm\.list_models\(\) lists, got 'resnet9000'"):
         create_model(dataclasses.replace(RECIPES["conventional"], model="resnet9000"), 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_options": {"norm_layr": 1}}, r"model_options \{'norm_layr': 1\} do not suit test_resnet"),
+    ],
+)
+def test_model_options_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        create_model(dataclasses.replace(RECIPES["conventional"], **changes), 2)
+
+
+@pytest.mark.parametrize("options", [{"grid": 4}, {"grid_size": "four"}, {"p": 2.0}, {"policy": "resnet9000"}])
+def test_noise_options_are_named_and_leave_the_model_as_it_was(options):
+    recipe = dataclasses.replace(RECIPES["policy"], noise_options=options)
+    model = create_model(recipe, 2)
+    with pytest.raises(ValueError, match=r"noise_options \{.*\} do not suit preset='"):
+        check_mask(model, recipe, multi_label=False)
+    check_mask(model, RECIPES["policy"], multi_label=True)
+    assert not model._forward_pre_hooks
+
+
+@pytest.mark.parametrize("noise", ["conventional", "policy"])
+def test_divergence_names_the_step(tmp_path, noise):
+    recipe = dataclasses.replace(RECIPES["conventional"], noise=noise, lr=1e30)
+    with pytest.raises(ValueError, match=r"training diverged: the loss at step \d \(epoch 1, lr .*\) is (nan|inf)"):
+        train(run_of(tmp_path, recipe, ALONE), recipe, organs(), ALONE)
+
+
+def test_outputs_that_are_not_finite_are_not_scored():
+    recipe = RECIPES["conventional"]
+    model = create_model(recipe, 2)
+    model.fc.bias.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="not finite for 32 of 32 images: it diverged"):
+        predict(model, organs().test, recipe, ALONE, multi_label=False)
+
+
+def test_a_truncated_checkpoint_is_named(tmp_path, finished):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    path = folder / "checkpoints" / "last.pt"
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(ValueError, match=r"last\.pt is damaged.*delete it to start this run from the beginning"):
+        train(run_of(folder, RECIPES["policy"], ALONE), RECIPES["policy"], organs(), ALONE)
+
+
+def test_a_fresh_head_where_there_are_other_classes(tmp_path, finished):
+    path, recipe = finished / "model.safetensors", RECIPES["conventional"]
+    own, kept, fresh = (
+        create_model(recipe, 2, **options) for options in ({}, {"init": path}, {"init": path, "fresh_head": True})
+    )
+    assert torch.equal(fresh.fc.weight, own.fc.weight)
+    assert not torch.equal(kept.fc.weight, own.fc.weight)
+    assert torch.equal(fresh.conv1[0].weight, kept.conv1[0].weight)

@@ -6,20 +6,21 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
-from policy_noise.experiments.data import ImageSet, Split
+from policy_noise.experiments.data import ImageSet, Split, to_tensor
 from policy_noise.experiments.distributed import World
+from policy_noise.experiments.initialisation import Initialisation, parse_initialisation
+from policy_noise.experiments.radimagenet import load_image_folder
 from policy_noise.experiments.recipes import RECIPES, override
 from policy_noise.experiments.runs import Run
 from policy_noise.experiments.transfer import (
-    Initialisation,
     compare,
     draw_few_shot,
     embed,
     fine_tune,
     linear_probe,
-    parse_initialisation,
     summarise,
 )
 from policy_noise.heated import save_heated
@@ -148,6 +149,60 @@ class TestCompare:
         assert line["roc_auc"] > 0.6
         assert "top5" not in line
 
+    def test_a_full_transfer_does_not_depend_on_the_order_of_equally_many_classes(self, tmp_path):
+        """The pretraining's head belongs to other classes, also where there are as many."""
+        data, recipe = brightness_set(), small(mode="full", steps=3, shots=(8,), lr=1e-4)
+        torch.manual_seed(0)
+        model = timm.create_model("test_resnet", in_chans=1, num_classes=2)
+        save_heated(model, tmp_path / "model.safetensors", {"recipe": {"model": "test_resnet", "in_chans": 1}})
+        init = parse_initialisation(f"policy={tmp_path}", None, None)
+        made = init.create(2, seed=3)
+        assert torch.equal(made.conv1[0].weight, model.conv1[0].weight)
+        torch.manual_seed(3)
+        assert torch.equal(made.fc.weight, timm.create_model("test_resnet", in_chans=1, num_classes=2).fc.weight)
+        run = Run(tmp_path / "run", "transfer", recipe, {"name": "bright"}, resume=False)
+        assert len(compare(run, recipe, [data], [init], ALONE)) == 2
+
+    def test_unreadable_files_are_left_out_and_counted(self, tmp_path):
+        for split in ("train", "val", "test"):
+            for label, name in enumerate(("dark", "light")):
+                folder = tmp_path / "data" / split / name
+                folder.mkdir(parents=True)
+                for index in range(8):
+                    Image.fromarray(np.full((16, 16), 40 + 120 * label, np.uint8)).save(folder / f"{index}.png")
+                (folder / "3.png").write_bytes(b"broken")
+        data, _ = load_image_folder(tmp_path / "data", size=32, skip_bad_files=True)
+        recipe = small(shots=(12,))
+        run = Run(tmp_path / "run", "transfer", recipe, {"name": "data"}, resume=False)
+        with pytest.warns(UserWarning, match="is left out"):
+            lines = compare(run, recipe, [data], self.inits, ALONE)
+        assert [line["files_skipped"] for line in lines] == [2] * 4
+        assert [line["top1"] for line in lines] == [1.0] * 4
+
+    def test_images_reach_the_device_batch_by_batch(self, tmp_path, monkeypatch):
+        seen = []
+
+        def watched(images, mean, std):
+            seen.append(len(images))
+            return to_tensor(images, mean, std)
+
+        monkeypatch.setattr("policy_noise.experiments.transfer.to_tensor", watched)
+        data, recipe = brightness_set(images=600), small(shots=(8,), trials=1)
+        run = Run(tmp_path, "transfer", recipe, {"name": "bright"}, resume=False)
+        compare(run, recipe, [data], self.inits[:1], ALONE)
+        assert seen == [8, 256, 256, 88]  # of 600 training images the 8 that were drawn
+
+    def test_divergence_names_the_trial(self, tmp_path):
+        data, recipe = brightness_set(), small(mode="full", shots=(8,), lr=1e30)
+        run = Run(tmp_path, "transfer", recipe, {"name": "bright"}, resume=False)
+        with pytest.raises(ValueError, match=r"fine-tuning diverged: from random on 8 images, trial 0"):
+            compare(run, recipe, [data], self.inits[:1], ALONE)
+
+
+def test_a_trial_that_the_log_holds_twice_counts_once():
+    line = {"data": "d", "init": "random", "source": "random", "shots": 4, "trial": 0, "f1": 0.486}
+    assert np.isnan(summarise([line, line], "f1")["d"]["random"][4].low)
+
 
 def test_summary_is_over_runs_where_there_are_several():
     def line(source, trial, f1):
@@ -157,7 +212,9 @@ def test_summary_is_over_runs_where_there_are_several():
     assert summarise(one, "f1")["d"]["policy"][8].mean == pytest.approx(0.3)
     two = summarise([*one, line("b", 0, 0.5), line("b", 1, 0.5)], "f1")["d"]["policy"][8]
     assert two.mean == pytest.approx(0.4)
-    assert two.high - two.mean == pytest.approx(0.1 * 12.706, rel=1e-3)  # t(0.975, 1), runs' means 0.3 and 0.5
+    assert (two.low, two.high) == (0.0, 1.0)  # 0.1 * t(0.975, 1) = 1.27 to either side, runs' means 0.3 and 0.5
+    three = summarise([*one, line("b", 0, 0.5), line("c", 0, 0.4)], "f1")["d"]["policy"][8]
+    assert three.high - three.mean == pytest.approx(0.1 / 3**0.5 * 4.3027, rel=1e-3)  # t(0.975, 2)
 
 
 class TestInitialisation:

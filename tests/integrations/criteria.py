@@ -41,6 +41,7 @@ ARGUMENTS = {
 BASES = {"BaseMetricLossFunction", "BaseLossWrapper", "GenericPairLoss", "MultipleLosses", "SelfSupervisedLoss"}
 """Base classes, and wrappers that are nothing without the loss that they wrap."""
 OTHER_INPUTS = {
+    "ManifoldLoss": "clusters more than 50 embeddings",
     "PatchAdversarialLoss": "takes a discriminator's output alone",
     "SURELoss": "takes an operator",
     "PerceptualLoss": "downloads weights",
@@ -128,6 +129,8 @@ def inputs():
             torch.full((SIZE,), 20),
             torch.full((SIZE,), 3),
         ),
+        "logits, index lists": (logits, torch.stack([labels, -torch.ones_like(labels)], 1).repeat(1, 2)),
+        "volumes, volumes": (torch.rand(2, 1, 8, 8, 8, generator=draw), torch.rand(2, 1, 8, 8, 8, generator=draw)),
         "pyramid": ([maps.sigmoid(), maps[:, :, ::2, ::2].sigmoid()], one_hot),
         "embeddings": (embeddings, None, None, others),
     }
@@ -163,6 +166,8 @@ CHOSEN = {
     "ZlprLoss": "logits, multi-hot",
     "TwoWayLoss": "logits, multi-hot",
     "DeepSupervisionLoss": "pyramid",
+    "MultiLabelMarginLoss": "logits, index lists",
+    "LocalNormalizedCrossCorrelationLoss": "volumes, volumes",
     "BarlowTwinsLoss": "pairs",
     "AUCMLoss": "scores, labels",
     "SoftBCEWithLogitsLoss": "maps, maps",
@@ -173,7 +178,7 @@ CHOSEN = {
 def call_for(library, name, loss):
     """The first inputs of which the loss makes a finite number that is not 0, or None."""
     kinds = inputs()
-    chosen = () if (library, name) == ("pytorch-metric-learning", "TripletMarginLoss") else (CHOSEN.get(name),)
+    chosen = () if library == "pytorch-metric-learning" and name == "TripletMarginLoss" else (CHOSEN.get(name),)
     for kind in dict.fromkeys([*chosen, *EXPECTED[library], *kinds]):
         if kind is None:
             continue
@@ -196,18 +201,15 @@ def outcome(loss, args):
         splitter.before(args, {})
         value = (loss.forward if is_hookable(loss) else loss)(*args)
         try:
-            return splitter.describe() if splitter is None else _phrase(splitter, splitter(args, {}, value)), value
+            losses = splitter(args, {}, value)
+            return (splitter.describe(), losses), value
         except CriterionError as error:
             return ("refused", str(error)), value
 
 
-def _phrase(splitter, losses):
-    return splitter.describe(), losses
-
-
 def generators():
     """The states of the global generators, to compare."""
-    state = np.random.get_state()
+    state = np.random.get_state()  # noqa: NPY002
     return torch.get_rng_state().tolist(), state[1].tolist(), state[2], random.getstate()
 
 

@@ -50,26 +50,26 @@ def test_vision_transformers_too():
 
 
 def test_given_settings_win(parts):
-    hook = attach(*parts, mean=0.5, std=0.25, grid_size=4, p=0.3, lr=1e-3, baseline="batch", max_pending=2)
+    hook = attach(*parts, mean=0.5, std=0.25, grid_size=4, p=0.3, policy_lr=1e-3, baseline="batch", max_pending=2)
     torch.testing.assert_close(hook.mask.black.flatten(), torch.full((3,), -2.0))
     assert (hook.mask.grid_size, hook.mask.p) == ((4, 4), 0.3)
-    assert (hook.learner.lr, hook.learner.policy_lr_ratio, hook.learner.baseline) == (1e-3, None, "batch")
+    assert (hook.learner.rate.lr, hook.learner.rate.lr_ratio, hook.learner.baseline) == (1e-3, None, "batch")
 
 
 def test_rates_of_the_presets_give_way(parts):
     model, optimizer, criterion = parts
     hook = attach(model, optimizer, criterion, policy_lr_ratio=0.5)
-    assert (hook.learner.lr, hook.learner.policy_lr_ratio) == (None, 0.5)
+    assert (hook.learner.rate.lr, hook.learner.rate.lr_ratio) == (None, 0.5)
     hook.remove()
-    hook = attach(model, optimizer, criterion, preset="paper", policy="static", lr=1e-3)
-    assert (hook.learner.lr, hook.learner.policy_lr_ratio) == (1e-3, None)
+    hook = attach(model, optimizer, criterion, preset="paper", policy="static", policy_lr=1e-3)
+    assert (hook.learner.rate.lr, hook.learner.rate.lr_ratio) == (1e-3, None)
 
 
 def test_the_papers_preset(parts):
     hook = attach(*parts, preset="paper")
     assert sum(parameter.numel() for parameter in hook.mask.parameters()) == 10_179_704
-    assert (hook.learner.estimator, hook.learner.policy_lr_ratio) == ("paper", 0.1)
-    assert hook.mask.domain == "normalized"
+    assert (hook.learner.scales_loss, hook.learner.rate.lr_ratio) == (True, 0.1)
+    assert hook.mask.scale_about == "zero"
 
 
 def test_volumes_get_a_grid_of_three_axes():
@@ -130,7 +130,7 @@ def test_images_that_contradict_the_normalisation_are_pointed_out_once(prepare, 
 
 
 def test_the_overrides_are_those_of_mask_hook_and_learner(parts):
-    with pytest.raises(TypeError, match=r"unknown overrides \['gridsize'\]; known are .*'grid_size'"):
+    with pytest.raises(TypeError, match=r"unknown settings \['gridsize'\]; known are .*'grid_size'"):
         attach(*parts, gridsize=4)
 
 
@@ -140,12 +140,12 @@ def test_the_overrides_are_those_of_mask_hook_and_learner(parts):
         ({"model": F.relu}, TypeError, r"model must be a torch\.nn\.Module, got function"),
         ({"optimizer": nn.Linear(2, 2)}, TypeError, "optimizer must be .*Linear"),
         ({"criterion": F.cross_entropy}, TypeError, "criterion must be .*function"),
-        ({"preset": "papper"}, ValueError, r"preset must be one of \['augment', 'default', 'paper'\], got 'papper'"),
+        ({"preset": "papper"}, ValueError, r"preset must be one of \['augment', 'learned', 'paper'\], got 'papper'"),
         ({"grid_size": 0}, ValueError, "grid_size .*got 0"),
         ({"kernel_size": 4}, ValueError, "kernel_size .*got 4"),
         ({"sigma": -1}, ValueError, "sigma .*got -1"),
         ({"mean": 0.5}, ValueError, r"mean and std belong together, got mean=0\.5"),
-        ({"lr": 0.1, "policy_lr_ratio": 0.1}, ValueError, "exactly one of lr and policy_lr_ratio"),
+        ({"policy_lr": 0.1, "policy_lr_ratio": 0.1}, ValueError, "exactly one of policy_lr and policy_lr_ratio"),
         ({"preset": "paper", "policy": "static", "reward": "adversarial"}, ValueError, "estimator='paper'"),
     ],
 )
@@ -171,7 +171,7 @@ def test_a_model_that_does_not_say_its_channels_is_refused():
 def test_attaching_twice_is_refused_and_the_first_goes_on(parts, batch):
     model, optimizer, criterion = parts
     hook = attach(*parts)
-    with pytest.raises(RuntimeError, match=r"is hooked already: call remove\(\)"):
+    with pytest.raises(RuntimeError, match=r"is hooked already: call policy_noise.detach"):
         attach(*parts)
     criterion(model(batch[0]), batch[1]).backward()
     optimizer.step()

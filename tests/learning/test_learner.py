@@ -30,7 +30,7 @@ def make_mask(seed=0, **arguments):
 
 def make_learner(mask=None, **arguments):
     """A learner whose one step moves the weights by the gradient itself."""
-    settings = {"policy_optimizer": "sgd", "lr": 1.0, **arguments}
+    settings = {"policy_optimizer": "sgd", "policy_lr": 1.0, **arguments}
     return PolicyLearner(make_mask() if mask is None else mask, **settings)
 
 
@@ -71,12 +71,12 @@ def test_accumulated_microbatches_are_the_big_batch(arguments):
         loss, applied = torch.full_like(loss, 2.0), torch.ones_like(applied)
     results = []
     for sizes in ([12], [5, 1, 6], [1] * 12):
-        learner = make_learner(**{"lr": 0.01, **arguments})
+        learner = make_learner(**{"policy_lr": 0.01, **arguments})
         for step in range(2):
             for rows in torch.arange(12).split(sizes):
-                sample = score(learner.mask, images[step, rows], action[step, rows], applied[step, rows])
+                sample = score(learner.augmentation, images[step, rows], action[step, rows], applied[step, rows])
                 learner.observe(sample, loss[step, rows])
-            learner.step(1.0)
+            learner.step({"lr": 1.0})
         results.append(weights(learner))
     moved = (results[0] - weights(make_learner())).abs().max()
     assert moved > 1e-4
@@ -88,7 +88,7 @@ def test_accumulated_microbatches_are_the_big_batch(arguments):
 @pytest.mark.parametrize("baseline", ["leave_one_out", "batch", "none"])
 def test_a_step_is_the_surrogates_gradient(baseline, normalize):
     learner = make_learner(baseline=baseline, normalize_advantage=normalize, entropy_coef=0.02)
-    sample = learner.mask.sample(torch.randn(9, 1, 16, 16))
+    sample = learner.augmentation.sample(torch.randn(9, 1, 16, 16))
     loss = torch.rand(9)
     surrogate = PF.reinforce_loss(
         sample.log_prob,
@@ -101,7 +101,7 @@ def test_a_step_is_the_surrogates_gradient(baseline, normalize):
     gradient = torch.cat([g.flatten() for g in torch.autograd.grad(surrogate, learner.parameters, retain_graph=True)])
     expected = weights(learner) - gradient
     learner.observe(sample, loss)
-    learner.step(1.0)
+    learner.step({"lr": 1.0})
     torch.testing.assert_close(weights(learner), expected, rtol=1e-4, atol=1e-6)
     assert learner.metrics(None)["policy_grad_norm"] == pytest.approx(gradient.norm().item(), rel=1e-4)
 
@@ -109,11 +109,16 @@ def test_a_step_is_the_surrogates_gradient(baseline, normalize):
 def test_the_papers_step_is_its_formulas_gradient():
     """SGD with momentum 0.9 and weight decay 1e-4, at a tenth of the classifier's rate."""
     learner = PolicyLearner(
-        make_mask(), estimator="paper", policy_optimizer="sgd", lr=None, policy_lr_ratio=0.1, weight_decay=1e-4
+        make_mask(),
+        estimator="paper",
+        policy_optimizer="sgd",
+        policy_lr=None,
+        policy_lr_ratio=0.1,
+        policy_weight_decay=1e-4,
     )
     momentum = torch.zeros_like(weights(learner))
     for user_lr in (0.1, 0.1, 0.01):
-        sample = learner.mask.sample(torch.randn(6, 1, 16, 16))
+        sample = learner.augmentation.sample(torch.randn(6, 1, 16, 16))
         loss = torch.rand(6)
         density = torch.distributions.Beta(sample.concentration1, sample.concentration0).log_prob(sample.action).exp()
         surrogate = density.flatten(1).sum(1).log().mean() * loss.mean()
@@ -122,7 +127,7 @@ def test_the_papers_step_is_its_formulas_gradient():
         momentum = 0.9 * momentum + torch.cat([g.flatten() for g in gradient]) + 1e-4 * before
         factor = learner.observe(sample, loss)
         torch.testing.assert_close(factor, density.flatten(1).sum(1).log().mean().detach())
-        learner.step(user_lr)
+        learner.step({"lr": user_lr})
         torch.testing.assert_close(weights(learner), before - 0.1 * user_lr * momentum, rtol=1e-4, atol=1e-6)
 
 
@@ -133,8 +138,8 @@ def test_one_sample_that_counts_is_compared_with_the_moving_average(baseline, no
     """Alone in its window, or beside samples that were not masked or have no finite loss."""
     learner = make_learner(baseline=baseline, normalize_advantage=normalize)
     learner.frozen = True
-    learner.observe(learner.mask.sample(torch.randn(8, 1, 16, 16)), torch.full((8,), 2.0))
-    learner.step(1.0)  # the average moves, and the policy does not
+    learner.observe(learner.augmentation.sample(torch.randn(8, 1, 16, 16)), torch.full((8,), 2.0))
+    learner.step({"lr": 1.0})  # the average moves, and the policy does not
     learner.frozen = False
     count = 1 if others == "none" else 3
     applied, loss = torch.ones(count, dtype=torch.bool), torch.full((count,), 5.0)
@@ -143,14 +148,14 @@ def test_one_sample_that_counts_is_compared_with_the_moving_average(baseline, no
     if others == "broken":
         loss[1:] = torch.tensor([math.nan, math.inf])
     images, action = torch.randn(count, 1, 16, 16), torch.rand(count, 1, 4, 4)
-    sample = score(learner.mask, images, action, applied)
+    sample = score(learner.augmentation, images, action, applied)
     gradient = torch.autograd.grad(sample.log_prob[0], learner.parameters, retain_graph=True)
     gradient = torch.cat([g.flatten() for g in gradient])
     before = weights(learner)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         learner.observe(sample, loss)
-        learner.step(1.0)
+        learner.step({"lr": 1.0})
     expected = before - (5.0 if baseline == "none" else 3.0) * gradient
     torch.testing.assert_close(weights(learner), expected, rtol=1e-3, atol=1e-5)
 
@@ -159,12 +164,12 @@ def test_the_moving_average_starts_at_the_first_loss():
     learner = make_learner(baseline="moving_average", baseline_momentum=0.9, frozen=True)
     images = torch.randn(4, 1, 16, 16)
     none = torch.zeros(4, dtype=torch.bool)
-    learner.observe(score(learner.mask, images, torch.rand(4, 1, 4, 4), none), torch.full((4,), 9.0))
-    learner.step(1.0)
+    learner.observe(score(learner.augmentation, images, torch.rand(4, 1, 4, 4), none), torch.full((4,), 9.0))
+    learner.step({"lr": 1.0})
     averages = []
     for value in (5.0, 6.0, 6.0):
-        learner.observe(learner.mask.sample(images), torch.full((4,), value))
-        learner.step(1.0)
+        learner.observe(learner.augmentation.sample(images), torch.full((4,), value))
+        learner.step({"lr": 1.0})
         averages.append(-learner.metrics(None)["baseline"])
     assert averages == pytest.approx([5.0, 5.0, 5.1])
 
@@ -172,10 +177,12 @@ def test_the_moving_average_starts_at_the_first_loss():
 def test_a_window_without_a_sample_that_counts_moves_nothing():
     learner = make_learner()
     before = weights(learner)
-    sample = score(learner.mask, torch.randn(4, 1, 16, 16), torch.rand(4, 1, 4, 4), torch.zeros(4, dtype=torch.bool))
+    sample = score(
+        learner.augmentation, torch.randn(4, 1, 16, 16), torch.rand(4, 1, 4, 4), torch.zeros(4, dtype=torch.bool)
+    )
     learner.observe(sample, torch.rand(4))
-    learner.step(1.0)
-    learner.step(1.0)
+    learner.step({"lr": 1.0})
+    learner.step({"lr": 1.0})
     assert torch.equal(weights(learner), before)
 
 
@@ -187,12 +194,12 @@ def test_losses_that_are_not_finite_are_dropped_and_counted_with_one_warning():
     with warnings.catch_warnings(record=True) as record:
         warnings.simplefilter("always")
         for _ in range(2):
-            learner.observe(score(learner.mask, images, action), loss)
-            learner.step(1.0)
+            learner.observe(score(learner.augmentation, images, action), loss)
+            learner.step({"lr": 1.0})
     assert [str(warning.message)[:35] for warning in record] == ["3 samples with a non-finite loss we"]
     for _ in range(2):
-        twin.observe(score(twin.mask, images[kept], action[kept]), loss[kept])
-        twin.step(1.0)
+        twin.observe(score(twin.augmentation, images[kept], action[kept]), loss[kept])
+        twin.step({"lr": 1.0})
     torch.testing.assert_close(weights(learner), weights(twin), rtol=1e-4, atol=1e-5)
     assert learner.metrics(None)["samples_dropped"] == 6
     assert learner.metrics(None)["samples_seen"] == 12
@@ -201,35 +208,35 @@ def test_losses_that_are_not_finite_are_dropped_and_counted_with_one_warning():
 def test_a_constant_loss_teaches_nothing():
     learner = make_learner()
     before = weights(learner)
-    learner.observe(learner.mask.sample(torch.randn(16, 1, 16, 16)), torch.full((16,), 2.0))
-    learner.step(1.0)
+    learner.observe(learner.augmentation.sample(torch.randn(16, 1, 16, 16)), torch.full((16,), 2.0))
+    learner.step({"lr": 1.0})
     torch.testing.assert_close(weights(learner), before, rtol=0, atol=1e-5)
 
 
 def test_a_frozen_policy_stays_and_reports():
     learner = make_learner(frozen=True)
     before = weights(learner)
-    learner.observe(learner.mask.sample(torch.randn(16, 1, 16, 16)), torch.rand(16))
-    learner.step(1.0)
+    learner.observe(learner.augmentation.sample(torch.randn(16, 1, 16, 16)), torch.rand(16))
+    learner.step({"lr": 1.0})
     assert torch.equal(weights(learner), before)
     assert learner.metrics((16, 16))["policy_grad_norm"] > 0
 
 
 def test_metrics_are_what_they_say():
     learner = make_learner()
-    sample = learner.mask.sample(torch.randn(8, 1, 16, 16))
+    sample = learner.augmentation.sample(torch.randn(8, 1, 16, 16))
     loss = torch.arange(8.0)
     learner.observe(sample, loss)
-    learner.step(1.0)
+    learner.step({"lr": 1.0})
     metrics = learner.metrics((16, 16))
-    rendered = learner.mask.render(sample.detach(), (16, 16))
+    rendered = learner.augmentation.render(sample.detach(), (16, 16))
     expected = {
         "reward": -3.5,
         "baseline": -3.5,
         "advantage_std": loss.std(correction=0).item(),
         "entropy": sample.entropy.mean().item(),
         "mask_mean": rendered.mean().item(),
-        "pattern_std": rendered.std().item(),
+        "mask_std": rendered.std().item(),
         "samples_seen": 8,
         "samples_dropped": 0,
     }
@@ -239,7 +246,7 @@ def test_metrics_are_what_they_say():
 
 def test_observations_without_steps_are_let_go_with_one_warning():
     learner = make_learner()
-    sample = learner.mask.sample(torch.randn(1, 1, 16, 16))
+    sample = learner.augmentation.sample(torch.randn(1, 1, 16, 16))
     with warnings.catch_warnings(record=True) as record:
         warnings.simplefilter("always")
         for _ in range(300):
@@ -251,7 +258,7 @@ def test_observations_without_steps_are_let_go_with_one_warning():
 @pytest.mark.parametrize("loss", [torch.tensor(1.0), torch.zeros(3), torch.zeros(4, 1), 1.0])
 def test_a_loss_of_the_wrong_shape_is_refused(loss):
     learner = make_learner()
-    sample = learner.mask.sample(torch.randn(4, 1, 16, 16))
+    sample = learner.augmentation.sample(torch.randn(4, 1, 16, 16))
     with pytest.raises(ValueError, match=r"per_sample_loss must have shape \(4,\)"):
         learner.observe(sample, loss)
     assert learner.observations == 0
@@ -262,15 +269,17 @@ def test_a_loss_of_the_wrong_shape_is_refused(loss):
 
 def rates(learner, user_lrs):
     for user_lr in user_lrs:
-        learner.observe(learner.mask.sample(torch.randn(2, 1, 16, 16)), torch.rand(2))
-        learner.step(user_lr)
+        learner.observe(learner.augmentation.sample(torch.randn(2, 1, 16, 16)), torch.rand(2))
+        learner.step({"lr": user_lr})
         yield learner.optimizer.param_groups[0]["lr"]
 
 
 def test_the_rate_follows_the_users():
-    assert list(rates(make_learner(lr=None, policy_lr_ratio=0.1), [0.1, 0.01, 0.5])) == pytest.approx([0.01, 0.001, 0.05])
-    assert list(rates(make_learner(lr=0.02), [0.4, 0.1, 0.8, 0.2])) == pytest.approx([0.02, 0.005, 0.02, 0.005])
-    assert list(rates(make_learner(lr=0.02, follow_schedule=False), [0.4, 0.1])) == [0.02, 0.02]
+    assert list(rates(make_learner(policy_lr=None, policy_lr_ratio=0.1), [0.1, 0.01, 0.5])) == pytest.approx(
+        [0.01, 0.001, 0.05]
+    )
+    assert list(rates(make_learner(policy_lr=0.02), [0.4, 0.1, 0.8, 0.2])) == pytest.approx([0.02, 0.005, 0.02, 0.005])
+    assert list(rates(make_learner(policy_lr=0.02, follow_schedule=False), [0.4, 0.1])) == [0.02, 0.02]
 
 
 # -- state -------------------------------------------------------------------------------------------------------------
@@ -281,8 +290,8 @@ def test_the_rate_follows_the_users():
 def test_a_resumed_learner_goes_on_bit_for_bit(policy, arguments):
     def go_on(learner, steps, user_lr):
         for _ in range(steps):
-            learner.observe(learner.mask.sample(torch.randn(6, 1, 16, 16)), torch.rand(6))
-            learner.step(user_lr)
+            learner.observe(learner.augmentation.sample(torch.randn(6, 1, 16, 16)), torch.rand(6))
+            learner.step({"lr": user_lr})
 
     learner = make_learner(make_mask(policy=policy), **arguments)
     go_on(learner, 2, 0.1)
@@ -295,8 +304,8 @@ def test_a_resumed_learner_goes_on_bit_for_bit(policy, arguments):
     other.load_state_dict(torch.load(file, weights_only=True))
     torch.manual_seed(7)
     go_on(other, 2, 0.05)
-    for name, value in learner.mask.state_dict().items():
-        assert torch.equal(value, other.mask.state_dict()[name]), name
+    for name, value in learner.augmentation.state_dict().items():
+        assert torch.equal(value, other.augmentation.state_dict()[name]), name
     assert learner.metrics(None) == other.metrics(None)
 
 
@@ -323,9 +332,9 @@ def broken(state, **changes):
 )
 def test_a_foreign_state_is_refused_and_nothing_has_moved(break_it, message):
     learner = make_learner()
-    learner.observe(learner.mask.sample(torch.randn(6, 1, 16, 16)), torch.rand(6))
-    learner.step(0.1)
-    learner.observe(learner.mask.sample(torch.randn(6, 1, 16, 16)), torch.rand(6))
+    learner.observe(learner.augmentation.sample(torch.randn(6, 1, 16, 16)), torch.rand(6))
+    learner.step({"lr": 0.1})
+    learner.observe(learner.augmentation.sample(torch.randn(6, 1, 16, 16)), torch.rand(6))
     before = copy.deepcopy(learner.state_dict())
     with pytest.raises(ValueError, match=message):
         learner.load_state_dict(break_it(copy.deepcopy(before)))
@@ -340,10 +349,13 @@ def test_a_foreign_state_is_refused_and_nothing_has_moved(break_it, message):
         ({"reward": "competitive"}, "reward must be .*'competitive'"),
         ({"baseline": "median"}, "baseline must be .*'median'"),
         ({"policy_optimizer": "lion"}, "policy_optimizer must be .*'lion'"),
-        ({"lr": None}, "exactly one of lr and policy_lr_ratio"),
-        ({"lr": 0.1, "policy_lr_ratio": 0.1}, r"exactly one of lr and policy_lr_ratio .*lr=0\.1 and policy_lr_ratio=0\.1"),
-        ({"lr": -0.1}, r"lr must not be negative, got -0\.1"),
-        ({"lr": math.nan}, "lr must not be negative, got nan"),
+        ({"policy_lr": None}, "exactly one of policy_lr and policy_lr_ratio"),
+        (
+            {"policy_lr": 0.1, "policy_lr_ratio": 0.1},
+            r"exactly one of policy_lr and policy_lr_ratio .*policy_lr=0\.1 and policy_lr_ratio=0\.1",
+        ),
+        ({"policy_lr": -0.1}, r"policy_lr must not be negative, got -0\.1"),
+        ({"policy_lr": math.nan}, "policy_lr must not be negative, got nan"),
         ({"entropy_coef": -1.0}, r"entropy_coef must not be negative, got -1\.0"),
         ({"baseline_momentum": 1.0}, r"baseline_momentum must lie in \[0, 1\), got 1\.0"),
         ({"estimator": "paper", "reward": "adversarial"}, "estimator='paper' .*reward='adversarial'"),
@@ -359,7 +371,7 @@ def test_arguments_are_refused(arguments, message):
 
 
 def test_a_mask_without_a_policy_to_train_is_refused():
-    with pytest.raises(ValueError, match="mask has no parameter that requires a gradient"):
+    with pytest.raises(ValueError, match="PolicyNoiseMask has no parameter that requires a gradient"):
         make_learner(make_mask().requires_grad_(False))
 
 
@@ -384,20 +396,20 @@ def observe_rank(learner, rank, step):
         applied = torch.ones(size, dtype=torch.bool)
         if size > 2:
             applied[1], loss[2] = False, math.nan
-        if learner.estimator == "paper":
+        if learner.scales_loss:
             loss = torch.full((size,), 2.0)  # one scalar for all, as one process has
-        learner.observe(score(learner.mask, images, action, applied), loss)
+        learner.observe(score(learner.augmentation, images, action, applied), loss)
 
 
 def follow_cases(ranks):
     """Weights after each step of each case, for the ranks that this process plays."""
     results = []
     for case in CASES:
-        learner = make_learner(**{"lr": 0.01, **case})
+        learner = make_learner(**{"policy_lr": 0.01, **case})
         for step in range(4):
             for rank in ranks:
                 observe_rank(learner, rank, step)
-            learner.step(1.0)
+            learner.step({"lr": 1.0})
             results.append(weights(learner))
     return results
 

@@ -1,0 +1,187 @@
+"""From a split to batches on the device: order, reading, augmentation, and prediction over all of it."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from .data import match_channels
+from .distributed import World
+from .recipes import TrainRecipe
+
+__all__ = ["Batches", "augment", "epoch_batches", "loader_of", "outputs", "predict"]
+
+
+class _Images(Dataset):
+    """A split for a DataLoader that asks for whole batches."""
+
+    def __init__(self, split: Any) -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        images, kept = self.split.read(indices)
+        tensor = torch.from_numpy(np.ascontiguousarray(images))
+        tensor = tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
+        return tensor, torch.from_numpy(self.split.labels[kept]), torch.from_numpy(np.isin(indices, kept))
+
+
+class Batches:
+    """Batches of positions for a DataLoader's ``batch_sampler``, replaced before every epoch."""
+
+    def __init__(self) -> None:
+        self.batches: Sequence[list[int]] = ()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def _same(batch: Any) -> Any:
+    return batch
+
+
+def loader_of(split: Any, batches: Batches, workers: int) -> DataLoader:
+    """A loader of uint8 images, labels, and which of the batch could be read."""
+    return DataLoader(
+        _Images(split),
+        batch_sampler=batches,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=_same,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def epoch_batches(images: int, recipe: TrainRecipe, epoch: int, world: World) -> list[list[int]]:
+    """This process's batches of an epoch.
+
+    The order depends on seed and epoch alone, and each step's images are dealt out over the processes: two processes
+    see in a step what one with the double batch does. What is left of the last batch waits for another epoch.
+
+    Returns:
+        Positions of each step's images.
+
+    Raises:
+        ValueError: If the split does not fill one batch of all processes.
+    """
+    together = recipe.batch_size * world.size
+    if images < together:
+        raise ValueError(
+            f"batch_size {recipe.batch_size} on {world.size} processes needs {together} training images, got {images}"
+        )
+    order = np.random.default_rng([recipe.seed, epoch]).permutation(images)
+    steps = images // together
+    mine = order[: steps * together].reshape(steps, world.size, recipe.batch_size)[:, world.rank]
+    return [batch.tolist() for batch in mine]
+
+
+def augment(
+    images: Tensor, recipe: TrainRecipe, step: int, world: World, present: Tensor, *, train: bool = True
+) -> Tensor:
+    """Normalise a batch on its device, and in training augment it through Kornia.
+
+    Parameters are drawn for the batch of all processes from seed and step alone, and each takes its part: neither the
+    number of processes nor a restart changes them.
+
+    Args:
+        images: uint8 images.
+        recipe: The recipe.
+        step: Steps taken so far in all.
+        world: The processes.
+        present: Which of the batch's images could be read.
+        train: Whether to augment; else images larger than the recipe's are cropped at their centre.
+
+    Shape:
+        - images: (B, 1 or 3, load_size, load_size).
+        - present: (batch,) bool, with B times True.
+        - Output: (B, in_chans, image_size, image_size).
+    """
+    import kornia.augmentation as K
+    from kornia.geometry import center_crop
+
+    size = (recipe.image_size, recipe.image_size)
+    x = match_channels(images.float().div_(255), recipe.in_chans)
+    if train and recipe.augmentation != "none":
+        steps: list[Any] = []
+        if recipe.augmentation == "resized_crop":
+            steps = [K.RandomResizedCrop(size, p=1.0, cropping_mode="resample"), K.RandomHorizontalFlip(p=0.5)]
+        else:
+            margin = max(1, recipe.image_size // 10)
+            x = nn.functional.pad(x, (margin,) * 4, mode="reflect")
+            steps = [K.RandomCrop(size, p=1.0, cropping_mode="slice")]
+        shape = torch.Size((len(present) * world.size, *x.shape[1:]))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(np.random.default_rng([recipe.seed, step, 1]).integers(2**62))
+            drawn = [transform.forward_parameters(shape) for transform in steps]
+        mine = torch.zeros(shape[0], dtype=torch.bool)
+        mine[world.rank * len(present) : (world.rank + 1) * len(present)] = present
+        for transform, parameters in zip(steps, drawn, strict=True):
+            own = {
+                name: value[mine] if value.ndim > 0 and len(value) == shape[0] else value
+                for name, value in parameters.items()
+                if name != "forward_input_shape"
+            }
+            x = transform(x, params={**own, "forward_input_shape": torch.tensor(x.shape)})
+    elif x.shape[2:] != size:
+        x = center_crop(x, size)
+    return x.sub(recipe.mean).div(recipe.std).contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, split: Any, recipe: TrainRecipe, world: World, *, multi_label: bool) -> tuple[Any, Any]:
+    """Probabilities for a whole split, on every process: no image twice, none left out that can be read.
+
+    Returns:
+        Positions in the split, (N,), ascending, and probabilities (N, K).
+
+    Raises:
+        ValueError: If no image could be read, or the model's outputs are not finite.
+    """
+    from tqdm import tqdm
+
+    model.eval()
+    batches = Batches()
+    batches.batches = [
+        list(part)
+        for part in np.array_split(
+            np.arange(world.rank, len(split), world.size), -(-len(split) // world.size // 256) or 1
+        )
+        if len(part)
+    ]
+    positions, outputs = [], []
+    loader = loader_of(split, batches, recipe.workers)
+    bar = tqdm(loader, desc="scoring", unit="batch", delay=5, leave=False, disable=not world.main)
+    for indices, (images, _, present) in zip(batches.batches, bar, strict=True):
+        if not len(images):
+            continue
+        x = augment(images.to(world.device, non_blocking=True), recipe, 0, world, present, train=False)
+        with torch.autocast(world.device.type, torch.bfloat16, enabled=recipe.amp):
+            logits = model(x)
+        logits = logits.float()
+        outputs.append((logits.sigmoid() if multi_label else logits.softmax(1)).cpu().numpy())
+        positions.append(np.asarray(indices)[present.numpy()])
+    shares = world.gather((np.concatenate(positions), np.concatenate(outputs)) if outputs else None)
+    found = [share for share in shares if share is not None]
+    if not found:
+        raise ValueError("no image of the split could be read")
+    order = np.concatenate([share[0] for share in found])
+    probabilities = np.concatenate([share[1] for share in found])
+    if not np.isfinite(probabilities).all():
+        bad = int((~np.isfinite(probabilities).all(1)).sum())
+        raise ValueError(f"the model's outputs are not finite for {bad} of {len(probabilities)} images: it diverged")
+    sorting = np.argsort(order)
+    return order[sorting], probabilities[sorting]
+
+
+def predict(model: nn.Module, split: Any, recipe: TrainRecipe, world: World, *, multi_label: bool) -> tuple[Any, Any]:
+    """Targets (N,) or (N, K) and probabilities (N, K) of a whole split, see :func:`outputs`."""
+    positions, probabilities = outputs(model, split, recipe, world, multi_label=multi_label)
+    return split.labels[positions], probabilities

@@ -1,0 +1,64 @@
+"""The command ``policy-noise``; the scripts under ``examples/`` call nothing else.
+
+A subcommand is a module of this package with ``add_arguments(parser)`` and ``run(arguments)``; its docstring is the
+command's help. To add one, write the module and name it in :data:`COMMANDS`.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+from ..distributed import started_first
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = ("pretrain", "finetune", "evaluate", "transfer", "average", "report")
+
+NEEDED = {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "scipy": "scipy", "tqdm": "tqdm"}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command line; bad input ends it with one line, not with a traceback.
+
+    Args:
+        arguments: The subcommand and its options; by default the process's own.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        prog="policy-noise", description="Train, fine-tune, score and compare classifiers under a noise mask."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    modules = {name: importlib.import_module(f".{name}", __name__) for name in COMMANDS}
+    for name, module in modules.items():
+        about = (module.__doc__ or "").strip()
+        own = commands.add_parser(
+            name.replace("_", "-"), help=about.partition("\n")[0], description=about, allow_abbrev=False
+        )
+        module.add_arguments(own)
+    parsed = parser.parse_args(words)
+    missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        sys.exit(f'error: {", ".join(missing)} is not installed: pip install "policy_noise[examples]"')
+    try:
+        modules[parsed.command.replace("-", "_")].run(parsed)
+    except (ValueError, OSError) as error:
+        if os.environ.get("POLICY_NOISE_TRACEBACK"):
+            raise
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        if started_first():
+            print(f"\nstopped{_resumption(parsed, words)}", file=sys.stderr)
+        sys.exit(130)
+
+
+def _resumption(parsed: argparse.Namespace, words: Sequence[str]) -> str:
+    """How to go on, if there is a run to go on with."""
+    if not hasattr(parsed, "resume") or not (parsed.output / "recipe.json").is_file():
+        return ""
+    again = ["policy-noise", *words, *([] if parsed.resume else ["--resume"])]
+    processes = os.environ.get("WORLD_SIZE", "1")
+    return f"; {f'on {processes} processes again, ' if processes != '1' else ''}go on with: {shlex.join(again)}"

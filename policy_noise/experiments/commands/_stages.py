@@ -1,0 +1,124 @@
+"""What the training commands share."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from policy_noise.heated import read_heated_metadata
+
+from ..batches import epoch_batches, outputs
+from ..data import ImageSet, fingerprint, require_classes
+from ..distributed import started_first, world
+from ..evaluation import draw_mistakes, score
+from ..figures import LABELS, class_histogram, intensity_histogram
+from ..recipes import RECIPES, TrainRecipe
+from ..report import write_report
+from ..runs import Run, digest, write_json
+from ..sources import describe, open_joined
+from ..training import check_mask, create_model, train
+
+__all__ = ["add_recipe", "check_scorable", "record_of", "score_line", "train_stage", "weights_of"]
+
+TRAININGS = LABELS | {"conventional": "conventional training"}
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a run's numbers and its folder."""
+    parser.add_argument(
+        "--recipe", choices=sorted(RECIPES), default="small", help="the declared numbers (default: small)"
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change the recipe, as in epochs=3 seed=1; any unknown name lists them all",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in that folder")
+
+
+def weights_of(path: Path) -> Path:
+    """A run's folder stands for its model."""
+    return path / "model.safetensors" if path.is_dir() else path
+
+
+def check_scorable(data: Any) -> None:
+    """All that scoring needs, before anything is trained."""
+    if data.num_classes < 2:
+        raise ValueError(f"{data.name} has one class, {data.class_names[0]!r}: at least two are needed")
+    require_classes(data)
+
+
+def record_of(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a run's record says of its data, so that other images, labels or classes are noticed on resuming.
+
+    Only the process that writes reads all images for it.
+    """
+    found = describe(data, arguments) | {"class_names": list(data.class_names)}
+    return found | ({"fingerprint": fingerprint(data)} if started_first() else {})
+
+
+def _ancestor(path: Path, data: Any) -> dict[str, Any]:
+    """What a run's record says of the model that it starts from."""
+    metadata = read_heated_metadata(path)
+    recipe = metadata.get("recipe", {})
+    clean = metadata.get("stage") == "finetune"
+    own = {
+        "stage": metadata.get("stage", "training"),
+        "data": metadata.get("data", "unnamed data"),
+        "training": "clean images" if clean else TRAININGS.get(recipe.get("noise"), "unknown training"),
+        "preset": recipe.get("preset") if recipe.get("noise", "conventional") != "conventional" else None,
+    }
+    return {
+        "file": str(path),
+        "sha256": digest(path),
+        "head": "kept" if _same_classes(metadata, data) else "fresh",
+        "ancestry": [*metadata.get("ancestry", []), own],
+    }
+
+
+def _same_classes(metadata: Mapping[str, Any], data: Any) -> bool:
+    """Whether a model's classes are this set's. Classes that have numbers for names are so only in one set."""
+    names = list(data.class_names)
+    numbered = names == [f"class {label}" for label in range(len(names))]
+    return metadata.get("classes") == names and (not numbered or metadata.get("data") == data.name)
+
+
+def train_stage(stage: str, arguments: argparse.Namespace, recipe: TrainRecipe, init: Path | None) -> None:
+    """Train, score and report; what does not suit is found before anything is written."""
+    data = open_joined(arguments, recipe.load_size, recipe.in_chans)
+    if isinstance(data, ImageSet) and data.in_chans > recipe.in_chans:
+        raise ValueError(f"{data.name} has images of {data.in_chans} channels: pass --set in_chans={data.in_chans}")
+    check_scorable(data)
+    start: dict[str, Any] = {} if init is None else {"init": _ancestor(init, data)}
+    fresh = bool(start) and start["init"]["head"] == "fresh"
+    check_mask(
+        create_model(recipe, data.num_classes, init=init, fresh_head=fresh), recipe, multi_label=data.multi_label
+    )
+    with world() as here:
+        epoch_batches(len(data.train), recipe, 0, here)
+        record = record_of(data, arguments) | start | {"processes": here.size}
+        options = {"resume": arguments.resume, "writes": here.main}
+        run = here.agree(lambda: Run(arguments.output, stage, recipe, record, **options))
+        if here.main:
+            class_histogram(data, run.figures / "classes.png")
+            intensity_histogram(data, run.figures / "intensities.png")
+        ancestry = start["init"]["ancestry"] if start else ()
+        model = train(run, recipe, data, here, init=init, fresh_head=fresh, ancestry=ancestry)
+        positions, probabilities = outputs(model, data.test, recipe, here, multi_label=data.multi_label)
+        if here.main:
+            result = score(data, positions, probabilities, model="model.safetensors")
+            write_json(run.folder / "scores.json", result)
+            draw_mistakes(data, positions, probabilities, run.figures / "mistakes-scores.png")
+            write_report(run.folder)
+            print(score_line(result))
+
+
+def score_line(result: dict[str, Any]) -> str:
+    """The scores in one line."""
+    values = ", ".join(f"{name} {value:.4f}" for name, value in result["scores"].items())
+    skipped = f" ({result['files_skipped']} unreadable left out)" if result["files_skipped"] else ""
+    return f"test split of {result['data']}, {result['images']} images{skipped}: {values}"

@@ -1,0 +1,74 @@
+"""Score a heated model on a test split: macro metrics, per class, per modality and anatomy."""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+from policy_noise.heated import read_heated_metadata
+
+from ..batches import outputs
+from ..data import fingerprint
+from ..distributed import world
+from ..evaluation import draw_mistakes, score
+from ..recipes import recorded_recipe
+from ..report import write_report
+from ..runs import read_json, write_json
+from ..sources import add_source_arguments, open_joined
+from ..training import create_model
+from ._stages import check_scorable, score_line, weights_of
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument("--model", type=Path, required=True, help="a run's folder, or a heated model's file")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="JSON to write, and nothing else; by default, beside the model, scores.json for the run's own data and a "
+        "file of its own for any other set, and the run's page with it",
+    )
+    add_source_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    path = weights_of(arguments.model)
+    metadata = read_heated_metadata(path)
+    recipe = recorded_recipe(metadata, path)
+    data = open_joined(arguments, recipe.load_size, recipe.in_chans)
+    if list(data.class_names) != metadata["classes"]:
+        raise ValueError(
+            f"{path} was trained on {len(metadata['classes'])} other classes than {data.name}'s {data.num_classes}: "
+            f"{metadata['classes'][:5]}... against {list(data.class_names)[:5]}..."
+        )
+    check_scorable(data)
+    model = create_model(recipe, data.num_classes, init=path)
+    with world() as here:
+        model.to(here.device)
+        positions, probabilities = outputs(model, data.test, recipe, here, multi_label=data.multi_label)
+        if here.main:
+            result = score(data, positions, probabilities, model=path.name)
+            if arguments.output:
+                write_json(arguments.output, result)
+            else:
+                _beside_the_model(path, data, positions, probabilities, result)
+            print(score_line(result))
+
+
+def _beside_the_model(path: Path, data: Any, positions: Any, probabilities: Any, result: dict[str, Any]) -> None:
+    """One file for each model and data set, and the run's page."""
+    record = path.parent / "recipe.json"
+    own = read_json(record)["data"].get("fingerprint") if record.is_file() else fingerprint(data)
+    stem = "scores" if path.stem == "model" else f"scores-{path.stem}"
+    if result["fingerprint"] != own:
+        stem += f"-{re.sub(r'[^A-Za-z0-9._+-]+', '-', data.name)}-{result['fingerprint'][:8]}"
+    try:
+        write_json(path.parent / f"{stem}.json", result)
+        if record.is_file():
+            draw_mistakes(data, positions, probabilities, path.parent / "figures" / f"mistakes-{stem}.png")
+            write_report(path.parent)
+    except PermissionError as error:
+        raise PermissionError(f"{path.parent} cannot be written to ({error}): pass --output FILE.json") from error

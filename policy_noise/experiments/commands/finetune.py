@@ -1,0 +1,36 @@
+"""Fine-tune a heated model on clean images; the classes may be others."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from policy_noise.heated import read_heated_metadata
+
+from ..recipes import RECIPES, override
+from ..sources import add_source_arguments
+from ._stages import add_recipe, train_stage, weights_of
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument(
+        "--init",
+        type=Path,
+        required=True,
+        help="a run's folder, or a heated model's file; model, image size, normalisation and augmentation are kept, "
+        "its head where the classes are the same",
+    )
+    add_source_arguments(parser)
+    add_recipe(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    init = weights_of(arguments.init)
+    saved = read_heated_metadata(init).get("recipe", {})
+    names = ("model", "model_options", "in_chans", "mean", "std", "image_size", "load_size", "augmentation")
+    inherited = {name: saved[name] for name in names if name in saved}
+    recipe = dataclasses.replace(RECIPES[arguments.recipe]["finetune"], **inherited)
+    train_stage("finetune", arguments, override(recipe, arguments.set), init)

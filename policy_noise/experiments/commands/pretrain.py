@@ -1,0 +1,24 @@
+"""Train a classifier from scratch: conventionally, under frozen noise or under policy noise."""
+
+import argparse
+
+from ..recipes import NOISES, RECIPES, override
+from ..sources import add_source_arguments
+from ._stages import add_recipe, train_stage
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    add_source_arguments(parser)
+    add_recipe(parser)
+    parser.add_argument(
+        "--noise", choices=NOISES, default="policy", help="what the images are multiplied by (default: policy)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    recipe = override(RECIPES[arguments.recipe]["pretrain"], [f"noise={arguments.noise}", *arguments.set])
+    train_stage("pretrain", arguments, recipe, None)

@@ -1,0 +1,76 @@
+"""Compare initialisations on few images of other sets."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ..distributed import world
+from ..initialisation import Initialisation, parse_initialisation
+from ..recipes import RECIPES, TransferRecipe, override
+from ..report import transfer_table, write_report
+from ..runs import Run, digest
+from ..sources import add_source_arguments, open_sources
+from ..transfer import compare
+from ._stages import add_recipe, check_scorable, record_of
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument(
+        "--init",
+        nargs="+",
+        required=True,
+        metavar="LABEL=RUN",
+        help="runs; 'random'; 'imagenet' (timm's weights, fetched) or imagenet=FILE (the same, a safetensors file); a "
+        "label that comes again is another seed of the same method",
+    )
+    parser.add_argument("--model", help="timm model for 'random' and 'imagenet' (default: the first run's)")
+    add_source_arguments(parser)
+    add_recipe(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    recipe: TransferRecipe = override(RECIPES[arguments.recipe]["transfer"], arguments.set)
+    ordered = sorted(arguments.init, key=lambda text: "=" not in text)  # runs first: they name the model
+    inits: list[Initialisation] = []
+    for text in ordered:
+        inits.append(parse_initialisation(text, arguments.model, inits[0] if inits else None))
+    sets = open_sources(arguments, recipe.image_size, inits[0].in_chans)
+    for init in inits:
+        if init.normalization not in (None, (recipe.mean, recipe.std)):
+            mean, std = init.normalization
+            raise ValueError(f"{init.source} was trained with another normalisation: pass --set mean={mean} std={std}")
+        init.create(sets[0].num_classes, 0)
+    hashes = [digest(init.source) if Path(init.source).is_file() else init.source for init in inits]
+    _require_different("--init", [(init.label, init.source) for init in inits])
+    _require_different("--init: the weights of one label", [(i.label, h) for i, h in zip(inits, hashes, strict=True)])
+    _require_different("sets", [data.name for data in sets])
+    for data in sets:
+        check_scorable(data)
+        if max(recipe.shots) > len(data.train):
+            raise ValueError(
+                f"shots {max(recipe.shots)} is more than the {len(data.train)} training images of {data.name}"
+            )
+    with world() as here:
+        record = {
+            "name": ", ".join(data.name for data in sets),
+            "sets": [record_of(data, arguments) for data in sets],
+            "init": [dataclasses.asdict(i) | {"sha256": h} for i, h in zip(inits, hashes, strict=True)],
+        }
+        options = {"resume": arguments.resume, "writes": here.main}
+        folder = here.agree(lambda: Run(arguments.output, "transfer", recipe, record, **options))
+        lines = compare(folder, recipe, sets, inits, here)
+        if here.main:
+            for metric in ("f1", "roc_auc"):
+                print(f"\n{metric}, mean [95 % t-interval]\n\n{transfer_table(lines, metric)}")
+            write_report(folder.folder)
+
+
+def _require_different(name: str, given: list[Any]) -> None:
+    """What is there twice would count as two independent repeats."""
+    if len(set(given)) < len(given):
+        raise ValueError(f"{name} must differ from one another, got {given}")

@@ -1,0 +1,19 @@
+"""The experiments' pictures, drawn by matplotlib without a display."""
+
+from .data import class_histogram, intensity_histogram
+from .scores import calibration_curve, confusion_matrix, few_shot_curves, mistakes_gallery
+from .style import COLOURS, LABELS
+from .training import mask_gallery, training_diagnostics
+
+__all__ = [
+    "COLOURS",
+    "LABELS",
+    "calibration_curve",
+    "class_histogram",
+    "confusion_matrix",
+    "few_shot_curves",
+    "intensity_histogram",
+    "mask_gallery",
+    "mistakes_gallery",
+    "training_diagnostics",
+]

@@ -1,0 +1,75 @@
+"""What all pictures share: colours, names, and matplotlib without a display."""
+
+import os
+from collections.abc import Iterable
+from itertools import cycle
+from typing import Any
+
+__all__ = ["BARS", "COLOURS", "INK", "LABELS", "PathLike", "colours_of", "figure", "plain", "style"]
+
+PathLike = str | os.PathLike[str]
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+COLOURS = {
+    "conventional": "#6b6b6b",
+    "frozen": "#e69f00",
+    "policy": "#0072b2",
+    "random": "#cc79a7",
+    "imagenet": "#009e73",
+}
+BARS = [COLOURS[name] for name in ("policy", "frozen", "imagenet", "random", "conventional")]
+LABELS = {
+    "conventional": "conventional",
+    "frozen": "frozen noise",
+    "policy": "policy noise",
+    "random": "from scratch",
+    "imagenet": "ImageNet",
+}
+INK = "#222222"
+STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#999999",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e5e5e5",
+    "grid.linewidth": 0.7,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "savefig.dpi": 110,
+}
+
+# For labels of the user's own: the rest of that palette, then darker and lighter ones.
+SPARE = ("#56b4e9", "#d55e00", "#000000", "#7f3c8d", "#8c6d31", "#11a579", "#a5aa99", "#e73f74", "#393b79", "#b5cf6b")
+
+
+def figure(width: float, height: float) -> Any:
+    """An empty figure, in inches."""
+    from matplotlib.figure import Figure  # not pyplot: no backend, no global state
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def style() -> Any:
+    """The pictures' settings, for a ``with``."""
+    import matplotlib
+
+    return matplotlib.rc_context(STYLE)  # type: ignore[arg-type]
+
+
+def colours_of(labels: Iterable[str]) -> dict[str, str]:
+    """A colour for each label, the same for its curve and its place in the legend."""
+    spare = cycle(SPARE)
+    return {label: COLOURS.get(label) or next(spare) for label in dict.fromkeys(labels)}
+
+
+def plain(text: str) -> str:
+    """A name from the user's data as matplotlib shall draw it: no mathematics between dollar signs, no odd bytes."""
+    return text.encode("utf-8", "replace").decode().replace("$", r"\$")

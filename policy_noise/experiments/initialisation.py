@@ -1,0 +1,103 @@
+"""What a transfer starts from: a run's heated model, timm's published weights, or chance."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from policy_noise.heated import load_heated, read_heated_metadata
+
+__all__ = ["Initialisation", "parse_initialisation"]
+
+
+@dataclass(frozen=True)
+class Initialisation:
+    """Weights that a transfer starts from.
+
+    Args:
+        label: What tables and curves call it; the same for several pretraining seeds of one method.
+        source: ``"random"``, ``"imagenet"`` (timm's pretrained weights, fetched) or a file.
+        model: Name of the timm model.
+        in_chans: Channels that the model takes.
+        options: Arguments of :func:`timm.create_model`.
+        normalization: Mean and std that it was trained with, where that is known.
+        heated: Whether a file is a heated model's; else it holds timm's pretrained weights.
+    """
+
+    label: str
+    source: str
+    model: str
+    in_chans: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
+    normalization: tuple[float, float] | None = None
+    heated: bool = True
+
+    def create(self, num_classes: int, seed: int) -> nn.Module:
+        """A model with these weights and a fresh head.
+
+        Raises:
+            ValueError: If timm's weights cannot be had, or a file is of another architecture.
+        """
+        import timm
+
+        torch.manual_seed(seed)
+        options: dict[str, Any] = {"in_chans": self.in_chans, **self.options}
+        file = None if self.source in ("random", "imagenet") else self.source
+        if self.source == "random" or (file and self.heated):
+            model = timm.create_model(self.model, num_classes=num_classes, **options)
+            if file:
+                load_heated(model, file, fresh_classifier=True)
+            return model
+        try:
+            # With the published number of classes first: with another, timm takes any file and leaves out what differs.
+            overlay = {"file": file} if file else None
+            model = timm.create_model(self.model, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"initialisation {self.label!r}: timm's weights of {self.model} cannot be had from "
+                f"{file or 'its download'} ({str(error)[:300]}); give their safetensors file as imagenet=FILE, or "
+                "leave this initialisation out"
+            ) from error
+        model.reset_classifier(num_classes)  # type: ignore[operator]
+        return model
+
+
+def parse_initialisation(text: str, model: str | None, like: Initialisation | None) -> Initialisation:
+    """Read ``label=source`` of the command line; a run's folder stands for its ``model.safetensors``.
+
+    Args:
+        text: Such as ``"policy=runs/policy"``, ``"random"``, ``"imagenet"`` or ``"imagenet=FILE"``, timm's weights as
+            safetensors.
+        model: Name of the timm model for the last three; by default that of ``like``.
+        like: A run's initialisation, whose model and channels they share.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If the text is none of these, or there is no model for it.
+    """
+    label, separator, source = text.partition("=")
+    if not separator:
+        source = label
+    if source in ("random", "imagenet") or label == "imagenet":
+        if model is None and like is None:
+            raise ValueError(f"{label!r} needs the name of a timm model: name a run beside it, or pass --model")
+        if source not in ("random", "imagenet") and not (Path(source).is_file() and source.endswith(".safetensors")):
+            raise FileNotFoundError(f"imagenet={source}: timm's weights must be a safetensors file, and there is none")
+        if like is not None and model in (None, like.model):
+            return Initialisation(label, source, like.model, like.in_chans, like.options, heated=False)
+        return Initialisation(label, source, str(model), 1 if like is None else like.in_chans, heated=False)
+    if not separator:
+        raise ValueError(f"an initialisation must be LABEL=RUN, 'random' or 'imagenet', got {text!r}")
+    path = Path(source)
+    path = path / "model.safetensors" if path.is_dir() else path
+    metadata = read_heated_metadata(path)
+    recipe = metadata.get("recipe", {})  # a heated model that was saved by hand has none
+    name = recipe.get("model") or metadata.get("architecture") or model
+    if name is None:
+        raise ValueError(f"{path} does not say which model it holds: pass --model")
+    normalization = (recipe["mean"], recipe["std"]) if "mean" in recipe and "std" in recipe else None
+    in_chans = recipe.get("in_chans", 1)
+    return Initialisation(label, str(path), name, in_chans, recipe.get("model_options", {}), normalization)
