@@ -128,6 +128,7 @@ def plot(found: dict[tuple[str, str], Comparison], path: Path) -> None:
                 markersize=6,
                 elinewidth=1.4,
             )
+        axes.set_xticks([0.0, 0.1, 0.2], ["0", "+.10", "+.20"])
         axes.set_title(MEASURES[measure], fontsize=10, loc="left", fontweight="bold")
         axes.grid(axis="x", color="#e5e5e5", linewidth=0.7)
         axes.spines[["top", "right", "left"]].set_visible(False)
