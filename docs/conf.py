@@ -1,8 +1,10 @@
 """Sphinx's configuration. The build needs no network: ``sphinx-build -W docs site``."""
 
 import os
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from policy_noise.version import __version__
 
@@ -55,3 +57,16 @@ intersphinx_mapping = (
 html_theme = "furo"
 html_title = f"policy_noise {__version__}"
 html_static_path = ["_static"]
+
+OUTSIDE = re.compile(r"\[([^\]]+)\]\((\.\./[^)#]+\.md)\)")
+"""Links to Markdown files that are no page of the site: result pages and READMEs."""
+
+
+def link_as_download(app: Any, docname: str, source: list[str]) -> None:
+    """Let links out of docs/, which work in the repository, give the file itself in the site."""
+    source[0] = OUTSIDE.sub(r"{download}`\1 <\2>`", source[0])
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("source-read", link_as_download)
