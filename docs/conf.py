@@ -42,7 +42,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Shape", "params_style")]
 
-# timm publishes no inventory. The others are fetched only where a network is sure to be there, so that -W passes without one.
+# Fetched only where a network is sure to be there, so that -W passes without one. timm publishes no inventory.
 intersphinx_mapping = (
     {
         "python": ("https://docs.python.org/3", None),

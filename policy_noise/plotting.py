@@ -1,7 +1,8 @@
 """Pictures of masks and of a policy's training, and its numbers for TensorBoard.
 
 The figures need matplotlib: ``pip install "policy_noise[examples]"``. They are plain
-:class:`matplotlib.figure.Figure` objects without a window: notebooks show them, ``figure.savefig`` writes them.
+:class:`matplotlib.figure.Figure` objects without a window: notebooks show them after ``%matplotlib inline``, and
+``figure.savefig`` writes them.
 """
 
 import math
