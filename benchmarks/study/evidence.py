@@ -85,7 +85,7 @@ def _cell(comparison: Comparison | None) -> str:
     if comparison is None:
         return ""
     star = "*" if comparison.p_holm < 0.05 else ""
-    text = f"{comparison.mean:+.3f} ± {comparison.high - comparison.mean:.3f}{star}"
+    text = f"{comparison.mean:+.3f}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{comparison.high - comparison.mean:.3f}{star}"
     return text.replace("0.", ".")
 
 
