@@ -178,7 +178,7 @@ def render_mask(
 
         with torch.autocast(action.device.type, enabled=False):
             enlarged = F.interpolate(action, size, mode="nearest")
-            return gaussian_blur2d(enlarged, kernels, sigmas, border_type="reflect")
+            return gaussian_blur2d(enlarged, (kernels[0], kernels[1]), (sigmas[0], sigmas[1]), border_type="reflect")
     if method != "matmul":
         raise ValueError(f"method must be 'matmul' or 'kornia', got {method!r}")
     operators = get_operators(action, size, kernels, sigmas)

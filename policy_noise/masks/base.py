@@ -205,10 +205,10 @@ class SmoothMask(StochasticAugmentation):
             )
 
     def extra_repr(self) -> str:
-        names = ("grid_size", "kernel_size", "sigma", "p", "strength", "mean_preserving", "pattern_std")
-        names += ("brightness_std", "center_brightness", "scale_about")
-        first = [] if self.in_chans is None else [f"in_chans={self.in_chans!r}"]
-        return ", ".join(first + [f"{name}={getattr(self, name)!r}" for name in names])
+        names = ["grid_size", "kernel_size", "sigma", "p", "strength", "mean_preserving", "pattern_std"]
+        names += ["brightness_std", "center_brightness", "scale_about"]
+        shown = [name for name in ["in_chans", *names] if getattr(self, name) is not None or name != "in_chans"]
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
 
 
 def _darkest(images: Tensor) -> Tensor:
