@@ -4,6 +4,7 @@
     python -m benchmarks.overhead --suite compiled --threads 2
     python -m benchmarks.overhead --suite scaling --threads 2 --deadline 540
     python -m benchmarks.overhead --suite launches --threads 1
+    python -m benchmarks.overhead --suite peers --threads 1
     python -m benchmarks.overhead --suite gpu --output results
     python -m benchmarks.overhead --suite quick --models resnet18 --sizes 32 64 --batches 8
 
@@ -35,8 +36,9 @@ from benchmarks.overhead.alone import measure_pipeline
 from benchmarks.overhead.arms import make_arm
 from benchmarks.overhead.clock import guarded
 from benchmarks.overhead.measure import measure
+from benchmarks.overhead.peers import SHAPES, measure_peers
 from benchmarks.overhead.report import report, to_markdown, write
-from benchmarks.overhead.suites import MODELS, PRECISIONS, SUITES, Configuration, suite
+from benchmarks.overhead.suites import MODELS, PEERS, PRECISIONS, SUITES, Configuration, suite
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -67,7 +69,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.overhead", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--suite", choices=SUITES, default="quick")
+    parser.add_argument("--suite", choices=(*SUITES, PEERS), default="quick")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--device", help="by default cuda for the gpu suite, else cpu")
     parser.add_argument("--threads", type=int, help="of torch on the CPU")
@@ -111,8 +113,8 @@ def main(arguments: list[str] | None = None) -> None:
         report(json.loads(options.report.read_text()), options.report)
         return
     command = " ".join(["python -m benchmarks.overhead", *(arguments or sys.argv[1:])])
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    if options.threads or options.suite == PEERS:
+        torch.set_num_threads(options.threads or 1)
     device = torch.device(options.device or ("cuda" if options.suite == "gpu" else "cpu"))
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / f"{options.suite}.json"
@@ -125,6 +127,11 @@ def main(arguments: list[str] | None = None) -> None:
         "configurations": [],
     }
     start = time.perf_counter()
+    if options.suite == PEERS:
+        results |= {"peers": {kind: measure_peers(kind) for kind in SHAPES}, "seconds": time.perf_counter() - start}
+        write(results, path)
+        report(results, path)
+        return
     until = start + (options.deadline or math.inf)
     if device.type == "cuda":  # workspaces that stay would be counted as the first arm's memory
         first = make_arm("default", Configuration("resnet10t", 64, 8), device)

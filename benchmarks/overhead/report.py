@@ -6,10 +6,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.overhead.peers import tables
 from benchmarks.overhead.plot import plot
 from benchmarks.overhead.ratios import added, law, memory_ratio, ratio, ratio_by_hooks, the_rest
+from benchmarks.overhead.suites import PEERS
 from policy_noise.utils.files import write_atomic
 
+PEERS_READ_AS = (
+    "CPU time of one thread, medians over rounds in which all take turns. Images lie in [0, 1], and every transform "
+    "changes all of them, with its own defaults but for the strengths of ColorJitter and RandomBrightness, 0.4."
+)
 GOALS = {
     ("resnet50", "time"): 1.03,
     ("resnet18", "time"): 1.05,
@@ -19,18 +25,13 @@ GOALS = {
 
 
 def to_markdown(results: dict[str, Any]) -> str:
-    """The table of a results file."""
-    machine = results["machine"]
+    """The tables of a results file."""
+    if results["suite"] == PEERS:
+        return "\n".join([*opening(results), "", PEERS_READ_AS, *tables(results)]).rstrip() + "\n"
     arms = [arm for record in results["configurations"] for arm in record.get("arms", {}).values()]
     clocked = any("seconds_in_hooks" in arm for arm in arms)
     lines = [
-        f"# Overhead: the {results['suite']} suite",
-        "",
-        f"`{results['command']}`",
-        "",
-        f"{results['date']} · {machine['device']} · {machine['threads']} threads · torch {machine['torch']}, "
-        f"timm {machine['timm']}, kornia {machine['kornia']} · load at the start {machine['load_at_start']:.2f}"
-        + (f" · TF32 in convolutions {machine['tf32_convolution']}" if machine["cudnn"] else ""),
+        *opening(results),
         "",
         "Ratios are medians over paired repetitions, with the 95 % interval of the median.",
         *(["The time in hooks is all that the package does in a step, beside the rest of the same step."] * clocked),
@@ -78,6 +79,20 @@ def to_markdown(results: dict[str, Any]) -> str:
     if results.get("pipeline"):
         notes.append(f"- input pipeline at 64 px, images/s: {listed(results['pipeline'], 1.0)}")
     return "\n".join([*lines, "", *notes, ""])
+
+
+def opening(results: dict[str, Any]) -> list[str]:
+    """What a page begins with: the command, the day and the machine."""
+    machine = results["machine"]
+    return [
+        f"# Overhead: the {results['suite']} suite",
+        "",
+        f"`{results['command']}`",
+        "",
+        f"{results['date']} · {machine['device']} · {machine['threads']} threads · torch {machine['torch']}, "
+        f"timm {machine['timm']}, kornia {machine['kornia']} · load at the start {machine['load_at_start']:.2f}"
+        + (f" · TF32 in convolutions {machine['tf32_convolution']}" if machine["cudnn"] else ""),
+    ]
 
 
 def by_hooks(record: dict[str, Any], arm: str) -> str:

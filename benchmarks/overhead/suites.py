@@ -57,6 +57,8 @@ class Configuration:
 
 
 SUITES = ("quick", "cpu", "compiled", "launches", "gpu", "scaling")
+PEERS = "peers"
+"""A suite without training steps: augmentations by themselves."""
 
 
 def suite(name: str) -> list[Configuration]:
