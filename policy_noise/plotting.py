@@ -203,7 +203,8 @@ def _grid(
             axes.spines[:].set_visible(False)
         line[0].set_ylabel(label, fontsize=8)
     for axes, title in zip(grid[0], titles or (), strict=False):
-        axes.set_title(title, fontsize=8)
+        # Names of classes may hold dollar signs, and bytes that are no text.
+        axes.set_title(title.encode("utf-8", "replace").decode(), fontsize=8, parse_math=False)
     if shaded is not None:
         bar = figure.colorbar(shaded, ax=grid, fraction=0.03, aspect=30, label="factor (1: unchanged)")
         bar.ax.tick_params(labelsize=8)

@@ -70,6 +70,17 @@ def test_other_augmentations_show_the_transformed_images():
     assert torch.allclose(torch.from_numpy(shown(figure, 1).data), 1 - IMAGES[0, 0])
 
 
+def test_a_backbones_statistics_stay_as_they_were():
+    mask = PolicyNoiseMask(in_chans=1, policy="test_resnet")
+    before = {name: value.clone() for name, value in mask.state_dict().items()}
+    plot_masks(mask, torch.randn(2, 1, 32, 32), draws=1)
+    assert all(torch.equal(value, before[name]) for name, value in mask.state_dict().items())
+
+
+def test_titles_may_hold_any_sign(tmp_path):
+    plot_masks(RandomShading(), IMAGES, ["$a$b", "c$\udcff", "{d^"], draws=1).savefig(tmp_path / "titles.png")
+
+
 def test_titles_stand_above_the_images():
     figure = plot_masks(RandomShading(), IMAGES, ["a", "b", "c"], draws=1)
     assert [axes.get_title() for axes in figure.axes[:3]] == ["a", "b", "c"]
