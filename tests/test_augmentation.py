@@ -236,7 +236,7 @@ def test_a_frozen_one_needs_no_log_prob(log_prob):
 
 
 def test_entropy_as_a_field_is_refused():
-    with pytest.raises(TypeError, match="Mistaken.entropy must be a property that computes it, not a field"):
+    with pytest.raises(TypeError, match=r"Mistaken\.entropy must be a property that computes it, not a field"):
 
         @dataclass(frozen=True)
         class Mistaken(Sample):
@@ -259,7 +259,7 @@ def test_an_entropy_that_is_not_known_cannot_be_held(setting):
 
 
 def test_the_papers_estimator_needs_cells():
-    with pytest.raises(TypeError, match="estimator='paper' needs .* each cell, which Choice has not"):
+    with pytest.raises(TypeError, match=r"estimator='paper' needs .* each cell, which Choice has not"):
         Loop(estimator="paper").train(1)
 
 

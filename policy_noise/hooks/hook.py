@@ -4,6 +4,7 @@ The sampled mask and the reward are both detached, so the policy's graph and the
 nothing of the user's loop changes: loss, scaler, clipping, reducer and parameter groups stay as they are.
 """
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -137,7 +138,7 @@ class ReinforceHook(HookState):
         self._stepping: torch.optim.Optimizer | None = None
         if optimizer is not None:
             self._hook_optimizer(optimizer)
-            self._handles.append(register_optimizer_step_post_hook(Functor(self._after_any_step)))
+            self._watch_all_optimizers()
         resumable = state_in_optimizer and self._learns
         self._watch.attached(stepping, wrapped=stepping is not optimizer, resumable=resumable)
         if is_distributed():
@@ -382,6 +383,19 @@ class ReinforceHook(HookState):
         self._handles += handles
         self._targets.append(target)
         registry.enter(target, self)
+
+    def _watch_all_optimizers(self) -> None:
+        # Registered for the whole process, which must not keep hook, model and optimizer alive.
+        own = weakref.WeakMethod(self._after_any_step)
+
+        def after_any_step(*args: Any) -> None:
+            method = own()
+            if method is not None:
+                method(*args)
+
+        handle = register_optimizer_step_post_hook(after_any_step)
+        self._handles.append(handle)
+        weakref.finalize(self, handle.remove)
 
     def _equalize(self) -> None:
         """Start all ranks with the first one's policy and seed. One broadcast, when the hook is made."""

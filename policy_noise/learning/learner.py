@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -19,7 +19,7 @@ from .metrics import KEYS, LastStep
 from .optimizer import PolicyOptimizer
 from .rate import PolicyRate
 from .state import check_state_dict
-from .window import Observation, SampleCount, WindowMoments, check_loss, moments_of, sum_over_ranks
+from .window import Observation, SampleCount, WindowMoments, check_costs, check_loss, moments_of, sum_over_ranks
 
 __all__ = ["PolicyLearner"]
 
@@ -37,7 +37,8 @@ class PolicyLearner:
     Args:
         augmentation: What is trained.
         estimator: ``"reinforce"``, or ``"paper"`` for :func:`policy_noise.functional.paper_objective`.
-        reward: ``"cooperative"`` (a low loss is good) or ``"adversarial"``.
+        reward: ``"cooperative"`` (a low loss is good), ``"adversarial"``, or a function from losses (B,) to costs (B,),
+            of which low ones are good; the metrics are then the costs'.
         baseline: ``"leave_one_out"``, ``"batch"``, ``"moving_average"`` or ``"none"``. A window in which one sample
             counts falls back on the moving average.
         normalize_advantage: Divide advantages by their standard deviation.
@@ -61,7 +62,7 @@ class PolicyLearner:
         augmentation: StochasticAugmentation,
         *,
         estimator: Literal["reinforce", "paper"] = "reinforce",
-        reward: PF.Reward = "cooperative",
+        reward: PF.Reward | Callable[[Tensor], Tensor] = "cooperative",
         baseline: str = "leave_one_out",
         normalize_advantage: bool = True,
         entropy_coef: float = 0.0,
@@ -76,6 +77,9 @@ class PolicyLearner:
         update_every: int = 1,
     ) -> None:
         check_one_of("estimator", estimator, ("reinforce", "paper"))
+        self._cost = reward if callable(reward) else None
+        if callable(reward):
+            reward = "cooperative"
         check_one_of("reward", reward, ("cooperative", "adversarial"))
         check_one_of("baseline", baseline, ("leave_one_out", "batch", "moving_average", "none"))
         if (policy_lr is None) == (policy_lr_ratio is None):
@@ -87,11 +91,13 @@ class PolicyLearner:
         for name, value in numbers.items():
             if value is not None and not value >= 0:
                 raise ValueError(f"{name} must not be negative, got {value!r}")
-        if estimator == "paper" and (reward != "cooperative" or entropy_coef or entropy_target is not None):
+        if estimator == "paper" and (
+            reward != "cooperative" or self._cost is not None or entropy_coef or entropy_target is not None
+        ):
             raise ValueError(
-                "estimator='paper' has neither an adversarial reward nor an entropy bonus, got "
-                f"reward={reward!r}, entropy_coef={entropy_coef!r} and entropy_target={entropy_target!r}: take "
-                "estimator='reinforce' for them"
+                "estimator='paper' has neither another reward nor an entropy bonus, got "
+                f"reward={self._cost or reward!r}, entropy_coef={entropy_coef!r} and "
+                f"entropy_target={entropy_target!r}: take estimator='reinforce' for them"
             )
         if not isinstance(update_every, int) or update_every < 1:
             raise ValueError(f"update_every must be a positive integer, got {update_every!r}")
@@ -183,6 +189,9 @@ class PolicyLearner:
             return None
         device = sample.applied.device
         loss = loss.detach().float().to(device)
+        if self._cost is not None:
+            with torch.no_grad():
+                loss = check_costs(self._cost(loss.clone()), loss)
         self._window.append(Observation(sample, loss, None if valid is None else valid.to(device)))
         if len(self._window) > MAX_WINDOW:
             del self._window[0]

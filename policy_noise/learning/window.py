@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..augmentation import Sample
 from ..functional import LossMoments
 
-__all__ = ["Observation", "SampleCount", "WindowMoments", "check_loss", "moments_of", "sum_over_ranks"]
+__all__ = ["Observation", "SampleCount", "WindowMoments", "check_costs", "check_loss", "moments_of", "sum_over_ranks"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,14 @@ def check_loss(sample: Sample, loss: Tensor) -> None:
             f"per_sample_loss must have shape ({len(sample.applied)},), one loss for each image, got {shape}; "
             "compute it with reduction='none'"
         )
+
+
+def check_costs(costs: Tensor, loss: Tensor) -> Tensor:
+    """The costs that a ``reward`` function made of losses, fp32; refused where there is not one for each image."""
+    if not isinstance(costs, Tensor) or costs.shape != loss.shape:
+        shape = tuple(costs.shape) if isinstance(costs, Tensor) else type(costs).__name__
+        raise ValueError(f"reward must give one cost for each loss, a tensor of shape {tuple(loss.shape)}, got {shape}")
+    return costs.detach().float().to(loss.device)
 
 
 class SampleCount:

@@ -132,6 +132,19 @@ def test_peak_memory_on_a_cpu_is_what_is_held_at_once(monkeypatch):
     assert before.numel() == 2**20
 
 
+def test_measuring_takes_the_hooks_off_again(monkeypatch):
+    made = []
+    make_arm = measure.make_arm
+    monkeypatch.setattr(measure, "make_arm", lambda *args: made.append(make_arm(*args)) or made[-1])
+    measure.measure(Configuration("tiny", 64, 2, arms=("plain", "default"), seconds=0.0), CPU)
+    hooked = [arm for arm in made if arm.hook is not None]
+    assert len(hooked) == 2  # the one timed, and the one whose memory was counted
+    for arm in hooked:
+        seen = arm.hook.metrics["samples_seen"]
+        arm.step()
+        assert arm.hook.metrics["samples_seen"] == seen > 0
+
+
 def test_goals_are_told_of():
     arms = {
         name: {"seconds": [1.0] * 6, "peak_memory_bytes": size} for name, size in (("plain", 100), ("default", 101))
@@ -167,6 +180,9 @@ def test_launches_are_counted_where_they_are_made():
     unlearned = launches.count_launches(arms.make_arm("augment", Configuration("tiny", 64, 2), CPU))
     asked = {part for part, count in unlearned.items() if count}
     assert asked == {"sampling", "rendering", "all"}  # neither policy nor losses
+    # Each may be a launch on a GPU: none is added unnoticed.
+    assert unlearned["all"] <= 29
+    assert counts["all"] <= 146
     assert unlearned["sampling"] < counts["sampling"] / 3  # uniform numbers, and no log-probability
 
 
