@@ -19,7 +19,7 @@ from .masks import MaskSample, PolicyNoiseMask, RandomShading
 from .version import __version__
 
 if TYPE_CHECKING:
-    from . import heated, losses
+    from . import heated, losses, plotting
 
 __all__ = [
     "MaskSample",
@@ -36,9 +36,10 @@ __all__ = [
     "functional",
     "heated",
     "losses",
+    "plotting",
 ]
 
-_LAZY = ("heated", "losses")
+_LAZY = ("heated", "losses", "plotting")
 """Modules that are imported when they are first read."""
 
 

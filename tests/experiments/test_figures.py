@@ -2,17 +2,14 @@
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from policy_noise import PolicyNoiseMask
 from policy_noise.experiments.data import ImageSet, Split
 from policy_noise.experiments.figures import (
     class_histogram,
     confusion_matrix,
     few_shot_curves,
     intensity_histogram,
-    mask_gallery,
     mistakes_gallery,
     training_diagnostics,
 )
@@ -22,29 +19,6 @@ from policy_noise.experiments.statistics import Interval
 def pixels(path):
     with Image.open(path) as picture:
         return np.asarray(picture.convert("RGB"))
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"mean_preserving": False, "pattern_std": None, "brightness_std": 0.0, "domain": "normalized"}]
-)
-def test_gallery(tmp_path, options):
-    mask = PolicyNoiseMask(in_chans=1, p=0.0, **options).train()
-    images = torch.randn(3, 1, 32, 32)
-    before = torch.get_rng_state()
-    for name in ("one.png", "two.png"):
-        mask_gallery(mask, images, ["a", "b", "c"], tmp_path / name, mean=0.5, std=0.25)
-    mask_gallery(mask, images, ["a", "b", "c"], tmp_path / "other.png", mean=0.5, std=0.25, seed=1)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert mask.training
-    assert np.array_equal(pixels(tmp_path / "one.png"), pixels(tmp_path / "two.png"))
-    assert not np.array_equal(pixels(tmp_path / "one.png"), pixels(tmp_path / "other.png"))
-
-
-def test_gallery_leaves_a_backbones_statistics(tmp_path):
-    mask = PolicyNoiseMask(in_chans=1, policy="test_resnet")
-    before = {name: value.clone() for name, value in mask.state_dict().items()}
-    mask_gallery(mask, torch.randn(2, 1, 32, 32), ["a", "b"], tmp_path / "one.png", mean=0.5, std=0.25)
-    assert all(torch.equal(value, before[name]) for name, value in mask.state_dict().items())
 
 
 def test_diagnostics_draw_every_method(tmp_path):
@@ -102,7 +76,6 @@ def test_names_are_drawn_as_they_stand(tmp_path, recwarn):
     mistakes_gallery(np.zeros((7, 4, 4), np.uint8), NAMES, tmp_path / "mistakes.png")
     few_shot_curves({"$x^$": {name: {8: Interval(0.5, 0.4, 0.6)} for name in NAMES}}, tmp_path / "f.png", metric="F1")
     training_diagnostics({name: [[{"epoch": 1, "loss": 1.0}]] for name in NAMES}, tmp_path / "t.png", heading="a $b^$")
-    mask_gallery(PolicyNoiseMask(in_chans=1), torch.randn(2, 1, 32, 32), NAMES[:2], tmp_path / "g.png", mean=0, std=1)
 
 
 @pytest.mark.parametrize("kind", ["few_shot", "training"])
