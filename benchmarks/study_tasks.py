@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from policy_noise.experiments.data import ImageSet, Split, join_sets, load_npz, resize
+from policy_noise.experiments.data import ImageSet, Split, join_sets, resize
+from policy_noise.experiments.npz import load_npz
 
 __all__ = [
     "SEVERITIES",

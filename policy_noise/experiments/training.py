@@ -259,7 +259,9 @@ def _attach(
     }
     if recipe.policy_lr is None or recipe.noise == "frozen":
         return policy_noise.attach(model, optimizer, criterion, **options), None
-    hook = policy_noise.attach(model, optimizer, criterion, **options, policy_lr=recipe.policy_lr, follow_schedule=False)
+    hook = policy_noise.attach(
+        model, optimizer, criterion, **options, policy_lr=recipe.policy_lr, follow_schedule=False
+    )
     assert hook.policy_optimizer is not None
     return hook, torch.optim.lr_scheduler.LambdaLR(
         hook.policy_optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * (step // steps) / recipe.epochs))
