@@ -24,13 +24,10 @@ def read_exclusions(path: PathLike) -> frozenset[str]:
         The names: a path below the root, or ``set/split/position`` for sets in memory.
 
     Raises:
-        ValueError: If it is no text, or a row does not say yes or no.
+        ValueError: If a row does not say yes or no.
     """
-    try:
-        with open(path, newline="", encoding="utf-8-sig", errors="strict") as file:
-            lines = file.read().splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be UTF-8, and is not ({error}): save it as UTF-8") from error
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:  # as file names are
+        lines = file.read().splitlines()
     header = next(csv.reader(lines[:1]), [])
     if "image" not in header:
         return frozenset(line.strip() for line in lines if line.strip() and not line.startswith("#"))

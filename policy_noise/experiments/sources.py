@@ -62,13 +62,14 @@ def _window(values: list[str] | None) -> Window:
     return low, high
 
 
-def open_sources(arguments: argparse.Namespace, size: int, in_chans: int | None) -> list[Any]:
+def open_sources(arguments: argparse.Namespace, size: int, in_chans: int | None, *, look: bool = True) -> list[Any]:
     """The sets that the command line names, each by itself; what is left out or dropped is said.
 
     Args:
         arguments: The parsed command line.
         size: Side in pixels to which files are resized when read.
         in_chans: Channels as which image folders are read; by default 3 where they hold colours.
+        look: Look at the headers of files.
     """
     sets, missing = _open(arguments, size, in_chans)
     if arguments.exclude:
@@ -84,7 +85,7 @@ def open_sources(arguments: argparse.Namespace, size: int, in_chans: int | None)
     for data in sets:
         notes += getattr(data, "notes", ())
         notes += [f"{data.name}: {data.excluded} images are left out by {arguments.exclude}"] if data.excluded else []
-        if isinstance(data, FileSet) and started_first():  # one process looks for all
+        if look and isinstance(data, FileSet) and started_first():  # one process looks for all
             notes += look_over(data)
     if notes and started_first():
         print("\n".join(notes), file=sys.stderr)
