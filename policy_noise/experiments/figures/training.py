@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...masks import PolicyNoiseMask
-from .style import LABELS, PathLike, colours_of, plain, style
+from .style import LABELS, PathLike, colours_of, plain, save, style
 from .style import figure as new_figure
 
 __all__ = ["mask_gallery", "training_diagnostics"]
@@ -95,7 +95,7 @@ def mask_gallery(
                 figure.colorbar(drawn, ax=axes[row].tolist(), fraction=0.02, pad=0.01, aspect=9)
         if heading:
             figure.suptitle(plain(heading), fontweight="bold", fontsize=11)
-        figure.savefig(path)
+        save(figure, path)
 
 
 def training_diagnostics(
@@ -143,7 +143,7 @@ def training_diagnostics(
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
         if heading:
             figure.suptitle(plain(heading), fontweight="bold", fontsize=11)
-        figure.savefig(path)
+        save(figure, path)
 
 
 def _curves(axis: Any, logs: Sequence[Sequence[Mapping[str, float]]], value: str, colour: str, linestyle: str) -> None:
