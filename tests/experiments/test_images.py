@@ -128,5 +128,8 @@ def test_headers_tell_depth_and_transparency(tmp_path):
     Image.new("RGBA", (4, 4)).save(tmp_path / "a.png")
     Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "b.png")
     Image.new("L", (4, 4)).save(tmp_path / "c.jpg")
-    found = [read_header(tmp_path / name) for name in ("a.png", "b.png", "c.jpg")]
-    assert [(header.deep, header.alpha) for header in found] == [(False, True), (True, False), (False, False)]
+    Image.new("L", (4, 4)).save(tmp_path / "d.png")
+    Image.new("L", (4, 4)).save(tmp_path / "e.png", transparency=0)
+    found = [read_header(path) for path in sorted(tmp_path.iterdir())]
+    plain, alpha = (False, False), (False, True)
+    assert [(header.deep, header.alpha) for header in found] == [alpha, (True, False), plain, plain, alpha]
