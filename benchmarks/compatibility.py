@@ -4,7 +4,7 @@ Runs tests/integrations, reads pytest's own report, and writes benchmarks/COMPAT
 in README.md, with the versions that were installed. A failing test is a failing cell, and the script
 then ends with an error.
 
-Usage: python benchmarks/compatibility.py
+Usage: python -m benchmarks.compatibility
 """
 
 import argparse
@@ -151,7 +151,7 @@ def page(outcomes: Outcomes) -> str:
     total = [result for results in outcomes.values() for result in results]
     sections = [
         "# Compatibility",
-        "Written by `python benchmarks/compatibility.py` from the outcome of the tests under `tests/integrations`; "
+        "Written by `python -m benchmarks.compatibility` from the outcome of the tests under `tests/integrations`; "
         "nothing on this page is edited by hand.",
         f"{datetime.date.today()}, {device}, Python {platform.python_version()}, {versions}. "
         f"Tests passed: {count(total)}.",

@@ -3,10 +3,8 @@
 import copy
 import io
 import shutil
-import sys
 import warnings
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,13 +14,10 @@ from torch import nn
 
 import policy_noise
 import policy_noise.functional as PF
+from benchmarks.overhead.launches import Launches
 from policy_noise import PolicyNoiseMask
 from policy_noise.learning import PolicyLearner
 from policy_noise.policy import BackbonePolicy, SpatialPolicy
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-from overhead import Launches
 
 
 def moved(mask):

@@ -271,7 +271,8 @@ def test_paper_objective_refuses(shape):
 
 def kornia_render(action, size, kernel_size, sigma):
     enlarged = F.interpolate(action, size, mode="nearest")
-    return gaussian_blur2d(enlarged, (kernel_size, kernel_size), (sigma, sigma), border_type="reflect")
+    kernels, sigmas = (value if isinstance(value, tuple) else (value, value) for value in (kernel_size, sigma))
+    return gaussian_blur2d(enlarged, kernels, sigmas, border_type="reflect")
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
@@ -343,41 +344,82 @@ def test_render_keeps_its_precision_under_autocast(method):
         assert torch.equal(PF.render_mask(action, (32, 32), method=method), expected)
 
 
-def test_blur_parameters_are_a_share_of_the_shortest_cell():
-    assert PF.blur_parameters((96, 128), (4, 4)) == (17, 8.0)
-    assert PF.blur_parameters((48, 48), (4, 4)) == (9, 4.0)
-    assert PF.blur_parameters((48, 48), (2, 2)) == (17, 8.0)
-    assert PF.blur_parameters((48, 48), (2, 8)) == (5, 2.0)
-    assert PF.blur_parameters((64, 28), (4, 4)) == PF.blur_parameters((28, 64), (4, 4))
-    assert PF.blur_parameters((100, 100), (4, 4), kernel_size=13) == (13, 6.0)
-    assert PF.blur_parameters((100, 100), (4, 4), sigma=6) == (13, 6.0)
-    assert PF.blur_parameters((100, 100), (4, 4), 5, 9.0) == (5, 9.0)
+def test_blur_parameters_are_a_share_of_each_axis_cell():
+    assert PF.blur_parameters((96, 128), (4, 4)) == ((17, 23), (8.0, 128 / 12))
+    assert PF.blur_parameters((48, 48), (4, 4)) == ((9, 9), (4.0, 4.0))
+    assert PF.blur_parameters((48, 48), (2, 2)) == ((17, 17), (8.0, 8.0))
+    assert PF.blur_parameters((48, 48), (2, 8)) == ((17, 5), (8.0, 2.0))
+    transposed = PF.blur_parameters((64, 28), (4, 4))
+    assert tuple(values[::-1] for values in transposed) == PF.blur_parameters((28, 64), (4, 4))
+    assert PF.blur_parameters((100, 100), (4, 4), kernel_size=13) == ((13, 13), (6.0, 6.0))
+    assert PF.blur_parameters((100, 100), (4, 4), sigma=6) == ((13, 13), (6.0, 6.0))
+    assert PF.blur_parameters((100, 100), (4, 4), 5, 9.0) == ((5, 5), (9.0, 9.0))
+    assert PF.blur_parameters((100, 100), (4, 4), (5, 7), (9.0, 2.0)) == ((5, 7), (9.0, 2.0))
+    assert PF.blur_parameters((8, 128, 128), (2, 2, 2))[1] == (8 / 6, 128 / 6, 128 / 6)
 
 
-@given(side=st.integers(1, 2000), cells=st.integers(1, 64))
-def test_blur_parameters_left_out_always_fit(side, cells):
-    kernel_size, sigma = PF.blur_parameters((side, side), (cells, cells))
-    assert kernel_size % 2 == 1
-    assert 1 <= kernel_size <= 2 * side - 1
-    assert sigma == pytest.approx(side / cells / 3)
+@settings(deadline=None, max_examples=30, derandomize=True)
+@given(cells=st.integers(2, 6), pixels=st.integers(8, 40), stretch=st.integers(1, 12), tall=st.booleans())
+def test_the_largest_step_over_the_range_does_not_depend_on_the_aspect_ratio(cells, pixels, stretch, tall):
+    """Along the axis that stays as it is, and finer along the one that is stretched."""
+    short = pixels * cells
+    action = torch.rand(1, 1, cells, cells, dtype=torch.float64, generator=torch.Generator().manual_seed(cells))
+
+    def steps(size):
+        mask = PF.render_mask(action, size)[0, 0]
+        largest = torch.stack([mask.diff(dim=axis).abs().max() for axis in (0, 1)])
+        return largest / (mask.max() - mask.min())
+
+    square, long = steps((short, short)), steps((short * stretch, short) if tall else (short, short * stretch))
+    assert long.max() <= 1.1 * square.max()
+    assert long[1 if tall else 0] >= 0.9 * square[1 if tall else 0]
+
+
+@pytest.mark.parametrize("kernel_size", [None, 13])
+def test_square_images_are_kornias_call_with_one_number_to_the_bit(kernel_size):
+    action = torch.rand(2, 1, 4, 4)
+    kernels, sigmas = PF.blur_parameters((96, 96), (4, 4), kernel_size)
+    assert (len(set(kernels)), len(set(sigmas))) == (1, 1)
+    expected = gaussian_blur2d(
+        F.interpolate(action, (96, 96), mode="nearest"), kernels[0], (sigmas[0], sigmas[0]), border_type="reflect"
+    )
+    assert torch.equal(PF.render_mask(action, (96, 96), kernel_size, method="kornia"), expected)
+    torch.testing.assert_close(PF.render_mask(action, (96, 96), kernel_size), expected, rtol=0, atol=2e-6)
+
+
+@given(side=st.integers(1, 2000), other=st.integers(1, 2000), cells=st.integers(1, 64))
+def test_blur_parameters_left_out_always_fit(side, other, cells):
+    kernels, sigmas = PF.blur_parameters((side, other), (cells, cells))
+    for pixels, kernel_size, sigma in zip((side, other), kernels, sigmas, strict=True):
+        assert kernel_size % 2 == 1
+        assert 1 <= kernel_size <= 2 * pixels - 1
+        assert sigma == pytest.approx(pixels / cells / 3)
 
 
 @given(side=st.integers(1, 300), sigma=st.floats(1e-3, 1e4))
 def test_a_given_sigma_always_finds_a_kernel_that_fits(side, sigma):
-    kernel_size, kept = PF.blur_parameters((side, side), (4, 4), sigma=sigma)
-    assert kept == sigma
-    assert kernel_size % 2 == 1
-    assert 1 <= kernel_size <= 2 * side - 1
+    kernels, kept = PF.blur_parameters((side, side), (4, 4), sigma=sigma)
+    assert kept == (sigma, sigma)
+    for kernel_size in kernels:
+        assert kernel_size % 2 == 1
+        assert 1 <= kernel_size <= 2 * side - 1
 
 
-@pytest.mark.parametrize("kernel_size", [0, -3, 4, 3.5, math.nan, math.inf, "13", [13]])
+@pytest.mark.parametrize(("name", "value"), [("kernel_size", [13]), ("sigma", [6]), ("sigma", (1.0, 2.0, 3.0))])
+def test_another_number_of_numbers_than_axes_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be one number or 2, one for each axis") as error:
+        PF.blur_parameters((64, 64), (4, 4), **{name: value})
+    assert repr(value) in str(error.value)
+
+
+@pytest.mark.parametrize("kernel_size", [0, -3, 4, 3.5, math.nan, math.inf, (13, 4)])
 def test_blur_parameters_refuse_a_kernel(kernel_size):
     with pytest.raises(ValueError, match="kernel_size must be an odd positive integer") as error:
         PF.blur_parameters((64, 64), (4, 4), kernel_size)
     assert repr(kernel_size) in str(error.value)
 
 
-@pytest.mark.parametrize("sigma", [0, -1.0, math.nan, math.inf, "6", [6]])
+@pytest.mark.parametrize("sigma", [0, -1.0, math.nan, math.inf, (6.0, 0)])
 def test_blur_parameters_refuse_a_sigma(sigma):
     with pytest.raises(ValueError, match="sigma must be a positive number") as error:
         PF.blur_parameters((64, 64), (4, 4), 5, sigma)

@@ -63,7 +63,7 @@ def blur_parameters(
 
 
 def _along_axes(name: str, value: Any, axes: int) -> tuple[Any, ...]:
-    if not isinstance(value, Sequence):
+    if not isinstance(value, Sequence) or isinstance(value, str):
         return (value,) * axes
     if len(value) != axes:
         raise ValueError(f"{name} must be one number or {axes}, one for each axis, got {value!r}")

@@ -1,20 +1,91 @@
 """Which optimizer really steps."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 __all__ = ["stepping_optimizer"]
 
-WRAPPED_OPTIMIZER = ("optimizer", "_optimizer", "base_optimizer", "_base_optimizer", "base")
-"""Where wrappers keep the optimizer that they step: accelerate and DeepSpeed, Lightning, SAM, timm's Lookahead,
-schedule-free."""
+WRAPPED_OPTIMIZER = (
+    "optimizer",
+    "_optimizer",
+    "original_optimizer",
+    "optim",
+    "base_optimizer",
+    "_base_optimizer",
+    "base",
+)
+"""Where wrappers keep the optimizer that they step: accelerate and DeepSpeed, Lightning, Opacus, PostLocalSGD, SAM,
+timm's Lookahead, schedule-free."""
 
 
-def stepping_optimizer(optimizer: Any) -> Any:
-    """The optimizer whose ``step()`` really runs, inside wrappers that are known to step another one."""
+def stepping_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer whose ``step()`` really runs, found inside wrappers.
+
+    A ``torch.optim.Optimizer`` is looked through only where wrappers are known to keep the one that they step: an
+    ordinary optimizer may hold another for purposes of its own. Anything else is searched, whatever its attributes are
+    called.
+
+    Args:
+        optimizer: A torch optimizer or a wrapper that holds exactly one.
+
+    Returns:
+        The innermost optimizer.
+
+    Raises:
+        TypeError: If a wrapper holds no torch optimizer, or several.
+    """
+    if isinstance(optimizer, torch.optim.Optimizer):
+        return _innermost(optimizer)
+    found = dict(_inside(optimizer, "", {id(optimizer)}))
+    if not found:  # Proxies show what they wrap as properties.
+        named = ((name, getattr(optimizer, name, None)) for name in WRAPPED_OPTIMIZER)
+        found = {name: _innermost(value) for name, value in named if isinstance(value, torch.optim.Optimizer)}
+    kind = type(optimizer).__name__
+    if not found:
+        raise TypeError(
+            f"optimizer must be a torch.optim.Optimizer or a wrapper that holds one; got {kind}, which holds none. "
+            "For loops without a torch optimizer call attach(model, None, criterion), and hook.step() after each of "
+            "the loop's own steps."
+        )
+    if len({id(inner) for inner in found.values()}) > 1:
+        raise TypeError(
+            f"optimizer must hold exactly one torch optimizer; got {kind}, which holds several, in "
+            f"{', '.join(found)}. Pass the one that steps the model's weights."
+        )
+    return next(iter(found.values()))
+
+
+def _innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """What a torch optimizer that is a wrapper itself steps."""
     for name in WRAPPED_OPTIMIZER:
         inner = getattr(optimizer, name, None)
         if isinstance(inner, torch.optim.Optimizer) and inner is not optimizer:
-            return stepping_optimizer(inner)
+            return _innermost(inner)
     return optimizer
+
+
+def _inside(holder: Any, path: str, seen: set[int]) -> Iterator[tuple[str, torch.optim.Optimizer]]:
+    """The optimizers that an object holds, with the attributes that lead to them."""
+    items: Iterator[tuple[Any, Any]] | Any
+    if isinstance(holder, dict):
+        items = ((f"{path}[{key!r}]", value) for key, value in holder.items())
+    elif isinstance(holder, list | tuple):
+        items = ((f"{path}[{position}]", value) for position, value in enumerate(holder))
+    else:
+        start = f"{path}." if path else ""
+        items = ((start + name, value) for name, value in getattr(holder, "__dict__", {}).items())
+    for name, value in items:
+        if isinstance(value, torch.optim.Optimizer):
+            yield name, _innermost(value)
+        elif id(value) not in seen and _may_hold(value):
+            seen.add(id(value))
+            yield from _inside(value, name, seen)
+
+
+def _may_hold(value: Any) -> bool:
+    """Whether to search a value: containers, and whatever steps. Models and trainers lead too far."""
+    if isinstance(value, torch.nn.Module | torch.Tensor | type):
+        return False
+    return isinstance(value, dict | list | tuple) or callable(getattr(value, "step", None))

@@ -1,6 +1,8 @@
 """Lightning: ``Trainer(callbacks=[PolicyNoiseCallback("model", "criterion")])``."""
 
 import warnings
+import weakref
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import nn
@@ -21,9 +23,10 @@ __all__ = ["PolicyNoiseCallback"]
 class PolicyNoiseCallback(Callback):
     """Train a LightningModule under a learned noise mask.
 
-    The hook is put on when fitting starts and taken off when it ends; a later ``fit`` goes on with the same policy. The
-    policy travels in the callback's own part of the checkpoint, whatever the strategy does with optimizer states.
-    Automatic and manual optimization, accumulation and precision plugins work as they are.
+    The hook is put on when fitting starts and taken off when it ends. A later ``fit`` of the same module goes on with
+    the same policy; another module (the next fold's) gets one of its own. The policy travels in the callback's own part
+    of the checkpoint, whatever the strategy does with optimizer states. Automatic and manual optimization, accumulation
+    and precision plugins work as they are.
 
     Args:
         model: Name of the submodule that takes the images, such as ``"model"`` or ``"net.backbone"``. ``""`` is the
@@ -49,6 +52,8 @@ class PolicyNoiseCallback(Callback):
         self.settings = settings
         self.hook: ReinforceHook | None = None
         self._state: dict[str, Any] | None = None
+        self._module: weakref.ref[LightningModule] | None = None
+        self._standing_aside: AbstractContextManager[None] | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The optimizers exist from here on, and their checkpoint is loaded after it.
@@ -69,13 +74,23 @@ class PolicyNoiseCallback(Callback):
             state_in_optimizer=False,
             **self.settings,
         )
-        if self._state is not None:
+        known = self._module is None or self._module() is pl_module
+        self._module = weakref.ref(pl_module)
+        if self._state is not None and (known or trainer.ckpt_path is not None):
             self.hook.load_state_dict(self._state)
         elif trainer.ckpt_path is not None:
             warnings.warn(
-                f"{trainer.ckpt_path} was saved without a policy: the classifier resumes, and the policy starts anew",
+                f"{trainer.ckpt_path} was saved without a policy: the classifier resumes, and the policy starts "
+                "from scratch",
                 stacklevel=2,
             )
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # StochasticWeightAveraging measures BatchNorm's statistics in one more epoch, in training mode with gradients.
+        measuring = bool(getattr(trainer.fit_loop, "_skip_backward", False))
+        if self.hook is not None and measuring and self._standing_aside is None:
+            self._standing_aside = self.hook.paused()
+            self._standing_aside.__enter__()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._take_off()
@@ -84,9 +99,17 @@ class PolicyNoiseCallback(Callback):
         self._take_off()
 
     def _take_off(self) -> None:
+        if self._standing_aside is not None:
+            self._standing_aside.__exit__(None, None, None)
+            self._standing_aside = None
         if self.hook is not None:
             self._state = self.hook.state_dict()
             self.hook.remove()
+
+    @property
+    def state_key(self) -> str:
+        """One for each model and optimizer, so that several callbacks keep their own policies."""
+        return self._generate_state_key(model=self.model, optimizer=self.optimizer)
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.hook is None else self.hook.state_dict()

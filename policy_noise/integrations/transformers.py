@@ -77,7 +77,7 @@ class PolicyNoiseCallback(TrainerCallback, ExportableState):
             self.hook.load_state_dict(torch.load(stream, map_location=model.device, weights_only=True))
         elif state.global_step:
             warnings.warn(
-                "the checkpoint was saved without a policy: the classifier resumes, and the policy starts anew",
+                "the checkpoint was saved without a policy: the classifier resumes, and the policy starts from scratch",
                 stacklevel=2,
             )
 

@@ -31,7 +31,8 @@ def apply_to_images(transform: Callable[[Tensor], Tensor], sample: Any, labels: 
     if not chosen:
         got = [f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__ for x in leaves]
         raise TypeError(f"images must be floating-point tensors of three axes or more, got {got}: convert them first")
-    return _replace(whole, {id(leaf): transform(leaf) for leaf in chosen})
+    # Arithmetic unwraps torchvision's images, which the transforms that follow must still tell from masks.
+    return _replace(whole, {id(leaf): transform(leaf).as_subclass(type(leaf)) for leaf in chosen})
 
 
 def _leaves(value: Any) -> Any:

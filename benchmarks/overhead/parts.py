@@ -1,0 +1,70 @@
+"""Where a step of the package is timed and counted, part by part."""
+
+import time
+import unittest.mock
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+import policy_noise
+from policy_noise.hooks.copies import Functor
+from policy_noise.learning.window import SampleCount
+from policy_noise.losses import LossSplitter
+
+
+@contextmanager
+def clocked_hooks() -> Iterator[list[float]]:
+    """Add up the seconds that the package's hooks take, which is all that it does in a step, in a list of one."""
+    spent, running = [0.0], [False]
+    call = Functor.__call__
+
+    def timed_call(functor: Functor, *args: Any, **kwargs: Any) -> Any:
+        if running[0]:  # the policy's own optimizer step is seen by a hook too
+            return call(functor, *args, **kwargs)
+        running[0] = True
+        start = time.perf_counter()
+        try:
+            return call(functor, *args, **kwargs)
+        finally:
+            spent[0] += time.perf_counter() - start
+            running[0] = False
+
+    with unittest.mock.patch.object(Functor, "__call__", timed_call):
+        yield spent
+
+
+# Called by these names in a step that learns; what one calls of the others counts as theirs.
+PARTS: dict[str, Callable[[policy_noise.ReinforceHook], tuple[Any, str]]] = {
+    "policy forward": lambda hook: (getattr(hook.augmentation, "policy", None), "forward"),
+    "sampling": lambda hook: (hook.augmentation, "sample"),
+    "rendering": lambda hook: (hook.augmentation, "forward"),
+    "loss of each sample": lambda hook: (LossSplitter, "__call__"),
+    "observe": lambda hook: (hook.learner, "observe"),
+    "policy backward": lambda hook: (torch.autograd, "grad"),
+    "estimator and policy step": lambda hook: (hook.learner, "step"),
+}
+
+
+@contextmanager
+def parts_within(hook: policy_noise.ReinforceHook, enter: Callable[[str], Any]) -> Iterator[None]:
+    """Run each part of a step inside a context of its own."""
+    with ExitStack() as stack:
+        for part, find in PARTS.items():
+            owner, name = find(hook)
+            if owner is None:  # a mask without a policy
+                continue
+            original = getattr(owner, name)
+
+            def within(*args: Any, part: str = part, original: Callable[..., Any] = original, **kwargs: Any) -> Any:
+                with enter(part):
+                    return original(*args, **kwargs)
+
+            stack.enter_context(unittest.mock.patch.object(owner, name, within))
+        yield
+
+
+def without_dropped_check() -> Any:
+    """Leave the count of dropped samples unread for a while, as on a GPU, where only reading the metrics does so."""
+    return unittest.mock.patch.object(SampleCount, "warn_dropped")

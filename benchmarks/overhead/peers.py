@@ -1,0 +1,180 @@
+"""Random shading beside other libraries' augmentations, each by itself on one thread.
+
+Times are the process's own CPU time: on one thread that is the time of a call on an idle machine, and what other
+processes take is left out.
+"""
+
+import functools
+import random
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import policy_noise
+from benchmarks.overhead.clock import guarded
+from benchmarks.overhead.suites import CLASSES
+from benchmarks.pages import head, row
+
+SHAPES = {
+    "batch": (16, 3, 224, 224),
+    "image": (3, 224, 224),
+    "volume": (1, 96, 96, 96),
+}
+TITLES = {
+    "batch": "A batch of 16 x 3 x 224 x 224",
+    "image": "One image of 3 x 224 x 224, in a data set's transforms",
+    "volume": "One volume of 1 x 96 x 96 x 96, in a data set's transforms",
+}
+OURS = "RandomShading"
+BESIDE = {"batch": "one multiply", "image": "torchvision ColorJitter", "volume": "MONAI RandBiasField"}
+"""What each table compares all rows with, beside RandomShading."""
+JITTER = (0.4, 0.4, 0.4)
+"""Brightness, contrast and saturation: timm's default."""
+ROUNDS = 31
+
+Transform = Callable[[Tensor], Any]
+
+
+def peers(kind: str) -> dict[str, Callable[[], Transform]]:
+    """What is compared, by name: how each is made. All change every image, but for what is called preset "augment"."""
+    if kind == "batch":
+        factor = torch.rand(16, 1, 224, 224)
+        return {
+            "one multiply": lambda: lambda images: images * factor,
+            OURS: lambda: policy_noise.RandomShading(p=1.0, mean=0.0, std=1.0),
+            'preset "augment", hooked, half of the images': _preset,
+            "timm RandomErasing": _timm_erasing,
+            "timm Mixup": _timm_mixup,
+            "torchvision ColorJitter, one factor a batch": lambda: _torchvision("ColorJitter", *JITTER),
+            "torchvision ColorJitter, image by image": lambda: _each(_torchvision("ColorJitter", *JITTER)),
+            "Kornia RandomBrightness": lambda: _kornia("RandomBrightness", (0.6, 1.4), p=1.0),
+            "Kornia RandomLinearIllumination": lambda: _kornia("RandomLinearIllumination", p=1.0),
+            "Kornia RandomErasing": lambda: _kornia("RandomErasing", p=1.0),
+            "Kornia ColorJitter": lambda: _kornia("ColorJitter", *JITTER, p=1.0),
+            "Kornia RandomGaussianIllumination": lambda: _kornia("RandomGaussianIllumination", p=1.0),
+            "MONAI RandBiasField, image by image": lambda: _each(_monai()),
+        }
+    if kind == "image":
+        return {
+            OURS: lambda: policy_noise.RandomShading(p=1.0, mean=0.0, std=1.0),
+            "torchvision ColorJitter": lambda: _torchvision("ColorJitter", *JITTER),
+            "MONAI RandBiasField": _monai,
+        }
+    return {
+        OURS: lambda: policy_noise.RandomShading(p=1.0, grid_size=(2, 2, 2), mean=0.0, std=1.0),
+        "MONAI RandBiasField": _monai,
+    }
+
+
+def measure_peers(kind: str, seconds: float = 0.05) -> dict[str, Any]:
+    """CPU seconds of a call by name, one for each round, or the words of a failure; all take turns in a shuffled order.
+
+    Args:
+        kind: One of :data:`SHAPES`.
+        seconds: Of a turn, about; short calls are timed several in a row.
+    """
+    torch.manual_seed(0)
+    images = torch.rand(SHAPES[kind])
+    calls: dict[str, Callable[[], Any]] = {}
+    found: dict[str, Any] = {}
+    for name, make in peers(kind).items():
+        made = guarded(make)
+        if isinstance(made, str):
+            found[name] = made
+            continue
+        call = functools.partial(made, images.clone())  # some work in place
+        failed = guarded(call)
+        if isinstance(failed, str):
+            found[name] = failed
+        else:
+            calls[name] = call
+    times = {name: max(1, round(seconds / _cpu_seconds(call, 2))) for name, call in calls.items()}
+    order, shuffled = list(calls), random.Random(0)
+    for name in order:
+        found[name] = []
+    for _ in range(ROUNDS):
+        shuffled.shuffle(order)
+        for name in order:
+            found[name].append(_cpu_seconds(calls[name], times[name]))
+    return {name: found[name] for name in peers(kind)}
+
+
+def _cpu_seconds(call: Callable[[], Any], times: int) -> float:
+    start = time.process_time()
+    for _ in range(times):
+        call()
+    return (time.process_time() - start) / times
+
+
+def tables(results: dict[str, Any]) -> list[str]:
+    """The tables of the page, fastest first."""
+    lines = []
+    for kind, found in results["peers"].items():
+        middle = {name: 1e3 * median(seconds) for name, seconds in found.items() if isinstance(seconds, list)}
+        columns = [name for name in (BESIDE[kind], OURS) if name in middle]
+        lines += ["", f"## {TITLES[kind]}", ""]
+        lines += head(["", "ms", "middle half of the rounds", *(f"x {name}" for name in columns)])
+        for name in sorted(middle, key=lambda name: middle[name]):
+            low, high = _middle_half(found[name])
+            ratios = [f"{middle[name] / middle[other]:.2f}" for other in columns]
+            lines.append(row([name, f"{middle[name]:.2f}", f"{1e3 * low:.2f} to {1e3 * high:.2f}", *ratios]))
+        failures = [f"- {name}: {words}" for name, words in found.items() if isinstance(words, str)]
+        lines += ["", *failures] if failures else []
+    return lines
+
+
+def _middle_half(seconds: list[float]) -> tuple[float, float]:
+    ordered = sorted(seconds)
+    quarter = len(ordered) // 4
+    return ordered[quarter], ordered[-1 - quarter]
+
+
+def _preset() -> Transform:
+    model = nn.Conv2d(3, 1, 1)
+    hook = policy_noise.attach(model, None, preset="augment", mean=0.0, std=1.0)
+
+    def transform(images: Tensor) -> Tensor:
+        masked = hook.apply(images)
+        hook.step()
+        return masked
+
+    return transform
+
+
+def _timm_erasing() -> Transform:
+    from timm.data.random_erasing import RandomErasing
+
+    return RandomErasing(probability=1.0, mode="pixel", device="cpu")
+
+
+def _timm_mixup() -> Transform:
+    from timm.data import Mixup
+
+    mixup, targets = Mixup(mixup_alpha=0.2, num_classes=CLASSES), torch.arange(16)
+    return lambda images: mixup(images, targets)
+
+
+def _torchvision(name: str, *settings: Any) -> Transform:
+    from torchvision.transforms import v2
+
+    return getattr(v2, name)(*settings)
+
+
+def _kornia(name: str, *settings: Any, **more: Any) -> Transform:
+    import kornia.augmentation
+
+    return getattr(kornia.augmentation, name)(*settings, **more)
+
+
+def _monai() -> Transform:
+    from monai.transforms import RandBiasField
+
+    return RandBiasField(prob=1.0)
+
+
+def _each(transform: Transform) -> Transform:
+    return lambda images: torch.stack([transform(image) for image in images])

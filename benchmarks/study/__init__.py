@@ -1,0 +1,1 @@
+"""Does learning the noise help? Runs the declared study, and analyses its results."""

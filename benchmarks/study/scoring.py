@@ -1,0 +1,79 @@
+"""Scores of a classifier, and what a policy has learned."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from benchmarks.study.classifier import Classifier
+from benchmarks.study.masks import ClassPolicy
+from benchmarks.study.tasks import EvalSet, FewShot, TaskData
+from policy_noise import PolicyNoiseMask
+from policy_noise.experiments.transfer import draw_few_shot, embed, linear_probe
+
+SHOTS = (16, 64, 256)
+DRAWS = 10
+
+
+@torch.no_grad()
+def macro_f1(model: Classifier, data: TaskData, evals: EvalSet) -> float:
+    """Macro F1 in eval mode; the model's mode is put back."""
+    from sklearn.metrics import f1_score
+
+    training = model.training
+    model.eval()
+    logits = torch.cat([model((part.float() / 255 - data.mean) / data.std)[0] for part in evals.images.split(2048)])
+    model.train(training)
+    classes = np.arange(data.num_classes) if evals.classes is None else np.array(evals.classes)
+    predictions = classes[logits[:, classes].argmax(1).cpu().numpy()]
+    return float(f1_score(evals.labels, predictions, labels=classes, average="macro", zero_division=0))
+
+
+def evaluate(model: Classifier, data: TaskData, split: str) -> dict[str, float]:
+    """Macro F1 on every set of a split, and after few-shot transfer."""
+    scores = {name: macro_f1(model, data, evals) for name, evals in data.evals[split].items()}
+    return scores | (_transfer(model, data, data.few_shot[split]) if split in data.few_shot else {})
+
+
+def _transfer(model: Classifier, data: TaskData, target: FewShot) -> dict[str, float]:
+    """Macro F1 of linear probes by the number of images, mean over draws, which are the same for all runs."""
+    from sklearn.metrics import f1_score
+
+    features, test_features = (
+        embed(model.network, (images.float() / 255 - data.mean) / data.std)
+        for images in (target.images, target.test.images)
+    )
+    scores = {}
+    for shots in SHOTS:
+        found = []
+        for draw in range(DRAWS):
+            drawn = draw_few_shot(target.labels, shots, np.random.default_rng([shots, draw]))
+            probabilities = linear_probe(features[drawn], target.labels[drawn], test_features, target.num_classes)
+            found.append(f1_score(target.test.labels, probabilities.argmax(1), average="macro", zero_division=0))
+        scores[f"few_shot:{shots}"] = float(np.mean(found))
+    return scores
+
+
+@torch.no_grad()
+def diagnose(mask: PolicyNoiseMask, data: TaskData) -> dict[str, float]:
+    """What the policy does now to the first training images of each kind (spread evenly over the set)."""
+    stride = max(1, len(data.images) // 256)
+    images = (data.images[::stride][:256].float() / 255 - data.mean) / data.std
+    mask.eval()
+    if isinstance(mask.policy, ClassPolicy):
+        mask.policy.labels = data.labels[::stride][:256]
+    sample = mask.sample(images, torch.Generator(images.device).manual_seed(0))
+    mask.train()
+    mean = sample.concentration1 / (sample.concentration1 + sample.concentration0)
+    total = sample.concentration1 + sample.concentration0
+    everywhere = replace(sample, applied=torch.ones_like(sample.applied))
+    rendered = mask.render(everywhere, images.shape[2:])
+    return {
+        "alpha": float(sample.concentration1.mean()),
+        "beta": float(sample.concentration0.mean()),
+        "cell_mean": float(mean.mean()),
+        "cell_std": float((mean * (1 - mean) / (total + 1)).sqrt().mean()),
+        "mean_over_images_std": float(mean.std(0).mean()),
+        "mean_over_cells_std": float(mean.mean(0).std()) if mean[0].numel() > 1 else 0.0,
+        "rendered_std": float(rendered.flatten(1).std(1).mean()),
+    }

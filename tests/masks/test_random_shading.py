@@ -1,0 +1,198 @@
+"""The unlearned mask as a transform of its own."""
+
+import math
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from policy_noise import PolicyNoiseMask, RandomShading
+
+
+def moments(mask, draws, size=(12, 16)):
+    """Mean, deviation, skew and cross terms of the factors, and of their logarithms' mean: (draws, numbers)."""
+    sample = mask.sample(torch.ones(draws, 1, *size), torch.Generator().manual_seed(0 if mask.policy is None else 1))
+    factors = mask.render(sample, size).flatten(1)
+    brightness = factors.mean(1, keepdim=True)
+    corner, middle, last = factors[:, 0], factors[:, factors.shape[1] // 2], factors[:, -1]
+    pattern = factors.std(1) / brightness[:, 0]
+    values = [corner, middle, last, corner**2, last**3, corner * last, brightness[:, 0].log(), pattern]
+    return torch.stack([*values, brightness[:, 0].log() ** 2, sample.applied.float()], 1).double()
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"grid_size": (3, 4), "strength": 0.6}, {"pattern_std": None, "brightness_std": 0.0}], ids=str
+)
+def test_its_masks_are_those_of_a_frozen_static_policy(settings):
+    """Ten moments of 20,000 draws each, within 4.5 standard errors of the difference."""
+    count, shading = 20_000, RandomShading(**settings)
+    shading.policy = None
+    own = moments(shading, count)
+    other = moments(PolicyNoiseMask(in_chans=1, policy="static", **settings), count)
+    error = ((own.var(0) + other.var(0)) / count).sqrt()
+    assert ((own.mean(0) - other.mean(0)).abs() <= 4.5 * error + 1e-6).all()
+    assert (error < 0.03).all()  # precise enough to tell
+    # Neither is the distribution of a policy that has learned.
+    learned = PolicyNoiseMask(in_chans=1, policy="static", **settings)
+    torch.nn.init.constant_(learned.policy.log_concentration, 1.0)
+    third = moments(learned, count)
+    error = ((own.var(0) + third.var(0)) / count).sqrt()
+    assert ((own.mean(0) - third.mean(0)).abs() > 4.5 * error + 1e-6).any()
+
+
+class Draws(TorchDispatchMode):
+    """Counts operations that draw random numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if torch.Tag.nondeterministic_seeded in function.tags:
+            self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_batch_takes_one_draw():
+    shading, images = RandomShading(p=0.5), torch.rand(8, 3, 32, 32)
+    with Draws() as draws:
+        shading(images)
+    assert draws.names == ["rand"]
+    with Draws() as draws:
+        shading.eval()(images)
+    assert draws.names == []
+
+
+def test_p_is_the_share_of_masked_images_and_the_others_come_back_bit_for_bit():
+    images = torch.rand(4000, 1, 8, 8)
+    masked = RandomShading(p=0.3, mean=0.0, std=1.0)(images)
+    untouched = (masked == images).flatten(1).all(1)
+    assert untouched.float().mean() == pytest.approx(0.7, abs=4.5 * math.sqrt(0.21 / 4000))
+    assert not (masked == images)[~untouched].flatten(1).all(1).any()
+    assert torch.equal(RandomShading(p=0.0)(images), images)
+    assert (RandomShading(p=1.0)(images) != images).flatten(1).any(1).all()
+
+
+def test_evaluation_gives_the_very_same_object_back():
+    shading, images = RandomShading(p=1.0).eval(), torch.rand(2, 3, 16, 16)
+    assert shading(images) is images
+    image, label = shading(images, 3)
+    assert image is images
+    assert label == 3
+    sample = {"image": images, "label": 1}
+    assert shading(sample) is sample
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 20), (1, 24, 20), (5, 3, 24, 20)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_single_images_and_batches_keep_shape_and_dtype(shape, dtype):
+    images = torch.rand(shape).to(dtype)
+    masked = RandomShading(p=1.0, mean=0.0, std=1.0)(images)
+    assert (masked.shape, masked.dtype) == (images.shape, dtype)
+    assert not torch.equal(masked, images)
+    torch.manual_seed(1)
+    half = RandomShading(p=1.0, mean=0.0, std=1.0)(images)
+    torch.manual_seed(1)
+    full = RandomShading(p=1.0, mean=0.0, std=1.0)(images.double())
+    torch.testing.assert_close(half.double(), full, rtol=0, atol=8 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 16, 12), (2, 1, 8, 16, 12)])
+def test_volumes(shape):
+    volumes = torch.rand(shape)
+    shading = RandomShading(p=1.0, grid_size=(2, 3, 2))
+    masked = shading(volumes)
+    assert masked.shape == shape
+    assert not torch.equal(masked, volumes)
+    with pytest.raises(ValueError, match=r"images must have shape \(B, C, D, H, W\) or \(C, D, H, W\), got \(16, 12\)"):
+        shading(torch.rand(16, 12))
+
+
+def test_integers_are_refused():
+    with pytest.raises(TypeError, match=r"floating point .*got dtype torch\.uint8"):
+        RandomShading()(torch.zeros(3, 16, 16, dtype=torch.uint8))
+
+
+# -- among torchvision's transforms ------------------------------------------------------------------------------------
+
+
+def transforms():
+    own = {"p": 1.0, "mean": 0.5, "std": 0.25}
+    return [RandomShading(**own), PolicyNoiseMask(**own)]
+
+
+@pytest.fixture(params=[0, 1], ids=["RandomShading", "PolicyNoiseMask"])
+def compose(request):
+    steps = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.25] * 3)]
+    return v2.Compose([*steps, transforms()[request.param]]), v2.Compose(steps)
+
+
+PICTURE = torch.arange(3 * 20 * 24, dtype=torch.uint8).view(3, 20, 24)
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        lambda image: (image, 7),
+        lambda image: [image, {"label": 7}],
+        lambda image: {"image": image, "label": 7, "name": "a"},
+        lambda image: (image, {"boxes": tv_tensors.BoundingBoxes([[1, 2, 3, 4]], format="XYXY", canvas_size=(20, 24))}),
+        lambda image: (tv_tensors.Mask(torch.zeros(1, 20, 24)), image),
+    ],
+    ids=["tuple", "list", "dict", "boxes", "mask first"],
+)
+def test_samples_of_a_data_set_keep_their_form_and_their_labels(compose, pack):
+    whole, before = compose
+    sample = pack(tv_tensors.Image(PICTURE))
+    result, expected = whole(sample), before(sample)
+    assert type(result) is type(expected)
+    changed = 0
+    for own, other in zip(*(torch.utils._pytree.tree_leaves(value) for value in (result, expected)), strict=True):
+        assert type(own) is type(other)
+        if isinstance(other, tv_tensors.Image):
+            changed += 1
+            assert own.shape == other.shape
+            assert not torch.equal(own, other)
+        elif isinstance(other, torch.Tensor):
+            assert torch.equal(own, other)
+        else:
+            assert own == other
+    assert changed == 1
+
+
+def test_an_image_and_its_label_as_two_arguments(compose):
+    image, label = compose[0](tv_tensors.Image(PICTURE), 7)
+    assert isinstance(image, tv_tensors.Image)
+    assert label == 7
+
+
+def test_plain_tensors_follow_torchvisions_rule(compose):
+    """The first floating-point tensor of three axes is the image."""
+    shading = compose[0].transforms[-1]
+    images, weights = torch.rand(2, 3, 16, 16), torch.rand(3, 16, 16)
+    masked, label, kept = shading((images, torch.tensor(3), weights))
+    assert not torch.equal(masked, images)
+    assert label == 3
+    assert torch.equal(kept, weights)
+    with pytest.raises(TypeError, match=r"images must be floating-point tensors of three axes or more, got .*convert"):
+        shading((torch.zeros(3, 16, 16, dtype=torch.uint8), 3))
+
+
+class Pictures(Dataset):
+    def __init__(self):
+        self.transform = RandomShading(p=1.0, mean=0.0, std=1.0)
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return self.transform(torch.full((1, 16, 16), 0.5), index)
+
+
+def test_workers_draw_masks_of_their_own():
+    images, labels = (torch.cat(parts) for parts in zip(*DataLoader(Pictures(), 4, num_workers=2), strict=True))
+    assert labels.tolist() == list(range(8))
+    assert len(images.flatten(1).unique(dim=0)) == 8
