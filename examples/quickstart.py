@@ -22,8 +22,9 @@ from torch import nn
 from tqdm import tqdm
 
 import policy_noise
-from policy_noise.experiments.data import ImageSet, Split, load_npz, to_tensor
+from policy_noise.experiments.data import ImageSet, Split, to_tensor
 from policy_noise.experiments.figures import LABELS, training_diagnostics
+from policy_noise.experiments.npz import load_npz
 from policy_noise.experiments.statistics import paired_difference, t_interval
 from policy_noise.experiments.transfer import draw_few_shot, embed, linear_probe
 from policy_noise.plotting import plot_masks

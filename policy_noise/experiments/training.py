@@ -99,7 +99,7 @@ def train(
         run: The run's folder.
         recipe: How.
         data: An :class:`~policy_noise.experiments.data.ImageSet` or
-            :class:`~policy_noise.experiments.radimagenet.FileSet`.
+            :class:`~policy_noise.experiments.files.FileSet`.
         world: The processes.
         init: Heated model to start from.
         fresh_head: Do not take its head, whose classes are others.

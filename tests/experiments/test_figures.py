@@ -1,5 +1,7 @@
 """Pictures: they are drawn from what they are given, and leave the random state alone."""
 
+import errno
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,6 +15,7 @@ from policy_noise.experiments.figures import (
     mistakes_gallery,
     training_diagnostics,
 )
+from policy_noise.experiments.figures.style import figure, save
 from policy_noise.experiments.statistics import Interval
 
 
@@ -84,8 +87,9 @@ def test_legend_and_curves_of_own_labels_have_the_same_colours(tmp_path, monkeyp
 
     seen = {}
 
-    def keep(self, path):
+    def keep(self, path, **_):
         seen["figure"] = self
+        path.touch()
 
     monkeypatch.setattr(Figure, "savefig", keep)
     labels = ["policy", *(f"own {i}" for i in range(7))]
@@ -108,7 +112,7 @@ def test_confusion_of_many_classes_is_named_by_group_and_in_per_cent(tmp_path, m
     from matplotlib.figure import Figure
 
     seen = {}
-    monkeypatch.setattr(Figure, "savefig", lambda self, path: seen.update(figure=self))
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: seen.update(figure=self) or path.touch())
     groups = [("MR", "CT", "US")[label % 3] for label in range(classes)]
     confusion_matrix(np.eye(classes), [f"c{label}" for label in range(classes)], tmp_path / "x.png", groups=groups)
     axis, bar = seen["figure"].axes
@@ -128,3 +132,14 @@ def test_confusion_and_curves(tmp_path):
     table = {"set": {"policy": {8: Interval(0.5, 0.4, 0.6), 16: nothing_known}, "other": {8: nothing_known}}}
     few_shot_curves(table, tmp_path / "curves.png", metric="macro F1")
     assert pixels(tmp_path / "curves.png").std() > 5
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "classes.png"
+    path.write_bytes(b"old")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: (_ for _ in ()).throw(full))
+    with pytest.raises(OSError, match=r"No space left on device, nothing was changed: .*classes\.png"):
+        save(figure(1, 1), path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .style import LABELS, PathLike, colours_of, plain, style
+from .style import LABELS, PathLike, colours_of, plain, save, style
 from .style import figure as new_figure
 
 __all__ = ["training_diagnostics"]
@@ -56,7 +56,7 @@ def training_diagnostics(
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
         if heading:
             figure.suptitle(plain(heading), fontweight="bold", fontsize=11)
-        figure.savefig(path)
+        save(figure, path)
 
 
 def _curves(axis: Any, logs: Sequence[Sequence[Mapping[str, float]]], value: str, colour: str, linestyle: str) -> None:
