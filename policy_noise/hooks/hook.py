@@ -106,6 +106,7 @@ class ReinforceHook(HookState):
         **learner: Any,
     ) -> None:
         stepping = None if optimizer is None else stepping_optimizer(optimizer)
+        known = registry.was_hooked(stepping)  # its state may be of steps that this process has seen
         check_arguments(augmentation, stepping, optimizer, model, criterion, output_loss, max_pending)
         self.augmentation = augmentation
         self.learner = PolicyLearner(augmentation, **learner)
@@ -126,7 +127,7 @@ class ReinforceHook(HookState):
         if model is not None:
             self._register(
                 model,
-                model.register_forward_pre_hook(Functor(self._before_forward), with_kwargs=True),
+                model.register_forward_pre_hook(Functor(self._before_forward, self._watch.was_copied), with_kwargs=True),
                 model.register_forward_hook(Functor(self._after_forward), with_kwargs=True),
             )
         if criterion is not None and (self._learns or self.learner.scales_loss):
@@ -139,7 +140,7 @@ class ReinforceHook(HookState):
         if optimizer is not None:
             self._hook_optimizer(optimizer)
             self._watch_all_optimizers()
-        resumable = state_in_optimizer and self._learns
+        resumable = state_in_optimizer and self._learns and not known
         self._watch.attached(stepping, wrapped=stepping is not optimizer, resumable=resumable)
         if is_distributed():
             self._equalize()
@@ -163,7 +164,7 @@ class ReinforceHook(HookState):
         if self._paused or not torch.is_grad_enabled() or not self.augmentation.training:
             return images
         if is_transformed():
-            self._watch.say("functorch", "the model runs under torch.func transforms, where nothing is masked.")
+            self._watch.transformed()
             return images
         axes = self.augmentation.spatial_dims + 2
         if isinstance(images, Tensor) and images.ndim != axes:
@@ -171,6 +172,7 @@ class ReinforceHook(HookState):
         if is_in_backward():
             return self.augmentation(images, self._draws.repeat(images))
         if isinstance(images, Tensor) and not len(images):
+            self._watch.masked()
             return images
         if self._strength is not None and not self._strength.set(self._draws.steps):
             self._watch.masked()
@@ -217,7 +219,7 @@ class ReinforceHook(HookState):
         """
         if not isinstance(per_sample_loss, Tensor):
             raise TypeError(f"per_sample_loss must be a tensor of shape (B,), got {type(per_sample_loss).__name__}")
-        if self._paused:
+        if self._paused or not per_sample_loss.numel():
             return per_sample_loss
         if self._queue and per_sample_loss.ndim != 1:
             check_loss(self._queue.newest.sample, per_sample_loss)
@@ -285,7 +287,8 @@ class ReinforceHook(HookState):
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         self._masked = False
-        if self._paused:
+        if self._paused or not self.augmentation.training:
+            self._watch.masked()
             return None
         # The hooked module's own mode decides: eval() on the user's model never reaches a mask that is not its child.
         self._watch.evaluating += not module.training
@@ -326,7 +329,8 @@ class ReinforceHook(HookState):
         return None if factor is None else loss * factor
 
     def _after_any_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if optimizer is self.learner.optimizer or (not self._queue and not self.learner.observations):
+        waiting = self._queue or self.learner.observations or self._watch.suspects_copy
+        if optimizer is self.learner.optimizer or not waiting:
             return
         if self._watch.foreign_step(optimizer, self._stepping):
             self.learner.forget()
