@@ -104,6 +104,7 @@ class ReinforceHook(PolicyTrainer):
         **learner: Any,
     ) -> None:
         stepping = None if optimizer is None else stepping_optimizer(optimizer)
+        known = registry.was_hooked(stepping)  # its state may be of steps that this process has seen
         check_arguments(augmentation, stepping, optimizer, model, criterion, output_loss, max_pending)
         self.augmentation = augmentation
         self.learner = PolicyLearner(augmentation, **learner)
@@ -124,7 +125,9 @@ class ReinforceHook(PolicyTrainer):
         if model is not None:
             self._register(
                 model,
-                model.register_forward_pre_hook(Functor(self._before_forward), with_kwargs=True),
+                model.register_forward_pre_hook(
+                    Functor(self._before_forward, self._watch.was_copied), with_kwargs=True
+                ),
                 model.register_forward_hook(Functor(self._after_forward), with_kwargs=True),
             )
         if criterion is not None and (self._learns or self.learner.scales_loss):
@@ -137,7 +140,7 @@ class ReinforceHook(PolicyTrainer):
         if optimizer is not None:
             self._hook_optimizer(optimizer)
             self._watch_all_optimizers()
-        resumable = state_in_optimizer and self._learns
+        resumable = state_in_optimizer and self._learns and not known
         self._watch.attached(stepping, wrapped=stepping is not optimizer, resumable=resumable)
         if is_distributed():
             self._equalize()
@@ -174,7 +177,8 @@ class ReinforceHook(PolicyTrainer):
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         self._masked = False
-        if self._paused:
+        if self._paused or not self.augmentation.training:
+            self._watch.masked()
             return None
         # The hooked module's own mode decides: eval() on the user's model never reaches a mask that is not its child.
         self._watch.evaluating += not module.training
@@ -215,7 +219,8 @@ class ReinforceHook(PolicyTrainer):
         return None if factor is None else loss * factor
 
     def _after_any_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if optimizer is self.learner.optimizer or (not self._queue and not self.learner.observations):
+        waiting = self._queue or self.learner.observations or self._watch.suspects_copy
+        if optimizer is self.learner.optimizer or not waiting:
             return
         if self._watch.foreign_step(optimizer, self._stepping):
             self.learner.forget()

@@ -47,7 +47,7 @@ class PolicyTrainer(HookState):
         if self._paused or not torch.is_grad_enabled() or not self.augmentation.training:
             return images
         if is_transformed():
-            self._watch.say("functorch", "the model runs under torch.func transforms, where nothing is masked.")
+            self._watch.transformed()
             return images
         axes = self.augmentation.spatial_dims + 2
         if isinstance(images, Tensor) and images.ndim != axes:
@@ -55,6 +55,7 @@ class PolicyTrainer(HookState):
         if is_in_backward():
             return self.augmentation(images, self._draws.repeat(images))
         if isinstance(images, Tensor) and not len(images):
+            self._watch.masked()
             return images
         if self._strength is not None and not self._strength.set(self._draws.steps):
             self._watch.masked()
@@ -101,7 +102,7 @@ class PolicyTrainer(HookState):
         """
         if not isinstance(per_sample_loss, Tensor):
             raise TypeError(f"per_sample_loss must be a tensor of shape (B,), got {type(per_sample_loss).__name__}")
-        if self._paused:
+        if self._paused or not per_sample_loss.numel():
             return per_sample_loss
         if self._queue and per_sample_loss.ndim != 1:
             check_loss(self._queue.newest.sample, per_sample_loss)
