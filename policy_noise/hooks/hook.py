@@ -4,13 +4,11 @@ The sampled mask and the reward are both detached, so the policy's graph and the
 nothing of the user's loop changes: loss, scaler, clipping, reducer and parameter groups stay as they are.
 """
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
 from ..augmentation import StochasticAugmentation
@@ -139,7 +137,7 @@ class ReinforceHook(PolicyTrainer):
         self._stepping: torch.optim.Optimizer | None = None
         if optimizer is not None:
             self._hook_optimizer(optimizer)
-            self._watch_all_optimizers()
+            registry.follow_steps(self)
         resumable = state_in_optimizer and self._learns and not known
         self._watch.attached(stepping, wrapped=stepping is not optimizer, resumable=resumable)
         if is_distributed():
@@ -155,6 +153,7 @@ class ReinforceHook(PolicyTrainer):
     def remove(self) -> None:
         """Take all hooks off: the model trains on plain images again, and the policy is let go."""
         self._unhook_optimizer()
+        registry.leave_steps(self)
         for handle in self._handles:
             handle.remove()
         for target in self._targets:
@@ -218,7 +217,8 @@ class ReinforceHook(PolicyTrainer):
         factor = self._observe(matches, lambda: splitter(args, kwargs, loss))
         return None if factor is None else loss * factor
 
-    def _after_any_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def after_foreign_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer of this process has stepped, perhaps in the place of the hooked one."""
         waiting = self._queue or self.learner.observations or self._watch.suspects_copy
         if optimizer is self.learner.optimizer or not waiting:
             return
@@ -230,16 +230,3 @@ class ReinforceHook(PolicyTrainer):
         self._handles += handles
         self._targets.append(target)
         registry.enter(target, self)
-
-    def _watch_all_optimizers(self) -> None:
-        # Registered for the whole process, which must not keep hook, model and optimizer alive.
-        own = weakref.WeakMethod(self._after_any_step)
-
-        def after_any_step(*args: Any) -> None:
-            method = own()
-            if method is not None:
-                method(*args)
-
-        handle = register_optimizer_step_post_hook(after_any_step)
-        self._handles.append(handle)
-        weakref.finalize(self, handle.remove)

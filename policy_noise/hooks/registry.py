@@ -3,12 +3,40 @@
 import weakref
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
 if TYPE_CHECKING:
     from .hook import ReinforceHook
 
-__all__ = ["detach", "enter", "hooks_on", "leave", "was_hooked"]
+__all__ = ["detach", "enter", "follow_steps", "hooks_on", "leave", "leave_steps", "was_hooked"]
 
 _HOOKED: "weakref.WeakKeyDictionary[Any, weakref.WeakSet[ReinforceHook]]" = weakref.WeakKeyDictionary()
+
+
+_FOLLOWING: "weakref.WeakSet[ReinforceHook]" = weakref.WeakSet()
+_REGISTERED: list[Any] = []
+
+
+def follow_steps(hook: "ReinforceHook") -> None:
+    """Tell a hook of the steps of all optimizers of the process.
+
+    One function is registered with torch for all hooks and stays: one for each hook would keep model and optimizer
+    alive, and one that a garbage collection takes off can do so while torch calls them.
+    """
+    if not _REGISTERED:
+        _REGISTERED.append(register_optimizer_step_post_hook(_after_any_step))
+    _FOLLOWING.add(hook)
+
+
+def leave_steps(hook: "ReinforceHook") -> None:
+    """The opposite of :func:`follow_steps`."""
+    _FOLLOWING.discard(hook)
+
+
+def _after_any_step(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    for hook in list(_FOLLOWING):
+        hook.after_foreign_step(optimizer)
 
 
 def enter(target: Any, hook: "ReinforceHook") -> None:

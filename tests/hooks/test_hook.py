@@ -1,11 +1,13 @@
 """The hook in training loops: what it leaves alone, what it learns, and how it is saved, copied and misused."""
 
 import copy
+import gc
 import io
 import itertools
 import math
 import pickle
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -972,3 +974,13 @@ def test_pairing_errors_name_themselves(make_model, batch):
     with pytest.raises(PairingError, match="max_pending=2"):
         loop.model(batch[0])
     assert issubclass(PairingError, RuntimeError)
+
+
+def test_a_hook_keeps_neither_model_nor_optimizer_alive(make_model, batch):
+    loop = Loop(make_model())
+    loop.step(*batch)
+    model, hook = weakref.ref(loop.model), weakref.ref(loop.hook)
+    del loop
+    gc.collect()
+    assert model() is None
+    assert hook() is None
