@@ -18,9 +18,9 @@ __all__ = ["follow"]
 SEARCH_LIMIT = 20_000
 """Autograd nodes looked at. What lies further is taken for another network's."""
 
-FEW = 8
-"""Origins of a row that are kept unseen. Residual connections double them: more are compared, for which the device is
-waited for."""
+FEW = 4
+"""Origins of a row that are not compared. Each residual connection doubles them, mostly with equal ones; comparing them
+waits for the device."""
 
 Edges = tuple[tuple[Any, int], ...]
 """A node's parents, each with which of its outputs is used."""
@@ -160,13 +160,13 @@ def _replay(
         inputs = [origins.get(number, ()) for origins in given]
         try:
             if name in JOINS:
-                result[number] = union([JOINS[name](step, inputs)])
+                found = JOINS[name](step, inputs)
             else:
                 move = MOVES.get(name, keep)
-                joined = union(move(step, edge, rows) for edge, several in enumerate(inputs) for rows in several)
-                if len(joined) > max(FEW, *map(len, inputs)):
-                    joined = distinct(joined)
-                result[number] = joined if len(joined) <= MAX_ORIGINS else ()
+                found = union(move(step, edge, rows) for edge, several in enumerate(inputs) for rows in several)
+            if len(found) > FEW and sum(map(bool, inputs)) > 1:
+                found = distinct(found)
+            result[number] = found if len(found) <= MAX_ORIGINS else ()
         except (AttributeError, RuntimeError, IndexError, TypeError):
             result[number] = ()  # its graph was freed, an index was changed in place, or torch saves something else
     return result
