@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["MAX_ORIGINS", "Origins", "Rows", "Several", "Step", "axes_of", "columns", "signed", "union"]
+__all__ = ["MAX_ORIGINS", "Origins", "Rows", "Several", "Step", "axes_of", "columns", "distinct", "signed", "union"]
 
 MAX_ORIGINS = 64
 """Images that one row may come from: views that are averaged or compared."""
@@ -81,12 +81,25 @@ class Step:
 
 
 def union(parts: Iterable[Several]) -> Several:
+    """All of them, without those that are known to be the same."""
     result: list[Rows] = []
     for part in parts:
         for rows in part:
             if not any(rows.same(other) for other in result):
                 result.append(rows)
-    return tuple(result) if len(result) <= MAX_ORIGINS else ()
+    return tuple(result)
+
+
+def distinct(several: Several) -> Several:
+    """Rows without those whose numbers turn out to be equal: one of each, the one with the fewest numbers."""
+    shape = torch.broadcast_shapes(*(rows.sizes for rows in several))
+    numbers = torch.stack([rows.tensor().expand(shape).reshape(-1) for rows in several])
+    groups = torch.unique(numbers, dim=0, return_inverse=True)[1].tolist()
+    kept: dict[int, Rows] = {}
+    for group, rows in zip(groups, several, strict=True):
+        if group not in kept or prod(rows.sizes) < prod(kept[group].sizes):
+            kept[group] = rows
+    return tuple(kept.values())
 
 
 def columns(rows: Rows, length: int) -> Tensor | None:

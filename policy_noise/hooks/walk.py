@@ -4,19 +4,26 @@ Between a model's output and its criterion a loop may slice, index, concatenate 
 it did: each node is replayed on row numbers, from the marked outputs down to the loss's inputs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from ..utils.compat import node_shapes
 from .moves import JOINS, MOVES, STAYS, keep
-from .rows import Origins, Rows, Step, union
+from .rows import MAX_ORIGINS, Origins, Rows, Step, distinct, union
 
 __all__ = ["follow"]
 
 SEARCH_LIMIT = 20_000
 """Autograd nodes looked at. What lies further is taken for another network's."""
+
+FEW = 4
+"""Origins of a row that are not compared. Each residual connection doubles them, mostly with equal ones; comparing them
+waits for the device."""
+
+Edges = tuple[tuple[Any, int], ...]
+"""A node's parents, each with which of its outputs is used."""
 
 Mark = Callable[[Any], int | None]
 """Tells whose output a node is: a forward's number, or None."""
@@ -36,51 +43,36 @@ def follow(
     Returns:
         For each tensor its origins. A forward that is there without rows was reached and cannot be followed.
     """
-    edges: dict[Any, tuple[tuple[Any, int], ...]] = {}
-    marks: dict[Any, int] = {}
-    order: list[Any] = []
-    stack: list[tuple[Any, bool]] = [(tensor.grad_fn, False) for tensor in tensors if tensor.grad_fn is not None]
-    while stack and len(edges) < SEARCH_LIMIT:
-        node, done = stack.pop()
-        if done:
-            order.append(node)
-        elif node not in edges:
-            number = mark(node)
-            if number is not None:
-                marks[node] = number
-                edges[node] = ()
-                continue
-            edges[node] = parents = node.next_functions
-            stack.append((node, True))
-            stack += [(parent, False) for parent, _ in parents if parent is not None and parent not in edges]
+    edges, marks = _search(tensors, mark)
     if not marks:
         return [{} for _ in tensors]
-    reached = set(marks)
-    for node in order:
-        if any(parent in reached for parent, _ in edges[node]):
-            reached.add(node)
+    reached = _above(marks, edges)
     values: dict[tuple[Any, int], Origins] = {}
+    shapes: dict[Any, list[tuple[int, ...]] | None] = {}
 
     def value(node: Any, output: int, shape: tuple[int, ...] | None = None) -> Origins:
         """What has been found out about a node's output; its parents have had their turn."""
         key = (node, output)
         if key not in values:
-            shapes = node_shapes(node)
-            if shapes is not None:
-                shape = shapes[output]
+            if node not in shapes:
+                shapes[node] = node_shapes(node)
+            told = shapes[node]
+            if told is not None:
+                shape = told[output]
             if node in marks:
                 rows = start(marks[node], shape)
                 values[key] = {marks[node]: () if rows is None else (rows,)}
             else:
-                values[key] = _replay(node, output, shape, edges[node], values)
+                values[key] = _replay(node, output, shape, edges[node], values, shapes)
         return values[key]
 
+    ordered = _parents_first(tensors, reached, edges)
     consumed: dict[Any, set[int]] = {}
-    for node in reached:
+    for node in ordered:
         for parent, output in edges[node]:
             if parent in reached:
                 consumed.setdefault(parent, set()).add(output)
-    for node in [*marks, *(node for node in order if node in reached)]:
+    for node in ordered:
         for output in consumed.get(node, ()):
             value(node, output)
     return [
@@ -89,17 +81,73 @@ def follow(
     ]
 
 
+def _search(tensors: Sequence[Tensor], mark: Mark) -> tuple[dict[Any, Edges], dict[Any, int]]:
+    """All nodes behind tensors with their parents, and those of them that are marked. Most graphs lead to no mark."""
+    edges: dict[Any, Edges] = {}
+    marks: dict[Any, int] = {}
+    stack = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+    while stack and len(edges) < SEARCH_LIMIT:
+        node = stack.pop()
+        if node in edges:
+            continue
+        number = mark(node)
+        if number is not None:
+            marks[node] = number
+            edges[node] = ()
+            continue
+        edges[node] = parents = node.next_functions
+        for parent, _ in parents:
+            if parent is not None:
+                stack.append(parent)
+    return edges, marks
+
+
+def _above(marks: Iterable[Any], edges: dict[Any, Edges]) -> set[Any]:
+    """Nodes from which a marked one is reached: the only ones that are replayed."""
+    children: dict[Any, list[Any]] = {}
+    for node, parents in edges.items():
+        for parent, _ in parents:
+            children.setdefault(parent, []).append(node)
+    reached = set(marks)
+    stack = list(reached)
+    while stack:
+        for child in children.get(stack.pop(), ()):
+            if child not in reached:
+                reached.add(child)
+                stack.append(child)
+    return reached
+
+
+def _parents_first(tensors: Sequence[Tensor], reached: set[Any], edges: dict[Any, Edges]) -> list[Any]:
+    order: dict[Any, None] = {}
+    entered: set[Any] = set()
+    stack = [tensor.grad_fn for tensor in tensors if tensor.grad_fn in reached]
+    while stack:
+        node = stack[-1]
+        if node in entered:
+            order[stack.pop()] = None
+        else:
+            entered.add(node)
+            stack += [parent for parent, _ in edges[node] if parent in reached and parent not in entered]
+    return list(order)
+
+
 def _replay(
     node: Any,
     output: int,
     shape: tuple[int, ...] | None,
-    parents: tuple[tuple[Any, int], ...],
+    parents: Edges,
     values: dict[tuple[Any, int], Origins],
+    told: dict[Any, list[tuple[int, ...]] | None],
 ) -> Origins:
     given = [values.get(edge, {}) for edge in parents]
     numbers = dict.fromkeys(number for origins in given for number in origins)
     name = node.name().removesuffix("Backward0").removesuffix("Backward1").removesuffix("Backward2")
-    shapes = [None if parent is None else node_shapes(parent) for parent, _ in parents]
+    # What is joined must tell its length also where it comes from elsewhere.
+    shapes = [
+        told.get(parent) if origins else node_shapes(parent) if name in JOINS else ()
+        for (parent, _), origins in zip(parents, given, strict=True)
+    ]
     if shape is None or any(s is None for s, origins in zip(shapes, given, strict=True) if origins):
         # Shapes are not told: rows stay where they were, unless the node is one that moves them.
         keeps = name in STAYS or (name not in MOVES and name not in JOINS)
@@ -112,12 +160,13 @@ def _replay(
         inputs = [origins.get(number, ()) for origins in given]
         try:
             if name in JOINS:
-                result[number] = union([JOINS[name](step, inputs)])
+                found = JOINS[name](step, inputs)
             else:
                 move = MOVES.get(name, keep)
-                result[number] = union(
-                    move(step, edge, rows) for edge, several in enumerate(inputs) for rows in several
-                )
+                found = union(move(step, edge, rows) for edge, several in enumerate(inputs) for rows in several)
+            if len(found) > FEW and sum(map(bool, inputs)) > 1:
+                found = distinct(found)
+            result[number] = found if len(found) <= MAX_ORIGINS else ()
         except (AttributeError, RuntimeError, IndexError, TypeError):
             result[number] = ()  # its graph was freed, an index was changed in place, or torch saves something else
     return result

@@ -1,5 +1,7 @@
 """Which loss belongs to which masked batch."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -221,3 +223,14 @@ def test_another_networks_loss_is_not_credited_to_a_waiting_batch():
     assert hook.learner.observations == 0
     criterion(output, targets)
     assert hook.learner.observations == 1
+
+
+def test_a_forward_without_a_loss_is_told_once(loop):
+    loop = loop(max_pending=2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(4):
+            loop.model(images())
+            loop.criterion(loop.model(images()), labels()).backward()
+            loop.optimizer.step()
+    assert [str(w.message)[:33] for w in caught if "no loss" in str(w.message)] == ["a masked forward had no loss, and"]

@@ -7,6 +7,7 @@ import torch
 from following import CLASSES, foreign, forward, told
 from torch import nn
 
+from policy_noise.hooks import walk
 from policy_noise.hooks.matching import PairingError
 from policy_noise.hooks.pairing import PairingQueue
 from policy_noise.utils import compat
@@ -74,3 +75,25 @@ def test_without_node_shapes_rows_that_stay_are_followed_and_moves_refused(monke
     assert queue.find([head(output).float()[:, :1]])[0].index is None
     with pytest.raises(PairingError, match="index"):
         queue.find([output[:2]])
+
+
+def test_residual_connections_do_not_pile_up_origins():
+    queue = PairingQueue(8)
+    output = forward(queue, 4, CLASSES)
+    for _ in range(10):
+        output = output + output.flip(0).flip(0)
+    (match,) = queue.find([output])
+    assert told(match, 4) == [[0], [1], [2], [3]]
+
+
+def test_only_what_leads_to_a_forward_is_replayed(monkeypatch):
+    replayed = []
+    replay = walk._replay
+    monkeypatch.setattr(walk, "_replay", lambda node, *rest: replayed.append(node.name()) or replay(node, *rest))
+    queue = PairingQueue(8)
+    other = foreign(4, CLASSES)
+    for _ in range(20):
+        other = other.sin()
+    (match,) = queue.find([(forward(queue, 4, CLASSES) * other)[:3]])
+    assert match.index.tolist() == [0, 1, 2]
+    assert replayed == ["MulBackward0", "SliceBackward0"]

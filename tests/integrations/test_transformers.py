@@ -4,8 +4,16 @@ import pytest
 import torch
 from tiny import SETTINGS, Watch, assert_clean, assert_masked, parameters_equal, policy_vector, tiny_data
 from torch import nn
-from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments
+from transformers import (
+    ResNetConfig,
+    ResNetForImageClassification,
+    Trainer,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
+from policy_noise import attach
 from policy_noise.integrations.transformers import PolicyNoiseCallback
 
 
@@ -163,3 +171,26 @@ def test_a_compute_loss_that_leaves_the_models_loss_aside_is_told_once(tmp_path,
 def test_the_models_own_loss_is_not_complained_about(tmp_path, recwarn):
     train(network(), tmp_path, callback(), max_steps=2, eval_strategy="no", save_strategy="no")
     assert not [warning for warning in recwarn if "training does not use it" in str(warning.message)]
+
+
+def test_labelled_rows_of_a_vision_transformer_in_a_plain_loop():
+    images, targets = (tensor[:8] for tensor in tiny_data().tensors)
+    config = ViTConfig(
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=images.shape[-1],
+        patch_size=8,
+        num_channels=images.shape[1],
+        num_labels=4,
+    )
+    model, criterion = ViTForImageClassification(config).train(), nn.CrossEntropyLoss()
+    hook = attach(model, torch.optim.AdamW(model.parameters()), criterion, **SETTINGS)
+    labelled = torch.arange(8) % 2 == 0
+    logits = model(pixel_values=images).logits
+    criterion(logits[labelled], targets[labelled])
+    (observation,) = hook.learner._window
+    assert torch.equal(observation.valid, labelled)
+    expected = nn.functional.cross_entropy(logits, targets, reduction="none").detach()
+    torch.testing.assert_close(observation.loss[labelled], expected[labelled])
