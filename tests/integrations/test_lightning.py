@@ -106,13 +106,15 @@ def test_resume_equals_uninterrupted(tmp_path, manual):
     assert noise_whole.hook.metrics == noise.hook.metrics
 
 
-def test_second_fit_goes_on_with_the_policy():
-    noise = callback()
-    fit(Classifier(), noise, epochs=1)
+def test_second_fit_of_a_module_goes_on_with_the_policy_and_a_new_module_gets_one_of_its_own():
+    module, noise = Classifier(), callback()
+    fit(module, noise, epochs=1)
     learned = policy_vector(noise.hook)
     noise.settings["frozen"] = True
-    fit(Classifier(), noise, epochs=1)
+    fit(module, noise, epochs=1)
     assert torch.equal(learned, policy_vector(noise.hook))
+    fit(Classifier(), noise, epochs=1)
+    assert not torch.equal(learned, policy_vector(noise.hook))
 
 
 def test_foreign_checkpoint_warns_and_ours_loads_into_a_plain_trainer(tmp_path):

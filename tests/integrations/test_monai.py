@@ -102,7 +102,7 @@ def test_second_run_goes_on_with_the_policy():
     engine = trainer(network, [noise], DiceLoss(sigmoid=True), epochs=1)
     engine.run()
     learned = policy_vector(noise.hook)
-    noise.settings["frozen"] = True
+    noise.settings["policy_lr"] = 0.0
     engine.state.max_epochs = 2
     engine.run()
     assert noise.hook.metrics["samples_seen"] == 24
