@@ -2,7 +2,7 @@
 
 Trains on CT patches of one patient: conventionally, under frozen noise (masks from the same policy, which never
 learns) and under policy noise, from equal weights, on equal batches, for equally many epochs. Each model is then
-fine-tuned on clean images and taken to another patient and to MR. Prints one table and writes pictures. Under 2
+fine-tuned on clean images and taken to another patient and to MR. Prints one table and writes pictures. A few
 minutes on 2 CPU cores:
 
     python examples/quickstart.py --output outputs/quickstart
@@ -22,10 +22,12 @@ from torch import nn
 from tqdm import tqdm
 
 import policy_noise
-from policy_noise.experiments.data import ImageSet, Split, load_npz, to_tensor
-from policy_noise.experiments.figures import LABELS, mask_gallery, training_diagnostics
+from policy_noise.experiments.data import ImageSet, Split, to_tensor
+from policy_noise.experiments.figures import LABELS, training_diagnostics
+from policy_noise.experiments.npz import load_npz
 from policy_noise.experiments.statistics import paired_difference, t_interval
 from policy_noise.experiments.transfer import draw_few_shot, embed, linear_probe
+from policy_noise.plotting import plot_masks
 
 DATA = Path(__file__).resolve().parent / "data" / "organpatches.npz"
 MODEL = "test_resnet"  # timm's smallest ResNet, 0.4 M parameters
@@ -54,7 +56,7 @@ def train(
     noise: dict | None,
     history: list[Scores],
     bar: tqdm,
-) -> policy_noise.PolicyNoiseMask | None:
+) -> policy_noise.StochasticAugmentation | None:
     """An ordinary loop, with one added line where noise is asked for. Gives back the mask, for a picture of it."""
     images, targets = to_tensor(organs.train.images, MEAN, STD), torch.from_numpy(organs.train.labels)
     steps = len(images) // BATCH
@@ -82,7 +84,7 @@ def train(
     if hook is None:
         return None
     hook.remove()  # the model is now the heated model
-    return hook.mask
+    return hook.augmentation
 
 
 @torch.no_grad()
@@ -199,15 +201,15 @@ def main() -> None:
                     results[task][method].append(score)
 
     chosen = [int(np.flatnonzero(organs.test.labels == label)[0]) for label in (0, 2, 4, 8, 9, 10, 12, 14)]
-    mask_gallery(
+    figure = plot_masks(
         mask,
         to_tensor(organs.test.images[chosen], MEAN, STD),
         [organs.class_names[organs.test.labels[index]].replace("_", " ") for index in chosen],
-        arguments.output / "gallery.png",
         mean=MEAN,
         std=STD,
-        heading=f"What the policy learned in {arguments.epochs} epochs (seed {arguments.seeds - 1}, unseen slices)",
     )
+    figure.suptitle(f"What the policy learned in {arguments.epochs} epochs (seed {arguments.seeds - 1}, unseen slices)")
+    figure.savefig(arguments.output / "gallery.png", dpi=110)
     training_diagnostics(
         histories,
         arguments.output / "training.png",

@@ -21,7 +21,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import policy_noise
-from policy_noise.experiments import radimagenet
+from policy_noise.experiments import files, tables
 from policy_noise.experiments.batches import augment
 from policy_noise.experiments.distributed import World
 from policy_noise.experiments.recipes import RECIPES, override
@@ -55,7 +55,7 @@ def reading(folder: Path, size: int, seconds: float) -> float:
         coarse = Image.fromarray(rng.integers(0, 256, (56, 56), np.uint8))
         coarse.resize((224, 224), Image.Resampling.BICUBIC).save(folder / f"{index:02d}.png")
     names = b"".join(f"{index:02d}.png".encode() for index in range(32))
-    split = radimagenet.FileSplit(
+    split = files.FileSplit(
         root=str(folder.parent),
         folders=(folder.name,),
         folder=np.zeros(32, np.uint16),
@@ -80,10 +80,10 @@ def index_memory(root: Path) -> tuple[float, float, float]:
             for number in range(int(IMAGES * share)):
                 file.write(f"{folders[number % CLASSES]}/{split}-{number:07d}.png,label{number % CLASSES}\n")
     # The files themselves are not there, which the index would find out and say.
-    with mock.patch.object(radimagenet, "_missing", return_value=np.zeros(0, np.int64)):
+    with mock.patch.object(files, "_missing", return_value=np.zeros(0, np.int64)):
         tracemalloc.start()
         start = time.perf_counter()
-        data, _ = radimagenet.load_radimagenet(root, size=256)
+        data, _ = tables.load_radimagenet(root, size=256)
         seconds = time.perf_counter() - start
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()

@@ -12,14 +12,14 @@ from . import functional
 from .augmentation import Sample, StochasticAugmentation
 from .factory import attach
 from .hooks.hook import ReinforceHook
-from .hooks.pairing import PairingError
+from .hooks.matching import PairingError
 from .hooks.registry import detach
 from .hooks.schedule import StrengthSchedule
 from .masks import MaskSample, PolicyNoiseMask, RandomShading
 from .version import __version__
 
 if TYPE_CHECKING:
-    from . import heated, losses
+    from . import heated, losses, plotting
 
 __all__ = [
     "MaskSample",
@@ -36,9 +36,10 @@ __all__ = [
     "functional",
     "heated",
     "losses",
+    "plotting",
 ]
 
-_LAZY = ("heated", "losses")
+_LAZY = ("heated", "losses", "plotting")
 """Modules that are imported when they are first read."""
 
 

@@ -40,7 +40,7 @@ class SpatialPolicy(nn.Module):
 
     Shape:
         - images: (B, in_chans, H, W), or (B, in_chans, D, H, W) for a grid of three axes. Any size.
-        - Output: two tensors (B, 1, *grid_size), each within +-max_log_concentration.
+        - Output: two tensors ``(B, 1, *grid_size)``, each within +-max_log_concentration.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class StaticPolicy(nn.Module):
 
     Shape:
         - images: (B, C, H, W) or (B, C, D, H, W).
-        - Output: two tensors (B, 1, *grid_size).
+        - Output: two tensors ``(B, 1, *grid_size)``.
     """
 
     def __init__(self, grid_size: Grid, concentration1: float = 1.0, concentration0: float = 1.0) -> None:
@@ -146,7 +146,7 @@ class BackbonePolicy(nn.Module):
 
     Shape:
         - images: (B, in_chans, H, W).
-        - Output: two tensors (B, 1, *grid_size).
+        - Output: two tensors ``(B, 1, *grid_size)``.
 
     Raises:
         ValueError: If timm knows no such backbone, or the grid has not two axes.

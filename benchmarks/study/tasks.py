@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.study.shifts import SEVERITIES, SHIFT_SEEDS, SHIFTS, medmnist_c
-from policy_noise.experiments.data import ImageSet, Split, join_sets, load_npz, resize
+from policy_noise.experiments.data import ImageSet, Split, join_sets, resize
+from policy_noise.experiments.npz import load_npz
 
 ROOT = Path(__file__).resolve().parents[2]
 JOINED = ("mednist", "braintumormri", "breastcancerus")

@@ -1,14 +1,10 @@
-"""Image sets held in memory: npz files in MedMNIST's layout, the ``medmnist`` package, and several of them joined."""
+"""Image sets held in memory, what is asked of every set, and several of them joined."""
 
-import contextlib
 import hashlib
 import json
-import os
 import warnings
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,16 +16,12 @@ __all__ = [
     "Split",
     "fingerprint",
     "join_sets",
-    "load_medmnist",
-    "load_npz",
     "match_channels",
     "require_classes",
     "resize",
     "split_stratified",
     "to_tensor",
 ]
-
-PathLike = str | os.PathLike[str]
 
 SPLITS = ("train", "val", "test")
 
@@ -62,7 +54,7 @@ class Split:
         """What :func:`fingerprint` hashes: every pixel and every label."""
         for array in (self.images, self.labels):
             yield f"{array.dtype} {array.shape}".encode()
-            yield memoryview(np.ascontiguousarray(array)).cast("B")
+            yield np.ascontiguousarray(array).data.cast("B")
 
 
 @dataclass(frozen=True)
@@ -76,6 +68,7 @@ class ImageSet:
         test: Test split, to report.
         class_names: One for each class.
         groups: For each class the kinds that reports are broken down by, such as ``{"modality": ("CT", "MR", ...)}``.
+        excluded: Images that a list left out.
     """
 
     name: str
@@ -84,6 +77,11 @@ class ImageSet:
     test: Split
     class_names: tuple[str, ...]
     groups: dict[str, tuple[str, ...]]
+    excluded: int = 0
+
+    def image_name(self, split: str, index: int) -> str:
+        """What an image is called in lists: ``set/split/position``, counted from 0."""
+        return f"{self.name}/{split}/{index}"
 
     @property
     def num_classes(self) -> int:
@@ -99,160 +97,6 @@ class ImageSet:
     def in_chans(self) -> int:
         """Channels of the images: 1 or 3."""
         return 1 if self.train.images.ndim == 3 else 3
-
-
-def load_npz(path: PathLike, prefix: str = "", *, seed: int = 0, multi_label: bool = False) -> ImageSet:
-    """Load an npz file in MedMNIST's layout, and check all of it.
-
-    The keys are ``{train,val,test}_images`` and ``{train,val,test}_labels``; or ``images`` and ``labels`` alone,
-    which are split 70 : 10 : 20, stratified by class. Labels are given back as 0 to K - 1. Where the file says which
-    labels occur (``classes``) and what they are called (``names``), as the embedded organ patches do, classes carry
-    those names.
-
-    Args:
-        path: The file. No pickled objects are read.
-        prefix: Of the keys, for files that hold several sets, such as ``"mr_"``.
-        seed: Of the split, where the file has none.
-        multi_label: Keep labels of several columns as they are, even if each row has exactly one 1. By default those
-            are one-hot: one label an image, which a warning says.
-
-    Returns:
-        The set, named after the file and the prefix.
-
-    Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If the file is no npz or a key is missing, of the wrong type or shape, or out of its range.
-
-    Example:
-        >>> load_npz("examples/data/organpatches.npz", "mr_").num_classes
-        8
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"data set {path} does not exist: path must name an npz file in MedMNIST's layout")
-    try:
-        file = np.load(path, allow_pickle=False)
-        with file if hasattr(file, "files") else contextlib.nullcontext():
-            if not hasattr(file, "files"):
-                raise ValueError("it is a .npy file, one array alone")
-            arrays = {key: file[key] for key in file.files if key.startswith(prefix) or key == "names"}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read as an npz file without pickled objects: {error}") from error
-    name = path.stem + (f":{prefix.rstrip('_')}" if prefix else "")
-    whole = (f"{prefix}images", f"{prefix}labels")
-    wanted = [f"{prefix}{split}_{kind}" for split in SPLITS for kind in ("images", "labels")]
-    if all(key in arrays for key in whole):
-        raw = {"all": (arrays[whole[0]], arrays[whole[1]])}
-    elif all(key in arrays for key in wanted):
-        raw = {split: (arrays[f"{prefix}{split}_images"], arrays[f"{prefix}{split}_labels"]) for split in SPLITS}
-    else:
-        missing = [key for key in wanted if key not in arrays]
-        raise ValueError(
-            f"{path} lacks the keys {missing} (and {list(whole)}, which would be split by seed); it holds "
-            f"{sorted(arrays)[:20]}"
-        )
-    raw = {split: (_grey_axis_dropped(images), labels) for split, (images, labels) in raw.items()}
-    for split, (images, labels) in raw.items():
-        _check_arrays(f"{path}, {prefix}{'' if split == 'all' else split + '_'}", images, labels)
-    if not multi_label and all(_is_multi(part) and (part.sum(1) == 1).all() for _, part in raw.values()):
-        warnings.warn(
-            f"{path}: labels have exactly one 1 in every row and are taken as one label an image; --multi-label "
-            "(multi_label=True) trains each column by itself",
-            stacklevel=2,
-        )
-        columns = {part.shape[1] for _, part in raw.values()}
-        if len(columns) > 1:
-            raise ValueError(f"{path}: the splits' labels must have the same number of columns, got {sorted(columns)}")
-        raw = {split: (images, part.argmax(1)) for split, (images, part) in raw.items()}
-    classes = _classes(path, prefix, arrays, [labels for _, labels in raw.values()])
-    splits = {split: Split(images, _relabel(labels, classes)) for split, (images, labels) in raw.items()}
-    if "all" in splits:
-        splits = split_stratified(splits["all"], seed)
-    names = _class_names(path, arrays.get("names"), classes)
-    result = ImageSet(name, splits["train"], splits["val"], splits["test"], names, {})
-    _check_set(str(path), result)
-    return result
-
-
-def _grey_axis_dropped(images: np.ndarray) -> np.ndarray:
-    """(N, 1, H, W) and (N, H, W, 1) as (N, H, W)."""
-    if images.ndim == 4 and 1 in (images.shape[1], images.shape[3]):
-        return images[:, 0] if images.shape[1] == 1 else images[..., 0]
-    return images
-
-
-def _check_arrays(where: str, images: np.ndarray, labels: np.ndarray) -> None:
-    if images.dtype.kind in "iuf" and images.dtype != np.uint8 and images.size:
-        raise ValueError(
-            f"{where}images must be uint8, got {images.dtype} with values {images.min()} to {images.max()}: scale them "
-            "to 0..255 by one window for all images, and save them as uint8"
-        )
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
-        raise ValueError(
-            f"{where}images must be uint8 of shape (N, H, W) or (N, H, W, 3), got {images.dtype} {images.shape}"
-        )
-    if labels.dtype.kind not in "iub" or labels.ndim not in (1, 2):
-        raise ValueError(
-            f"{where}labels must be integers of shape (N,), (N, 1) or (N, labels), got {labels.dtype} {labels.shape}"
-        )
-    if len(images) == 0:
-        raise ValueError(f"{where}images is empty")
-    if len(labels) != len(images):
-        raise ValueError(f"{where}labels must hold one row for each of {len(images)} images, got {len(labels)}")
-    if labels.ndim == 2 and labels.shape[1] > 1 and labels.max() > 1:
-        raise ValueError(f"{where}labels with {labels.shape[1]} columns must be 0 or 1, got {labels.max()}")
-    if labels.min() < 0:
-        raise ValueError(f"{where}labels must not be negative, got {labels.min()}")
-
-
-def _is_multi(labels: np.ndarray) -> bool:
-    return labels.ndim == 2 and labels.shape[1] > 1
-
-
-def _classes(path: Path, prefix: str, arrays: dict[str, np.ndarray], labels: list[np.ndarray]) -> np.ndarray:
-    """The labels that occur, sorted; each column's number where an image has several."""
-    columns = {part.shape[1] if _is_multi(part) else 1 for part in labels}
-    if len(columns) > 1:
-        raise ValueError(f"{path}: the splits' labels must have the same number of columns, got {sorted(columns)}")
-    if _is_multi(labels[0]):
-        return np.arange(labels[0].shape[1])
-    found = np.unique(np.concatenate([part.ravel() for part in labels])).astype(np.int64)
-    key = f"{prefix}classes"
-    if key in arrays:
-        declared = np.sort(arrays[key].ravel().astype(np.int64))
-        outside = np.setdiff1d(found, declared)
-        if len(outside):
-            raise ValueError(f"{path}: labels {outside.tolist()} are not among {key} {declared.tolist()}")
-        return declared
-    if not np.array_equal(found, np.arange(len(found))):
-        absent = np.setdiff1d(np.arange(len(found)), found)  # never as many as a label's value
-        raise ValueError(
-            f"{path}: labels must run from 0 to {found[-1]} without a hole, but {absent.tolist()[:10]} do not occur; "
-            f"a key {key!r} with the labels in use would allow that"
-        )
-    return found
-
-
-def _relabel(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    if _is_multi(labels):
-        return labels.astype(np.int64)
-    return np.searchsorted(classes, labels.ravel().astype(np.int64))
-
-
-def _class_names(path: Path, names: np.ndarray | None, classes: np.ndarray) -> tuple[str, ...]:
-    if names is None:
-        return tuple(f"class {label}" for label in classes)
-    if classes[-1] >= len(names):
-        raise ValueError(f"{path}: label {classes[-1]} is out of the range of names, which holds {len(names)}")
-    return tuple(str(names[label]) for label in classes)
-
-
-def _check_set(where: str, images: ImageSet) -> None:
-    """Equal image sizes in all splits, and every class in each of them."""
-    shapes = {split: getattr(images, split).images.shape[1:] for split in SPLITS}
-    if len({shape[2:] for shape in shapes.values()}) > 1:
-        raise ValueError(f"{where}: the splits' images must have equally many channels, got {shapes}")
-    require_classes(images, where)
 
 
 def fingerprint(data: Any) -> str:
@@ -345,44 +189,6 @@ def split_stratified(whole: Split, seed: int, shares: Sequence[float] = (0.7, 0.
     return {split: whole.take(rng.permutation(np.concatenate(chosen))) for split, chosen in parts.items()}
 
 
-def load_medmnist(flag: str, root: PathLike, *, size: int = 28, download: bool = False) -> ImageSet:
-    """Load a 2-D MedMNIST set through the ``medmnist`` package.
-
-    Args:
-        flag: Such as ``"pneumoniamnist"``; also multi-label ``"chestmnist"`` and 3-channel sets.
-        root: Folder that holds the npz files.
-        size: 28, 64, 128 or 224 pixels.
-        download: Fetch a missing file. Never done without being asked.
-
-    Raises:
-        FileNotFoundError: If the folder or the file is missing.
-        ValueError: If the flag is unknown, not 2-D or has no such size.
-    """
-    import medmnist
-    from medmnist import INFO
-
-    flat = sorted(name for name in INFO if not name.endswith("3d"))
-    if flag not in flat:
-        raise ValueError(f"flag must be one of {flat}, got {flag!r}")
-    info = INFO[flag]
-    if size not in (28, 64, 128, 224):
-        raise ValueError(f"size must be 28, 64, 128 or 224, got {size!r}")
-    root = Path(root)
-    path = root / (f"{flag}.npz" if size == 28 else f"{flag}_{size}.npz")
-    if download and not path.is_file():
-        root.mkdir(parents=True, exist_ok=True)
-        getattr(medmnist, info["python_class"])(split="train", root=str(root), size=size, download=True)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist: download it into {root}, or pass --download to have it fetched"
-        )
-    images = load_npz(path, multi_label="multi-label" in info["task"])
-    names = tuple(str(info["label"][key]) for key in sorted(info["label"], key=int))
-    if len(names) != images.num_classes:
-        raise ValueError(f"{path} holds {images.num_classes} classes, and {flag} has {len(names)}: a foreign file")
-    return ImageSet(path.stem, images.train, images.val, images.test, names, {})
-
-
 def join_sets(sets: Sequence[ImageSet], size: int) -> ImageSet:
     """Join several sets into one task whose classes are (set, class), in RadImageNet's manner.
 
@@ -417,6 +223,7 @@ def join_sets(sets: Sequence[ImageSet], size: int) -> ImageSet:
         name="+".join(part.name for part in sets),
         class_names=tuple(f"{part.name}/{name}" for part in sets for name in part.class_names),
         groups={"set": tuple(part.name for part in sets for _ in part.class_names)},
+        excluded=sum(part.excluded for part in sets),
         **splits,
     )
 

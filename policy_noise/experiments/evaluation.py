@@ -63,6 +63,7 @@ def score(
         **(about or {}),
         "images": len(targets),
         "files_skipped": len(data.test) - len(targets),
+        **({"images_excluded": data.excluded} if data.excluded else {}),
         "scores": classification_metrics(targets, probabilities) | medmnist_scores(targets, probabilities),
         "calibration": calibration(targets, probabilities),
         "per_class": per_class,

@@ -1,13 +1,16 @@
 """One image file as 8 bits: every Pillow mode, the window of deeper images, orientation."""
 
 import os
-from typing import Literal
+import struct
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["NeedsWindow", "Window", "apply_window", "read_image"]
+from ..utils.files import PathLike
 
-PathLike = str | os.PathLike[str]
+__all__ = ["Header", "TooDeep", "Window", "apply_window", "read_header", "read_image"]
+
 Window = tuple[float, float] | Literal["auto"] | None
 
 # How each of Pillow's modes becomes grey or RGB. "window": more than 8 bits, which `convert` would clip to white.
@@ -34,12 +37,80 @@ MODES = {
 }
 
 
-class NeedsWindow(ValueError):
-    """An image of more than 8 bits was read without a window. Not a bad file: it is never skipped."""
+class TooDeep(ValueError):
+    """An image of more than 8 bits that would lose them without a word. Not a bad file: it is never skipped."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its image before it is decoded.
+
+    Args:
+        deep: It is grey with more than 8 bits.
+        alpha: It has transparency, which is dropped.
+    """
+
+    deep: bool
+    alpha: bool
+
+
+def read_header(path: PathLike) -> Header:
+    """Look at a file without decoding its pixels.
+
+    Raises:
+        TooDeep: If it holds more than 8 bits a channel and Pillow would keep but the upper 8.
+        ValueError: If the mode is unknown.
+        OSError: If it is no image.
+    """
+    from PIL import Image
+
+    with open(path, "rb") as file:
+        if _is_plain_png(file.read(256)):  # most of a large set, and much faster than Pillow's look
+            return Header(deep=False, alpha=False)
+    with Image.open(path) as opened:
+        how = _how(opened, path)
+        alpha = "A" in opened.mode or "transparency" in opened.info
+        return Header(how == "window", alpha)
+
+
+def _is_plain_png(head: bytes) -> bool:
+    """Whether a file's begin is that of a PNG of usual size, grey or RGB of up to 8 bits, without transparency."""
+    if head[:8] != b"\x89PNG\r\n\x1a\n" or head[12:16] != b"IHDR":
+        return False
+    width, height, depth, colour = struct.unpack(">IIBB", head[16:26])
+    before, pixels, _ = head.partition(b"IDAT")
+    return depth <= 8 and colour in (0, 2) and 0 < width * height <= 1 << 26 and bool(pixels) and b"tRNS" not in before
+
+
+def _how(opened: Any, path: PathLike) -> str:
+    """How an opened image becomes grey or RGB, see :data:`MODES`."""
+    how = MODES.get(opened.mode)
+    if how is None:
+        raise ValueError(f"mode {opened.mode} is not read, only {', '.join(MODES)}")
+    if how != "window":
+        tags = getattr(opened, "tag_v2", {})
+        if any(depth > 8 for depth in tags.get(258, ())) or _raw_depth(opened) > 8:
+            raise TooDeep(
+                f"{os.fspath(path)} has 16 bits a channel (mode {opened.mode}), of which only the upper 8 would be "
+                "read: save it with 8, or as grey without alpha for --window"
+            )
+        if 2 in tags.get(339, ()):  # Pillow takes -128..127 for 0..255
+            raise TooDeep(f"{os.fspath(path)} holds signed values (mode {opened.mode}): save them as 0..255")
+    return how
+
+
+def _raw_depth(opened: Any) -> int:
+    """Bits a channel in the file, as far as they tell from how Pillow is about to unpack it: 16 or 8."""
+    if not opened.tile:
+        return 8
+    parameters = opened.tile[0][3]
+    raw, *more = parameters if isinstance(parameters, tuple) else (parameters,)
+    maxval = more[0] if opened.format == "PPM" and more and isinstance(more[0], int) else 255
+    return 16 if ";16" in str(raw) or maxval > 255 else 8
 
 
 def apply_window(values: np.ndarray, window: Window) -> np.ndarray:
-    """Map grey values to 0..255, linearly between the window's ends and clipped outside.
+    """Map values to 0..255, linearly between the window's ends and clipped outside.
 
     Args:
         values: Numbers of any type. NaN becomes 0.
@@ -72,25 +143,28 @@ def read_image(path: PathLike, in_chans: int, window: Window = None) -> np.ndarr
         uint8, (H, W) or (H, W, 3).
 
     Raises:
-        NeedsWindow: If the image has more than 8 bits and there is no window.
+        TooDeep: If the image has more than 8 bits and there is no window, or they are those of colours.
         ValueError: If the mode is unknown.
     """
     from PIL import Image, ImageOps
 
     with Image.open(path) as opened:
-        how = MODES.get(opened.mode)
-        if how is None:
-            raise ValueError(f"mode {opened.mode} is not read, only {', '.join(MODES)}")
+        how = _how(opened, path)
+        maxval = 65535
+        if how == "window" and opened.format == "PPM" and isinstance(opened.tile[0][3], tuple):
+            maxval = opened.tile[0][3][1]
         image = ImageOps.exif_transpose(opened)
         if how == "window":
             values = np.asarray(image)
+            if maxval != 65535:  # Pillow has stretched the values to 0..65535
+                values = (values.astype(np.float64) * (maxval / 65535)).round().astype(np.int32)
             low, high = values.min(), values.max()
             if window is not None:
                 grey = apply_window(values, window)
             elif image.mode != "F" and low >= 0 and high <= 255:
                 grey = values.astype(np.uint8)
             else:
-                raise NeedsWindow(
+                raise TooDeep(
                     f"{os.fspath(path)} has more than 8 bits (mode {opened.mode}, values {low} to {high}): pass "
                     "--window LOW HIGH, the values that become black and white, or --window auto for each file's own"
                 )

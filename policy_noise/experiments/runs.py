@@ -156,8 +156,12 @@ class Run:
     def log(self, entry: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``."""
         if self.writes:
-            with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+            path = self.folder / "metrics.jsonl"
+            try:
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(entry) + "\n")
+            except OSError as error:  # a full disk's names no file
+                raise OSError(error.errno, f"{error.strerror}, the run can go on with --resume", str(path)) from error
 
     def history(self) -> list[dict[str, Any]]:
         """All whole lines of ``metrics.jsonl``."""

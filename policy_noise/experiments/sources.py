@@ -7,10 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .data import SPLITS, ImageSet, Split, join_sets, load_medmnist, load_npz, resize
+from .data import SPLITS, ImageSet, Split, join_sets, resize
 from .distributed import started_first
+from .exclusions import exclude, read_exclusions
+from .files import FileSet
+from .folders import load_image_folder
+from .headers import in_colour, look_over
 from .images import Window
-from .radimagenet import load_image_folder, load_radimagenet
+from .medmnist import load_medmnist
+from .npz import load_npz
+from .tables import load_radimagenet
 
 __all__ = ["add_source_arguments", "describe", "open_joined", "open_sources"]
 
@@ -36,8 +42,11 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         "--window",
         nargs="+",
         metavar="VALUE",
-        help="LOW HIGH: the grey values of images of more than 8 bits that become black and white; or auto: each "
-        "file's own",
+        help="LOW HIGH: the values of images of more than 8 bits that become black and white; or auto: each image's "
+        "own",
+    )
+    group.add_argument(
+        "--exclude", type=Path, metavar="FILE", help="images to leave out: a name a line, or the table of check-data"
     )
 
 
@@ -53,28 +62,60 @@ def _window(values: list[str] | None) -> Window:
     return low, high
 
 
-def open_sources(arguments: argparse.Namespace, size: int, in_chans: int) -> list[Any]:
-    """The sets that the command line names, each by itself."""
+def open_sources(arguments: argparse.Namespace, size: int, in_chans: int | None, *, look: bool = True) -> list[Any]:
+    """The sets that the command line names, each by itself; what is left out or dropped is said.
+
+    Args:
+        arguments: The parsed command line.
+        size: Side in pixels to which files are resized when read.
+        in_chans: Channels as which image folders are read; by default 3 where they hold colours.
+        look: Look at the headers of files.
+    """
+    sets, missing = _open(arguments, size, in_chans)
+    if arguments.exclude:
+        names = read_exclusions(arguments.exclude)
+        sets = [exclude(data, names) for data in sets]
+        found = sum(data.excluded for data in sets)
+        if found < len(names):
+            raise ValueError(
+                f"{arguments.exclude} names {len(names)} images, of which {len(names) - found} are not in "
+                f"{', '.join(data.name for data in sets)}; names are like {sets[0].image_name('train', 0)!r}"
+            )
+    notes = [f"{len(missing)} missing files are left out:", *missing] if missing else []
+    for data in sets:
+        notes += getattr(data, "notes", ())
+        notes += [f"{data.name}: {data.excluded} images are left out by {arguments.exclude}"] if data.excluded else []
+        if look and isinstance(data, FileSet) and started_first():  # one process looks for all
+            notes += look_over(data)
+    if notes and started_first():
+        print("\n".join(notes), file=sys.stderr)
+    return sets
+
+
+def _open(arguments: argparse.Namespace, size: int, in_chans: int | None) -> tuple[list[Any], list[str]]:
+    """The sets as they are, and the files that are missing."""
     kinds = ("npz", "medmnist", "radimagenet", "image_folder")
     given = [name for name in kinds if getattr(arguments, name)]
     if len(given) != 1 and given != ["npz", "medmnist"]:
         options = ", ".join("--" + name.replace("_", "-") for name in kinds)
         raise ValueError(f"exactly one of {options} must be given, or the first two together, got {given or 'none'}")
+    window = _window(arguments.window)
     if "npz" in given or "medmnist" in given:
-        sets = [
-            load_npz(*_path_and_prefix(text), seed=arguments.split_seed, multi_label=arguments.multi_label)
-            for text in arguments.npz or ()
-        ]
+        if window is not None and "npz" not in given:
+            raise ValueError("--window is for images of more than 8 bits, and MedMNIST's have 8")
+        own: dict[str, Any] = {"seed": arguments.split_seed, "multi_label": arguments.multi_label, "window": window}
+        sets = [load_npz(*_path_and_prefix(text), **own) for text in arguments.npz or ()]
         own = {"size": arguments.medmnist_size, "download": arguments.download}
-        return sets + [load_medmnist(flag, arguments.root, **own) for flag in arguments.medmnist or ()]
-    own = {"size": size, "skip_bad_files": arguments.skip_bad_files, "window": _window(arguments.window)}
+        return sets + [load_medmnist(flag, arguments.root, **own) for flag in arguments.medmnist or ()], []
+    own = {"size": size, "skip_bad_files": arguments.skip_bad_files, "window": window}
     if arguments.radimagenet:  # grey: what takes three channels gets them on its device
         files, missing = load_radimagenet(arguments.radimagenet, **own)
     else:
-        files, missing = load_image_folder(arguments.image_folder, in_chans=in_chans, **own)
-    if missing and started_first():
-        print("\n".join([f"{len(missing)} missing files are left out:", *missing]), file=sys.stderr)
-    return [files]
+        files, missing = load_image_folder(arguments.image_folder, in_chans=in_chans or 1, **own)
+        if in_chans is None and in_colour(files):
+            parts = {split: dataclasses.replace(getattr(files, split), in_chans=3) for split in SPLITS}
+            files = dataclasses.replace(files, **parts)
+    return [files], missing
 
 
 def _path_and_prefix(text: str) -> tuple[str, str]:
@@ -82,8 +123,8 @@ def _path_and_prefix(text: str) -> tuple[str, str]:
     return (path, f"{prefix}_") if separator and path.endswith(".npz") else (text, "")
 
 
-def open_joined(arguments: argparse.Namespace, size: int, in_chans: int) -> Any:
-    """The sets that the command line names, joined into one at one size."""
+def open_joined(arguments: argparse.Namespace, size: int, in_chans: int | None) -> Any:
+    """The sets that the command line names, joined into one at one size, see :func:`open_sources`."""
     sets = open_sources(arguments, size, in_chans)
     if len(sets) > 1:
         return join_sets(sets, size)
@@ -105,4 +146,6 @@ def describe(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
         "split_seed": arguments.split_seed,
         "multi_label": data.multi_label,
         "window": _window(arguments.window),
+        **({"excluded": data.excluded} if arguments.exclude else {}),
+        **({"files_missing": data.files_missing} if getattr(data, "files_missing", 0) else {}),
     }

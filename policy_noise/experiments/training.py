@@ -14,10 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 import policy_noise
 from policy_noise.heated import load_heated, save_heated
+from policy_noise.plotting import plot_masks
 
 from .batches import Batches, augment, epoch_batches, loader_of, predict
 from .distributed import World
-from .figures import LABELS, mask_gallery
+from .figures import LABELS
 from .metrics import classification_metrics, cross_entropy
 from .recipes import TrainRecipe
 from .runs import Run, read_json, write_json
@@ -98,7 +99,7 @@ def train(
         run: The run's folder.
         recipe: How.
         data: An :class:`~policy_noise.experiments.data.ImageSet` or
-            :class:`~policy_noise.experiments.radimagenet.FileSet`.
+            :class:`~policy_noise.experiments.files.FileSet`.
         world: The processes.
         init: Heated model to start from.
         fresh_head: Do not take its head, whose classes are others.
@@ -342,12 +343,13 @@ def _gallery(run: Run, mask: Any, data: Any, recipe: TrainRecipe, world: World, 
     tensor = torch.from_numpy(np.ascontiguousarray(images))
     tensor = tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
     present = torch.ones(len(kept), dtype=torch.bool)
-    mask_gallery(
+    figure = plot_masks(
         mask,
         augment(tensor.to(world.device), recipe, 0, world, present, train=False),
         [data.class_names[label].rpartition("/")[2].replace("_", " ")[:18] for label in labels[kept]],
-        run.figures / f"gallery-{moments[epoch]}.png",
+        draws=1,
         mean=recipe.mean,
         std=recipe.std,
-        heading=f"{LABELS[recipe.noise]}, after epoch {epoch + 1} (validation images)",
     )
+    figure.suptitle(f"{LABELS[recipe.noise]}, after epoch {epoch + 1} (validation images)", fontsize=10)
+    figure.savefig(run.figures / f"gallery-{moments[epoch]}.png", dpi=110)

@@ -127,6 +127,12 @@ class LossMoments:
             scale = scale * torch.where(self.many, self.variance.sqrt().clamp(min=1e-6), self.samples)
         return distance / scale
 
+    def blend(self, average: Tensor | None, momentum: float) -> Tensor:
+        """The moving average after this window: unchanged where no loss counts, NaN as long as none ever has."""
+        blended = torch.lerp(self.mean, self.average, momentum)
+        previous = torch.full_like(self.mean, torch.nan) if average is None else average
+        return torch.where(self.count > 0, blended, previous).detach()
+
 
 def average_or(mean: Tensor, average: Tensor | None) -> Tensor:
     """A moving average, or the mean where there is none yet: None, or NaN as long as no sample has counted."""

@@ -22,9 +22,11 @@ class Functor:
 
     Args:
         function: What to call.
+        on_copy: Told of each copy.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], on_copy: Callable[[], None] | None = None) -> None:
+        self.on_copy = on_copy
         # Around a module that is compiled from outside this is a graph break. Importing Dynamo takes seconds: where it
         # is not loaded nothing has been compiled yet, and what is compiled later breaks its graph here as well.
         self.function = _uncompiled(function) if "torch._dynamo" in sys.modules else function
@@ -33,6 +35,8 @@ class Functor:
         return self.function(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        if self.on_copy is not None:
+            self.on_copy()
         return _inert
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:

@@ -5,31 +5,29 @@ nothing of the user's loop changes: loss, scaler, clipping, reducer and paramete
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
 from ..augmentation import StochasticAugmentation
 from ..learning import PolicyLearner
-from ..learning.window import check_loss
 from ..losses import LossSplitter, SampleLosses
-from ..utils.compat import is_in_backward, is_transformed
+from ..utils.compat import is_in_backward
 from ..utils.distributed import is_distributed
 from . import registry
 from .arguments import check_arguments
 from .copies import Functor
 from .inputs import find_images, replace
+from .matching import Match
 from .optimizers import stepping_optimizer
-from .pairing import Match, PairingQueue, tensors_of
+from .pairing import PairingQueue, tensors_of
 from .schedule import ScheduledStrength, StrengthSchedule
-from .state import HookState
 from .streams import Draws
+from .trainer import PolicyTrainer
 from .watch import Watch
 
 __all__ = ["ReinforceHook"]
@@ -37,7 +35,7 @@ __all__ = ["ReinforceHook"]
 OutputLoss = Callable[[Any, tuple[Any, ...], dict[str, Any]], Tensor]
 
 
-class ReinforceHook(HookState):
+class ReinforceHook(PolicyTrainer):
     """Train an augmentation's policy inside an existing training loop.
 
     With ``model`` its image input is transformed whenever it runs in training mode with gradients on; with
@@ -106,6 +104,7 @@ class ReinforceHook(HookState):
         **learner: Any,
     ) -> None:
         stepping = None if optimizer is None else stepping_optimizer(optimizer)
+        known = registry.was_hooked(stepping)  # its state may be of steps that this process has seen
         check_arguments(augmentation, stepping, optimizer, model, criterion, output_loss, max_pending)
         self.augmentation = augmentation
         self.learner = PolicyLearner(augmentation, **learner)
@@ -126,7 +125,9 @@ class ReinforceHook(HookState):
         if model is not None:
             self._register(
                 model,
-                model.register_forward_pre_hook(Functor(self._before_forward), with_kwargs=True),
+                model.register_forward_pre_hook(
+                    Functor(self._before_forward, self._watch.was_copied), with_kwargs=True
+                ),
                 model.register_forward_hook(Functor(self._after_forward), with_kwargs=True),
             )
         if criterion is not None and (self._learns or self.learner.scales_loss):
@@ -139,119 +140,10 @@ class ReinforceHook(HookState):
         if optimizer is not None:
             self._hook_optimizer(optimizer)
             self._watch_all_optimizers()
-        resumable = state_in_optimizer and self._learns
+        resumable = state_in_optimizer and self._learns and not known
         self._watch.attached(stepping, wrapped=stepping is not optimizer, resumable=resumable)
         if is_distributed():
             self._equalize()
-
-    @property
-    def mask(self) -> StochasticAugmentation:
-        """The augmentation, by its older name."""
-        return self.augmentation
-
-    # -- for loops that mask and observe by hand -----------------------------------------------------------------------
-
-    def apply(self, images: Tensor) -> Tensor:
-        """Transform a batch and remember the draw until its loss is observed.
-
-        Outside training (gradients off, ``hook.augmentation.eval()``, :meth:`paused`) it gives the images back as they
-        are.
-
-        Raises:
-            PairingError: If losses plainly never come.
-        """
-        if self._paused or not torch.is_grad_enabled() or not self.augmentation.training:
-            return images
-        if is_transformed():
-            self._watch.say("functorch", "the model runs under torch.func transforms, where nothing is masked.")
-            return images
-        axes = self.augmentation.spatial_dims + 2
-        if isinstance(images, Tensor) and images.ndim != axes:
-            raise ValueError(f"images must be a batch with {axes} axes, got shape {tuple(images.shape)}")
-        if is_in_backward():
-            return self.augmentation(images, self._draws.repeat(images))
-        if isinstance(images, Tensor) and not len(images):
-            return images
-        if self._strength is not None and not self._strength.set(self._draws.steps):
-            self._watch.masked()
-            return images
-        if self._learns:
-            self._queue.check_room()
-        else:
-            self._queue.make_room()
-        if images.is_floating_point() and images.device != self.learner.device:
-            self.learner.to(images.device)
-        sample = self._draws.draw(images, with_graph=self._learning and self._learns)
-        masked = self.augmentation(images, sample)
-        if self._size is None:
-            self.augmentation.check(images)
-        self._size = tuple(images.shape[2:])
-        self._queue.push(sample)
-        self._watch.masked()
-        self._masked = True
-        return masked
-
-    def observe(self, per_sample_loss: Tensor, *, valid: Tensor | None = None, index: Any = None) -> Tensor:
-        """Tell the policy what its draws cost: the loss of each image of a masked batch.
-
-        The batch is found by the loss's autograd graph where it leads to the hooked model's output, else it is the
-        oldest one that waits.
-
-        Args:
-            per_sample_loss: One loss for each image, with or without gradient.
-            valid: Which losses count, bool; by default all.
-            index: Where the losses are not one per image of one batch: for each the image it belongs to, -1 for none;
-                or a list of (forward, index) pairs, where forward 0 is the oldest that waits and -1 the newest.
-
-        Shape:
-            - per_sample_loss: (B,), or (N,) with an index.
-            - valid, index: the same.
-
-        Returns:
-            The loss to train on: the same, or with the paper's estimator the scaled one. While :meth:`paused` always
-            the same, unobserved.
-
-        Raises:
-            RuntimeError: If no masked batch waits for a loss.
-            ValueError: If there is not one loss for each image.
-        """
-        if not isinstance(per_sample_loss, Tensor):
-            raise TypeError(f"per_sample_loss must be a tensor of shape (B,), got {type(per_sample_loss).__name__}")
-        if self._paused:
-            return per_sample_loss
-        if self._queue and per_sample_loss.ndim != 1:
-            check_loss(self._queue.newest.sample, per_sample_loss)
-        if index is None:
-            matches = self._queue.find([per_sample_loss])
-        else:
-            matches = self._queue.given(index, len(per_sample_loss), [per_sample_loss])
-        if not matches:
-            raise RuntimeError(
-                "observe was called but no masked batch waits for this loss: mask one first (hook.apply(images), or a "
-                "forward of the hooked model in training mode with gradients on), and observe it once, before the step"
-            )
-        for match in matches:
-            if match.index is None:
-                check_loss(match.pending.sample, per_sample_loss)
-        factor = self._observe(matches, lambda: SampleLosses(per_sample_loss.detach().float(), valid), by_hand=True)
-        return per_sample_loss if factor is None else per_sample_loss * factor
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Neither mask nor observe inside this block."""
-        self._paused += 1
-        try:
-            yield
-        finally:
-            self._paused -= 1
-
-    def step(self, lr: float | None = None) -> None:
-        """Step the policy. Called by hand only where there is no torch optimizer: after each of the loop's own steps.
-
-        Args:
-            lr: The loop's current learning rate, which the policy's follows; None leaves the policy's at its peak.
-        """
-        self._step({} if lr is None else {"lr": lr})
 
     def rebind(self, optimizer: Any) -> None:
         """Follow another optimizer from now on, such as one that was made anew when layers were unfrozen."""
@@ -285,7 +177,8 @@ class ReinforceHook(HookState):
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         self._masked = False
-        if self._paused:
+        if self._paused or not self.augmentation.training:
+            self._watch.masked()
             return None
         # The hooked module's own mode decides: eval() on the user's model never reaches a mask that is not its child.
         self._watch.evaluating += not module.training
@@ -326,58 +219,12 @@ class ReinforceHook(HookState):
         return None if factor is None else loss * factor
 
     def _after_any_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if optimizer is self.learner.optimizer or (not self._queue and not self.learner.observations):
+        waiting = self._queue or self.learner.observations or self._watch.suspects_copy
+        if optimizer is self.learner.optimizer or not waiting:
             return
         if self._watch.foreign_step(optimizer, self._stepping):
             self.learner.forget()
             self._queue.invalidate()
-
-    # -- details -------------------------------------------------------------------------------------------------------
-
-    @property
-    def _learns(self) -> bool:
-        return not self.learner.frozen
-
-    @property
-    def _learning(self) -> bool:
-        """Whether this window is one that the policy learns from; it is the same on all ranks."""
-        return self._draws.steps % self.learner.update_every == 0
-
-    def _observe(
-        self, matches: Sequence[Match], losses: Callable[[], SampleLosses], *, by_hand: bool = False
-    ) -> Tensor | None:
-        """Give batches their losses, which are not even computed where nothing is learned from them."""
-        if not matches:
-            return None
-        factors = []
-        if self._learning and (self._learns or by_hand):
-            found = losses()
-            for match in matches:
-                values, valid = match.gather(found.values, found.valid)
-                factors.append(self.learner.observe(match.pending.sample, values, valid))
-        else:
-            factors = [self.learner.loss_scale(match.pending.sample) for match in matches]
-        for match in matches:
-            self._queue.pop(match.pending)
-        known = [factor for factor in factors if factor is not None]
-        return torch.stack(known).mean() if len(known) > 1 else next(iter(known), None)
-
-    def _step(self, group: Mapping[str, Any]) -> None:
-        self._watch.first_step(self._describe)
-        if self._learning:
-            self.learner.step(group)
-        else:
-            self.learner.skip(group)
-        self._draws.advance()
-        # A policy that has moved invalidates the graphs of masks drawn before.
-        self._queue.invalidate()
-        self._watch.stepped(paused=bool(self._paused))
-
-    def _describe(self) -> str:
-        how = "observe()" if self._splitter is None else f"{type(self._splitter.criterion).__name__}, {self._splitter}"
-        shape = "no images yet" if self._size is None else f"images of {' x '.join(map(str, self._size))} px"
-        stepping = "hook.step()" if self._stepping is None else type(self._stepping).__name__
-        return f"{type(self.augmentation).__name__} on {shape}; losses: {how}; steps with {stepping}"
 
     def _register(self, target: nn.Module, *handles: RemovableHandle) -> None:
         self._handles += handles
@@ -396,10 +243,3 @@ class ReinforceHook(HookState):
         handle = register_optimizer_step_post_hook(after_any_step)
         self._handles.append(handle)
         weakref.finalize(self, handle.remove)
-
-    def _equalize(self) -> None:
-        """Start all ranks with the first one's policy and seed. One broadcast, when the hook is made."""
-        content: list[Any] = [self.augmentation.state_dict(), self._draws.seed]
-        dist.broadcast_object_list(content)
-        self.augmentation.load_state_dict(content[0])
-        self._draws.seed = content[1]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .hook import ReinforceHook
 
-__all__ = ["detach", "enter", "hooks_on", "leave"]
+__all__ = ["detach", "enter", "hooks_on", "leave", "was_hooked"]
 
 _HOOKED: "weakref.WeakKeyDictionary[Any, weakref.WeakSet[ReinforceHook]]" = weakref.WeakKeyDictionary()
 
@@ -24,6 +24,11 @@ def leave(target: Any, hook: "ReinforceHook") -> None:
 def hooks_on(target: Any) -> list["ReinforceHook"]:
     """The hooks on a module or an optimizer."""
     return list(_HOOKED.get(target, ()))
+
+
+def was_hooked(target: Any) -> bool:
+    """Whether a module or an optimizer ever had a hook."""
+    return target is not None and target in _HOOKED
 
 
 def detach(target: Any) -> int:

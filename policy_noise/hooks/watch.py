@@ -4,6 +4,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,8 +17,8 @@ PATIENCE = 5
 """Steps without a masked batch after which something is wrong."""
 FOREIGN_STEPS = 5
 """Steps of another optimizer with the model's parameters, without one of the hooked optimizer."""
-SAVERS = ("torch.distributed.checkpoint", "composer.")
-"""Modules that take parts out of an optimizer's state dict and leave the rest."""
+SAVERS = {"torch.distributed.checkpoint.state_dict": "torch.distributed.checkpoint", "composer": "composer"}
+"""Modules that take parts out of an optimizer's state dict and leave the rest; saving a whole one keeps the policy."""
 
 
 class Watch:
@@ -31,9 +32,11 @@ class Watch:
         self.model = model
         self.evaluating = 0
         self.without_gradients = 0
-        self._masked = False
+        self._copied = False
+        self._masked = self._ever_masked = False
+        self._evaluating = self._without_gradients = 0
         self._idle_steps = 0
-        self._foreign_steps = 0
+        self._foreign_steps = self._copy_steps = 0
         self._said: set[str] = set()
 
     def say(self, key: str, message: str) -> None:
@@ -42,9 +45,28 @@ class Watch:
             self._said.add(key)
             warnings.warn(f"policy_noise: {message}", stacklevel=4)
 
+    def was_copied(self) -> None:
+        """The hooked model was copied."""
+        self._copied = True
+
     def masked(self) -> None:
-        """A batch was masked."""
-        self._masked = True
+        """A batch was masked, or is left alone on purpose."""
+        self._masked = self._ever_masked = True
+
+    @property
+    def suspects_copy(self) -> bool:
+        """Whether there is a copy of a model that itself was never called."""
+        return self._copied and not self._ever_masked
+
+    def transformed(self) -> None:
+        """The model was called under a transform."""
+        self.masked()
+        self.say(
+            "functorch",
+            "the model runs under torch.func transforms, where nothing is masked and nothing learned: call "
+            "hook.apply(images) before the transform and hook.observe(losses) after it, or compute gradients with "
+            "loss.backward().",
+        )
 
     def first_step(self, describe: Callable[[], str]) -> None:
         """Log once what is hooked."""
@@ -57,12 +79,16 @@ class Watch:
         self._foreign_steps = 0
         self._idle_steps = 0 if self._masked or paused else self._idle_steps + 1
         self._masked = False
+        # Evaluation between epochs is no cause: only what is seen at each of these steps.
+        self._evaluating = self._evaluating + 1 if self.evaluating else 0
+        self._without_gradients = self._without_gradients + 1 if self.without_gradients else 0
+        self.evaluating = self.without_gradients = 0
         if self.model is None or self._idle_steps < PATIENCE:
             return
         name = type(self.model).__name__
-        if self.evaluating:
+        if self._evaluating >= PATIENCE:
             cause = f"{name} runs in eval mode: call model.train() before training"
-        elif self.without_gradients:
+        elif self._without_gradients >= PATIENCE:
             cause = f"{name} runs without gradients (torch.no_grad, inference_mode)"
         else:
             cause = (
@@ -77,7 +103,9 @@ class Watch:
         if optimizer is own or self.model is None:
             return False
         known = {id(parameter) for parameter in self.model.parameters()}
-        if not any(id(p) in known for group in optimizer.param_groups for p in group["params"]):
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        if not any(id(p) in known for p in trained):
+            self._copy_step(trained)
             return False
         self._foreign_steps += 1
         if self._foreign_steps < FOREIGN_STEPS:
@@ -89,6 +117,20 @@ class Watch:
             "hook.rebind(optimizer) after an optimizer is made anew.",
         )
         return True
+
+    def _copy_step(self, trained: list[nn.Parameter]) -> None:
+        """Another model was trained: a copy of this one, which itself is never called?"""
+        assert self.model is not None
+        shapes = sorted(p.shape for p in self.model.parameters() if p.requires_grad)
+        if not self.suspects_copy or sorted(p.shape for p in trained) != shapes:
+            return
+        self._copy_steps += 1
+        if self._copy_steps >= FOREIGN_STEPS:
+            self.say(
+                "copy",
+                f"a copy of {type(self.model).__name__} is trained, and the hooked model is never called: hooks do not "
+                "go along into copies. Attach to the copy.",
+            )
 
     def attached(self, optimizer: torch.optim.Optimizer | None, *, wrapped: bool, resumable: bool) -> None:
         """Look at model and optimizer once, when the hook is made."""
@@ -103,13 +145,18 @@ class Watch:
                     f"the optimizer holds no parameter of {type(self.model).__name__}: pass the optimizer that trains "
                     "this model.",
                 )
-        if resumable and optimizer.state:
+        if resumable and any(_has_stepped(state) for state in optimizer.state.values()):
             self.say(
                 "late",
                 "the optimizer has a state already. If that was loaded from a checkpoint, the policy starts from "
                 "scratch: attach before optimizer.load_state_dict(...), or call hook.load_state_dict(checkpoint[...]) "
                 "with the same state.",
             )
+
+
+def _has_stepped(state: Any) -> bool:
+    """Whether a parameter's state is of a step; some optimizers (Adagrad) have one from the start."""
+    return bool(state) and bool(state.get("step", 1))
 
 
 def is_saved_without_policy() -> str | None:
@@ -120,6 +167,7 @@ def is_saved_without_policy() -> str | None:
             return None
         frame = frame.f_back
         name = frame.f_globals.get("__name__", "")
-        if name.startswith(SAVERS):
-            return name.split(".")[0] if name.startswith("composer") else "torch.distributed.checkpoint"
+        saver = SAVERS.get(name) or SAVERS.get(name.split(".")[0])
+        if saver is not None:
+            return saver
     return None

@@ -5,7 +5,7 @@ What :func:`policy_noise.functional.reinforce_loss` differentiates is linear in 
 are handed to autograd as they are, and the surrogate itself is never computed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..augmentation import Sample
 from ..functional import Baseline, LossMoments, Reward, paper_objective
+from ..utils.checks import check_one_of
 
-__all__ = ["Estimator", "PaperEstimator", "Reinforce"]
+__all__ = ["Estimator", "PaperEstimator", "Reinforce", "create_estimator"]
 
 Terms = tuple[list[Tensor], list[Tensor]]
 
@@ -33,6 +34,47 @@ class Estimator(Protocol):
 
     def loss_scale(self, sample: Sample) -> Tensor | None:
         """What the classifier's loss is multiplied by; None leaves it alone."""
+
+
+def create_estimator(
+    name: str,
+    reward: Reward | Callable[[Tensor], Tensor],
+    *,
+    baseline: str,
+    normalize: bool,
+    entropy: bool,
+    update_every: int,
+) -> "Reinforce | PaperEstimator":
+    """Make an estimator from its name and refuse what does not go with it.
+
+    Args:
+        name: ``"reinforce"`` or ``"paper"``.
+        reward: ``"cooperative"``, ``"adversarial"``, or a function from losses to costs.
+        baseline: See :class:`Reinforce`.
+        normalize: See :class:`Reinforce`.
+        entropy: Whether entropy is rewarded too.
+        update_every: Windows from one learned window to the next.
+
+    Raises:
+        ValueError: If a name is unknown, or two settings exclude each other.
+    """
+    check_one_of("estimator", name, ("reinforce", "paper"))
+    if not callable(reward):
+        check_one_of("reward", reward, ("cooperative", "adversarial"))
+    check_one_of("baseline", baseline, ("leave_one_out", "batch", "moving_average", "none"))
+    if name == "reinforce":
+        return Reinforce("cooperative" if callable(reward) else reward, baseline, normalize)
+    if reward != "cooperative" or entropy:
+        raise ValueError(
+            f"estimator='paper' has neither another reward nor an entropy bonus, got reward={reward!r}"
+            f"{' and an entropy bonus' if entropy else ''}: take estimator='reinforce' for them"
+        )
+    if update_every > 1:
+        raise ValueError(
+            "estimator='paper' scales the classifier's loss in every step and needs update_every=1, got "
+            f"{update_every}: take estimator='reinforce'"
+        )
+    return PaperEstimator()
 
 
 class Reinforce:

@@ -1,7 +1,6 @@
 """The policy's own training: a window of observed samples becomes one step."""
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -10,13 +9,12 @@ from torch import Tensor
 
 from .. import functional as PF
 from ..augmentation import Sample, StochasticAugmentation
-from ..utils.checks import check_one_of
 from ..utils.distributed import is_distributed
 from ..utils.renames import refuse_renamed
 from .entropy import EntropyConstraint, entropy_of
-from .estimators import Estimator, PaperEstimator, Reinforce
+from .estimators import PaperEstimator, create_estimator
 from .metrics import KEYS, LastStep
-from .optimizer import PolicyOptimizer
+from .optimizer import PolicyOptimizer, flat_gradient
 from .rate import PolicyRate
 from .state import check_state_dict
 from .window import Observation, SampleCount, WindowMoments, check_costs, check_loss, moments_of, sum_over_ranks
@@ -76,43 +74,23 @@ class PolicyLearner:
         frozen: bool = False,
         update_every: int = 1,
     ) -> None:
-        check_one_of("estimator", estimator, ("reinforce", "paper"))
-        self._cost = reward if callable(reward) else None
-        if callable(reward):
-            reward = "cooperative"
-        check_one_of("reward", reward, ("cooperative", "adversarial"))
-        check_one_of("baseline", baseline, ("leave_one_out", "batch", "moving_average", "none"))
-        if (policy_lr is None) == (policy_lr_ratio is None):
-            raise ValueError(
-                "exactly one of policy_lr and policy_lr_ratio must be given, got "
-                f"policy_lr={policy_lr!r} and policy_lr_ratio={policy_lr_ratio!r}"
-            )
-        numbers = {"policy_lr": policy_lr, "policy_lr_ratio": policy_lr_ratio, "entropy_coef": entropy_coef}
-        for name, value in numbers.items():
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name} must not be negative, got {value!r}")
-        if estimator == "paper" and (
-            reward != "cooperative" or self._cost is not None or entropy_coef or entropy_target is not None
-        ):
-            raise ValueError(
-                "estimator='paper' has neither another reward nor an entropy bonus, got "
-                f"reward={self._cost or reward!r}, entropy_coef={entropy_coef!r} and "
-                f"entropy_target={entropy_target!r}: take estimator='reinforce' for them"
-            )
         if not isinstance(update_every, int) or update_every < 1:
             raise ValueError(f"update_every must be a positive integer, got {update_every!r}")
-        if estimator == "paper" and update_every > 1:
-            raise ValueError(
-                "estimator='paper' scales the classifier's loss in every step and needs update_every=1, got "
-                f"{update_every}: take estimator='reinforce'"
-            )
+        self.estimator = create_estimator(
+            estimator,
+            reward,
+            baseline=baseline,
+            normalize=normalize_advantage,
+            entropy=bool(entropy_coef) or entropy_target is not None,
+            update_every=update_every,
+        )
+        self._cost = reward if callable(reward) else None
+        if not entropy_coef >= 0:
+            raise ValueError(f"entropy_coef must not be negative, got {entropy_coef!r}")
         if not 0.0 <= baseline_momentum < 1.0:
             raise ValueError(f"baseline_momentum must lie in [0, 1), got {baseline_momentum!r}")
         self.augmentation = augmentation
-        self.estimator: Estimator = (
-            PaperEstimator() if estimator == "paper" else Reinforce(reward, baseline, normalize_advantage)
-        )
-        self.reward: PF.Reward = reward
+        self.reward: PF.Reward = "cooperative" if callable(reward) else reward
         self.baseline = baseline
         self.entropy_coef = entropy_coef
         self.entropy = None if entropy_target is None else EntropyConstraint(entropy_target, entropy_coef)
@@ -133,7 +111,6 @@ class PolicyLearner:
         self._moving_average: Tensor | None = None
         self._device = next((buffer.device for buffer in augmentation.buffers()), torch.device("cpu"))
         self._window: list[Observation] = []
-        self._window_overflowed = False
         self._last: LastStep | None = None
         self._count = SampleCount()
 
@@ -173,7 +150,7 @@ class PolicyLearner:
         Args:
             sample: Draw of a batch.
             loss: Loss of each image.
-            valid: Images that have a loss at all; by default all.
+            valid: Images that have a loss at all; by default all. The others must have a finite one, such as 0.
 
         Shape:
             - loss, valid: (B,).
@@ -195,13 +172,7 @@ class PolicyLearner:
         self._window.append(Observation(sample, loss, None if valid is None else valid.to(device)))
         if len(self._window) > MAX_WINDOW:
             del self._window[0]
-            if not self._window_overflowed:
-                self._window_overflowed = True
-                warnings.warn(
-                    f"{MAX_WINDOW} observations passed without an optimizer step: the policy does not learn. Hook the "
-                    "optimizer whose step() really runs (a wrapper's inner optimizer, for instance).",
-                    stacklevel=3,
-                )
+            self._count.warn_window(MAX_WINDOW)
         return self.loss_scale(sample)
 
     @property
@@ -227,13 +198,13 @@ class PolicyLearner:
                 window,
                 self._count,
                 self._moving_average,
-                torch.zeros((), device=self.device),
+                self.device,
                 distributed=distributed,
                 with_entropy=self.entropy is not None,
             )
             if moments is None:
                 return
-            self._move_average(moments.loss)
+            self._moving_average = moments.loss.blend(self._moving_average, self.baseline_momentum)
             samples, sizes = [seen.sample for seen in window], [len(seen.loss) for seen in window]
             # The samples' own checks leave finite numbers here; a policy must outlive whatever they missed.
             gradient = torch.nan_to_num_(self._gradient(samples, sizes, moments), 0.0, 0.0, 0.0)
@@ -258,20 +229,10 @@ class PolicyLearner:
             if self.entropy is not None or self.entropy_coef:
                 outputs += [entropy_of(sample) for sample in samples]
                 weights += (-coefficient * moments.loss.valid / moments.loss.samples).split(sizes)
-            if any(output.requires_grad for output in outputs):
-                gradients = torch.autograd.grad(
-                    outputs, self.parameters, weights, allow_unused=True, materialize_grads=True
-                )
-                gradient = torch.cat([gradient.flatten() for gradient in gradients])
+            gradient = flat_gradient(outputs, weights, self.parameters)
         if gradient is None:
             gradient = torch.zeros(sum(parameter.numel() for parameter in self.parameters), device=self.device)
         return sum_over_ranks(gradient, self.augmentation) if is_distributed() and not self.frozen else gradient
-
-    def _move_average(self, moments: PF.LossMoments) -> None:
-        blended = torch.lerp(moments.mean, moments.average, self.baseline_momentum)
-        previous = torch.full_like(moments.mean, torch.nan) if self._moving_average is None else self._moving_average
-        # NaN: no sample has counted yet.
-        self._moving_average = torch.where(moments.count > 0, blended, previous).detach()
 
     # -- reporting and state -------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """The policy's own optimizer, which steps from a flat gradient."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -9,7 +9,21 @@ from torch import Tensor, nn
 from ..utils.checks import check_one_of
 from .rate import PolicyRate
 
-__all__ = ["PolicyOptimizer"]
+__all__ = ["PolicyOptimizer", "flat_gradient"]
+
+
+def flat_gradient(
+    outputs: Sequence[Tensor], weights: Sequence[Tensor], parameters: Sequence[nn.Parameter]
+) -> Tensor | None:
+    """Gradient of the weighted sum of outputs in all parameters, one after the other in one vector.
+
+    Returns:
+        None where no output has a graph.
+    """
+    if not any(output.requires_grad for output in outputs):
+        return None
+    gradients = torch.autograd.grad(outputs, parameters, weights, allow_unused=True, materialize_grads=True)
+    return torch.cat([gradient.flatten() for gradient in gradients])
 
 
 class PolicyOptimizer:

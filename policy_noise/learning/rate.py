@@ -14,9 +14,20 @@ class PolicyRate:
             the schedule left in the optimizer's group, ``max_lr`` (one cycle) or ``initial_lr`` (a warm-up's target).
         lr_ratio: Instead of ``lr``: the user's rate times this.
         follow_schedule: With ``lr``: False leaves the rate alone.
+
+    Raises:
+        ValueError: If not exactly one of the two is given, or it is negative.
     """
 
     def __init__(self, lr: float | None, lr_ratio: float | None, follow_schedule: bool) -> None:
+        if (lr is None) == (lr_ratio is None):
+            raise ValueError(
+                "exactly one of policy_lr and policy_lr_ratio must be given, got "
+                f"policy_lr={lr!r} and policy_lr_ratio={lr_ratio!r}"
+            )
+        for name, value in (("policy_lr", lr), ("policy_lr_ratio", lr_ratio)):
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name} must not be negative, got {value!r}")
         self.lr = lr
         self.lr_ratio = lr_ratio
         self.follow_schedule = follow_schedule

@@ -21,7 +21,7 @@ class Observation:
     Args:
         sample: The draw.
         loss: Loss of each image, (B,), detached, fp32.
-        valid: Images that have a loss at all, (B,) bool; None means all.
+        valid: Images that have a loss at all, (B,) bool; None means all. The others have a loss of 0.
     """
 
     sample: Sample
@@ -54,18 +54,18 @@ class SampleCount:
         self.seen = 0
         self._checked = 0
         self._finite: Tensor | int = 0
-        self._warned = False
+        self._warned = self._warned_window = False
 
     def valid(self, observation: Observation) -> Tensor:
         """Samples that count, (B,) bool: transformed, with a finite loss."""
         sample, loss = observation.sample, observation.loss
         total = loss if sample.log_prob is None else loss + sample.log_prob.detach()
         finite = total.abs() < math.inf  # one is infinite or NaN: so is the sum
-        if observation.valid is not None:
-            finite = finite | ~observation.valid
         self._checked += len(finite)
-        self._finite = self._finite + finite.sum()
-        if not finite.is_cuda:
+        if finite.is_cuda:
+            self._finite = self._finite + finite.sum()
+        else:
+            self._finite += int(finite.sum())
             self.warn_dropped()
         counts = finite & sample.applied
         return counts if observation.valid is None else counts & observation.valid
@@ -78,6 +78,16 @@ class SampleCount:
     def restore(self, seen: int, dropped: int) -> None:
         """Set both counts."""
         self.seen, self._checked, self._finite = seen, dropped, 0
+
+    def warn_window(self, most: int) -> None:
+        """Warn once of a window that is never closed."""
+        if not self._warned_window:
+            self._warned_window = True
+            warnings.warn(
+                f"{most} observations passed without an optimizer step: the policy does not learn. Hook the optimizer "
+                "whose step() really runs (a wrapper's inner optimizer, for instance).",
+                stacklevel=4,
+            )
 
     def warn_dropped(self) -> None:
         """Warn once of losses that were not finite."""
@@ -111,7 +121,7 @@ def moments_of(
     window: list[Observation],
     count: SampleCount,
     average: Tensor | None,
-    like: Tensor,
+    device: torch.device,
     *,
     with_entropy: bool,
     distributed: bool,
@@ -122,24 +132,24 @@ def moments_of(
         window: This rank's observations.
         count: Where seen and dropped samples are counted.
         average: Moving average of the loss, equal on all ranks.
-        like: Any tensor on the policy's device.
+        device: Where the policy is.
         with_entropy: Whether the mean entropy is needed.
         distributed: Whether the window is that of all ranks.
 
     Returns:
         None if no rank has a sample.
     """
-    loss = _join([seen.loss for seen in window], like.new_zeros(0))
-    valid = _join([count.valid(seen) for seen in window], like.new_zeros(0, dtype=torch.bool))
+    loss = _join([seen.loss for seen in window], torch.float32, device)
+    valid = _join([count.valid(seen) for seen in window], torch.bool, device)
     entropy = None
     if with_entropy or distributed:
-        entropy = _entropy_sums([seen.sample for seen in window], like)
+        entropy = _entropy_sums([seen.sample for seen in window], device)
     if not distributed:
         return WindowMoments(
             LossMoments.of(loss, valid, average), len(loss), None if entropy is None else entropy / len(loss)
         )
     assert entropy is not None
-    sums = torch.cat([LossMoments.sums(loss, valid, average), like.new_tensor([len(loss)]), entropy])
+    sums = torch.cat([LossMoments.sums(loss, valid, average), loss.new_tensor([len(loss)]), entropy])
     dist.all_reduce(sums)
     if not window and not bool(sums[3]):
         return None  # so all ranks stop here; only one without any sample has to look (and wait)
@@ -147,14 +157,14 @@ def moments_of(
     return WindowMoments(LossMoments.of_all_ranks(loss, valid, sums[:3], average), seen, sums[4:] / seen)
 
 
-def _entropy_sums(samples: list[Sample], like: Tensor) -> Tensor:
+def _entropy_sums(samples: list[Sample], device: torch.device) -> Tensor:
     """Entropy of all draws, and the same per action, (2,)."""
-    total = like.new_zeros(2)
+    total = torch.zeros(2, device=device)
     for sample in samples:
         entropy = sample.entropy
         if entropy is None:
-            return like.new_full((2,), math.nan)
-        total = total + entropy.detach().sum() * like.new_tensor([1.0, 1.0 / sample.actions])
+            return torch.full((2,), math.nan, device=device)
+        total = total + entropy.detach().sum() * total.new_tensor([1.0, 1.0 / sample.actions])
     return total
 
 
@@ -175,7 +185,7 @@ def sum_over_ranks(gradient: Tensor, module: nn.Module) -> Tensor:
     return gradient
 
 
-def _join(tensors: list[Tensor], empty: Tensor) -> Tensor:
+def _join(tensors: list[Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
     if not tensors:
-        return empty
+        return torch.zeros(0, dtype=dtype, device=device)
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

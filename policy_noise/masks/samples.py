@@ -18,7 +18,7 @@ class ShadingSample(Sample):
     Args:
         log_prob: None.
         applied: Which images are masked, (B,) bool.
-        action: Values in (0, 1), (B, 1, *grid).
+        action: Values in (0, 1), ``(B, 1, *grid)``.
     """
 
     action: Tensor
@@ -36,9 +36,9 @@ class MaskSample(ShadingSample):
     Args:
         log_prob: Log-probability of each image's whole action, (B,), differentiable in the policy.
         applied: Which images are masked, (B,) bool.
-        action: Sampled values in (0, 1), detached, (B, 1, *grid).
-        concentration1: Alpha of each cell, (B, 1, *grid).
-        concentration0: Beta of each cell, (B, 1, *grid).
+        action: Sampled values in (0, 1), detached, ``(B, 1, *grid)``.
+        concentration1: Alpha of each cell, ``(B, 1, *grid)``.
+        concentration0: Beta of each cell, ``(B, 1, *grid)``.
     """
 
     concentration1: Tensor

@@ -17,6 +17,10 @@ def write_atomic(path: PathLike, write: Callable[[Path], Any]) -> None:
     Args:
         path: File to write.
         write: Called with the temporary file's path.
+
+    Raises:
+        OSError: If the file cannot be written, such as on a full disk; also where the library that writes it raises
+            something else. It names the file. One that was there before is untouched.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,6 +30,20 @@ def write_atomic(path: PathLike, write: Callable[[Path], Any]) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        # torch and safetensors have errors of their own for a full disk, and torch's does not say so.
+        cause = error if isinstance(error, OSError) else _probe(temporary) if isinstance(error, Exception) else None
         temporary.unlink(missing_ok=True)
-        raise
+        if cause is None or cause.errno is None:
+            raise
+        raise OSError(cause.errno, f"{cause.strerror}, nothing was changed", str(path)) from error
+
+
+def _probe(temporary: Path) -> OSError | None:
+    """Why no more could be written to a file, if a plain write fails too."""
+    try:
+        with temporary.open("ab") as file:
+            file.write(bytes(1 << 20))
+    except OSError as error:
+        return error
+    return None

@@ -448,3 +448,16 @@ def test_the_command_is_installed_and_lists_its_subcommands(capsys):
         main(["--help"])
     printed = capsys.readouterr().out
     assert all(name.replace("_", "-") in printed for name in COMMANDS)
+
+
+def test_the_model_takes_as_many_channels_as_the_images_have(tmp_path, monkeypatch):
+    content = {}
+    for split in ("train", "val", "test"):
+        content[f"{split}_images"] = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
+        content[f"{split}_labels"] = np.arange(8) % 2
+    np.savez(tmp_path / "colour.npz", **content)
+    words = ["--npz", tmp_path / "colour.npz", "--noise", "conventional", "--set", *TINY, "epochs=1"]
+    start(monkeypatch, "pretrain", *words, "--output", tmp_path / "run")
+    assert load_file(tmp_path / "run" / "model.safetensors")["conv1.0.weight"].shape[1] == 3
+    with pytest.raises(SystemExit, match="has images of 3 channels: pass --set in_chans=3"):
+        start(monkeypatch, "pretrain", *words, "in_chans=1", "--output", tmp_path / "other")

@@ -11,14 +11,14 @@ from policy_noise.experiments.data import (
     Split,
     fingerprint,
     join_sets,
-    load_medmnist,
-    load_npz,
     match_channels,
     require_classes,
     resize,
     split_stratified,
     to_tensor,
 )
+from policy_noise.experiments.medmnist import load_medmnist
+from policy_noise.experiments.npz import load_npz
 
 ORGANS = Path(__file__).resolve().parents[2] / "examples" / "data" / "organpatches.npz"
 

@@ -1,50 +1,27 @@
 """Pictures: they are drawn from what they are given, and leave the random state alone."""
 
+import errno
+
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from policy_noise import PolicyNoiseMask
 from policy_noise.experiments.data import ImageSet, Split
 from policy_noise.experiments.figures import (
     class_histogram,
     confusion_matrix,
     few_shot_curves,
     intensity_histogram,
-    mask_gallery,
     mistakes_gallery,
     training_diagnostics,
 )
+from policy_noise.experiments.figures.style import figure, save
 from policy_noise.experiments.statistics import Interval
 
 
 def pixels(path):
     with Image.open(path) as picture:
         return np.asarray(picture.convert("RGB"))
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"mean_preserving": False, "pattern_std": None, "brightness_std": 0.0, "domain": "normalized"}]
-)
-def test_gallery(tmp_path, options):
-    mask = PolicyNoiseMask(in_chans=1, p=0.0, **options).train()
-    images = torch.randn(3, 1, 32, 32)
-    before = torch.get_rng_state()
-    for name in ("one.png", "two.png"):
-        mask_gallery(mask, images, ["a", "b", "c"], tmp_path / name, mean=0.5, std=0.25)
-    mask_gallery(mask, images, ["a", "b", "c"], tmp_path / "other.png", mean=0.5, std=0.25, seed=1)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert mask.training
-    assert np.array_equal(pixels(tmp_path / "one.png"), pixels(tmp_path / "two.png"))
-    assert not np.array_equal(pixels(tmp_path / "one.png"), pixels(tmp_path / "other.png"))
-
-
-def test_gallery_leaves_a_backbones_statistics(tmp_path):
-    mask = PolicyNoiseMask(in_chans=1, policy="test_resnet")
-    before = {name: value.clone() for name, value in mask.state_dict().items()}
-    mask_gallery(mask, torch.randn(2, 1, 32, 32), ["a", "b"], tmp_path / "one.png", mean=0.5, std=0.25)
-    assert all(torch.equal(value, before[name]) for name, value in mask.state_dict().items())
 
 
 def test_diagnostics_draw_every_method(tmp_path):
@@ -102,7 +79,6 @@ def test_names_are_drawn_as_they_stand(tmp_path, recwarn):
     mistakes_gallery(np.zeros((7, 4, 4), np.uint8), NAMES, tmp_path / "mistakes.png")
     few_shot_curves({"$x^$": {name: {8: Interval(0.5, 0.4, 0.6)} for name in NAMES}}, tmp_path / "f.png", metric="F1")
     training_diagnostics({name: [[{"epoch": 1, "loss": 1.0}]] for name in NAMES}, tmp_path / "t.png", heading="a $b^$")
-    mask_gallery(PolicyNoiseMask(in_chans=1), torch.randn(2, 1, 32, 32), NAMES[:2], tmp_path / "g.png", mean=0, std=1)
 
 
 @pytest.mark.parametrize("kind", ["few_shot", "training"])
@@ -111,8 +87,9 @@ def test_legend_and_curves_of_own_labels_have_the_same_colours(tmp_path, monkeyp
 
     seen = {}
 
-    def keep(self, path):
+    def keep(self, path, **_):
         seen["figure"] = self
+        path.touch()
 
     monkeypatch.setattr(Figure, "savefig", keep)
     labels = ["policy", *(f"own {i}" for i in range(7))]
@@ -135,7 +112,7 @@ def test_confusion_of_many_classes_is_named_by_group_and_in_per_cent(tmp_path, m
     from matplotlib.figure import Figure
 
     seen = {}
-    monkeypatch.setattr(Figure, "savefig", lambda self, path: seen.update(figure=self))
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: seen.update(figure=self) or path.touch())
     groups = [("MR", "CT", "US")[label % 3] for label in range(classes)]
     confusion_matrix(np.eye(classes), [f"c{label}" for label in range(classes)], tmp_path / "x.png", groups=groups)
     axis, bar = seen["figure"].axes
@@ -155,3 +132,14 @@ def test_confusion_and_curves(tmp_path):
     table = {"set": {"policy": {8: Interval(0.5, 0.4, 0.6), 16: nothing_known}, "other": {8: nothing_known}}}
     few_shot_curves(table, tmp_path / "curves.png", metric="macro F1")
     assert pixels(tmp_path / "curves.png").std() > 5
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "classes.png"
+    path.write_bytes(b"old")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: (_ for _ in ()).throw(full))
+    with pytest.raises(OSError, match=r"No space left on device, nothing was changed: .*classes\.png"):
+        save(figure(1, 1), path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,10 +1,13 @@
 """Image files of every kind as 8 bits."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from policy_noise.experiments.images import MODES, NeedsWindow, apply_window, read_image
+from policy_noise.experiments.images import MODES, TooDeep, apply_window, read_header, read_image
 
 
 @pytest.mark.parametrize(("dtype", "top", "ending"), [
@@ -13,7 +16,7 @@ from policy_noise.experiments.images import MODES, NeedsWindow, apply_window, re
 def test_deep_grey_needs_a_window_and_is_mapped_by_it(tmp_path, dtype, top, ending):
     path = tmp_path / f"ramp.{ending}"
     Image.fromarray(np.linspace(0, top, 256).reshape(16, 16).astype(dtype)).save(path)
-    with pytest.raises(NeedsWindow, match=rf"ramp\.{ending} has more than 8 bits \(mode .*--window LOW HIGH"):
+    with pytest.raises(TooDeep, match=rf"ramp\.{ending} has more than 8 bits \(mode .*--window LOW HIGH"):
         read_image(path, 1)
     ramp = np.arange(256).reshape(16, 16)
     for window in ((0, top), "auto"):
@@ -52,3 +55,81 @@ def test_values_that_are_not_finite_and_constant_images():
     values = np.array([np.nan, -np.inf, 0, 1, np.inf])
     assert apply_window(values, "auto").tolist() == [0, 0, 0, 255, 255]
     assert apply_window(np.full(3, 7), "auto").tolist() == [0, 0, 0]
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def deep_png(path, channels):
+    """A 16-bit PNG of 4 x 4 pixels, which Pillow reads and does not write."""
+    kind = {2: 4, 3: 2, 4: 6}[channels]
+    rows = (b"\0" + np.full(4 * channels, 1000, ">u2").tobytes()) * 4
+    header = struct.pack(">IIBBBBB", 4, 4, 16, kind, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
+def tiff(path, values, sample_format=1):
+    """An uncompressed TIFF of any depth, which Pillow reads and does not write."""
+    high, wide, channels = values.shape
+    bits = values.dtype.itemsize * 8
+    tags = [(256, 3, [wide]), (257, 3, [high]), (258, 3, [bits] * channels), (259, 3, [1]),
+            (262, 3, [2 if channels == 3 else 1]), (273, 4, [8]), (277, 3, [channels]), (278, 3, [high]),
+            (279, 4, [values.nbytes]), (339, 3, [sample_format] * channels)]  # fmt: skip
+    start = 8 + values.nbytes
+    more, entries = b"", b""
+    for tag, kind, numbers in tags:
+        packed = struct.pack("<" + ("H" if kind == 3 else "I") * len(numbers), *numbers)
+        if len(packed) > 4:
+            place = start + 2 + 12 * len(tags) + 4 + len(more)
+            more += packed
+            packed = struct.pack("<I", place)
+        entries += struct.pack("<HHI", tag, kind, len(numbers)) + packed.ljust(4, b"\0")
+    directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0) + more
+    path.write_bytes(b"II*\0" + struct.pack("<I", start) + values.tobytes() + directory)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_sixteen_bits_in_colour_or_with_alpha_are_refused(tmp_path, channels):
+    deep_png(tmp_path / "deep.png", channels)
+    for read in (lambda path: read_image(path, 1, "auto"), read_header):
+        with pytest.raises(TooDeep, match=r"deep\.png has 16 bits a channel"):
+            read(tmp_path / "deep.png")
+
+
+def test_tiffs_and_pixmaps_that_would_be_cut_are_refused(tmp_path):
+    tiff(tmp_path / "deep.tif", np.full((4, 4, 3), 1000, "<u2"))
+    (tmp_path / "deep.ppm").write_bytes(b"P6 4 4 4095\n" + np.full(48, 1000, ">u2").tobytes())
+    for name in ("deep.tif", "deep.ppm"):
+        with pytest.raises(TooDeep, match=f"{name} has 16 bits a channel"):
+            read_image(tmp_path / name, 3, (0, 4095))
+    tiff(tmp_path / "signed.tif", np.full((4, 4, 1), -3, np.int8), sample_format=2)
+    with pytest.raises(TooDeep, match=r"signed\.tif holds signed values"):
+        read_image(tmp_path / "signed.tif", 1)
+
+
+@pytest.mark.parametrize("maxval", [4095, 65535])
+def test_a_pgm_has_the_values_that_stand_in_it(tmp_path, maxval):
+    ramp = np.linspace(0, maxval, 16).round()
+    (tmp_path / "a.pgm").write_bytes(f"P5 4 4 {maxval}\n".encode() + ramp.astype(">u2").tobytes())
+    with pytest.raises(TooDeep, match=f"values 0 to {maxval}"):
+        read_image(tmp_path / "a.pgm", 1)
+    read = read_image(tmp_path / "a.pgm", 1, (0, maxval)).ravel()
+    assert np.abs(read - np.linspace(0, 255, 16)).max() <= 1
+
+
+def test_integers_in_the_range_of_bytes_need_no_window(tmp_path):
+    tiff(tmp_path / "a.tif", np.arange(16, dtype="<u2").reshape(4, 4, 1))
+    assert read_image(tmp_path / "a.tif", 1).ravel().tolist() == list(range(16))
+
+
+def test_headers_tell_depth_and_transparency(tmp_path):
+    Image.new("RGBA", (4, 4)).save(tmp_path / "a.png")
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "b.png")
+    Image.new("L", (4, 4)).save(tmp_path / "c.jpg")
+    Image.new("L", (4, 4)).save(tmp_path / "d.png")
+    Image.new("L", (4, 4)).save(tmp_path / "e.png", transparency=0)
+    found = [read_header(path) for path in sorted(tmp_path.iterdir())]
+    plain, alpha = (False, False), (False, True)
+    assert [(header.deep, header.alpha) for header in found] == [alpha, (True, False), plain, plain, alpha]

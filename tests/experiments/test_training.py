@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from policy_noise.experiments.batches import augment, epoch_batches, predict
 from policy_noise.experiments.data import Split
 from policy_noise.experiments.distributed import World
-from policy_noise.experiments.radimagenet import load_image_folder
+from policy_noise.experiments.folders import load_image_folder
 from policy_noise.experiments.recipes import RECIPES as DECLARED
 from policy_noise.experiments.training import check_mask, create_model, train
 

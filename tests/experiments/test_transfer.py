@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from policy_noise.experiments.data import ImageSet, Split, to_tensor
 from policy_noise.experiments.distributed import World
+from policy_noise.experiments.folders import load_image_folder
 from policy_noise.experiments.initialisation import Initialisation, parse_initialisation
-from policy_noise.experiments.radimagenet import load_image_folder
 from policy_noise.experiments.recipes import RECIPES, override
 from policy_noise.experiments.runs import Run
 from policy_noise.experiments.transfer import (

@@ -28,9 +28,9 @@ def loop(make_model):
                 self.drawn.append(draw(*args))
                 return self.drawn[-1]
 
-            def record(sample, loss):
+            def record(sample, loss, valid=None):
                 self.observed.append((sample, loss))
-                return observe(sample, loss)
+                return observe(sample, loss, valid)
 
             self.mask.sample, self.hook.learner.observe = sample, record
 
@@ -159,7 +159,7 @@ def test_nested_outputs(make_model):
     first, second = model(images(4)), model(images(6))
     criterion(second["more"][1][0], labels(6))
     criterion(first["logits"], labels(4))
-    assert [len(loss) for _, loss in hook.learner._window] == [6, 4]
+    assert [len(observation.loss) for observation in hook.learner._window] == [6, 4]
 
 
 def test_tensors_of_finds_them_all():

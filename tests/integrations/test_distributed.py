@@ -3,6 +3,7 @@
 import copy
 import traceback
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import policy_noise
+from policy_noise.learning import PolicyLearner
 
 WORLD = 2
 COLLECTIVES = ("all_reduce", "all_gather", "broadcast", "barrier", "broadcast_object_list", "all_gather_object")
@@ -58,7 +60,7 @@ def train(rank, wrap, steps, sizes=(4, 3), **settings):
     policies, seen = [policy_vector(hook)], []
     for images, targets in batches(rank, steps, sizes):
         loss = criterion(model(images), targets)
-        seen.append(hook.learner._window[-1][0].action)
+        seen.append(hook.learner._window[-1].sample.action)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -69,7 +71,7 @@ def train(rank, wrap, steps, sizes=(4, 3), **settings):
         "actions": seen[0],
         "calls": calls,
         "reward": hook.metrics["reward"],
-        "steps": hook._steps,
+        "steps": hook._draws.steps,
     }
 
 
@@ -115,7 +117,7 @@ def accumulated(rank):
         model = DistributedDataParallel(TinyNet().eval())
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         mask = policy_noise.PolicyNoiseMask(**SETTINGS, p=1.0)
-        hook = policy_noise.ReinforceHook(mask, optimizer, policy_optimizer="sgd", lr=1.0)
+        hook = policy_noise.ReinforceHook(mask, optimizer, policy_optimizer="sgd", policy_lr=1.0)
         images, _ = next(batches(rank, 1, (4, 4)))
         sample = mask.sample(images, torch.Generator().manual_seed(rank))
         losses = LOSSES[rank * 4 : rank * 4 + 4]
@@ -149,14 +151,14 @@ def one_process_equals_two(rank):
     def step(rows, **settings):
         twin = policy_noise.PolicyNoiseMask(**SETTINGS, p=1.0)
         twin.load_state_dict(mask.state_dict())
-        learner = policy_noise.hook.PolicyLearner(twin, policy_optimizer="sgd", lr=1.0, **settings)
+        learner = PolicyLearner(twin, policy_optimizer="sgd", policy_lr=1.0, **settings)
         for _ in range(2):  # the second with a moving average
             drawn = twin.sample(images[rows], torch.Generator().manual_seed(3))
             action = sample.action[rows]
             log_prob = policy_noise.functional.beta_log_prob(action, drawn.concentration1, drawn.concentration0)
             replayed = type(drawn)(**{**vars(drawn), "action": action, "log_prob": log_prob.flatten(1).sum(1)})
             learner.observe(replayed, losses[rows])
-            learner.step(0.1)
+            learner.step({"lr": 0.1})
         return nn.utils.parameters_to_vector(twin.parameters()).detach()
 
     result = {}
@@ -164,10 +166,8 @@ def one_process_equals_two(rank):
     kinds += [{"normalize_advantage": False}, {"reward": "adversarial"}, {"entropy_coef": 0.1}]
     for index, kind in enumerate(kinds):
         two = step(torch.arange(5) if rank else torch.arange(5, 8), **kind)
-        is_distributed = policy_noise.learner.is_distributed
-        policy_noise.learner.is_distributed = lambda: False
-        one = step(torch.cat([torch.arange(5, 8), torch.arange(5)]), **kind)
-        policy_noise.learner.is_distributed = is_distributed
+        with mock.patch.object(policy_noise.learning.learner, "is_distributed", lambda: False):
+            one = step(torch.cat([torch.arange(5, 8), torch.arange(5)]), **kind)
         result[f"{index}"] = torch.stack([one, two])
     return {"pairs": result}
 
@@ -330,7 +330,7 @@ def test_no_collective_in_a_world_of_one(tmp_path, monkeypatch):
         for images, targets in batches(0, 3):
             criterion(model(images), targets).backward()
             optimizer.step()
-        assert hook._steps == 3
+        assert hook._draws.steps == 3
         assert calls == []
     finally:
         dist.destroy_process_group()
@@ -338,7 +338,7 @@ def test_no_collective_in_a_world_of_one(tmp_path, monkeypatch):
 
 def test_process_group_after_the_hook_says_what_to_do(tmp_path, monkeypatch):
     model, _, criterion, _ = start(0, lambda network: network)
-    monkeypatch.setattr(policy_noise.hook, "is_distributed", lambda: True)
+    monkeypatch.setattr(policy_noise.hooks.streams, "is_distributed", lambda: True)
     images, targets = next(batches(0, 1))
     with pytest.raises(RuntimeError, match="init_process_group"):
         criterion(model(images), targets)

@@ -88,7 +88,7 @@ def test_learns_and_validates_clean(manual, precision):
 def test_accumulated_batches_are_one_step():
     module, noise = Classifier(), callback()
     fit(module, noise, epochs=1, accumulate_grad_batches=2)
-    assert noise.hook._steps == 2
+    assert noise.hook._draws.steps == 2
     assert noise.hook.metrics["samples_seen"] == 32
 
 
@@ -139,7 +139,7 @@ class Recording(PolicyNoiseCallback):
     folder = ""
 
     def on_fit_end(self, trainer, pl_module):
-        result = {"policy": policy_vector(self.hook), "reward": self.hook.metrics["reward"], "steps": self.hook._steps}
+        result = {"policy": policy_vector(self.hook), "reward": self.hook.metrics["reward"], "steps": self.hook._draws.steps}
         torch.save(result, f"{self.folder}/{trainer.global_rank}.pt")
         super().on_fit_end(trainer, pl_module)
 

@@ -39,17 +39,18 @@ def test_skipped_step_keeps_its_samples_for_the_next(fused):
     assert torch.equal(weights[0][0], weights[1][0])  # both were skipped
     assert torch.equal(weights[0][1], weights[1][1])
     assert not torch.equal(weights[1][1], weights[2][1])
-    assert hook._steps == 2
+    assert hook._draws.steps == 2
     assert hook.metrics["samples_seen"] == 24
 
 
 def test_checkpointed_call_replays_its_masks():
     """The recomputation of the hooked model in the backward sees the masks of the forward: the gradients are right."""
-    model, _, criterion, hook = start()
+    generator = torch.Generator(DEVICE)
+    model, _, criterion, hook = start(generator=generator)
     gradients = []
     for call in (model, lambda images: checkpoint(model, images, use_reentrant=False)):
         model.zero_grad()
-        torch.manual_seed(3)
+        generator.manual_seed(3)
         criterion(call(IMAGES), TARGETS).backward()
         gradients.append(model.block1[0].weight.grad.clone())
     torch.testing.assert_close(*gradients)
@@ -58,9 +59,10 @@ def test_checkpointed_call_replays_its_masks():
 
 @pytest.mark.parametrize("settings", [{"generator": torch.Generator(DEVICE)}, {}])
 def test_checkpointed_call_that_cannot_replay_says_what_to_do(settings):
+    """With use_reentrant=True the forward runs without gradients, so that nothing was drawn that could be repeated."""
     model, _, criterion, _ = start(**settings)
-    images = IMAGES.clone().requires_grad_(not settings)
-    output = checkpoint(model, images, use_reentrant=not settings)
+    images = IMAGES.clone().requires_grad_()
+    output = checkpoint(model, images, use_reentrant=True)
     with pytest.raises(RuntimeError, match="checkpoint the blocks inside the model"):
         criterion(output, TARGETS).backward()
 

@@ -209,7 +209,7 @@ def test_combination(combination, tmp_path):
     evaluations = {"sam": 2, "lbfgs": 3}.get(combination.optimizer, 1)
     assert loop.hook.metrics["samples_seen"] == STEPS * BATCH * evaluations
     assert loop.hook.metrics["samples_dropped"] == 0
-    assert loop.hook._steps == STEPS
+    assert loop.hook._draws.steps == STEPS
 
     # The loss is the unhooked network's on the same sample.
     hooked, unhooked = torch.tensor(loop.losses).T

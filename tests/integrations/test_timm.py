@@ -110,7 +110,7 @@ def test_scaler_of_timm():
     optimizer = create_optimizer_v2(task.trainable_module, opt="adamw", lr=1e-2)
     hook = attach(task, optimizer)
     train_one_epoch(task, optimizer, scaler=NativeScaler(device="cpu"), dtype=torch.bfloat16)
-    assert hook._steps == 4
+    assert hook._draws.steps == 4
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_options_of_the_trainer(tmp_path, options):
     model, noise = network(), callback()
     train(model, tmp_path, noise, max_steps=4, save_strategy="no", **options)
     accumulation = options.get("gradient_accumulation_steps", 1)
-    assert noise.hook._steps == 4
+    assert noise.hook._draws.steps == 4
     assert noise.hook.metrics["samples_seen"] == 4 * 8 * accumulation
 
 

@@ -16,7 +16,7 @@ from ..distributed import started_first
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = ("pretrain", "finetune", "evaluate", "transfer", "average", "report")
+COMMANDS = ("pretrain", "finetune", "evaluate", "transfer", "average", "report", "check_data")
 
 NEEDED = {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "scipy": "scipy", "tqdm": "tqdm"}
 
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f'error: {", ".join(missing)} is not installed: pip install "policy_noise[examples]"')
     try:
         modules[parsed.command.replace("-", "_")].run(parsed)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("POLICY_NOISE_TRACEBACK"):
             raise
         sys.exit(f"error: {error}")

@@ -1,6 +1,7 @@
 """What the training commands share."""
 
 import argparse
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,10 @@ def _same_classes(metadata: Mapping[str, Any], data: Any) -> bool:
 
 def train_stage(stage: str, arguments: argparse.Namespace, recipe: TrainRecipe, init: Path | None) -> None:
     """Train, score and report; what does not suit is found before anything is written."""
-    data = open_joined(arguments, recipe.load_size, recipe.in_chans)
+    own = init is not None or any(text.partition("=")[0].strip() == "in_chans" for text in arguments.set)
+    data = open_joined(arguments, recipe.load_size, recipe.in_chans if own else None)
+    if not own and data.in_chans > recipe.in_chans:
+        recipe = dataclasses.replace(recipe, in_chans=data.in_chans)
     if isinstance(data, ImageSet) and data.in_chans > recipe.in_chans:
         raise ValueError(f"{data.name} has images of {data.in_chans} channels: pass --set in_chans={data.in_chans}")
     check_scorable(data)

@@ -3,7 +3,7 @@
 from .data import class_histogram, intensity_histogram
 from .scores import calibration_curve, confusion_matrix, few_shot_curves, mistakes_gallery
 from .style import COLOURS, LABELS
-from .training import mask_gallery, training_diagnostics
+from .training import training_diagnostics
 
 __all__ = [
     "COLOURS",
@@ -13,7 +13,6 @@ __all__ = [
     "confusion_matrix",
     "few_shot_curves",
     "intensity_histogram",
-    "mask_gallery",
     "mistakes_gallery",
     "training_diagnostics",
 ]

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .style import BARS, INK, PathLike, plain, style
+from .style import BARS, INK, PathLike, plain, save, style
 from .style import figure as new_figure
 
 __all__ = ["class_histogram", "intensity_histogram"]
@@ -40,7 +40,7 @@ def class_histogram(data: Any, path: PathLike) -> None:
         if counts.max() > 20 * max(1, counts.min()):
             axes[0].set_yscale("log")
         axes[0].set_ylabel("training images")
-        figure.savefig(path)
+        save(figure, path)
 
 
 def _kinds(data: Any) -> np.ndarray:
@@ -86,4 +86,4 @@ def intensity_histogram(data: Any, path: PathLike, *, images: int = 256) -> None
             axis.tick_params(labelbottom=True)
         for axis in axes[::columns]:
             axis.set_ylabel("share of pixels")
-        figure.savefig(path)
+        save(figure, path)

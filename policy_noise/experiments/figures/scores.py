@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .style import COLOURS, INK, LABELS, PathLike, colours_of, plain, style
+from .style import COLOURS, INK, LABELS, PathLike, colours_of, plain, save, style
 from .style import figure as new_figure
 
 __all__ = ["calibration_curve", "confusion_matrix", "few_shot_curves", "mistakes_gallery"]
@@ -68,7 +68,7 @@ def confusion_matrix(
         axis.set(xlabel="predicted", ylabel="true class")
         axis.set_title("confusion, % of each true class")
         figure.colorbar(drawn, ax=axis, fraction=0.04, pad=0.02, format="%d%%", ticks=[0, 5, 25, 50, 75, 100])
-        figure.savefig(path)
+        save(figure, path)
 
 
 def calibration_curve(bins: Sequence[Mapping[str, float]], path: PathLike, *, error: float) -> None:
@@ -89,7 +89,7 @@ def calibration_curve(bins: Sequence[Mapping[str, float]], path: PathLike, *, er
         upper.set_title(f"calibration (expected error {error:.3f})")
         lower.bar(sure, counts, width=0.05, color=COLOURS["policy"])
         lower.set(xlabel="probability of the prediction", ylabel="predictions")
-        figure.savefig(path)
+        save(figure, path)
 
 
 def mistakes_gallery(images: np.ndarray, titles: Sequence[str], path: PathLike) -> None:
@@ -110,7 +110,7 @@ def mistakes_gallery(images: np.ndarray, titles: Sequence[str], path: PathLike) 
         for axis, image, title in zip(axes, images, titles, strict=False):
             axis.imshow(image, cmap="gray", vmin=0, vmax=255)
             axis.set_title(plain(title), fontsize=7.5, loc="center", fontweight="normal")
-        figure.savefig(path)
+        save(figure, path)
 
 
 def few_shot_curves(table: Mapping[str, Mapping[str, Mapping[int, Any]]], path: PathLike, *, metric: str) -> None:
@@ -160,4 +160,4 @@ def few_shot_curves(table: Mapping[str, Mapping[str, Mapping[int, Any]]], path: 
             for label in colours
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)))
-        figure.savefig(path)
+        save(figure, path)

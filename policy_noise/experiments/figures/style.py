@@ -1,13 +1,13 @@
 """What all pictures share: colours, names, and matplotlib without a display."""
 
-import os
 from collections.abc import Iterable
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
-__all__ = ["BARS", "COLOURS", "INK", "LABELS", "PathLike", "colours_of", "figure", "plain", "style"]
+from ...utils.files import PathLike, write_atomic
 
-PathLike = str | os.PathLike[str]
+__all__ = ["BARS", "COLOURS", "INK", "LABELS", "PathLike", "colours_of", "figure", "plain", "save", "style"]
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = {
@@ -55,6 +55,11 @@ def figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure  # not pyplot: no backend, no global state
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Any, path: PathLike) -> None:
+    """Write a figure in the format of the path's ending, whole or not at all."""
+    write_atomic(path, lambda temporary: figure.savefig(temporary, format=Path(path).suffix[1:] or "png"))
 
 
 def style() -> Any:

@@ -1,44 +1,13 @@
-"""Rows of a loss are followed through the graph to the images that they came from."""
-
-import types
+"""What each of autograd's nodes does to rows: they are followed to the images that they came from, or refused."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from following import CLASSES, foreign, forward, told, truth
 from torch import nn
 
-from policy_noise.hooks import pairing
-from policy_noise.hooks.pairing import PairingError, PairingQueue
-from policy_noise.utils import compat
-
-CLASSES = 6
-
-
-def forward(queue, images, *shape):
-    """A masked forward: its output holds in each element the number of the image, so that truth can be read off."""
-    queue.push(types.SimpleNamespace(applied=torch.ones(images, dtype=torch.bool)))
-    number = torch.arange(images, dtype=torch.float32).reshape(-1, *[1] * (len(shape)))
-    output = number.expand(images, *shape).clone().requires_grad_() * 1.0
-    queue.mark(output, masked=True)
-    return output
-
-
-def foreign(rows, *shape):
-    """Another network's output."""
-    return torch.full((rows, *shape), -1.0, requires_grad=True) * 1.0
-
-
-def truth(tensor):
-    """Which images each row of a tensor really came from."""
-    return [sorted(set(row.detach().flatten().long().tolist()) - {-1}) for row in tensor]
-
-
-def told(match, rows):
-    """Which images a match tells for each row."""
-    if match.index is None:
-        return [[row] for row in range(rows)]
-    return [sorted(set(row.flatten().tolist()) - {-1}) for row in match.index]
-
+from policy_noise.hooks.matching import PairingError
+from policy_noise.hooks.pairing import PairingQueue
 
 VALID = torch.tensor([True, False, True, True, False, False, True, True])
 LONG = torch.tensor([3, 3, 0, 7, -1])
@@ -167,42 +136,6 @@ def test_views_that_are_averaged_all_get_the_loss(average):
     assert valid.all()
 
 
-def test_several_forwards_share_a_loss():
-    queue = PairingQueue(8)
-    a, b = forward(queue, 4, CLASSES), forward(queue, 3, CLASSES)
-    first, second = queue.find([torch.cat([a, b[[2, 0]]])])
-    assert first.index.tolist() == [0, 1, 2, 3, -1, -1]
-    assert second.index.tolist() == [-1, -1, -1, -1, 2, 0]
-    losses, valid = second.gather(torch.arange(6.0))
-    assert losses.tolist() == [5, 0, 4]
-    assert valid.tolist() == [True, False, True]
-
-
-def test_triplets_of_three_forwards():
-    queue = PairingQueue(8)
-    outputs = [forward(queue, 4, CLASSES) for _ in range(3)]
-    matches = queue.find(outputs)
-    assert [match.pending.number for match in matches] == [1, 2, 3]
-    assert all(match.index is None for match in matches)
-
-
-def test_triplets_of_one_forward():
-    queue = PairingQueue(8)
-    output = forward(queue, 6, CLASSES)
-    (match,) = queue.find([output[0::3], output[1::3], output[2::3]])
-    assert told(match, 2) == [[0, 1, 2], [3, 4, 5]]
-
-
-def test_deep_heads_behind_a_hooked_backbone():
-    queue = PairingQueue(8)
-    head = nn.Sequential(*[layer for _ in range(40) for layer in (nn.Linear(6, 6), nn.LayerNorm(6), nn.GELU())])
-    (match,) = queue.find([head(forward(queue, 4, CLASSES))])
-    assert match.index is None
-    queue.clear()
-    (match,) = queue.find([head(forward(queue, 4, CLASSES)[:2])])
-    assert match.index.tolist() == [0, 1]
-
-
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_tokens_and_attention(batch_first):
     queue = PairingQueue(8)
@@ -232,65 +165,3 @@ def test_what_cannot_be_followed_is_refused_and_names_the_remedy(move):
     tensor = move(forward(queue, 8, CLASSES))
     with pytest.raises(PairingError, match=r"8 images.*hook\.observe\(losses, index=\.\.\.\)"):
         queue.find([tensor])
-
-
-def test_foreign_graphs_lead_nowhere():
-    queue = PairingQueue(8)
-    forward(queue, 4, CLASSES)
-    deep = foreign(4, CLASSES)
-    for _ in range(2000):
-        deep = deep + 1
-    assert queue.find([deep]) == []
-
-
-def test_two_queues_mark_one_output():
-    first, second = PairingQueue(8), PairingQueue(8)
-    output = forward(first, 4, CLASSES)
-    second.push(types.SimpleNamespace(applied=torch.ones(4, dtype=torch.bool)))
-    second.mark(output, masked=True)
-    assert len(first.find([output])) == len(second.find([output])) == 1
-
-
-def test_without_node_shapes_rows_that_stay_are_followed_and_moves_refused(monkeypatch):
-    monkeypatch.setattr("policy_noise.hooks.rows.node_shapes", lambda node: compat.node_shapes(object()))
-    queue = PairingQueue(8)
-    output = forward(queue, 4, CLASSES)
-    head = nn.Sequential(nn.Linear(CLASSES, 4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
-    assert queue.find([output])[0].index is None
-    assert queue.find([head(output).float()[:, :1]])[0].index is None
-    with pytest.raises(PairingError, match="index"):
-        queue.find([output[:2]])
-
-
-def test_gather_averages_the_rows_of_an_image():
-    queue = PairingQueue(8)
-    forward(queue, 3, CLASSES)
-    match = pairing.Match(queue.newest, torch.tensor([0, 0, 2, -1]))
-    losses, valid = match.gather(torch.tensor([1.0, 3.0, 5.0, 100.0]))
-    assert losses.tolist() == [2, 0, 5]
-    assert valid.tolist() == [True, False, True]
-    losses, valid = match.gather(torch.tensor([1.0, torch.nan, 5.0, 1.0]), torch.tensor([True, False, False, True]))
-    assert losses.tolist() == [1, 0, 0]
-    assert valid.tolist() == [True, False, False]
-    with pytest.raises(PairingError, match="4 rows"):
-        match.gather(torch.zeros(5))
-
-
-def test_an_index_is_given():
-    queue = PairingQueue(8)
-    a = forward(queue, 3, CLASSES)
-    assert queue.given(torch.tensor([2, -1]), 2)[0].index.tolist() == [2, -1]
-    forward(queue, 4, CLASSES)
-    with pytest.raises(PairingError, match="2 wait"):
-        queue.given([0, 1], 2)
-    assert queue.given([0, 1], 2, [a.mean(0)])[0].pending.number == 1
-    matches = queue.given([(0, [0, -1]), (-1, [-1, 3])], 2)
-    assert [match.pending.number for match in matches] == [1, 2]
-    with pytest.raises(ValueError, match=r"-1 .* to 3, got 0 to 4"):
-        queue.given([(1, [0, 4])], 2)
-    with pytest.raises(ValueError, match="2 losses"):
-        queue.given([(1, [0])], 2)
-    with pytest.raises(TypeError, match="integers"):
-        queue.given([(1, [0.5, 1.0])], 2)
-    with pytest.raises(ValueError, match="forward 2"):
-        queue.given([(2, [0, 1])], 2)

@@ -1,0 +1,205 @@
+"""One pass over all images of a set: which cannot be read, which are constant, which are equal to another."""
+
+import csv
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..utils.files import write_atomic
+from .data import SPLITS
+from .files import FileSet
+from .runs import read_lines
+
+__all__ = ["COLUMNS", "Finding", "check", "summary", "write_table"]
+
+CHUNK = 64
+COLUMNS = ("problem", "where", "group", "image", "split", "class", "detail", "exclude")
+KEPT_FIRST = ("test", "val", "train")  # of equal images; what is scored stays as published
+
+
+class Finding(NamedTuple):
+    """An image with something to say of it, a row of the table.
+
+    ``group`` numbers sets of equal images; ``exclude`` is a proposal, yes or no: all that is unreadable, constant or
+    equal under two classes, and of other equal images all but one, of which a test image is kept before a training one.
+    """
+
+    problem: str
+    where: str
+    group: str
+    image: str
+    split: str
+    label: str
+    detail: str
+    exclude: str
+
+
+class _Look(NamedTuple):
+    """What reading an image told: a hash of its pixels; its only value, if it has but one; why it cannot be read."""
+
+    pixels: str
+    constant: str
+    error: str
+
+
+def check(data: Any, *, workers: int = 1, journal: Path | None = None) -> list[Finding]:
+    """Read every image once.
+
+    Equal means equal pixels, however they are compressed. Constant images are not said to be equal as well.
+
+    Args:
+        data: An :class:`~policy_noise.experiments.data.ImageSet` or :class:`~policy_noise.experiments.files.FileSet`.
+        workers: Processes that read files.
+        journal: JSON lines to keep what was seen of each file; those of the same size and time are not read again.
+
+    Returns:
+        The findings, worst first.
+    """
+    places = [(split, index) for split in SPLITS for index in range(len(getattr(data, split)))]
+    looks = _look_at_files(data, places, workers, journal) if isinstance(data, FileSet) else _look_at_arrays(data)
+    unreadable, constant = [], []
+    groups: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for (split, index), look in zip(places, looks, strict=True):
+        about = (data.image_name(split, index), split, _label(data, split, index))
+        if look.error:
+            unreadable.append(Finding("unreadable", "", "", *about, look.error, "yes"))
+        elif look.constant:
+            constant.append(Finding("constant", "", "", *about, f"all pixels are {look.constant}", "yes"))
+        else:
+            groups[look.pixels].append((split, index))
+    equal = []
+    for members in groups.values():
+        if len(members) > 1:
+            equal.append([(split, data.image_name(split, i), _label(data, split, i)) for split, i in members])
+    found = [*unreadable, *constant]
+    rows: list[tuple[int, list[Finding]]] = []
+    for members_ in equal:
+        splits, labels = {entry[0] for entry in members_}, {entry[2] for entry in members_}
+        spread = [name for name, kinds in (("splits", splits), ("classes", labels)) if len(kinds) > 1]
+        where = f"across {' and '.join(spread)}" if spread else "within a split"
+        kept = None if len(labels) > 1 else min(members_, key=lambda entry: KEPT_FIRST.index(entry[0]))
+        group = [
+            Finding("equal", where, "", name, split, label, "", "no" if (split, name, label) == kept else "yes")
+            for split, name, label in members_
+        ]
+        rows.append((-len(spread), group))
+    for number, (_, group) in enumerate(sorted(rows, key=lambda row: row[0]), start=1):
+        found += [finding._replace(group=str(number)) for finding in group]
+    return found
+
+
+def _label(data: Any, split: str, index: int) -> str:
+    label = getattr(data, split).labels[index]
+    return "+".join(np.array(data.class_names)[label > 0]) if np.ndim(label) else data.class_names[label]
+
+
+def _describe(values: np.ndarray) -> _Look:
+    flat = values.reshape(-1, values.shape[2]) if values.ndim == 3 else values.reshape(-1, 1)
+    constant = str(flat[0].tolist()).strip("[]") if flat.size and (flat == flat[0]).all() else ""
+    head = f"{values.dtype.str} {values.shape}".encode()
+    return _Look(hashlib.sha256(head + np.ascontiguousarray(values).tobytes()).hexdigest()[:32], constant, "")
+
+
+def _look_at_arrays(data: Any) -> Iterator[_Look]:
+    from tqdm import tqdm
+
+    for split in SPLITS:
+        for image in tqdm(getattr(data, split).images, desc=f"checking {split}", unit="image", delay=5, leave=False):
+            yield _describe(image)
+
+
+def _look_at(paths: Sequence[str]) -> list[_Look]:
+    """Decode files, to their own depth: no window is asked for."""
+    from PIL import Image
+
+    looks = []
+    for path in paths:
+        try:
+            with Image.open(path) as opened:
+                looks.append(_describe(np.asarray(opened)))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            looks.append(_Look("", "", " ".join(str(error).split()) or type(error).__name__))
+    return looks
+
+
+def _stamp(path: str) -> list[int]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return [-1, -1]
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _look_at_files(data: FileSet, places: list[tuple[str, int]], workers: int, journal: Path | None) -> list[_Look]:
+    from tqdm import tqdm
+
+    known: dict[str, tuple[list[int], _Look]] = {}
+    for line in read_lines(journal) if journal else ():
+        known[line["image"]] = (line["stamp"], _Look(line["pixels"], line["constant"], line["error"]))
+    looks: dict[tuple[str, int], _Look] = {}
+    left = []
+    for split, index in places:
+        seen = known.get(data.image_name(split, index))
+        if seen and seen[0] == _stamp(getattr(data, split).path(index)):
+            looks[split, index] = seen[1]
+        else:
+            left.append((split, index))
+    chunks = [left[start : start + CHUNK] for start in range(0, len(left), CHUNK)]
+    paths = [[getattr(data, split).path(index) for split, index in chunk] for chunk in chunks]
+    if journal:
+        _mend(journal)
+    pool = ProcessPoolExecutor(workers) if workers > 1 and len(chunks) > 1 else None
+    bar = tqdm(total=len(places), initial=len(looks), desc="checking", unit="image", delay=5, leave=False)
+    with pool or nullcontext(), bar, journal.open("a", encoding="utf-8") if journal else nullcontext() as file:
+        results: Iterable[list[_Look]] = pool.map(_look_at, paths) if pool else map(_look_at, paths)
+        for chunk, names, found in zip(chunks, paths, results, strict=True):
+            for place, path, look in zip(chunk, names, found, strict=True):
+                looks[place] = look
+                if file:
+                    line = {"image": data.image_name(*place), "stamp": _stamp(path), **look._asdict()}
+                    file.write(json.dumps(line) + "\n")
+            if file:
+                file.flush()
+            bar.update(len(chunk))
+    return [looks[place] for place in places]
+
+
+def _mend(journal: Path) -> None:
+    """Make the journal's folder; cut a line that a kill left unfinished."""
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    if journal.is_file():
+        whole = journal.read_bytes().rpartition(b"\n")
+        os.truncate(journal, len(whole[0]) + len(whole[1]))
+
+
+def write_table(findings: Sequence[Finding], path: Path) -> None:
+    """Write findings as CSV, which ``--exclude`` takes."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            writer.writerows(findings)
+
+    write_atomic(path, write)
+
+
+def summary(data: Any, findings: Sequence[Finding]) -> str:
+    """Counts of findings for each split, as a table in Markdown."""
+    kinds = list(dict.fromkeys((finding.problem, finding.where) for finding in findings))
+    rows = [["images", *(str(len(getattr(data, split))) for split in SPLITS)]]
+    for kind in kinds:
+        counts = [sum((f.problem, f.where, f.split) == (*kind, split) for f in findings) for split in SPLITS]
+        rows.append([" ".join(kind).strip(), *map(str, counts)])
+    left_out = [sum(f.exclude == "yes" and f.split == split for f in findings) for split in SPLITS]
+    rows.append(["proposed to exclude", *map(str, left_out)])
+    table = [[data.name, *SPLITS], ["---"] + ["---:"] * len(SPLITS), *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in table)

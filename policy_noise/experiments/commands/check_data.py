@@ -1,0 +1,41 @@
+"""Read every image once: which are unreadable, constant, or equal to another in a split, across splits or classes."""
+
+import argparse
+import os
+from pathlib import Path
+
+from ..check import check, summary, write_table
+from ..sources import add_source_arguments, open_sources
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    add_source_arguments(parser)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="CSV",
+        help="table of the images found, for --exclude; beside it a journal, with which a stopped check goes on",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that read (default: cores, up to 8)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    if arguments.output.suffix.lower() != ".csv":
+        raise ValueError(f"--output must end in .csv, got {arguments.output}")
+    if arguments.workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {arguments.workers}")
+    arguments.skip_bad_files = True  # they are what is looked for
+    findings = []
+    for data in open_sources(arguments, 1, 1, look=False):
+        found = check(data, workers=arguments.workers, journal=arguments.output.with_suffix(".jsonl"))
+        print(f"\n{summary(data, found)}")
+        findings += found
+    write_table(findings, arguments.output)
+    print(f"\n{arguments.output}: {len(findings)} rows; look at its column exclude, then train with --exclude")

@@ -1,0 +1,292 @@
+"""Image files on disk as one compact index, whichever way they were found."""
+
+import dataclasses
+import os
+import warnings
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .images import TooDeep, Window, read_image
+
+__all__ = ["FileSet", "FileSplit", "Index", "assemble"]
+
+
+@dataclass(frozen=True)
+class FileSplit:
+    """Images on disk: one buffer of names and two numbers a file, no Python object an image.
+
+    Args:
+        root: Folder that the names start from.
+        folders: Distinct folders, relative to the root.
+        folder: Index into ``folders`` of each file, (N,).
+        names: All file names, one after the other, UTF-8.
+        ends: Where each name ends in ``names``, (N,).
+        labels: (N,) int64.
+        size: Side in pixels to which images are resized.
+        in_chans: 1 or 3 channels.
+        skip_corrupt: Leave out files that cannot be read, each named in a warning, instead of raising.
+        window: For images of more than 8 bits, see :func:`~policy_noise.experiments.images.read_image`.
+    """
+
+    root: str
+    folders: tuple[str, ...]
+    folder: np.ndarray
+    names: np.ndarray
+    ends: np.ndarray
+    labels: np.ndarray
+    size: int
+    in_chans: int
+    skip_corrupt: bool = False
+    window: Window = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the index in bytes."""
+        return sum(part.nbytes for part in (self.folder, self.names, self.ends, self.labels))
+
+    def path(self, index: int) -> str:
+        """The file's path."""
+        return os.path.join(self.root, self.below_root(index))
+
+    def below_root(self, index: int) -> str:
+        """The file's path without the root, with forward slashes."""
+        start = self.ends[index - 1] if index else 0
+        name = os.fsdecode(self.names[start : self.ends[index]].tobytes())
+        return f"{self.folders[self.folder[index]]}/{name}".replace(os.sep, "/")
+
+    def take(self, indices: np.ndarray) -> "FileSplit":
+        """The files at these positions."""
+        starts = np.concatenate([[0], self.ends[:-1]])[indices] if len(self.ends) else self.ends
+        lengths = self.ends[indices] - starts
+        ends = np.cumsum(lengths)
+        places = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+        return dataclasses.replace(
+            self, folder=self.folder[indices], names=self.names[places], ends=ends, labels=self.labels[indices]
+        )
+
+    def content(self) -> Iterator[bytes | memoryview]:
+        """What :func:`~policy_noise.experiments.data.fingerprint` hashes: each file's path, size in bytes and label."""
+        sizes = np.zeros(len(self), dtype=np.int64)
+        for folder, positions in self._by_folder():
+            place = os.path.join(self.root, self.folders[folder])
+            with os.scandir(place) as entries:
+                found = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+            for index in positions:
+                path = self.path(int(index))
+                size = found.get(os.path.basename(path)) if os.path.dirname(path) == place else None
+                sizes[index] = os.path.getsize(path) if size is None else size
+        yield "\0".join(self.folders).encode(errors="surrogateescape")
+        for part in (self.folder.astype(np.int64), self.names, self.ends, self.labels, sizes):
+            yield np.ascontiguousarray(part).data.cast("B")
+
+    def _by_folder(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Each folder's number and its files' positions: one listing a folder serves all of them."""
+        order = np.argsort(self.folder, kind="stable")
+        bounds = np.searchsorted(self.folder[order], np.arange(len(self.folders) + 1))
+        for folder in range(len(self.folders)):
+            yield folder, order[bounds[folder] : bounds[folder + 1]]
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Decode images.
+
+        Returns:
+            uint8 images (B, size, size) or (B, size, size, 3), and the positions of those that could be read.
+
+        Raises:
+            ValueError: If a file cannot be read and ``skip_corrupt`` is off; it is named.
+        """
+        from PIL import Image
+
+        images, kept = [], []
+        for index in indices:
+            path = self.path(int(index))
+            try:
+                image = Image.fromarray(read_image(path, self.in_chans, self.window))
+                images.append(np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR)))
+                kept.append(int(index))
+            except TooDeep:
+                raise
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                if not self.skip_corrupt:
+                    raise ValueError(
+                        f"{path} cannot be read as an image ({error}); --skip-bad-files leaves such files out"
+                    ) from error
+                warnings.warn(f"{path} is left out: it cannot be read as an image ({error})", stacklevel=2)
+        shape = (0, self.size, self.size) + ((3,) if self.in_chans == 3 else ())
+        return (np.stack(images) if images else np.zeros(shape, np.uint8)), np.array(kept, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class FileSet:
+    """A data set on disk; the attributes of :class:`policy_noise.experiments.data.ImageSet`, and ``notes``.
+
+    Notes are sentences on what was found and left out, to be said at the start.
+    """
+
+    name: str
+    train: FileSplit
+    val: FileSplit
+    test: FileSplit
+    class_names: tuple[str, ...]
+    groups: dict[str, tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+    multi_label: bool = False
+    excluded: int = 0
+    files_missing: int = 0
+
+    def image_name(self, split: str, index: int) -> str:
+        """What an image is called in lists: its path below the root."""
+        part: FileSplit = getattr(self, split)
+        return part.below_root(index)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def in_chans(self) -> int:
+        """Channels as which the images are read."""
+        return self.train.in_chans
+
+
+class Index:
+    """Grows the compact arrays of a :class:`FileSplit` file by file."""
+
+    def __init__(self) -> None:
+        self.folders: dict[str, int] = {}
+        self.folder = array("I")
+        self.names = bytearray()
+        self.ends = array("Q")
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def extend(self, files: Iterable[tuple[str, str]]) -> None:
+        """Add files by folder and name."""
+        for folder, name in files:
+            self.folder.append(self.folders.setdefault(folder, len(self.folders)))
+            self.names += os.fsencode(name)
+            self.ends.append(len(self.names))
+
+
+def assemble(
+    name: str,
+    root: Path,
+    builders: Mapping[str, Index],
+    kind: Callable[[str], tuple[str, str, str]],
+    *,
+    size: int,
+    in_chans: int,
+    skip_bad_files: bool,
+    window: Window,
+    notes: Sequence[str] = (),
+) -> tuple[FileSet, list[str]]:
+    """Make a set of indexed files, with what all sources of files have in common checked.
+
+    A path that comes twice in a split is taken once, which a note says.
+
+    Args:
+        name: Of the set.
+        root: Folder that the index starts from.
+        builders: The files of train, val and test.
+        kind: From a folder to its class, modality and anatomy; the latter two may be empty.
+        size: See :class:`FileSplit`.
+        in_chans: See :class:`FileSplit`.
+        skip_bad_files: Leave out files that are missing or corrupt.
+        window: See :class:`FileSplit`.
+        notes: Of the set.
+
+    Returns:
+        The set, and the files that are missing.
+
+    Raises:
+        FileNotFoundError: If files are missing, and ``skip_bad_files`` is off.
+        ValueError: If a file stands in two splits, or a split lacks a class.
+    """
+    kinds = {folder: kind(folder) for builder in builders.values() for folder in builder.folders}
+    classes = sorted(set(kinds.values()))
+    number = {entry: label for label, entry in enumerate(classes)}
+    splits, missing = {}, []
+    for split, builder in builders.items():
+        folders = tuple(builder.folders)
+        label_of = np.array([number[kinds[folder]] for folder in folders], dtype=np.int64)
+        folder = np.frombuffer(builder.folder, dtype=np.uint32).astype(np.uint16 if len(folders) < 65536 else np.uint32)
+        whole = FileSplit(
+            root=str(root),
+            folders=folders,
+            folder=folder,
+            names=np.frombuffer(bytes(builder.names), dtype=np.uint8),
+            ends=np.frombuffer(builder.ends, dtype=np.uint64).astype(np.int64),
+            labels=label_of[folder],
+            size=size,
+            in_chans=in_chans,
+            skip_corrupt=skip_bad_files,
+            window=window,
+        )
+        absent = _missing(whole)
+        missing += [whole.path(index) for index in absent]
+        splits[split] = whole.take(np.setdiff1d(np.arange(len(whole)), absent)) if len(absent) else whole
+    splits, twice = _once(splits)
+    if missing and not skip_bad_files:
+        raise FileNotFoundError(
+            f"{len(missing)} files are missing below {root}, such as {missing[:5]}; --skip-bad-files leaves them out"
+        )
+    for split, files in splits.items():
+        counts = np.bincount(files.labels, minlength=len(classes))
+        absent_classes = [classes[label][0] for label in np.flatnonzero(counts == 0)]
+        if absent_classes:
+            raise ValueError(f"{root}: the {split} split has no image of {absent_classes[:10]}")
+    groups = {"modality": tuple(entry[1] for entry in classes), "anatomy": tuple(entry[2] for entry in classes)}
+    groups = {key: values for key, values in groups.items() if any(values)}
+    names = tuple(entry[0] for entry in classes)
+    notes = (*notes, *twice)
+    parts = (splits["train"], splits["val"], splits["test"])
+    return FileSet(name, *parts, names, groups, notes, files_missing=len(missing)), missing
+
+
+def _once(splits: dict[str, FileSplit]) -> tuple[dict[str, FileSplit], list[str]]:
+    """Each path of a split once, with notes; no path may stand in two splits. 8 bytes a file are held, not its name."""
+    hashes = {
+        split: np.array([hash(os.path.normpath(files.path(i))) for i in range(len(files))], np.int64)
+        for split, files in splits.items()
+    }
+    values, counts = np.unique(np.concatenate(list(hashes.values())), return_counts=True)
+    again = values[counts > 1]
+    seen: dict[str, str] = {}
+    notes = []
+    for split, files in splits.items():
+        repeated = []
+        for index in np.flatnonzero(np.isin(hashes[split], again)):
+            path = os.path.normpath(files.path(int(index)))
+            if seen.get(path, split) != split:
+                raise ValueError(f"{path} stands in {seen[path]} and in {split}: an image must belong to one split")
+            if path in seen:
+                repeated.append(index)
+            seen[path] = split
+        if repeated:
+            first = files.path(int(repeated[0]))
+            notes.append(f"{split}: {len(repeated)} rows name a file again, such as {first}: each is taken once")
+            splits[split] = files.take(np.setdiff1d(np.arange(len(files)), repeated))
+    return splits, notes
+
+
+def _missing(files: FileSplit) -> np.ndarray:
+    """Positions of files that are not there: one listing a folder, not one call a file."""
+    absent = []
+    for folder, positions in files._by_folder():
+        path = os.path.join(files.root, files.folders[folder])
+        present = set(os.listdir(path)) if os.path.isdir(path) else set()
+        for index in positions:
+            file = files.path(int(index))
+            listed = os.path.dirname(file) == path  # else it lies in a folder of the class's folder
+            if os.path.basename(file) not in present if listed else not os.path.exists(file):
+                absent.append(int(index))
+    return np.array(sorted(absent), dtype=np.int64)

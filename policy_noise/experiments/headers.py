@@ -1,0 +1,97 @@
+"""A look at every file's header before training: images that would be read wrongly are found in seconds."""
+
+import dataclasses
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from .data import SPLITS
+from .files import FileSet, FileSplit
+from .images import TooDeep, read_header, read_image
+
+__all__ = ["in_colour", "look_over"]
+
+THREADS = 16  # they wait for the disk, not for one another
+CHUNK = 256
+
+
+def look_over(data: FileSet) -> list[str]:
+    """Look at the header of every file.
+
+    Args:
+        data: The set.
+
+    Returns:
+        Sentences on what is dropped: transparency.
+
+    Raises:
+        TooDeep: If a file has more than 8 bits, and there is no window for it.
+        ValueError: If a file cannot be read, and the set does not leave such files out.
+    """
+    from tqdm import tqdm
+
+    chunks = list(_chunks(data))
+    transparent: list[str] = []
+    total = 0
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            for count, example in tqdm(
+                pool.map(_look, *zip(*chunks, strict=True)),
+                desc="looking at headers",
+                unit=f" x {CHUNK} files",
+                total=len(chunks),
+                delay=5,
+                leave=False,
+            ):
+                total += count
+                transparent += example
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    if not total:
+        return []
+    few = "1 image has" if total == 1 else f"{total} images have"
+    return [f"{few} transparency, such as {transparent[0]}: it is dropped, and pixels keep the colour under it"]
+
+
+def _chunks(data: FileSet) -> Iterator[tuple[FileSplit, range]]:
+    for split in SPLITS:
+        part = getattr(data, split)
+        for start in range(0, len(part), CHUNK):
+            yield part, range(start, min(start + CHUNK, len(part)))
+
+
+def _look(part: FileSplit, indices: range) -> tuple[int, list[str]]:
+    """How many have transparency, and the first of them."""
+    from PIL import Image
+
+    transparent = []
+    for index in indices:
+        path = part.path(index)
+        try:
+            header = read_header(path)
+            if header.deep and part.window is None:
+                read_image(path, 1)  # its values may still lie in 0..255
+        except TooDeep:
+            raise
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            if not part.skip_corrupt:
+                raise ValueError(
+                    f"{path} cannot be read as an image ({error}); --skip-bad-files leaves such files out"
+                ) from error
+            continue
+        if header.alpha:
+            transparent.append(path)
+    return len(transparent), transparent[:1]
+
+
+def in_colour(data: FileSet) -> bool:
+    """Whether the first image of any class that can be read has colours; grey stored as RGB has none."""
+    split: Any = dataclasses.replace(data.train, in_chans=3, skip_corrupt=True)
+    for label in range(data.num_classes):
+        images, _ = split.read(np.flatnonzero(split.labels == label)[:1])
+        if len(images) and (np.ptp(images.astype(np.int16), axis=3) > 8).mean() > 0.01:
+            return True
+    return False

@@ -1,0 +1,99 @@
+"""The 2-D sets of the ``medmnist`` package: names and checksums are its own, the files are fetched only when asked."""
+
+import hashlib
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from ..utils.files import PathLike, write_atomic
+from .data import ImageSet
+from .npz import load_npz
+
+__all__ = ["load_medmnist"]
+
+PATIENCE = 3600.0  # seconds that other processes of a machine wait for the one that fetches
+
+
+def load_medmnist(flag: str, root: PathLike, *, size: int = 28, download: bool = False) -> ImageSet:
+    """Load a 2-D MedMNIST set.
+
+    Args:
+        flag: Such as ``"pneumoniamnist"``; also multi-label ``"chestmnist"`` and 3-channel sets.
+        root: Folder that holds the npz files.
+        size: 28, 64, 128 or 224 pixels.
+        download: Fetch a file that is missing or not the published one by its MD5, such as half of one. One process a
+            machine does so. Never done without being asked.
+
+    Raises:
+        FileNotFoundError: If the folder or the file is missing.
+        ModuleNotFoundError: If the package is missing; the message names the extra.
+        OSError: If the file cannot be fetched.
+        ValueError: If the flag is unknown, not 2-D or has no such size, or the file is damaged.
+    """
+    try:
+        from medmnist import INFO
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            '--medmnist needs the medmnist package: pip install "policy_noise[examples]"; its files can be read '
+            "without it by --npz"
+        ) from error
+    flat = sorted(name for name in INFO if not name.endswith("3d"))
+    if flag not in flat:
+        raise ValueError(f"flag must be one of {flat}, got {flag!r}")
+    info = INFO[flag]
+    if size not in (28, 64, 128, 224):
+        raise ValueError(f"size must be 28, 64, 128 or 224, got {size!r}")
+    root = Path(root)
+    ending = "" if size == 28 else f"_{size}"
+    path, url, md5 = root / f"{flag}{ending}.npz", info[f"url{ending}"], info[f"MD5{ending}"]
+    if download:
+        _fetch(path, url, md5)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist: download it into {root}, or pass --download to have it fetched"
+        )
+    try:
+        images = load_npz(path, multi_label="multi-label" in info["task"])
+    except ValueError as error:
+        if download or _md5(path) == md5:
+            raise
+        raise ValueError(
+            f"{error}; it is not the published file by its MD5: pass --download to have it fetched again"
+        ) from error
+    names = tuple(str(info["label"][key]) for key in sorted(info["label"], key=int))
+    if len(names) != images.num_classes:
+        raise ValueError(f"{path} holds {images.num_classes} classes, and {flag} has {len(names)}: a foreign file")
+    return ImageSet(path.stem, images.train, images.val, images.test, names, {})
+
+
+def _md5(path: Path) -> str:
+    found = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
+def _fetch(path: Path, url: str, md5: str) -> None:
+    """Have the published file there, fetched whole or not at all."""
+    waited_until = time.monotonic() + PATIENCE
+    while not path.is_file() or _md5(path) != md5:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            return _fetch_now(path, url, md5)
+        if time.monotonic() > waited_until:
+            raise TimeoutError(f"{path} is still not the published file after {PATIENCE:.0f} s: download it from {url}")
+        time.sleep(2)
+
+
+def _fetch_now(path: Path, url: str, md5: str) -> None:
+    def fetch(temporary: Path) -> None:
+        torch.hub.download_url_to_file(url, str(temporary))
+        if (found := _md5(temporary)) != md5:
+            raise OSError(f"its MD5 is {found} instead of {md5}")
+
+    try:
+        write_atomic(path, fetch)
+    except OSError as error:  # of the network too
+        raise OSError(f"{path} could not be fetched ({error}): download it from {url} into {path.parent}") from error

@@ -1,0 +1,207 @@
+"""npz files in MedMNIST's layout, checked as a whole."""
+
+import contextlib
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from ..utils.files import PathLike
+from .data import SPLITS, ImageSet, Split, require_classes, split_stratified
+from .images import Window, apply_window
+
+__all__ = ["load_npz"]
+
+
+def load_npz(
+    path: PathLike, prefix: str = "", *, seed: int = 0, multi_label: bool = False, window: Window = None
+) -> ImageSet:
+    """Load an npz file in MedMNIST's layout, and check all of it.
+
+    The keys are ``{train,val,test}_images`` and ``{train,val,test}_labels``; or ``images`` and ``labels`` alone,
+    which are split 70 : 10 : 20, stratified by class. Labels are given back as 0 to K - 1. Where the file says which
+    labels occur (``classes``) and what they are called (``names``), as the embedded organ patches do, classes carry
+    those names.
+
+    Args:
+        path: The file. No pickled objects are read.
+        prefix: Of the keys, for files that hold several sets, such as ``"mr_"``.
+        seed: Of the split, where the file has none.
+        multi_label: Keep labels of several columns as they are, even if each row has exactly one 1. By default those
+            are one-hot: one label an image, which a warning says.
+        window: The values that become black and white where images are not of 8 bits, or ``"auto"`` for each image's
+            own. Without one, other integers are taken only if all lie in 0..255.
+
+    Returns:
+        The set, named after the file and the prefix.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If the file is no npz or a key is missing, of the wrong type or shape, or out of its range.
+
+    Example:
+        >>> load_npz("examples/data/organpatches.npz", "mr_").num_classes
+        8
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"data set {path} does not exist: path must name an npz file in MedMNIST's layout")
+    try:
+        file = np.load(path, allow_pickle=False)
+        with file if hasattr(file, "files") else contextlib.nullcontext():
+            if not hasattr(file, "files"):
+                raise ValueError("it is a .npy file, one array alone")
+            keys = list(file.files)
+            arrays = {key: file[key] for key in file.files if key.startswith(prefix) or key == "names"}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read as an npz file without pickled objects: {error}") from error
+    name = path.stem + (f":{prefix.rstrip('_')}" if prefix else "")
+    whole = (f"{prefix}images", f"{prefix}labels")
+    wanted = [f"{prefix}{split}_{kind}" for split in SPLITS for kind in ("images", "labels")]
+    if all(key in arrays for key in whole):
+        raw = {"all": (arrays[whole[0]], arrays[whole[1]])}
+    elif all(key in arrays for key in wanted):
+        raw = {split: (arrays[f"{prefix}{split}_images"], arrays[f"{prefix}{split}_labels"]) for split in SPLITS}
+    else:
+        missing = [key for key in wanted if key not in arrays]
+        offered = _prefixes(keys)
+        if prefix not in offered and offered:
+            choices = ", ".join(f"{path.name}:{own.rstrip('_')}" if own else path.name for own in offered)
+            raise ValueError(f"{path} has no set {prefix.rstrip('_')!r}: it holds {choices}")
+        raise ValueError(
+            f"{path} lacks the keys {missing} (and {list(whole)}, which would be split by seed); it holds "
+            f"{sorted(keys)[:20]}"
+        )
+    where = {split: f"{path}, {prefix}{'' if split == 'all' else split + '_'}" for split in raw}
+    raw = {
+        split: (_as_bytes(where[split], _grey_axis_dropped(images), window), labels)
+        for split, (images, labels) in raw.items()
+    }
+    for split, (images, labels) in raw.items():
+        _check_arrays(where[split], images, labels)
+    if not multi_label and all(_is_multi(part) and (part.sum(1) == 1).all() for _, part in raw.values()):
+        warnings.warn(
+            f"{path}: labels have exactly one 1 in every row and are taken as one label an image; --multi-label "
+            "(multi_label=True) trains each column by itself",
+            stacklevel=2,
+        )
+        columns = {part.shape[1] for _, part in raw.values()}
+        if len(columns) > 1:
+            raise ValueError(f"{path}: the splits' labels must have the same number of columns, got {sorted(columns)}")
+        raw = {split: (images, part.argmax(1)) for split, (images, part) in raw.items()}
+    classes = _classes(path, prefix, arrays, [labels for _, labels in raw.values()])
+    splits = {split: Split(images, _relabel(labels, classes)) for split, (images, labels) in raw.items()}
+    if "all" in splits:
+        splits = split_stratified(splits["all"], seed)
+    names = _class_names(path, arrays.get("names"), classes)
+    result = ImageSet(name, splits["train"], splits["val"], splits["test"], names, {})
+    _check_set(str(path), result)
+    return result
+
+
+def _prefixes(keys: list[str]) -> list[str]:
+    """The prefixes under which a file holds sets; "" for one without."""
+    found: dict[str, None] = {}
+    for key in keys:
+        for ending in ("train_images", "images"):
+            if key.endswith(ending) and (key == ending or key[: -len(ending)].endswith("_")):
+                own = key[: -len(ending)]
+                if f"{own}{ending.replace('images', 'labels')}" in keys and not own.endswith(("val_", "test_")):
+                    found[own] = None
+                break
+    return list(found)
+
+
+def _grey_axis_dropped(images: np.ndarray) -> np.ndarray:
+    """(N, 1, H, W) and (N, H, W, 1) as (N, H, W)."""
+    if images.ndim == 4 and 1 in (images.shape[1], images.shape[3]):
+        return images[:, 0] if images.shape[1] == 1 else images[..., 0]
+    return images
+
+
+def _as_bytes(where: str, images: np.ndarray, window: Window) -> np.ndarray:
+    """Images of other numbers through the window; uint8, and what is no number, as it is."""
+    if images.dtype == np.uint8 or images.dtype.kind not in "iuf" or not images.size:
+        return images
+    if window is not None:
+        result = np.empty(images.shape, np.uint8)
+        for index, image in enumerate(images):  # not all at once: it takes 8 bytes a pixel
+            result[index] = apply_window(image, window)
+        return result
+    low, high = images.min(), images.max()
+    if images.dtype.kind == "f" or low < 0 or high > 255:
+        raise ValueError(
+            f"{where}images must be uint8, got {images.dtype} with values {low} to {high}: pass --window LOW HIGH, the "
+            "values that become black and white, or --window auto for each image's own"
+        )
+    return images.astype(np.uint8)
+
+
+def _check_arrays(where: str, images: np.ndarray, labels: np.ndarray) -> None:
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
+        raise ValueError(
+            f"{where}images must be uint8 of shape (N, H, W) or (N, H, W, 3), got {images.dtype} {images.shape}"
+        )
+    if labels.dtype.kind not in "iub" or labels.ndim not in (1, 2):
+        raise ValueError(
+            f"{where}labels must be integers of shape (N,), (N, 1) or (N, labels), got {labels.dtype} {labels.shape}"
+        )
+    if len(images) == 0:
+        raise ValueError(f"{where}images is empty")
+    if len(labels) != len(images):
+        raise ValueError(f"{where}labels must hold one row for each of {len(images)} images, got {len(labels)}")
+    if labels.ndim == 2 and labels.shape[1] > 1 and labels.max() > 1:
+        raise ValueError(f"{where}labels with {labels.shape[1]} columns must be 0 or 1, got {labels.max()}")
+    if labels.min() < 0:
+        raise ValueError(f"{where}labels must not be negative, got {labels.min()}")
+
+
+def _is_multi(labels: np.ndarray) -> bool:
+    return labels.ndim == 2 and labels.shape[1] > 1
+
+
+def _classes(path: Path, prefix: str, arrays: dict[str, np.ndarray], labels: list[np.ndarray]) -> np.ndarray:
+    """The labels that occur, sorted; each column's number where an image has several."""
+    columns = {part.shape[1] if _is_multi(part) else 1 for part in labels}
+    if len(columns) > 1:
+        raise ValueError(f"{path}: the splits' labels must have the same number of columns, got {sorted(columns)}")
+    if _is_multi(labels[0]):
+        return np.arange(labels[0].shape[1])
+    found = np.unique(np.concatenate([part.ravel() for part in labels])).astype(np.int64)
+    key = f"{prefix}classes"
+    if key in arrays:
+        declared = np.sort(arrays[key].ravel().astype(np.int64))
+        outside = np.setdiff1d(found, declared)
+        if len(outside):
+            raise ValueError(f"{path}: labels {outside.tolist()} are not among {key} {declared.tolist()}")
+        return declared
+    if not np.array_equal(found, np.arange(len(found))):
+        absent = np.setdiff1d(np.arange(len(found)), found)  # never as many as a label's value
+        raise ValueError(
+            f"{path}: labels must run from 0 to {found[-1]} without a hole, but {absent.tolist()[:10]} do not occur; "
+            f"a key {key!r} with the labels in use would allow that"
+        )
+    return found
+
+
+def _relabel(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    if _is_multi(labels):
+        return labels.astype(np.int64)
+    return np.searchsorted(classes, labels.ravel().astype(np.int64))
+
+
+def _class_names(path: Path, names: np.ndarray | None, classes: np.ndarray) -> tuple[str, ...]:
+    if names is None:
+        return tuple(f"class {label}" for label in classes)
+    if classes[-1] >= len(names):
+        raise ValueError(f"{path}: label {classes[-1]} is out of the range of names, which holds {len(names)}")
+    return tuple(str(names[label]) for label in classes)
+
+
+def _check_set(where: str, images: ImageSet) -> None:
+    """Equal image sizes in all splits, and every class in each of them."""
+    shapes = {split: getattr(images, split).images.shape[1:] for split in SPLITS}
+    if len({shape[2:] for shape in shapes.values()}) > 1:
+        raise ValueError(f"{where}: the splits' images must have equally many channels, got {shapes}")
+    require_classes(images, where)

@@ -1,0 +1,124 @@
+"""A loss's match: the masked forward that it belongs to, and which of its images each of its rows came from."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..augmentation import Sample
+from .rows import Rows, columns
+
+__all__ = ["REMEDY", "Match", "PairingError", "Pending", "check_index", "match_of", "start"]
+
+REMEDY = (
+    "say for each row of the loss which image it belongs to with hook.observe(losses, index=...), or run forwards that "
+    "have no loss under hook.paused()"
+)
+
+
+class PairingError(RuntimeError):
+    """Masked forwards and observed losses don't pair up."""
+
+
+@dataclass
+class Pending:
+    """A masked forward whose loss has not been seen yet."""
+
+    number: int
+    sample: Sample
+    marked: bool = False
+
+    def __len__(self) -> int:
+        return len(self.sample.applied)
+
+
+@dataclass(frozen=True)
+class Match:
+    """A waiting forward that a loss belongs to, and which of its images each of the loss's rows came from.
+
+    Args:
+        pending: The forward.
+        index: None where the loss's rows are the forward's.
+
+    Shape:
+        - index: (N,), or (N, K) where a row came from several images (views that are averaged or compared); -1 where
+          it came from elsewhere.
+    """
+
+    pending: Pending
+    index: Tensor | None = None
+
+    def gather(self, values: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Average the rows of each image.
+
+        Args:
+            values: One loss for each row.
+            valid: Which of them count; by default all.
+
+        Shape:
+            - values, valid: (N,).
+
+        Returns:
+            The losses of the forward's images, (B,), and which images have one; None for all.
+
+        Raises:
+            PairingError: If there is not one loss for each row of the index.
+        """
+        if self.index is None:
+            return values, valid
+        if values.ndim != 1 or len(values) != len(self.index):
+            raise PairingError(
+                f"the loss has shape {tuple(values.shape)}, and its index {len(self.index)} rows: {REMEDY}"
+            )
+        images = len(self.pending)
+        index = self.index.to(values.device, non_blocking=True).reshape(len(values), -1)
+        counts = index >= 0 if valid is None else (index >= 0) & valid.unsqueeze(1)
+        place = torch.where(counts, index, images).reshape(-1)  # one place more, for the rows that don't count
+        spread = torch.where(counts, values.unsqueeze(1), 0).reshape(-1)
+        total = values.new_zeros(images + 1).index_add(0, place, spread)[:images]
+        number = values.new_zeros(images + 1).index_add(0, place, torch.ones_like(spread))[:images]
+        return total / number.clamp(min=1), number > 0
+
+
+def start(pending: Pending | None, shape: tuple[int, ...] | None) -> Rows | None:
+    """Rows of a forward's output: along its first axis, else along the only one that has the batch's length."""
+    if pending is None:
+        return None
+    if shape is None:
+        return Rows((len(pending),), None, pending.sample.applied.device)
+    axes = [axis for axis, size in enumerate(shape) if size == len(pending)]
+    if not axes or (axes[0] != 0 and len(axes) > 1):
+        return None
+    sizes = tuple(size if axis == axes[0] else 1 for axis, size in enumerate(shape))
+    return Rows(sizes, None, pending.sample.applied.device)
+
+
+def match_of(pending: Pending, several: list[Rows], rows: int) -> Match | None:
+    kept: list[Rows] = []
+    for part in several:
+        beside = rows > 1 and part.last_axis > 0 and not part.varies(0)  # columns of a similarity matrix
+        if not beside and not any(part.same(other) for other in kept):
+            kept.append(part)
+    plain = [part.numbers is None and part.last_axis <= 0 and part.sizes[:1] == (len(pending),) for part in kept]
+    if len(pending) == rows and plain and all(plain):
+        return Match(pending)
+    indices = [index for part in kept if (index := columns(part, rows)) is not None]
+    if not indices:
+        return None
+    index = indices[0] if len(indices) == 1 else torch.cat(indices, 1)
+    return Match(pending, index.squeeze(1) if index.shape[1] == 1 else index)
+
+
+def check_index(index: Any, rows: int, images: int) -> Tensor:
+    index = torch.as_tensor(index)
+    if index.is_floating_point() or index.dtype == torch.bool:
+        raise TypeError(f"index must hold integers, got {index.dtype}")
+    if index.ndim != 1 or len(index) != rows:
+        raise ValueError(f"index must have one row number for each of the {rows} losses, got {tuple(index.shape)}")
+    # On another device looking at it would wait; there the gathering refuses what lies outside.
+    if index.device.type == "cpu" and rows and not -1 <= int(index.min()) <= int(index.max()) < images:
+        raise ValueError(
+            f"index must lie in -1 (elsewhere) to {images - 1}, got {int(index.min())} to {int(index.max())}"
+        )
+    return index.long()

@@ -1,0 +1,130 @@
+"""The pass over all images that finds what should not be trained on."""
+
+import csv
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from policy_noise.experiments import check as module
+from policy_noise.experiments.check import check
+from policy_noise.experiments.commands import main
+from policy_noise.experiments.data import ImageSet, Split
+from policy_noise.experiments.folders import load_image_folder
+
+SPLITS = ("train", "val", "test")
+
+
+def noise(seed):
+    return np.random.default_rng(seed).integers(0, 256, (8, 8), np.uint8)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Two classes; two good images in each, and one of every kind of trouble."""
+    root = tmp_path / "tree"
+    for number, split in enumerate(SPLITS):
+        for label, name in enumerate(("cat", "dog")):
+            (root / split / name).mkdir(parents=True)
+            for index in range(2):
+                Image.fromarray(noise(100 * number + 10 * label + index)).save(root / split / name / f"{index}.png")
+
+    def copy(place, seed):
+        Image.fromarray(noise(seed)).save(root / place)
+
+    copy("train/cat/within.bmp", 0)  # as train/cat/0.png
+    copy("test/dog/leak.png", 11)  # as train/dog/1.png
+    copy("val/dog/other.png", 101)  # as val/cat/1.png
+    Image.fromarray(np.full((8, 8), 7, np.uint8)).save(root / "train/dog/flat.png")
+    Image.fromarray(np.full((8, 8), 7, np.uint8)).save(root / "train/cat/flat.png")
+    (root / "train/dog/broken.png").write_bytes(b"\x89PNG broken")
+    return root
+
+
+EXPECTED = {
+    "train/dog/broken.png": ("unreadable", "", "yes"),
+    "train/dog/flat.png": ("constant", "", "yes"),
+    "train/cat/flat.png": ("constant", "", "yes"),
+    "train/cat/0.png": ("equal", "within a split", "no"),
+    "train/cat/within.bmp": ("equal", "within a split", "yes"),
+    "train/dog/1.png": ("equal", "across splits", "yes"),
+    "test/dog/leak.png": ("equal", "across splits", "no"),
+    "val/cat/1.png": ("equal", "across classes", "yes"),
+    "val/dog/other.png": ("equal", "across classes", "yes"),
+}
+
+
+def as_expected(findings):
+    return {finding.image: (finding.problem, finding.where, finding.exclude) for finding in findings}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_kind_is_found(tree, workers, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 4)
+    data, _ = load_image_folder(tree, size=8, skip_bad_files=True)
+    findings = check(data, workers=workers)
+    assert as_expected(findings) == EXPECTED
+    assert len({finding.group for finding in findings if finding.group}) == 3
+
+
+def test_a_stopped_check_goes_on_and_reads_only_what_it_has_not_seen(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 4)
+    data, _ = load_image_folder(tree, size=8, skip_bad_files=True)
+    journal = tmp_path / "journal.jsonl"
+    look, calls = module._look_at, []
+
+    def stops(paths):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(paths)
+        return look(paths)
+
+    monkeypatch.setattr(module, "_look_at", stops)
+    with pytest.raises(KeyboardInterrupt):
+        check(data, journal=journal)
+    with journal.open("a") as file:
+        file.write('{"image": "cut sho')
+    read = []
+    monkeypatch.setattr(module, "_look_at", lambda paths: read.extend(paths) or look(paths))
+    assert as_expected(check(data, journal=journal)) == EXPECTED
+    assert len(read) == 18 - 8
+    read.clear()
+    path = tree / "val" / "cat" / "1.png"
+    Image.fromarray(noise(999)).save(path)
+    os.utime(path, (1, 1))
+    assert "val/cat/1.png" not in as_expected(check(data, journal=journal))
+    assert read == [str(path)]
+
+
+def test_deep_images_need_no_window(tmp_path):
+    for split in SPLITS:
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            values = np.random.default_rng(0).integers(0, 4096, (8, 8)).astype(np.uint16)
+            Image.fromarray(values).save(tmp_path / split / name / "a.png")
+    found = as_expected(check(load_image_folder(tmp_path, size=8)[0]))
+    assert found["train/dog/a.png"] == ("equal", "across splits and classes", "yes")
+
+
+def test_sets_in_memory():
+    images = np.stack([noise(0), noise(1), noise(0), np.full((8, 8), 3, np.uint8)])
+    parts = [Split(images + np.uint8(number), np.array([0, 1, 0, 1])) for number in range(3)]
+    found = as_expected(check(ImageSet("set", *parts, ("a", "b"), {})))
+    assert found["set/train/2"] == ("equal", "within a split", "yes")
+    assert found["set/test/3"] == ("constant", "", "yes")
+    assert len(found) == 9
+
+
+def test_the_command_writes_a_table_that_exclude_takes(tree, tmp_path, capsys):
+    table = tmp_path / "found" / "check.csv"
+    main(["check-data", "--image-folder", str(tree), "--output", str(table), "--workers", "1"])
+    out = capsys.readouterr().out
+    assert "| tree | train | val | test |" in out
+    assert "| unreadable | 1 | 0 | 0 |" in out
+    assert "| equal across classes | 0 | 2 | 0 |" in out
+    with table.open() as file:
+        assert {row["image"] for row in csv.DictReader(file)} == set(EXPECTED)
+    again = tmp_path / "again.csv"
+    main(["check-data", "--image-folder", str(tree), "--output", str(again), "--exclude", str(table)])
+    assert again.read_text().splitlines() == [",".join(module.COLUMNS)]

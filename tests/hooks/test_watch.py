@@ -1,0 +1,297 @@
+"""A hook that does nothing says so, once and within ten steps; one that works says nothing."""
+
+import copy
+import gc
+import logging
+import warnings
+import weakref
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+from policy_noise import attach
+
+
+class Net(nn.Module):
+    """A classifier in two parts, as timm's are."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3, stride=4), nn.Linear(4, 5)
+
+    def forward_features(self, x):
+        return self.conv(x).relu()
+
+    def forward_head(self, x):
+        return self.head(x.mean((2, 3)))
+
+    def forward(self, x):
+        return self.forward_head(self.forward_features(x))
+
+
+class Wrapper(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def parts(model=None, **settings):
+    model, criterion = model or Net(), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return model, optimizer, criterion, attach(model, optimizer, criterion, in_chans=3, **settings)
+
+
+def train(call, optimizer, criterion, batch, steps=10):
+    for _ in range(steps):
+        loss = criterion(call(batch[0]), batch[1])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def said(record):
+    return [str(warning.message) for warning in record if "policy_noise" in str(warning.message)]
+
+
+def assert_one(record, *words):
+    (message,) = said(record)
+    assert all(word in message for word in words), message
+
+
+# -- what never works --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["forward", "parts"])
+def test_a_model_that_is_not_called_as_a_module(batch, recwarn, way):
+    model, optimizer, criterion, _ = parts()
+    train(
+        model.forward if way == "forward" else lambda x: model.forward_head(model.forward_features(x)),
+        optimizer,
+        criterion,
+        batch,
+    )
+    assert_one(recwarn, "Net was never called", "model(x), not model.forward(x)", "forward_features")
+
+
+def test_evaluation_between_epochs_is_not_taken_for_the_cause(batch, recwarn):
+    model, optimizer, criterion, _ = parts()
+    for _ in range(5):
+        model.eval()
+        with torch.no_grad():
+            model(batch[0])
+        model.train()
+        train(model.forward, optimizer, criterion, batch, steps=2)
+    assert_one(recwarn, "Net was never called")
+
+
+def test_a_wrapper_is_hooked_and_its_inner_module_called(batch, recwarn):
+    model, optimizer, criterion, _ = parts(Wrapper(Net()))
+    train(model.inner, optimizer, criterion, batch)
+    assert_one(recwarn, "Wrapper was never called", "hook the module that the loop calls")
+
+
+def test_a_model_left_in_eval_mode(batch, recwarn):
+    model, optimizer, criterion, _ = parts()
+    train(model.eval(), optimizer, criterion, batch)
+    assert_one(recwarn, "Net runs in eval mode", "model.train()")
+
+
+@pytest.mark.parametrize("own_optimizer", [True, False])
+def test_a_copy_is_trained(batch, recwarn, own_optimizer):
+    model, optimizer, criterion, _ = parts()
+    trained = copy.deepcopy(model)
+    if own_optimizer:
+        train(trained, torch.optim.SGD(trained.parameters(), lr=0.1), criterion, batch)
+        assert_one(recwarn, "a copy of Net is trained", "Attach to the copy")
+    else:
+        train(trained, optimizer, criterion, batch)
+        assert_one(recwarn, "not the original of a copy")
+
+
+def test_another_models_optimizer(recwarn):
+    attach(Net(), torch.optim.SGD(Net().parameters(), lr=0.1), nn.CrossEntropyLoss())
+    assert_one(recwarn, "holds no parameter of Net", "pass the optimizer that trains this model")
+
+
+def test_an_optimizer_made_anew(batch, recwarn):
+    """Its graphs are let go, and the policy learns again after rebind."""
+    model, optimizer, criterion, hook = parts(p=1.0)
+    train(model, optimizer, criterion, batch, steps=2)
+    new = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = [p.clone() for p in hook.augmentation.parameters()]
+    train(model, new, criterion, batch)
+    assert_one(recwarn, "SGD has stepped 5 times", "hook.rebind(optimizer)")
+    assert hook.learner.observations == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, hook.augmentation.parameters(), strict=True))
+    hook.rebind(new)
+    seen = hook.metrics["samples_seen"]
+    train(model, new, criterion, batch, steps=2)
+    assert hook.metrics["samples_seen"] == seen + 16
+    assert not all(torch.equal(a, b) for a, b in zip(before, hook.augmentation.parameters(), strict=True))
+    assert "policy_noise" in new.state_dict()
+    assert "policy_noise" not in optimizer.state_dict()
+    assert len(said(recwarn)) == 1
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_an_optimizers_state_was_loaded_before(batch, recwarn, kind):
+    model, criterion = Net(), nn.CrossEntropyLoss()
+    first = kind(model.parameters(), lr=0.1, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
+    train(model, first, criterion, batch, steps=1)
+    optimizer = kind(model.parameters(), lr=0.1)
+    optimizer.load_state_dict(first.state_dict())
+    attach(model, optimizer, criterion)
+    assert_one(recwarn, "has a state already", "attach before optimizer.load_state_dict")
+
+
+def test_torch_func(batch, recwarn):
+    model, optimizer, criterion, _ = parts()
+    weights = dict(model.named_parameters())
+
+    def loss(weights, images, targets):
+        return criterion(torch.func.functional_call(model, weights, (images,)), targets)
+
+    for _ in range(10):
+        for name, gradient in torch.func.grad(loss)(weights, *batch).items():
+            weights[name].grad = gradient
+        optimizer.step()
+    assert_one(recwarn, "torch.func", "hook.apply(images)", "loss.backward()")
+
+
+def test_a_saver_that_leaves_the_policy_out(batch, recwarn):
+    model, optimizer, criterion, _ = parts()
+    train(model, optimizer, criterion, batch, steps=1)
+    for _ in range(2):
+        state = get_optimizer_state_dict(model, optimizer)
+    assert "policy_noise" not in state
+    assert_one(recwarn, "torch.distributed.checkpoint leaves the policy out", "hook.state_dict()")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_whole_state_saved_by_distributed_checkpoint_keeps_the_policy(batch, tmp_path):
+    model, optimizer, criterion, hook = parts()
+    train(model, optimizer, criterion, batch, steps=2)
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        dcp.save({"optimizer": optimizer}, checkpoint_id=tmp_path, no_dist=True)
+    assert not said(record)
+    other, new, criterion, resumed = parts()
+    train(other, new, criterion, batch, steps=1)
+    dcp.load({"optimizer": new}, checkpoint_id=tmp_path, no_dist=True)
+    for saved, loaded in zip(hook.augmentation.parameters(), resumed.augmentation.parameters(), strict=True):
+        assert torch.equal(saved, loaded)
+
+
+# -- ordinary loops ----------------------------------------------------------------------------------------------------
+
+
+def accumulate(model, optimizer, criterion, hook, batch):
+    for _ in range(2):
+        for _ in range(64):
+            criterion(model(batch[0]), batch[1]).backward()
+        optimizer.step()
+
+
+def evaluate_in_between(model, optimizer, criterion, hook, batch):
+    for _ in range(4):
+        train(model, optimizer, criterion, batch, steps=3)
+        model.eval()
+        with torch.no_grad():
+            for _ in range(12):
+                criterion(model(batch[0]), batch[1])
+        model.train()
+
+
+def pause(model, optimizer, criterion, hook, batch):
+    """The whole phase, and only the forward with the step outside."""
+    with hook.paused():
+        train(model, optimizer, criterion, batch)
+    for _ in range(10):
+        with hook.paused():
+            loss = criterion(model(batch[0]), batch[1])
+        loss.backward()
+        optimizer.step()
+
+
+def switch_off(model, optimizer, criterion, hook, batch):
+    hook.augmentation.eval()
+    train(model, optimizer, criterion, batch)
+
+
+def plain(model, optimizer, criterion, hook, batch):
+    train(model, optimizer, criterion, batch)
+
+
+def average(model, optimizer, criterion, hook, batch):
+    """A copy that is not trained, and another network that is."""
+    teacher = copy.deepcopy(model)
+    train(model, optimizer, criterion, batch)
+    teacher(batch[0])
+    other = Net()
+    train(other, torch.optim.SGD(other.parameters(), lr=0.1), nn.CrossEntropyLoss(), batch)
+
+
+def two_optimizers(model, optimizer, criterion, hook, batch):
+    head = torch.optim.Adam(model.head.parameters())
+    for _ in range(10):
+        train(model, optimizer, criterion, batch, steps=1)
+        head.step()
+
+
+def reload(model, optimizer, criterion, hook, batch):
+    """The same optimizer hooked a second time."""
+    train(model, optimizer, criterion, batch)
+    hook.remove()
+    attach(model, optimizer, criterion, in_chans=3)
+    train(model, optimizer, criterion, batch)
+
+
+def empty_batches(model, optimizer, criterion, hook, batch):
+    for _ in range(10):
+        optimizer.zero_grad()
+        model(batch[0][:0]).sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [accumulate, evaluate_in_between, pause, switch_off, plain, average, two_optimizers, reload, empty_batches],
+)
+@pytest.mark.parametrize("settings", [{}, {"p": 0.0}, {"frozen": True}, {"preset": "augment"}], ids=str)
+def test_ordinary_loops_hear_nothing(batch, recwarn, loop, settings):
+    model, optimizer, criterion, hook = parts(**settings)
+    loop(model, optimizer, criterion, hook, batch)
+    assert not said(recwarn)
+    assert not [str(w.message) for w in recwarn if issubclass(w.category, UserWarning)]
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adagrad, torch.optim.AdamW, torch.optim.LBFGS, torch.optim.Rprop])
+def test_a_new_optimizer_hears_nothing(recwarn, kind):
+    """Adagrad's has a state before its first step."""
+    model = Net()
+    attach(model, kind(model.parameters()), nn.CrossEntropyLoss())
+    assert not said(recwarn)
+
+
+def test_the_first_step_is_logged_once(batch, caplog):
+    model, optimizer, criterion, _ = parts(Net())
+    with caplog.at_level(logging.INFO, logger="policy_noise"):
+        train(model, optimizer, criterion, batch, steps=3)
+    (message,) = [record.getMessage() for record in caplog.records]
+    for word in ("PolicyNoiseMask", "32 x 32", "CrossEntropyLoss", "SGD"):
+        assert word in message
+
+
+def test_hook_model_and_optimizer_are_let_go_with_the_loop(batch):
+    model, optimizer, criterion, hook = parts()
+    train(model, optimizer, criterion, batch, steps=2)
+    kept = [weakref.ref(thing) for thing in (model, optimizer, hook)]
+    del model, optimizer, criterion, hook
+    gc.collect()
+    assert [reference() for reference in kept] == [None, None, None]

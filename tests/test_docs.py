@@ -1,0 +1,143 @@
+"""README and documentation: their code runs, their links lead somewhere, and no warning goes unexplained."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+from torch import nn
+
+import policy_noise
+from policy_noise.utils.renames import RENAMED
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+]
+NOT_RUN = "<!-- not run: "
+SHELL = re.compile(r"^```(?!python|\{|bibtex|$)(\w+)", re.MULTILINE)
+
+
+def text_of(page):
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def names(page):
+    """What a page's code may use without defining it: a small model, its loop's parts and three batches of two."""
+    architecture = "resnet50" if page == "README.md" else "test_resnet"
+    loader = [(torch.rand(2, 3, 64, 64) * 2 - 1, torch.tensor([0, 1])) for _ in range(3)]
+    model = timm.create_model(architecture, num_classes=5)
+    return {
+        "policy_noise": policy_noise,
+        "torch": torch,
+        "loader": loader,
+        "images": loader[0][0],
+        "targets": loader[0][1],
+        "clean_batches": loader,
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=1e-3),
+        "criterion": nn.CrossEntropyLoss(),
+        "train": lambda model, optimizer, criterion: None,
+        "small_model": timm.create_model(architecture, num_classes=2),
+    }
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.filterwarnings("ignore:the images' smallest values")
+def test_python_on_a_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    document = Sybil([PythonCodeBlockParser(), SkipParser()]).parse(ROOT / page)
+    document.namespace.update(names(page))
+    for example in document.examples():
+        example.evaluate()
+
+
+def test_the_pages_have_code():
+    found = {page: len(re.findall("^```python", text_of(page), re.MULTILINE)) for page in PAGES}
+    assert found["README.md"] >= 3
+    assert found["docs/get-started.md"] >= 5
+    assert found["docs/recipes.md"] >= 7
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_that_is_not_run_says_why(page):
+    text = text_of(page)
+    for match in SHELL.finditer(text):
+        before = text[: match.start()].rstrip().splitlines()[-1]
+        assert before.startswith((NOT_RUN, "<!-- test command -->")), match.group(1)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page):
+    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text_of(page))
+    lost = [
+        target
+        for target in targets
+        if "://" not in target and target != "tutorial.md" and not (ROOT / page).parent.joinpath(target).exists()
+    ]
+    assert not lost
+
+
+def test_the_readme_is_short():
+    assert len(text_of("README.md").splitlines()) <= 150
+
+
+def messages():
+    """Texts of all warnings, and of the errors that have a meaning beyond their argument."""
+    for path in sorted(Path(policy_noise.__file__).parent.rglob("*.py")):
+        if "experiments" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            if called == "warnings.warn" or called in ("RuntimeError", "PairingError"):
+                yield node.args[0]
+            elif called.endswith(".say") and isinstance(node.func.value, ast.Attribute | ast.Name):
+                yield node.args[1]
+
+
+def literal_parts(node):
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    for child in ast.iter_child_nodes(node):
+        yield from literal_parts(child)
+
+
+def test_every_warning_is_explained():
+    page = re.sub(r"\s+", " ", text_of("docs/troubleshooting.md"))
+    unexplained = []
+    for node in messages():
+        parts = [part.strip(" :") for part in literal_parts(node)]
+        starts = [" ".join(part.split()[:5]) for part in parts if len(part.split()) > 3]
+        if starts and not any(start in page for start in starts):
+            unexplained.append(starts)
+    assert not unexplained
+
+
+def test_every_metric_is_explained(make_model):
+    page = text_of("docs/troubleshooting.md")
+    model = make_model()
+    with policy_noise.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss()) as hook:
+        assert all(f"`{name}`" in page for name in hook.metrics)
+
+
+def test_every_renaming_is_in_the_changelog():
+    text = text_of("CHANGELOG.md")
+    assert all(f"`{name}`" in text for name in RENAMED if name != "domain")
+
+
+def test_badges_say_what_the_package_needs():
+    setup = text_of("setup.cfg")
+    for name, version, written in (
+        ("python", "3.10", "python_requires = >=3.10"),
+        ("torch", "2.4", "torch>=2.4"),
+        ("license", "Apache-2.0", "license = Apache-2.0"),
+    ):
+        assert version in text_of(f"docs/_static/badge-{name}.svg")
+        assert written in setup
