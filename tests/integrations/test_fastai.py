@@ -141,6 +141,15 @@ def test_the_policy_steps_only_after_the_optimizers_steps(tmp_path, skipping, st
     assert noise.state_dict()["steps"] == steps
 
 
+def test_the_policys_rate_follows_the_last_group(tmp_path):
+    noise = callback(policy_lr_ratio=0.5)
+    learner = learner_of(
+        tmp_path, noise, splitter=lambda net: [list(net.block1.parameters()), list(net.head.parameters())]
+    )
+    learner.fit(1, lr=slice(1e-4, 1e-2))
+    assert noise.hook.policy_optimizer.param_groups[0]["lr"] == pytest.approx(0.005)
+
+
 def test_a_second_fit_goes_on_with_the_policy(tmp_path):
     noise, spy = callback(), Spy()
     learner = learner_of(tmp_path, noise, spy)
