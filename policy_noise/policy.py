@@ -5,11 +5,13 @@ A policy is any module whose ``forward(images)`` gives the *logarithms* of alpha
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 __all__ = ["BackbonePolicy", "SpatialPolicy", "StaticPolicy", "create_policy"]
 
@@ -202,10 +204,13 @@ class BackbonePolicy(nn.Module):
         images = torch.nan_to_num(images.float(), 0.0, 0.0, 0.0)
         if images.device.type == "cpu" and images.shape[2] * images.shape[3] >= CHANNELS_LAST_PIXELS:
             images = images.contiguous(memory_format=torch.channels_last)
-        features = self.backbone(images)
+        # One image has no batch statistics: a last batch of one takes the running ones.
+        with _running_statistics(self) if self.training and len(images) == 1 else nullcontext():
+            features = self.backbone(images)
+            outputs = self.head1(features), self.head0(features)
         return (
-            self._mix(self.head1(features), self.base_concentration1),
-            self._mix(self.head0(features), self.base_concentration0),
+            self._mix(outputs[0], self.base_concentration1),
+            self._mix(outputs[1], self.base_concentration0),
         )
 
     def _mix(self, head: Tensor, base: Tensor) -> Tensor:
@@ -215,6 +220,19 @@ class BackbonePolicy(nn.Module):
                 # Out of place in the formula above, in place here: autograd saved no reference to the base.
                 base.lerp_(head.mean(dim=0, keepdim=True), 1 - self.momentum)
         return mixed
+
+
+@contextmanager
+def _running_statistics(module: nn.Module) -> Iterator[None]:
+    """Let BatchNorm take its running statistics inside the block."""
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.training]
+    for norm in norms:
+        norm.training = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.training = True
 
 
 def create_policy(policy: "str | nn.Module", in_chans: int, grid_size: Grid) -> nn.Module:

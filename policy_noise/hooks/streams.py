@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..augmentation import Sample, StochasticAugmentation
 from ..losses import plain_tensor
-from ..utils.compat import own_graph
+from ..utils.compat import is_saved_elsewhere, own_graph
 from ..utils.distributed import is_distributed
 
 __all__ = ["Draws", "derived_seed", "own_randomness"]
@@ -55,18 +55,26 @@ class Draws:
             # A subclass (MONAI's MetaTensor) would go on through the policy into its gradients and its checkpoint.
             sample = self.augmentation.sample(plain_tensor(images), generator)
         check_sample(self.augmentation, sample, len(images), with_graph=with_graph)
-        self._recent.append((weakref.ref(images), _place(images), sample.detach()))
+        if is_saved_elsewhere():  # checkpointing may run this forward again
+            self._recent.append((weakref.ref(images), _place(images), sample.detach()))
         return sample
 
     def repeat(self, images: Tensor) -> Sample:
         """The draw that these images had already, for activation checkpointing, which recomputes the hooked model.
 
         Raises:
-            RuntimeError: If they had none.
+            RuntimeError: If they had none, or several.
         """
-        for reference, place, sample in reversed(self._recent):
-            if reference() is images or place == _place(images):
-                return sample
+        place = _place(images)
+        # Where memory was used again the older images are gone.
+        drawn = [sample for of, at, sample in self._recent if of() is images or (at == place and of() is not None)]
+        if len(drawn) > 1:
+            raise RuntimeError(
+                f"{len(drawn)} forwards of the hooked model under torch.utils.checkpoint had the very same tensor, "
+                "and which of their masks to repeat is not known: give each its own copy, model(images.clone())"
+            )
+        if drawn:
+            return drawn[0]
         raise RuntimeError(
             "the hooked model itself runs under torch.utils.checkpoint, which cannot replay its masks here: "
             "checkpoint the blocks inside the model, or use use_reentrant=False"

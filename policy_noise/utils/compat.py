@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["are_transforms_active", "is_in_backward", "is_transformed", "node_shapes", "own_graph", "sample_dirichlet"]
+__all__ = ["are_transforms_active", "is_in_backward", "is_saved_elsewhere", "is_transformed", "node_shapes", "own_graph", "sample_dirichlet"]
 
 
 def sample_dirichlet(concentration: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -74,16 +74,17 @@ def is_transformed() -> bool:
     return False if active is None else active()
 
 
-def own_graph() -> AbstractContextManager[Any]:
-    """Keep the policy's saved tensors away from checkpointing and offloading that surround the hooked model.
-
-    ``torch._C._autograd._top_saved_tensors_default_hooks`` (since torch 2.5) tells whether any are at work; where it is
-    missing the block gets hooks of its own in any case.
+def is_saved_elsewhere() -> bool:
+    """``torch._C._autograd._top_saved_tensors_default_hooks`` (since torch 2.5): whether checkpointing or offloading
+    surrounds the call and takes the tensors that autograd saves. Where the name is missing, they are taken to.
     """
     surrounding = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    if surrounding is not None and surrounding(False) is None:
-        return nullcontext()
-    return torch.autograd.graph.saved_tensors_hooks(_same, _same)
+    return surrounding is None or surrounding(False) is not None
+
+
+def own_graph() -> AbstractContextManager[Any]:
+    """Keep the policy's saved tensors away from checkpointing and offloading that surround the hooked model."""
+    return torch.autograd.graph.saved_tensors_hooks(_same, _same) if is_saved_elsewhere() else nullcontext()
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -1,0 +1,202 @@
+"""What images a mask takes: their range, their padding, their number and their dtype."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from policy_noise import PolicyNoiseMask, RandomShading, attach
+
+HALF = ([0.5] * 3, [0.5] * 3)
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+UNIT = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def normalised(images, statistics):
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in statistics)
+    return (images - mean) / std
+
+
+def loop(model, **settings):
+    criterion, optimizer = nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1)
+    hook = attach(model, optimizer, criterion, **settings)
+
+    def step(images, targets):
+        loss = criterion(model(images), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step, hook
+
+
+# -- the range ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "statistics"),
+    [
+        (UNIT, HALF),
+        (UNIT * 255, HALF),
+        (UNIT, IMAGENET),
+        (UNIT * 255, IMAGENET),
+        (UNIT * 2 - 1, IMAGENET),
+        (UNIT * 255 - 128, IMAGENET),
+        (normalised(UNIT, IMAGENET), HALF),
+    ],
+    ids=["unit-half", "bytes-half", "unit-imagenet", "bytes-imagenet", "signed-imagenet", "caffe", "imagenet-half"],
+)
+def test_images_that_contradict_the_statistics_are_told_of(make_model, images, statistics):
+    step, _ = loop(make_model(), mean=statistics[0], std=statistics[1])
+    words = r"smallest values .* largest .* don't fit the black level .* and white"
+    with pytest.warns(UserWarning, match=words) as record:
+        step(images, torch.arange(8) % 5)
+        step(images, torch.arange(8) % 5)
+    assert len(record) == 1
+
+
+def erased(images):
+    """Random erasing after the normalisation, as timm's loader does it: normal noise in a part of some images."""
+    images = images.clone()
+    images[:4, :, 4:22, 4:22] = torch.randn(4, 3, 18, 18)
+    return images
+
+
+def jittered(images):
+    """Brightness and contrast of torchvision's ColorJitter, which clamps to [0, 1]."""
+    factor = torch.linspace(0.2, 1.8, 8).view(-1, 1, 1, 1)
+    images = (images * factor).clamp(0, 1)
+    return (images.mean() + factor.flip(0) * (images - images.mean())).clamp(0, 1)
+
+
+PICTURES = {
+    "plain": UNIT,
+    "dark": UNIT * 0.05,
+    "bright": UNIT.sqrt().sqrt(),
+    "black": UNIT * 0,
+    "jittered": jittered(UNIT),
+    "padded": UNIT * (UNIT > 0.4),
+}
+
+
+@pytest.mark.parametrize("statistics", [HALF, IMAGENET], ids=["half", "imagenet"])
+@pytest.mark.parametrize("after", [lambda images: images, erased], ids=["plain", "erased"])
+@pytest.mark.parametrize("name", PICTURES)
+def test_normalised_images_hear_nothing(make_model, recwarn, name, statistics, after):
+    step, _ = loop(make_model(), mean=statistics[0], std=statistics[1])
+    step(after(normalised(PICTURES[name], statistics)), torch.arange(8) % 5)
+    assert not [str(w.message) for w in recwarn if "don't fit" in str(w.message)]
+
+
+def test_three_grey_images_without_a_channel_axis_are_refused_in_a_loop(make_model):
+    step, hook = loop(make_model())
+    with pytest.raises(TypeError, match="no floating-point tensor of 4 axes"):
+        step(torch.randn(3, 32, 32), torch.arange(3))
+    with pytest.raises(ValueError, match="4 axes"):
+        hook.apply(torch.randn(3, 32, 32))
+    assert PolicyNoiseMask(in_chans=3)(torch.rand(3, 32, 32)).shape == (3, 32, 32)
+
+
+# -- outside the field of view -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [PolicyNoiseMask, RandomShading])
+@pytest.mark.parametrize("padding", [-math.inf, math.nan])
+@pytest.mark.parametrize("statistics", [None, HALF], ids=["own", "half"])
+def test_padding_outside_the_field_of_view_stays_there(kind, padding, statistics):
+    images = UNIT.clone()
+    images[:, :, :, :4] = padding
+    settings = {} if statistics is None else {"mean": statistics[0], "std": statistics[1]}
+    mask = kind(p=0.5, **settings)
+    sample = mask.sample(images)
+    assert 0 < sample.applied.sum() < 8
+    masked = mask(images, sample)
+    kept = ~sample.applied
+    assert torch.equal(masked[kept].view(torch.int32), images[kept].view(torch.int32))
+    assert masked[:, :, :, 4:].isfinite().all()
+    assert not masked[:, :, :, :4].isfinite().any()
+    clean = mask(UNIT.clone(), sample)
+    if statistics is not None:
+        assert torch.equal(masked[:, :, :, 4:], clean[:, :, :, 4:])
+
+
+def test_black_is_the_darkest_finite_pixel():
+    images = 0.5 + 0.5 * UNIT
+    images[:, :, 0, 0] = -math.inf
+    images[:, :, 0, 1] = math.nan
+    images[:, :, 5, 5] = 0.25
+    mask = PolicyNoiseMask(in_chans=3, p=1.0)
+    masked = mask(images, mask.sample(images))
+    assert torch.equal(masked[:, :, 5, 5], torch.full((8, 3), 0.25))
+
+
+# -- how many ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", ["learned", "augment", "paper"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_loop_outlives_empty_batches(make_model, batch, recwarn, preset, first):
+    """The mean of no losses is NaN, in the plain loop as well."""
+    step, hook = loop(make_model(), preset=preset, grid_size=4, kernel_size=3)
+    keys = hook.metrics.keys()
+    if not first:
+        step(*batch)
+    seen = hook.metrics["samples_seen"]
+    before = [parameter.clone() for parameter in hook.augmentation.parameters()]
+    loss = step(batch[0][:0], batch[1][:0])
+    assert loss.isnan()
+    assert hook.metrics.keys() == keys
+    assert hook.metrics["samples_seen"] == seen
+    assert all(torch.equal(a, b) for a, b in zip(before, hook.augmentation.parameters(), strict=True))
+    assert hook.observe(torch.zeros(0)).shape == (0,)
+    assert not [str(w.message) for w in recwarn if issubclass(w.category, UserWarning)]
+
+
+@pytest.mark.parametrize("kind", [PolicyNoiseMask, RandomShading])
+def test_an_empty_batch_comes_back(kind):
+    for settings in ({}, {"mean": 0.5, "std": 0.5}):
+        mask = kind(**settings)
+        assert mask(torch.rand(0, 3, 32, 32)).shape == (0, 3, 32, 32)
+
+
+def test_the_papers_policy_takes_a_batch_of_one(make_model, batch):
+    step, hook = loop(make_model(), preset="paper", grid_size=4, kernel_size=3)
+    step(*batch)
+    policy = hook.augmentation.policy
+    norms = {name: value.clone() for name, value in policy.state_dict().items() if "running" in name}
+    step(batch[0][:1], batch[1][:1])
+    assert all(math.isfinite(value) for value in hook.metrics.values())
+    assert all(torch.equal(value, policy.state_dict()[name]) for name, value in norms.items())
+    assert all(module.training for module in policy.modules())
+    step(*batch)
+    assert not all(torch.equal(value, policy.state_dict()[name]) for name, value in norms.items())
+
+
+# -- the dtype ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["spatial", "static", "resnet10t"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_mask_inside_a_model_of_another_dtype_keeps_its_policy_in_fp32(policy, dtype):
+    mask = PolicyNoiseMask(in_chans=3, grid_size=4, policy=policy, p=1.0, mean=0.5, std=0.5)
+    model = nn.Sequential(mask, nn.Flatten()).to(dtype)
+    images = normalised(UNIT, HALF).to(dtype)
+    assert model(images).dtype == dtype
+    sample = mask.sample(images)
+    assert sample.log_prob.dtype == torch.float32
+    sample.log_prob.sum().backward()
+    assert {p.dtype for p in mask.parameters()} == {torch.float32}
+    assert {p.grad.dtype for p in mask.parameters() if p.grad is not None} == {torch.float32}
+
+
+def test_a_mask_made_under_another_default_dtype_has_its_policy_in_fp32(make_model, batch):
+    torch.set_default_dtype(torch.float64)
+    try:
+        step, hook = loop(make_model(), p=1.0, mean=0.5, std=0.5)
+        step(batch[0].double(), batch[1])
+        assert {p.dtype for p in hook.augmentation.parameters()} == {torch.float32}
+        assert all(math.isfinite(value) for value in hook.metrics.values())
+    finally:
+        torch.set_default_dtype(torch.float32)
