@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-import policy_noise
 from policy_noise.heated import load_heated, save_heated
 from policy_noise.plotting import plot_masks
 
@@ -20,6 +19,7 @@ from .batches import Batches, augment, epoch_batches, loader_of, predict
 from .distributed import World
 from .figures import LABELS
 from .metrics import classification_metrics, cross_entropy
+from .noise import attach_noise
 from .recipes import TrainRecipe
 from .runs import Run, read_json, write_json
 
@@ -71,7 +71,7 @@ def check_mask(model: nn.Module, recipe: TrainRecipe, *, multi_label: bool) -> N
         return
     criterion: nn.Module = nn.BCEWithLogitsLoss() if multi_label else nn.CrossEntropyLoss()
     try:
-        hook, _ = _attach(model, _optimizer(model, recipe), criterion, recipe, 1, torch.Generator())
+        hook, _ = attach_noise(model, _optimizer(model, recipe), criterion, recipe, 1, torch.Generator())
         hook.mask.sample(torch.zeros(2, recipe.in_chans, recipe.image_size, recipe.image_size))
         hook.remove()
     except Exception as error:  # TypeError of an unknown name, ValueError of a value, and what a policy raises
@@ -127,7 +127,7 @@ def train(
     hook = policy_scheduler = None
     generator = torch.Generator(world.device).manual_seed(recipe.seed * 1009 + world.rank)
     if recipe.noise != "conventional":
-        hook, policy_scheduler = _attach(wrapped, optimizer, criterion, recipe, steps, generator)
+        hook, policy_scheduler = attach_noise(wrapped, optimizer, criterion, recipe, steps, generator)
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     if policy_scheduler is not None:
         parts["policy_scheduler"] = policy_scheduler
@@ -243,29 +243,6 @@ def _scheduler(
     # The paper's warm-up moves once an epoch.
     return schedulers.LambdaLR(
         optimizer, lambda step: 0.01 + 0.99 * min(1.0, (step // steps) / max(1, recipe.warmup_epochs))
-    )
-
-
-def _attach(
-    model: nn.Module, optimizer: Any, criterion: nn.Module, recipe: TrainRecipe, steps: int, generator: torch.Generator
-) -> tuple[Any, Any]:
-    """Hook the recipe's mask on, with a cosine of its own where the recipe has one. Cosines move once an epoch."""
-    options: dict[str, Any] = {
-        "preset": recipe.preset,
-        "mean": [recipe.mean] * recipe.in_chans,
-        "std": [recipe.std] * recipe.in_chans,
-        "frozen": recipe.noise == "frozen",
-        "generator": generator,
-        **recipe.noise_options,
-    }
-    if recipe.policy_lr is None or recipe.noise == "frozen":
-        return policy_noise.attach(model, optimizer, criterion, **options), None
-    hook = policy_noise.attach(
-        model, optimizer, criterion, **options, policy_lr=recipe.policy_lr, follow_schedule=False
-    )
-    assert hook.policy_optimizer is not None
-    return hook, torch.optim.lr_scheduler.LambdaLR(
-        hook.policy_optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * (step // steps) / recipe.epochs))
     )
 
 

@@ -9,7 +9,6 @@ from torch.utils.checkpoint import checkpoint
 
 from policy_noise import attach
 
-
 TELLS = "reason" in inspect.signature(torch.compiler.disable).parameters
 
 
@@ -82,7 +81,7 @@ def test_one_batch_checkpointed_twice_is_right_or_refused(make_model, batch, ord
                 for loss in losses if order == "first" else reversed(losses):
                     loss.backward()
         except RuntimeError as error:
-            assert "clone" in str(error)  # noqa: PT017: both outcomes are right
+            assert "clone" in str(error)  # noqa: PT017 (both outcomes are right)
             return
         found.append(gradients(model))
     for plain, repeated in zip(*found, strict=True):
@@ -167,5 +166,5 @@ def test_a_whole_graph_compiled_after_attaching_says_why_not(make_model, batch):
     torch._dynamo.reset()  # its cache does not look at hooks
     model, *_ = start(make_model)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
-    with pytest.raises(Exception, match="compile the model first, then attach"):  # noqa: PT011, B017
+    with pytest.raises(Exception, match="compile the model first, then attach"):
         compiled(batch[0])

@@ -1,0 +1,36 @@
+"""A recipe's mask on a classifier."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+import policy_noise
+
+from .recipes import TrainRecipe
+
+__all__ = ["attach_noise"]
+
+
+def attach_noise(
+    model: nn.Module, optimizer: Any, criterion: nn.Module, recipe: TrainRecipe, steps: int, generator: torch.Generator
+) -> tuple[Any, Any]:
+    """Hook the recipe's mask on, with a cosine of its own where the recipe has one. Cosines move once an epoch."""
+    options: dict[str, Any] = {
+        "preset": recipe.preset,
+        "mean": [recipe.mean] * recipe.in_chans,
+        "std": [recipe.std] * recipe.in_chans,
+        "frozen": recipe.noise == "frozen",
+        "generator": generator,
+        **recipe.noise_options,
+    }
+    if recipe.policy_lr is None or recipe.noise == "frozen":
+        return policy_noise.attach(model, optimizer, criterion, **options), None
+    hook = policy_noise.attach(
+        model, optimizer, criterion, **options, policy_lr=recipe.policy_lr, follow_schedule=False
+    )
+    assert hook.policy_optimizer is not None
+    return hook, torch.optim.lr_scheduler.LambdaLR(
+        hook.policy_optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * (step // steps) / recipe.epochs))
+    )
