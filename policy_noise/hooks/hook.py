@@ -127,7 +127,9 @@ class ReinforceHook(HookState):
         if model is not None:
             self._register(
                 model,
-                model.register_forward_pre_hook(Functor(self._before_forward, self._watch.was_copied), with_kwargs=True),
+                model.register_forward_pre_hook(
+                    Functor(self._before_forward, self._watch.was_copied), with_kwargs=True
+                ),
                 model.register_forward_hook(Functor(self._after_forward), with_kwargs=True),
             )
         if criterion is not None and (self._learns or self.learner.scales_loss):

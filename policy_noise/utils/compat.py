@@ -7,7 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["are_transforms_active", "is_in_backward", "is_saved_elsewhere", "is_transformed", "node_shapes", "own_graph", "sample_dirichlet"]
+__all__ = [
+    "are_transforms_active",
+    "is_in_backward",
+    "is_saved_elsewhere",
+    "is_transformed",
+    "node_shapes",
+    "own_graph",
+    "sample_dirichlet",
+]
 
 
 def sample_dirichlet(concentration: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -163,3 +163,15 @@ def test_a_compute_loss_that_leaves_the_models_loss_aside_is_told_once(tmp_path,
 def test_the_models_own_loss_is_not_complained_about(tmp_path, recwarn):
     train(network(), tmp_path, callback(), max_steps=2, eval_strategy="no", save_strategy="no")
     assert not [warning for warning in recwarn if "training does not use it" in str(warning.message)]
+
+
+def test_the_next_folds_model_gets_a_policy_of_its_own(tmp_path):
+    """The same model trained again goes on with its own."""
+    noise = callback()
+    options = {"max_steps": 2, "save_strategy": "no", "eval_strategy": "no"}
+    model = network()
+    train(model, tmp_path, noise, **options)
+    train(model, tmp_path, noise, **options)
+    assert noise.hook.metrics["samples_seen"] == 32
+    train(network(), tmp_path, noise, **options)
+    assert noise.hook.metrics["samples_seen"] == 16
