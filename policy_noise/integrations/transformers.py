@@ -32,8 +32,8 @@ class PolicyNoiseCallback(TrainerCallback, ExportableState):
 
     Image classifiers that compute their loss inside are served as they are: each sample's loss is taken from
     ``logits`` and ``labels`` with the model's own loss function. The policy travels in ``trainer_state.json``, and is
-    back after ``trainer.train(resume_from_checkpoint=...)``. Training the same model again goes on with the same policy;
-    another model (the next fold's) gets one of its own.
+    back after ``trainer.train(resume_from_checkpoint=...)``. Training the same model again goes on with the same
+    policy; another model (the next fold's) gets one of its own.
 
     Args:
         criterion: Loss module that a ``compute_loss_func`` calls, for Trainers that take the loss out of the model
