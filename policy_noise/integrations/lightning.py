@@ -25,7 +25,9 @@ class PolicyNoiseCallback(Callback):
 
     The hook is put on when fitting starts and taken off when it ends. A later ``fit`` of the same module goes on with
     the same policy; another module (the next fold's) gets one of its own. The policy travels in the callback's own part
-    of the checkpoint, whatever the strategy does with optimizer states. Automatic and manual optimization, accumulation and precision plugins work as they are.
+    of the checkpoint, whatever the strategy does with optimizer states.
+
+    Automatic and manual optimization, accumulation and precision plugins work as they are.
 
     Args:
         model: Name of the submodule that takes the images, such as ``"model"`` or ``"net.backbone"``. ``""`` is the
