@@ -1,9 +1,12 @@
 """The package as a whole: light to import, its examples run, its names are there."""
 
+import ast
 import doctest
 import importlib
 import json
+import pathlib
 import pkgutil
+import re
 import subprocess
 import sys
 
@@ -68,3 +71,89 @@ def test_the_fixed_names():
     for name in ("render_mask", "reinforce_loss", "paper_objective"):
         assert callable(getattr(policy_noise.functional, name))
     assert policy_noise.__version__
+
+
+# -- rooms -------------------------------------------------------------------------------------------------------------
+
+ROOT = pathlib.Path(policy_noise.__path__[0])
+BELOW = {
+    "utils": set(),
+    "functional": {"utils"},
+    "augmentation": set(),
+    "policy": set(),
+    "presets": set(),
+    "version": set(),
+    "settings": {"functional"},
+    "losses": {"utils"},
+    "learning": {"functional", "augmentation", "utils"},
+    "masks": {"functional", "augmentation", "policy", "presets", "utils"},
+    "hooks": {"functional", "augmentation", "learning", "losses", "utils"},
+    "heated": {"utils", "version"},
+}
+"""What each room may import of the package; those above (the factory, integrations, experiments) may all of it."""
+ABOVE = {"factory", "integrations", "experiments", "__init__"}
+
+
+def rooms():
+    return [(path, path.relative_to(ROOT).with_suffix("").parts) for path in sorted(ROOT.rglob("*.py"))]
+
+
+def imported_by(path, parts):
+    """Full names of the modules and objects of the package that a file imports, also within functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = ["policy_noise", *parts[: len(parts) - node.level]] if node.level else []
+            module = [*start, *(node.module or "").split(".")] if node.module else start
+            names = [[*module, alias.name] for alias in node.names]
+        else:
+            continue
+        yield from (name[1:] for name in names if name[0] == "policy_noise" and len(name) > 1)
+
+
+def test_imports_only_point_down():
+    wrong = []
+    for path, parts in rooms():
+        room = parts[0]
+        if room in ABOVE:
+            continue
+        wrong += [
+            f"{'/'.join(parts)} imports {'.'.join(name)}"
+            for name in imported_by(path, parts)
+            if name[0] != room and name[0] not in BELOW[room]
+        ]
+    assert not wrong, wrong
+
+
+def test_the_hook_is_imported_by_what_stands_above_it():
+    wrong = [
+        "/".join(parts)
+        for path, parts in rooms()
+        if parts[0] not in {"factory", "integrations", "__init__"}
+        and _imports_at_runtime(path, parts, ["hooks", "hook"])
+    ]
+    assert not wrong, wrong
+
+
+def _imports_at_runtime(path, parts, module):
+    """Whether a file imports a module other than for its annotations."""
+    text = re.sub(r"if TYPE_CHECKING:\n(    .*\n)+", "", path.read_text())
+    source = type("Source", (), {"read_text": lambda self: text})()
+    return any(name[: len(module)] == module for name in imported_by(source, parts))
+
+
+def test_the_augmentation_needs_torch_alone():
+    tree = ast.parse((ROOT / "augmentation.py").read_text())
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert {name.split(".")[0] for name in modules} - set(sys.stdlib_module_names) == {"torch"}
+
+
+def test_no_room_is_too_long():
+    limits = {"experiments": 350}
+    lengths = {
+        "/".join(parts): (len(path.read_text().splitlines()), limits.get(parts[0], 300)) for path, parts in rooms()
+    }
+    long = {name: lines for name, (lines, limit) in lengths.items() if lines > limit}
+    assert not long, long

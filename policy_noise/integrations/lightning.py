@@ -25,8 +25,9 @@ class PolicyNoiseCallback(Callback):
 
     The hook is put on when fitting starts and taken off when it ends. A later ``fit`` of the same module goes on with
     the same policy; another module (the next fold's) gets one of its own. The policy travels in the callback's own part
-    of the checkpoint, whatever the strategy does with optimizer states. Automatic and manual optimization, accumulation
-    and precision plugins work as they are.
+    of the checkpoint, whatever the strategy does with optimizer states.
+
+    Automatic and manual optimization, accumulation and precision plugins work as they are.
 
     Args:
         model: Name of the submodule that takes the images, such as ``"model"`` or ``"net.backbone"``. ``""`` is the
@@ -35,6 +36,7 @@ class PolicyNoiseCallback(Callback):
         criterion: Name of the loss module that ``training_step`` calls. Left out, call
             ``callback.hook.observe(losses)`` with a loss of shape (B,), or give ``output_loss``.
         optimizer: Which of the module's optimizers trains that submodule, by its index in ``configure_optimizers``.
+        log_metrics: Log ``hook.metrics`` as ``policy_noise/...`` beside your own, every ``log_every_n_steps``.
         settings: Any setting of :func:`policy_noise.attach`.
 
     Raises:
@@ -45,10 +47,19 @@ class PolicyNoiseCallback(Callback):
         >>> trainer = Trainer(callbacks=[callback])  # doctest: +SKIP
     """
 
-    def __init__(self, model: str, criterion: str | None = None, optimizer: int = 0, **settings: Any) -> None:
+    def __init__(
+        self,
+        model: str,
+        criterion: str | None = None,
+        optimizer: int = 0,
+        *,
+        log_metrics: bool = False,
+        **settings: Any,
+    ) -> None:
         self.model = model
         self.criterion = criterion
         self.optimizer = optimizer
+        self.log_metrics = log_metrics
         self.settings = settings
         self.hook: ReinforceHook | None = None
         self._state: dict[str, Any] | None = None
@@ -91,6 +102,14 @@ class PolicyNoiseCallback(Callback):
         if self.hook is not None and measuring and self._standing_aside is None:
             self._standing_aside = self.hook.paused()
             self._standing_aside.__enter__()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Reading them waits for the device, so that it is done only where Lightning logs.
+        due = trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == 1
+        if self.log_metrics and self.hook is not None and due:
+            pl_module.log_dict({f"policy_noise/{name}": float(value) for name, value in self.hook.metrics.items()})
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._take_off()

@@ -1,5 +1,6 @@
 """MONAI and ignite: ``SupervisedTrainer(..., train_handlers=[PolicyNoiseHandler()])``."""
 
+import weakref
 from typing import Any
 
 from torch import nn
@@ -22,7 +23,8 @@ class PolicyNoiseHandler:
 
     Volumes get a mask of three axes. The policy travels in the optimizer's state: name it before a
     ``CheckpointLoader`` in ``train_handlers``, and let the savers hold the optimizer. Losses with a ``reduction``
-    (DiceLoss, FocalLoss) and sums of such (DiceCELoss) give one loss a volume.
+    (DiceLoss, FocalLoss) and sums of such (DiceCELoss) give one loss a volume. A second run of the same network goes on
+    with the same policy; another network (the next fold's) gets one of its own.
 
     For an ignite engine of your own give its parts; MONAI's trainer holds them.
 
@@ -49,6 +51,7 @@ class PolicyNoiseHandler:
         self.loss_function = loss_function
         self.settings = settings
         self.hook: ReinforceHook | None = None
+        self._network: weakref.ref[nn.Module] | None = None
 
     def attach(self, engine: Engine) -> None:
         """Register on an engine; its handlers are registered before it has its network."""
@@ -57,9 +60,12 @@ class PolicyNoiseHandler:
 
     def _start(self, engine: Engine) -> None:
         self._stop(engine)  # a run that an exception ended has not come to it
-        state = None if self.hook is None else self.hook.state_dict()
+        network = engine.network if self.network is None else self.network  # type: ignore[attr-defined]
+        known = self._network is not None and self._network() is network
+        self._network = weakref.ref(network)
+        state = self.hook.state_dict() if self.hook is not None and known else None
         self.hook = attach(
-            engine.network if self.network is None else self.network,  # type: ignore[attr-defined]
+            network,
             engine.optimizer if self.optimizer is None else self.optimizer,  # type: ignore[attr-defined]
             engine.loss_function if self.loss_function is None else self.loss_function,  # type: ignore[attr-defined]
             **self.settings,

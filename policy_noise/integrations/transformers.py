@@ -3,6 +3,7 @@
 import base64
 import io
 import warnings
+import weakref
 from typing import Any
 
 import torch
@@ -31,7 +32,8 @@ class PolicyNoiseCallback(TrainerCallback, ExportableState):
 
     Image classifiers that compute their loss inside are served as they are: each sample's loss is taken from
     ``logits`` and ``labels`` with the model's own loss function. The policy travels in ``trainer_state.json``, and is
-    back after ``trainer.train(resume_from_checkpoint=...)``.
+    back after ``trainer.train(resume_from_checkpoint=...)``. Training the same model again goes on with the same
+    policy; another model (the next fold's) gets one of its own.
 
     Args:
         criterion: Loss module that a ``compute_loss_func`` calls, for Trainers that take the loss out of the model
@@ -51,6 +53,7 @@ class PolicyNoiseCallback(TrainerCallback, ExportableState):
         self.settings = settings
         self.hook: ReinforceHook | None = None
         self._inside: _LossInside | None = None
+        self._model: weakref.ref[nn.Module] | None = None
 
     def on_train_begin(
         self,
@@ -69,10 +72,12 @@ class PolicyNoiseCallback(TrainerCallback, ExportableState):
             settings["output_loss"] = self._inside = _LossInside(args, model)
         # A mapping of names once it is made. Saving fails where a resumed checkpoint's mapping lacks a callback.
         stateful: Any = state.stateful_callbacks
+        known = self._model is None or self._model() is model
+        self._model = weakref.ref(model)
         saved = stateful.setdefault(type(self).__name__, self.state())["attributes"].get("policy")
         # The Trainer has loaded the optimizer's state already, so that the policy keeps a state of its own.
         self.hook = attach(model, optimizer, state_in_optimizer=False, **settings)
-        if saved is not None:
+        if saved is not None and (known or state.global_step):
             stream = io.BytesIO(base64.b64decode(saved))
             self.hook.load_state_dict(torch.load(stream, map_location=model.device, weights_only=True))
         elif state.global_step:

@@ -25,7 +25,7 @@ class Cropped(Dataset):
     def __getitem__(self, index):
         top, left = torch.randint(8, (2,)).tolist()
         image = self.images[index, :, top : top + 16, left : left + 16]
-        image = image.flip(-1) if np.random.rand() < 0.5 else image  # noqa: NPY002 (the global state is meant)
+        image = image.flip(-1) if np.random.rand() < 0.5 else image  # noqa: NPY002
         return image * random.uniform(0.9, 1.1), index % 4
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from tiny import SETTINGS, TinyNet, Watch, assert_clean, assert_masked, parameters_equal, policy_vector, tiny_data
 from torch import nn
 from torch.utils.data import DataLoader
@@ -175,7 +176,7 @@ def test_module_that_calls_itself():
             return self.criterion(self(batch[0]), batch[1])
 
     module, noise = Itself(), callback("")
-    watch = Watch(module.net)
+    watch = Watch(module.net.block1)
     fit(module, noise, epochs=1)
     assert_masked(watch.training, tiny_data().tensors[0])
     assert noise.hook.metrics["samples_seen"] == 32
@@ -204,3 +205,80 @@ def test_loss_functions_are_observed_by_hand():
 def test_wrong_names(wrong, words):
     with pytest.raises(ValueError, match=words):
         fit(Classifier(), callback(**wrong), epochs=1)
+
+
+def test_the_epoch_in_which_weight_averaging_measures_is_not_masked():
+    """It runs in training mode with gradients, to renew BatchNorm's statistics, and steps nothing."""
+    module, noise = Classifier(), callback(p=1.0)
+    watch = Watch(module.net.block1)
+    images = tiny_data().tensors[0]
+    averaging = StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=1, annealing_epochs=1)
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(
+        max_epochs=2, callbacks=[noise, averaging], enable_checkpointing=False, num_sanity_val_steps=0, **options
+    )
+    trainer.fit(module, DataLoader(tiny_data(), batch_size=8))
+    assert len(watch.training) == 3 * 4
+    clean = [any(torch.equal(row, image) for image in images) for batch in watch.training for row in batch]
+    assert not any(clean[: 2 * 32])
+    assert all(clean[2 * 32 :])
+    assert noise.hook.metrics["samples_seen"] == 2 * 32
+
+
+class Pair(LightningModule):
+    """Two networks with an optimizer each, as a GAN or two tasks."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = TinyNet(), TinyNet()
+        self.criteria = nn.ModuleList([nn.CrossEntropyLoss(), nn.CrossEntropyLoss()])
+        self.automatic_optimization = False
+
+    def training_step(self, batch, index):
+        for net, criterion, optimizer in zip((self.first, self.second), self.criteria, self.optimizers(), strict=True):
+            optimizer.zero_grad()
+            self.manual_backward(criterion(net(batch[0]), batch[1]))
+            optimizer.step()
+
+    def configure_optimizers(self):
+        return [torch.optim.AdamW(net.parameters(), lr=1e-2) for net in (self.first, self.second)]
+
+
+def test_two_callbacks_in_one_trainer_resume_their_own_policies(tmp_path):
+    def run(epochs, ckpt_path=None):
+        noises = [
+            PolicyNoiseCallback(name, f"criteria.{index}", index, **SETTINGS)
+            for index, name in enumerate(("first", "second"))
+        ]
+        torch.manual_seed(1)
+        options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        trainer = Trainer(max_epochs=epochs, callbacks=noises, enable_checkpointing=False, **options)
+        trainer.fit(Pair(), DataLoader(tiny_data(), batch_size=8), ckpt_path=ckpt_path)
+        return trainer, noises
+
+    trainer, noises = run(1)
+    trainer.save_checkpoint(tmp_path / "both.ckpt")
+    assert not torch.equal(*(policy_vector(noise.hook) for noise in noises))
+    _, whole = run(2)
+    _, resumed = run(2, tmp_path / "both.ckpt")
+    for one, other in zip(whole, resumed, strict=True):
+        assert torch.equal(policy_vector(one.hook), policy_vector(other.hook))
+        assert one.hook.metrics["samples_seen"] == other.hook.metrics["samples_seen"] == 64
+
+
+def test_the_next_folds_module_gets_a_policy_of_its_own():
+    noise = callback()
+    fit(Classifier(), noise)
+    first = policy_vector(noise.hook)
+    fit(Classifier(), noise, epochs=1)
+    assert noise.hook.metrics["samples_seen"] == 32
+    assert not torch.equal(first, policy_vector(noise.hook))
+
+
+@pytest.mark.parametrize("log_metrics", [True, False])
+def test_metrics_are_logged_where_asked_for(log_metrics):
+    noise = callback(log_metrics=log_metrics)
+    trainer = fit(Classifier(), noise, log_every_n_steps=2)
+    logged = {name for name in trainer.callback_metrics if name.startswith("policy_noise/")}
+    assert logged == ({f"policy_noise/{name}" for name in noise.hook.metrics} if log_metrics else set())

@@ -118,3 +118,16 @@ def test_ignite_engine_of_your_own():
     noise.attach(engine)
     engine.run(torch.utils.data.DataLoader(tiny_data(), batch_size=8), max_epochs=1)
     assert noise.hook.metrics["samples_seen"] == 32
+
+
+def test_the_next_folds_network_gets_a_policy_of_its_own(recwarn):
+    """The same network trained again goes on with its own."""
+    noise, network = noise_handler(), segmenter()
+    engine = trainer(network, [noise], DiceLoss(sigmoid=True), epochs=1)
+    engine.run()
+    engine.state.max_epochs = 2
+    engine.run()
+    assert noise.hook.metrics["samples_seen"] == 24
+    trainer(segmenter(), [noise], DiceLoss(sigmoid=True), epochs=1).run()
+    assert noise.hook.metrics["samples_seen"] == 12
+    assert not [str(warning.message) for warning in recwarn if "policy_noise" in str(warning.message)]

@@ -194,3 +194,15 @@ def test_labelled_rows_of_a_vision_transformer_in_a_plain_loop():
     assert torch.equal(observation.valid, labelled)
     expected = nn.functional.cross_entropy(logits, targets, reduction="none").detach()
     torch.testing.assert_close(observation.loss[labelled], expected[labelled])
+
+
+def test_the_next_folds_model_gets_a_policy_of_its_own(tmp_path):
+    """The same model trained again goes on with its own."""
+    noise = callback()
+    options = {"max_steps": 2, "save_strategy": "no", "eval_strategy": "no"}
+    model = network()
+    train(model, tmp_path, noise, **options)
+    train(model, tmp_path, noise, **options)
+    assert noise.hook.metrics["samples_seen"] == 32
+    train(network(), tmp_path, noise, **options)
+    assert noise.hook.metrics["samples_seen"] == 16

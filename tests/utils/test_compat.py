@@ -1,0 +1,137 @@
+"""Without torch's private names everything goes on, each in the way that its room says."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from policy_noise import PolicyNoiseMask, attach
+from policy_noise.utils import compat
+
+NAMES = ["_sample_dirichlet", "_current_graph_task_id", "_are_functorch_transforms_active"]
+NAMES += ["_top_saved_tensors_default_hooks"]
+
+
+class Lacking:
+    """A module without a name. Torch itself needs its own, so that they are hidden from the package alone."""
+
+    def __init__(self, module, name):
+        self._module, self._name = module, name
+
+    def __getattr__(self, name):
+        if name == self._name:
+            raise AttributeError(name)
+        value = getattr(self._module, name)
+        return Lacking(value, self._name) if name in ("_C", "_autograd") else value
+
+
+def hide(monkeypatch, name):
+    monkeypatch.setattr(compat, "torch", Lacking(torch, name))
+
+
+def train(make_model, batch, call=lambda model, images: model(images), steps=3):
+    """Losses, and the policy at the end."""
+    torch.manual_seed(0)
+    model, criterion = make_model(), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    hook = attach(model, optimizer, criterion, p=1.0, grid_size=4)
+    losses = []
+    for _ in range(steps):
+        loss = criterion(call(model, batch[0]), batch[1])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    assert hook.metrics["samples_seen"] == 8 * steps
+    return torch.stack(losses), nn.utils.parameters_to_vector(hook.augmentation.parameters())
+
+
+def recomputed(model, images):
+    return checkpoint(model, images, use_reentrant=False, preserve_rng_state=False)
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+@pytest.mark.parametrize("call", [lambda model, images: model(images), recomputed], ids=["plain", "checkpointed"])
+def test_a_loop_is_the_same_without_a_private_name(make_model, batch, monkeypatch, name, call):
+    expected = train(make_model, batch, call)
+    hide(monkeypatch, name)
+    for with_it, without in zip(expected, train(make_model, batch, call), strict=True):
+        torch.testing.assert_close(with_it, without)
+
+
+@pytest.mark.parametrize("call", [lambda model, images: model(images), recomputed], ids=["plain", "checkpointed"])
+def test_a_loop_learns_without_the_samplers_private_name(make_model, batch, monkeypatch, call):
+    """Other numbers of the same distribution, repeatable, and the global generator stays."""
+    hide(monkeypatch, "_sample_dirichlet")
+    first, second = train(make_model, batch, call), train(make_model, batch, call)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(value.isfinite().all() for value in first)
+    before = torch.get_rng_state()
+    concentration = torch.full((4000, 2), 2.0)
+    drawn = compat.sample_dirichlet(concentration, torch.Generator().manual_seed(1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(drawn, compat.sample_dirichlet(concentration, torch.Generator().manual_seed(1)))
+    assert drawn[:, 0].mean().item() == pytest.approx(0.5, abs=0.02)
+    assert drawn[:, 0].var().item() == pytest.approx(0.05, abs=0.005)
+    assert not torch.equal(compat.sample_dirichlet(concentration, None), drawn)
+
+
+def test_transforms_are_seen_and_taken_to_be_at_work_where_nothing_tells(monkeypatch):
+    seen = []
+
+    def function(x):
+        seen.append((compat.are_transforms_active(), compat.is_transformed()))
+        return x * 2
+
+    function(torch.ones(2))
+    torch.func.vmap(function)(torch.ones(2))
+    hide(monkeypatch, "_are_functorch_transforms_active")
+    function(torch.ones(2))
+    assert seen == [(False, False), (True, True), (True, False)]
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_recomputation_is_known_from_a_forward(monkeypatch, hidden, reentrant):
+    if hidden:
+        hide(monkeypatch, "_current_graph_task_id")
+    seen = []
+
+    def function(x):
+        seen.append(compat.is_in_backward())
+        return x.sin().cos()
+
+    images = torch.ones(2, requires_grad=True)
+    checkpoint(function, images, use_reentrant=reentrant).sum().backward()
+    assert seen == [False, True]
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_policys_graph_is_kept_from_what_surrounds_the_model(monkeypatch, hidden):
+    if hidden:
+        hide(monkeypatch, "_top_saved_tensors_default_hooks")
+    assert compat.is_saved_elsewhere() == hidden
+    packed = []
+    weight = torch.ones(3, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: packed.append(x) or x, lambda x: x):
+        assert compat.is_saved_elsewhere()
+        with compat.own_graph():
+            (weight * weight).sum().backward()
+        assert not packed
+        (weight * weight).sum()
+    assert packed
+
+
+def test_shapes_of_a_node_are_none_where_it_does_not_tell():
+    node = torch.ones(2, 3, requires_grad=True).exp().grad_fn
+    assert compat.node_shapes(object()) is None
+    assert compat.node_shapes(node) in (None, [(2, 3)])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mask_draws_without_a_private_name(monkeypatch, name):
+    hide(monkeypatch, name)
+    mask = PolicyNoiseMask(in_chans=3, p=1.0)
+    sample = mask.sample(torch.rand(4, 3, 16, 16), torch.Generator().manual_seed(0))
+    sample.log_prob.sum().backward()
+    assert all(p.grad.isfinite().all() for p in mask.parameters() if p.grad is not None)
