@@ -25,7 +25,7 @@ def pixels(path):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"mean_preserving": False, "pattern_std": None, "brightness_std": 0.0, "domain": "normalized"}]
+    "options", [{}, {"mean_preserving": False, "pattern_std": None, "brightness_std": 0.0, "scale_about": "zero"}]
 )
 def test_gallery(tmp_path, options):
     mask = PolicyNoiseMask(in_chans=1, p=0.0, **options).train()

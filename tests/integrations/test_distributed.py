@@ -166,7 +166,7 @@ def one_process_equals_two(rank):
     kinds += [{"normalize_advantage": False}, {"reward": "adversarial"}, {"entropy_coef": 0.1}]
     for index, kind in enumerate(kinds):
         two = step(torch.arange(5) if rank else torch.arange(5, 8), **kind)
-        with mock.patch.object(policy_noise.learning.learner, "is_distributed", lambda: False):
+        with mock.patch.object(policy_noise.learning.learner, "is_distributed", return_value=False):
             one = step(torch.cat([torch.arange(5, 8), torch.arange(5)]), **kind)
         result[f"{index}"] = torch.stack([one, two])
     return {"pairs": result}
