@@ -17,6 +17,7 @@ import policy_noise.functional as PF
 from benchmarks.overhead.launches import Launches
 from policy_noise import PolicyNoiseMask
 from policy_noise.learning import PolicyLearner
+from policy_noise.learning.window import SampleCount
 from policy_noise.policy import BackbonePolicy, SpatialPolicy
 
 
@@ -320,7 +321,7 @@ def observed(learner, sizes=(5, 3), bad=()):
     """Samples of some batches and their losses, observed."""
     samples, losses = [], []
     for size in sizes:
-        sample = learner.mask.sample(torch.rand(size, 3, 32, 32))
+        sample = learner.augmentation.sample(torch.rand(size, 3, 32, 32))
         loss = torch.rand(size) * 3
         learner.observe(sample, loss)
         samples.append(sample)
@@ -348,7 +349,6 @@ def test_weights_handed_to_autograd_give_the_gradient_of_the_surrogate(
     )
     learner._moving_average = torch.tensor(1.3)
     samples, losses = observed(learner, sizes, bad=[(0, 1, torch.nan)])
-    learner._window = list(zip(samples, losses, strict=True))
     loss, log_prob, entropy, applied = (
         torch.cat(parts)
         for parts in zip(
@@ -369,7 +369,8 @@ def test_weights_handed_to_autograd_give_the_gradient_of_the_surrogate(
         learner.parameters,
     )
     with pytest.warns(UserWarning, match="non-finite"):
-        result = learner._gradient(learner._window)
+        learner.step({"lr": 0.1})
+    result = learner._last.gradient
     assert expected.abs().sum() > 0
     torch.testing.assert_close(result, expected)
 
@@ -377,14 +378,14 @@ def test_weights_handed_to_autograd_give_the_gradient_of_the_surrogate(
 def test_entropy_in_the_metrics_is_that_of_the_whole_window():
     learner = PolicyLearner(moved(PolicyNoiseMask(grid_size=4)))
     samples, _ = observed(learner)
-    learner.step(0.1)
+    learner.step({"lr": 0.1})
     expected = torch.cat([sample.entropy for sample in samples]).mean().item()
     assert learner.metrics(None)["entropy"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("name", "reference"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
 def test_fused_optimizer_steps_as_the_plain_one(name, reference):
-    learner = PolicyLearner(moved(PolicyNoiseMask(p=1.0, grid_size=4)), policy_optimizer=name, weight_decay=0.01)
+    learner = PolicyLearner(moved(PolicyNoiseMask(p=1.0, grid_size=4)), policy_optimizer=name, policy_weight_decay=0.01)
     twin = [parameter.detach().clone().requires_grad_() for parameter in learner.parameters]
     settings = {"momentum": 0.9} if name == "sgd" else {}
     plain = reference(twin, lr=1e-2, weight_decay=0.01, fused=False, foreach=False, **settings)
@@ -396,7 +397,7 @@ def test_fused_optimizer_steps_as_the_plain_one(name, reference):
     learner.optimizer.register_step_pre_hook(take_gradients)
     for _ in range(4):
         observed(learner)
-        learner.step(0.1)
+        learner.step({"lr": 0.1})
         plain.step()
     for own, expected in zip(learner.parameters, twin, strict=True):
         torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-6)
@@ -405,7 +406,7 @@ def test_fused_optimizer_steps_as_the_plain_one(name, reference):
 def test_state_of_an_unfused_optimizer_is_taken_over():
     learner = PolicyLearner(moved(PolicyNoiseMask(grid_size=4)))
     observed(learner)
-    learner.step(0.1)
+    learner.step({"lr": 0.1})
     file = io.BytesIO()
     state = learner.state_dict()
     for group in state["optimizer"]["param_groups"]:
@@ -416,7 +417,7 @@ def test_state_of_an_unfused_optimizer_is_taken_over():
     assert all(group["fused"] for group in learner.optimizer.param_groups)
     before = [parameter.detach().clone() for parameter in learner.parameters]
     observed(learner)
-    learner.step(0.1)
+    learner.step({"lr": 0.1})
     assert any(not torch.equal(new, old) for new, old in zip(learner.parameters, before, strict=True))
 
 
@@ -430,7 +431,7 @@ def test_policy_in_another_layout_or_precision_learns(change):
     learner = PolicyLearner(mask)
     before = [parameter.detach().clone() for parameter in learner.parameters]
     observed(learner)
-    learner.step(0.1)
+    learner.step({"lr": 0.1})
     for new, old in zip(learner.parameters, before, strict=True):
         assert new.stride() == old.stride()
         assert new.dtype == old.dtype
@@ -459,7 +460,7 @@ def test_a_step_asks_little_of_the_device_and_reads_nothing_back(make_model, bat
 
     plain = recorded()
     # On a GPU dropped samples are told of only when the metrics are read.
-    monkeypatch.setattr(PolicyLearner, "_warn_dropped", lambda self: None)
+    monkeypatch.setattr(SampleCount, "warn_dropped", lambda self: None)
     hook = policy_noise.attach(model, optimizer, criterion, mean=4.0, std=1.0)
     counts = recorded()
     hook.remove()

@@ -62,10 +62,8 @@ class SampleCount:
         total = loss if sample.log_prob is None else loss + sample.log_prob.detach()
         finite = total.abs() < math.inf  # one is infinite or NaN: so is the sum
         self._checked += len(finite)
-        if finite.is_cuda:
-            self._finite = self._finite + finite.sum()
-        else:
-            self._finite += int(finite.sum())
+        self._finite = self._finite + finite.sum()
+        if not finite.is_cuda:
             self.warn_dropped()
         counts = finite & sample.applied
         return counts if observation.valid is None else counts & observation.valid

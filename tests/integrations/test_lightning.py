@@ -142,11 +142,8 @@ class Recording(PolicyNoiseCallback):
     folder = ""
 
     def on_fit_end(self, trainer, pl_module):
-        result = {
-            "policy": policy_vector(self.hook),
-            "reward": self.hook.metrics["reward"],
-            "steps": self.hook._draws.steps,
-        }
+        hook = self.hook
+        result = {"policy": policy_vector(hook), "reward": hook.metrics["reward"], "steps": hook._draws.steps}
         torch.save(result, f"{self.folder}/{trainer.global_rank}.pt")
         super().on_fit_end(trainer, pl_module)
 

@@ -1,0 +1,96 @@
+"""Scaling a mask and multiplying it in."""
+
+import pytest
+import torch
+
+from policy_noise import functional as PF
+
+
+def test_mean_preserving_scaling_has_mean_one():
+    for mask in (torch.rand(4, 1, 20, 30), torch.rand(4, 1, 6, 7, 8)):
+        scaled = PF.scale_mask(mask, mean_preserving=True)
+        torch.testing.assert_close(scaled.flatten(1).mean(1), torch.ones(4))
+        torch.testing.assert_close(scaled, mask / mask.flatten(1).mean(1).view(-1, *[1] * (mask.ndim - 1)))
+
+
+@pytest.mark.parametrize(("grid", "size"), [((4, 4), (32, 32)), ((3, 5), (30, 41)), ((2, 3, 4), (12, 17, 20))])
+def test_a_fixed_dose_has_mean_one_and_its_deviation(grid, size):
+    action = torch.distributions.Beta(0.5, 0.5).sample((64, 1, *grid))
+    mask = PF.noise_mask(torch.ones(64, 1, *size), action, pattern_std=0.15).flatten(1)
+    torch.testing.assert_close(mask.mean(1), torch.ones(64))
+    torch.testing.assert_close(mask.std(1, correction=0), torch.full((64,), 0.15))
+    # An affine function of the rendered mask, so that cells keep their order.
+    rendered = PF.render_mask(action, size).flatten(1)
+    correlation = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(mask, rendered, strict=True)])
+    torch.testing.assert_close(correlation, torch.ones(64))
+
+
+def test_a_fixed_dose_never_turns_light_negative_and_a_flat_mask_stays_flat():
+    action = torch.full((3, 1, 4, 4), 0.5)
+    action[1, 0, 0, 0] = 1e-6  # one dark cell, which a dose of 1 would push far below 0
+    action[2] = 1e-6  # a saturated policy
+    mask = PF.noise_mask(torch.ones(3, 1, 32, 32), action, pattern_std=1.0).flatten(1)
+    assert torch.equal(mask[0], torch.ones(1024))
+    assert torch.equal(mask[2], torch.ones(1024))
+    assert 0 <= mask[1].min() < 0.1
+    torch.testing.assert_close(mask[1].mean(), torch.tensor(1.0))
+    assert 0.1 < mask[1].std() < 1
+
+
+@pytest.mark.parametrize("grid", [(2, 2), (3, 4, 5)])
+def test_levels_brighten_as_often_as_they_darken_and_keep_their_deviation(grid):
+    action = torch.rand(20_000, 1, *grid, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    level = PF.mask_brightness(action, 0.2)
+    assert level.shape == (20_000, 1, *[1] * len(grid))
+    assert level.log().std().item() == pytest.approx(0.2, rel=0.02)
+    assert (level > 1).double().mean().item() == pytest.approx(0.5, abs=0.01)
+    means = PF.noise_mask(
+        torch.ones(20_000, 1, *(3 * cells for cells in grid)).double(), action, pattern_std=0.1, brightness_std=0.2
+    )
+    torch.testing.assert_close(means.flatten(1).mean(1), level.flatten())
+
+
+def test_a_level_has_a_reach_that_no_policy_leaves():
+    action = torch.stack([torch.full((1, 64, 64), value) for value in (1e-6, 0.5, 1 - 1e-6)])
+    torch.testing.assert_close(PF.mask_brightness(action, 0.2).flatten(), torch.tensor([-0.6, 0.0, 0.6]).exp())
+
+
+def test_strength_moves_the_mask_from_one():
+    mask = torch.rand(4, 1, 8, 8)
+    torch.testing.assert_close(PF.scale_mask(mask, strength=0.25), 1 + 0.25 * (mask - 1))
+    assert torch.equal(PF.scale_mask(mask, strength=0.0), torch.ones_like(mask))
+    assert torch.equal(PF.scale_mask(mask), mask)
+
+
+def test_apply_multiplies_values_or_intensities():
+    images, mask = torch.randn(4, 3, 8, 8), torch.rand(4, 1, 8, 8) * 2
+    black = torch.tensor([-2.0, -1.5, -1.0]).view(1, 3, 1, 1)
+    assert torch.equal(PF.apply_mask(images, mask), images * mask)
+    torch.testing.assert_close(PF.apply_mask(images, mask, black), black + mask * (images - black))
+
+
+def test_black_stays_black():
+    black = torch.tensor([-2.1179, -2.0357, -1.8044]).view(1, 3, 1, 1)
+    images = black.expand(2, 3, 16, 16).clone()
+    masked = PF.noise_mask(images, torch.rand(2, 1, 4, 4), mean_preserving=True, black=black)
+    torch.testing.assert_close(masked, images, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("black", [None, torch.tensor([-2.0, -1.5, -1.0]).view(1, 3, 1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_images_that_are_not_masked_come_back_bit_for_bit(dtype, black):
+    images = torch.randn(6, 3, 16, 16).to(dtype)
+    applied = torch.tensor([True, False, True, False, False, True])
+    masked = PF.noise_mask(images, torch.rand(6, 1, 4, 4), black=black, applied=applied, mean_preserving=True)
+    assert masked.dtype == dtype
+    assert torch.equal(masked[~applied], images[~applied])
+    assert (masked[applied] != images[applied]).flatten(1).any(1).all()
+
+
+def test_noise_mask_is_its_parts():
+    images, action, black = torch.randn(2, 1, 24, 20), torch.rand(2, 1, 4, 5), torch.tensor(-1.0)
+    mask = PF.scale_mask(PF.render_mask(action, (24, 20), 5, 1.5), strength=0.5, mean_preserving=True)
+    own = PF.noise_mask(
+        images, action, kernel_size=5, sigma=1.5, strength=0.5, mean_preserving=True, black=black.view(1, 1, 1, 1)
+    )
+    torch.testing.assert_close(own, PF.apply_mask(images, mask, black.view(1, 1, 1, 1)))
