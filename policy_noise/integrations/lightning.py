@@ -107,7 +107,7 @@ class PolicyNoiseCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # Reading them waits for the device, so that it is done only where Lightning logs.
-        due = trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == 1
+        due = trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == 1  # type: ignore[attr-defined]
         if self.log_metrics and self.hook is not None and due:
             pl_module.log_dict({f"policy_noise/{name}": float(value) for name, value in self.hook.metrics.items()})
 
