@@ -15,7 +15,18 @@ import torch
 
 import policy_noise
 
-EXTRAS = {"lightning", "transformers", "monai", "ignite", "accelerate", "matplotlib", "medmnist", "sklearn", "tqdm"}
+EXTRAS = {
+    "lightning",
+    "transformers",
+    "monai",
+    "ignite",
+    "accelerate",
+    "fastai",
+    "matplotlib",
+    "medmnist",
+    "sklearn",
+    "tqdm",
+}
 MODULES = [policy_noise.__name__] + [
     module.name
     for module in pkgutil.walk_packages(policy_noise.__path__, "policy_noise.")
@@ -91,7 +102,7 @@ BELOW = {
     "heated": {"utils", "version"},
 }
 """What each room may import of the package; those above (the factory, integrations, experiments) may all of it."""
-ABOVE = {"factory", "integrations", "experiments", "__init__"}
+ABOVE = {"factory", "integrations", "experiments", "plotting", "__init__"}
 
 
 def rooms():
@@ -138,7 +149,7 @@ def test_the_hook_is_imported_by_what_stands_above_it():
 
 def _imports_at_runtime(path, parts, module):
     """Whether a file imports a module other than for its annotations."""
-    text = re.sub(r"if TYPE_CHECKING:\n(    .*\n)+", "", path.read_text())
+    text = re.sub(r"if TYPE_CHECKING:\n(?:(?:    .*)?\n)+", "", path.read_text())
     source = type("Source", (), {"read_text": lambda self: text})()
     return any(name[: len(module)] == module for name in imported_by(source, parts))
 

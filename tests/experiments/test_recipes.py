@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from policy_noise.experiments.noise import attach_noise
 from policy_noise.experiments.recipes import RECIPES, override
-from policy_noise.experiments.training import _attach, _optimizer, _scheduler, create_model
+from policy_noise.experiments.training import _optimizer, _scheduler, create_model
 
 SMALL = RECIPES["small"]["pretrain"]
 
@@ -46,7 +47,7 @@ def test_papers_policy():
     recipe = dataclasses.replace(RECIPES["paper"]["pretrain"], noise="policy")
     model = create_model(dataclasses.replace(recipe, model="test_resnet"), 165)
     optimizer = _optimizer(model, recipe)
-    hook, scheduler = _attach(model, optimizer, nn.CrossEntropyLoss(), recipe, 1, torch.Generator())
+    hook, scheduler = attach_noise(model, optimizer, nn.CrossEntropyLoss(), recipe, 1, torch.Generator())
     group = hook.policy_optimizer.param_groups[0]
     assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.01, 0.9, 1e-4)
     for _ in range(45):
@@ -54,7 +55,7 @@ def test_papers_policy():
         scheduler.step()
     assert group["lr"] == pytest.approx(0.005)  # half of the cosine over 90 epochs
     mask = hook.mask
-    assert (mask.grid_size, mask.p, mask.mean_preserving, mask.domain) == ((64, 64), 1.0, False, "normalized")
+    assert (mask.grid_size, mask.p, mask.mean_preserving, mask.scale_about) == ((64, 64), 1.0, False, "zero")
     assert sum(weight.numel() for weight in mask.parameters()) == pytest.approx(10.18e6, rel=0.002)
     hook.remove()
 

@@ -84,7 +84,7 @@ def test_the_log_holds_losses_scores_and_diagnostics(finished):
     run = run_of(finished, RECIPES["policy"], ALONE)
     entries = run.history()
     assert [entry["step"] for entry in entries if "loss" in entry] == list(range(1, 9))
-    assert {"reward", "entropy", "pattern_std", "policy_grad_norm"} <= entries[0].keys()
+    assert {"reward", "entropy", "mask_std", "policy_grad_norm"} <= entries[0].keys()
     assert len([entry for entry in entries if "val_f1" in entry]) == 2
     assert all(entry["val_loss"] > 0 for entry in entries if "val_f1" in entry)
     speed = json.loads((finished / "speed.json").read_text())
