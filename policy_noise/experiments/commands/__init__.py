@@ -46,8 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         modules[parsed.command.replace("-", "_")].run(parsed)
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        if os.environ.get("POLICY_NOISE_TRACEBACK"):
-            raise
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         if started_first():
