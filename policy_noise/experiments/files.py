@@ -114,13 +114,21 @@ class FileSplit:
             except TooDeep:
                 raise
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                if not self.skip_corrupt:
-                    raise ValueError(
-                        f"{path} cannot be read as an image ({error}); --skip-bad-files leaves such files out"
-                    ) from error
+                self.refuse_unless_skipped(path, error)
                 warnings.warn(f"{path} is left out: it cannot be read as an image ({error})", stacklevel=2)
         shape = (0, self.size, self.size) + ((3,) if self.in_chans == 3 else ())
         return (np.stack(images) if images else np.zeros(shape, np.uint8)), np.array(kept, dtype=np.int64)
+
+    def refuse_unless_skipped(self, path: str, error: Exception) -> None:
+        """Refuse a file that could not be read, unless such files are left out.
+
+        Raises:
+            ValueError: With the file's name.
+        """
+        if not self.skip_corrupt:
+            raise ValueError(
+                f"{path} cannot be read as an image ({error}); --skip-bad-files leaves such files out"
+            ) from error
 
 
 @dataclass(frozen=True)

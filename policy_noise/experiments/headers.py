@@ -77,10 +77,7 @@ def _look(part: FileSplit, indices: range) -> tuple[int, list[str]]:
         except TooDeep:
             raise
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            if not part.skip_corrupt:
-                raise ValueError(
-                    f"{path} cannot be read as an image ({error}); --skip-bad-files leaves such files out"
-                ) from error
+            part.refuse_unless_skipped(path, error)
             continue
         if header.alpha:
             transparent.append(path)

@@ -3,12 +3,13 @@
 import itertools
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from ..augmentation import Sample
+from ..utils.trees import leaves_of
 from .matching import REMEDY, Match, PairingError, Pending, check_index, match_of, start
 from .walk import follow
 
@@ -220,11 +221,4 @@ class PairingQueue:
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
     """The tensors in a model's output or a call's arguments, however nested."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_of(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_of(item)
+    return (leaf for leaf in leaves_of(value) if isinstance(leaf, Tensor))

@@ -103,11 +103,6 @@ class Draws:
         self._number += 1
         return derived_seed(self.seed, rank, self.steps, self._number - 1)
 
-    @property
-    def last(self) -> Sample | None:
-        """The last draw of this step, detached."""
-        return self._recent[-1][2] if self._recent else None
-
 
 def derived_seed(seed: int, *place: int) -> int:
     """A seed for a place: one step of a linear congruential generator (Knuth's MMIX) for each number."""

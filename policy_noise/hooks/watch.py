@@ -120,9 +120,10 @@ class Watch:
 
     def _copy_step(self, trained: list[nn.Parameter]) -> None:
         """Another model was trained: a copy of this one, which itself is never called?"""
-        assert self.model is not None
+        if self.model is None or not self.suspects_copy:
+            return
         shapes = sorted(p.shape for p in self.model.parameters() if p.requires_grad)
-        if not self.suspects_copy or sorted(p.shape for p in trained) != shapes:
+        if sorted(p.shape for p in trained) != shapes:
             return
         self._copy_steps += 1
         if self._copy_steps >= FOREIGN_STEPS:

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..utils.trees import leaves_of
+
 __all__ = ["apply_to_images"]
 
 
@@ -23,7 +25,7 @@ def apply_to_images(transform: Callable[[Tensor], Tensor], sample: Any, labels: 
         TypeError: If the sample holds no images.
     """
     whole = (sample, *labels) if labels else sample
-    leaves = list(_leaves(whole))
+    leaves = list(leaves_of(whole))
     chosen = [leaf for leaf in leaves if type(leaf).__name__ in ("Image", "Video") and isinstance(leaf, Tensor)]
     if not chosen:
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -33,17 +35,6 @@ def apply_to_images(transform: Callable[[Tensor], Tensor], sample: Any, labels: 
         raise TypeError(f"images must be floating-point tensors of three axes or more, got {got}: convert them first")
     # Arithmetic unwraps torchvision's images, which the transforms that follow must still tell from masks.
     return _replace(whole, {id(leaf): transform(leaf).as_subclass(type(leaf)) for leaf in chosen})
-
-
-def _leaves(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        for item in value.values():
-            yield from _leaves(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _leaves(item)
-    else:
-        yield value
 
 
 def _replace(value: Any, images: dict[int, Tensor]) -> Any:

@@ -1,5 +1,6 @@
 """Random shading: the mask without a policy, as a transform of its own."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -89,9 +90,7 @@ class RandomShading(SmoothMask):
             generator: Source of randomness on the images' device; by default the global one.
         """
         images = self.as_batch(images)
-        cells = 1
-        for length in self.grid_size:
-            cells *= length
+        cells = math.prod(self.grid_size)
         drawn = torch.rand(len(images), cells + 1, generator=generator, device=images.device, dtype=torch.float32)
         action = drawn[:, :cells].clamp(PF.ACTION_EPS, 1 - PF.ACTION_EPS).unflatten(1, (1, *self.grid_size))
         return ShadingSample(log_prob=None, applied=drawn[:, cells] < self.p, action=action)
