@@ -30,7 +30,8 @@ class StudyMask(PolicyNoiseMask):
     def transform(self, images: Tensor, sample: Sample) -> Tensor:
         assert isinstance(sample, MaskSample)
         if self.shuffled:
-            sample = replace(sample, action=sample.action.roll(1, 0), applied=sample.applied.roll(1, 0))
+            names = ("action", "applied", "concentration1", "concentration0")
+            sample = replace(sample, **{name: getattr(sample, name).roll(1, 0) for name in names})
         self.applied = sample.applied
         return super().transform(images, sample)
 
