@@ -27,11 +27,16 @@ class StudyMask(PolicyNoiseMask):
     shuffled = False
     applied: Tensor
 
+    @staticmethod
+    def swap(sample: MaskSample) -> MaskSample:
+        """The masks, each in its neighbour's place."""
+        names = ("action", "applied", "concentration1", "concentration0")
+        return replace(sample, **{name: getattr(sample, name).roll(1, 0) for name in names})
+
     def transform(self, images: Tensor, sample: Sample) -> Tensor:
         assert isinstance(sample, MaskSample)
         if self.shuffled:
-            names = ("action", "applied", "concentration1", "concentration0")
-            sample = replace(sample, **{name: getattr(sample, name).roll(1, 0) for name in names})
+            sample = self.swap(sample)
         self.applied = sample.applied
         return super().transform(images, sample)
 
