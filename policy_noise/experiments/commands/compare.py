@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
         options: dict[str, Any] = {"resume": arguments.resume, "writes": here.main}
         here.agree(lambda: Run(arguments.output, "compare", plan.recipe, record, **options))
         if here.main:
-            methods = [dataclasses.asdict(method) | {"changes": dict(method.changes)} for method in plan.methods]
+            methods = [dataclasses.asdict(method) for method in plan.methods]
             write_json(arguments.output / PLAN, {"methods": methods, "seeds": list(plan.seeds)})
         here.barrier()  # before the folders of runs are looked at
         run_all(plan, here, jobs=arguments.jobs, seconds=seconds)

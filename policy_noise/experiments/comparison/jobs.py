@@ -105,9 +105,10 @@ def _progress(
         left = planned and sum(open_runs.values()) - open_runs.pop(job.name)
         done = planned - left
         remaining = (time.perf_counter() - begun) * left / done if done else 0.0
+        ahead = f"; about {in_words(remaining)} to go" if open_runs else ""
         print(
             f"[{total - len(open_runs)}/{total}] {job.method.name}, seed {job.seed}: clean F1 "
-            f"{result['scores']['clean']['f1']:.3f}, {in_words(result['seconds'])}; about {in_words(remaining)} to go",
+            f"{result['scores']['clean']['f1']:.3f}, {in_words(result['seconds'])}{ahead}",
             file=sys.stderr,
             flush=True,
         )

@@ -36,8 +36,8 @@ class Method:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
-_PAPER: Mapping[str, Any] = MappingProxyType({"preset": "paper", "policy_lr": 0.01})
-_RANDOM: Mapping[str, Any] = MappingProxyType({"noise": "frozen", "preset": "augment", "policy_lr": None})
+_PAPER: dict[str, Any] = {"preset": "paper", "policy_lr": 0.01}
+_RANDOM: dict[str, Any] = {"noise": "frozen", "preset": "augment", "policy_lr": None}
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
