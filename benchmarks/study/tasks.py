@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.study.shifts import SEVERITIES, SHIFT_SEEDS, SHIFTS, medmnist_c
+from benchmarks.study.shifts import SHIFT_SEEDS, medmnist_c
 from policy_noise.experiments.data import ImageSet, Split, join_sets, resize
 from policy_noise.experiments.npz import load_npz
+from policy_noise.experiments.shifts import SEVERITIES, SHIFTS
 
 ROOT = Path(__file__).resolve().parents[2]
 JOINED = ("mednist", "braintumormri", "breastcancerus")

@@ -21,11 +21,11 @@ from benchmarks.study.classifier import Classifier, replay_as_graphs
 from benchmarks.study.conditions import LEARNING_RATE
 from benchmarks.study.jobs import Job
 from benchmarks.study.masks import ClassPolicy, StudyMask, build_hook
-from benchmarks.study.rivals import Augmentation
 from benchmarks.study.scoring import diagnose, encoding, evaluate, macro_f1
 from benchmarks.study.signals import Signals, pathwise_surrogate
 from benchmarks.study.tasks import TaskData, train_indices
 from policy_noise import ReinforceHook
+from policy_noise.experiments.rivals import Augmentation
 
 WEIGHT_DECAY = 0.05
 CLEAN_SHARES = {"heated": 0.25, "long": 0.5, "throughout": 0.0, "recalibrated": 0.0}

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.study.shifts import SHIFTS, medmnist_c
+from benchmarks.study.shifts import medmnist_c
 from benchmarks.study.tasks import TASKS
+from policy_noise.experiments.shifts import SHIFTS
 
 
 @pytest.mark.parametrize("name", SHIFTS)

@@ -12,10 +12,10 @@ from benchmarks.study.classifier import Classifier
 from benchmarks.study.conditions import CONDITIONS, HELD, Condition
 from benchmarks.study.jobs import Job
 from benchmarks.study.masks import ClassPolicy, StudyMask
-from benchmarks.study.rivals import Augmentation
 from benchmarks.study.scoring import evaluate
 from benchmarks.study.tasks import FewShot, train_indices
 from benchmarks.study.training import Batches, train
+from policy_noise.experiments.rivals import Augmentation
 from policy_noise.policy import StaticPolicy
 
 
