@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from .distribution import ACTION_EPS
-from .rendering import check_rendering, get_operators, render
+from .operators import Operators
+from .rendering import get_operators, render, without_autocast
 
 __all__ = ["apply_mask", "mask_brightness", "noise_mask", "scale_mask"]
 
@@ -15,16 +16,26 @@ FLAT = 1e-3
 """A mask whose lowest cell lies no further than this below its mean counts as flat."""
 
 
-def _standardize(action: Tensor, share: Tensor, factors: Sequence[Tensor], pattern_std: float) -> Tensor:
-    """Cells whose rendered mask has mean 1 and deviation ``pattern_std``, or less where a cell would pass 0."""
-    ones = [1] * (action.ndim - 1)
-    with torch.autocast(action.device.type, enabled=False):
-        darkness = torch.mv(action.flatten(1), share).view(-1, *ones) - action
-        deviation = render(darkness, factors).flatten(1).norm(dim=1)
-        # Rendering averages cells, so that no pixel is darker than the darkest cell.
-        scale = torch.maximum(deviation / pattern_std, darkness.flatten(1).amax(1)).clamp(min=FLAT)
-        # A little less than all, so that rounding leaves no light negative.
-        return torch.rsub(darkness / scale.view(-1, *ones), 1.0, alpha=1.0 - ACTION_EPS)
+def _standardize(action: Tensor, operators: Operators, pattern_std: float, brightness: Tensor | None) -> Tensor:
+    """Cells whose rendered mask has the mean ``brightness``, or 1, and that times ``pattern_std`` as its deviation.
+
+    The deviation is less where a cell would pass 0.
+    """
+    cells = action.flatten(1)
+    if operators.joint.shape[1]:
+        darkness, rendered = (cells @ operators.joint).chunk(2, dim=1)
+    else:
+        darkness = torch.mv(cells, operators.share).unsqueeze(1) - cells
+        rendered = render(darkness.view_as(action), operators.factors).flatten(1)
+    deviation = rendered.norm(dim=1, keepdim=True)
+    # Rendering averages cells, so that no pixel is darker than the darkest cell.
+    scale = torch.maximum(deviation / pattern_std, darkness.amax(1, keepdim=True)).clamp(min=FLAT)
+    # A little less than all, so that rounding leaves no light negative.
+    less = 1.0 - ACTION_EPS
+    if brightness is None:
+        return torch.rsub(darkness / scale, 1.0, alpha=less).view_as(action)
+    mean = brightness.flatten(1)
+    return torch.addcmul(mean, darkness, mean / scale, value=-less).view_as(action)
 
 
 BRIGHTNESS_REACH = 3.0
@@ -55,12 +66,13 @@ def mask_brightness(action: Tensor, brightness_std: float, expected: Tensor | No
         tensor([[[[1.]]]])
     """
     axes = tuple(range(1, action.ndim))
+    slope = brightness_std * math.sqrt(12 * math.prod(action.shape[1:]))
     if expected is None:
-        centred = action.mean(dim=axes, keepdim=True) - 0.5
+        logarithm = torch.rsub(action.mean(dim=axes, keepdim=True), -slope / 2, alpha=-slope)
     else:
-        centred = (action - expected).mean(dim=axes, keepdim=True)
-    z = centred * math.sqrt(12 * math.prod(action.shape[1:]))
-    return torch.exp(brightness_std * z.clamp(-BRIGHTNESS_REACH, BRIGHTNESS_REACH))
+        logarithm = slope * (action - expected).mean(dim=axes, keepdim=True)
+    reach = BRIGHTNESS_REACH * brightness_std
+    return logarithm.clamp(-reach, reach).exp()
 
 
 def scale_mask(mask: Tensor, *, strength: float = 1.0, mean_preserving: bool = False) -> Tensor:
@@ -102,7 +114,8 @@ def apply_mask(images: Tensor, mask: Tensor, black: Tensor | None = None) -> Ten
     mask = mask.to(images.dtype)
     if black is None:
         return images * mask
-    return torch.lerp(black.to(images.dtype), images, mask)
+    # A mask of 1 leaves all values as they are, also the infinite ones with which scanners pad.
+    return (images * mask).addcmul_(black.to(images.dtype), 1.0 - mask)
 
 
 def noise_mask(
@@ -147,27 +160,23 @@ def noise_mask(
         >>> noise_mask(images, action, mean_preserving=True).shape
         torch.Size([4, 3, 64, 64])
     """
-    *operators, lifted, share = get_operators(action, *check_rendering(action, images.shape[2:], kernel_size, sigma))
-    axes, factors = operators[: len(operators) // 2], operators[len(operators) // 2 :]
-    # Rendering is linear: what scale_mask does to the pixels is done to the few cells, and costs no pass over pixels.
-    offset = None
-    brightness = mask_brightness(action, brightness_std, expected) if brightness_std else None
-    if pattern_std is not None:
-        action = _standardize(action, share, factors, pattern_std)
-    elif mean_preserving:
-        mean = (action.flatten(1) * share).sum(1)
-        action = action / mean.view(-1, *[1] * (action.ndim - 1))
-    if brightness is not None:
-        action = action * brightness
-    if applied is not None:
-        applied = applied.view(-1, *[1] * (action.ndim - 1))
-        # Cells of zero and an offset of one render as exactly one.
-        action = torch.where(applied, action, 0.0)
-        offset = torch.rsub(applied.to(action.dtype), 1.0, alpha=strength)
-    elif strength != 1.0:
-        offset = action.new_full((len(action), *[1] * (action.ndim - 1)), 1.0 - strength)
-    if strength != 1.0:
-        action = action * strength
-    if offset is not None:
-        axes[0] = lifted
-    return apply_mask(images, render(action, axes, offset), black)
+    with without_autocast(action.device.type):
+        operators = get_operators(action, images.shape[2:], kernel_size, sigma)
+        brightness = mask_brightness(action, brightness_std, expected) if brightness_std else None
+        # Rendering is linear: what is to be done to the pixels is done to the few cells, and costs no pass over pixels.
+        if pattern_std is not None:
+            cells = _standardize(action, operators, pattern_std, brightness)
+        else:
+            cells = action
+            if mean_preserving:
+                cells = cells / torch.mv(action.flatten(1), operators.share).view(-1, *[1] * (action.ndim - 1))
+            if brightness is not None:
+                cells = cells * brightness
+        # Distances from 1: those of 0 render as exactly 1.
+        distance = cells - 1.0
+        if strength != 1.0:
+            distance = distance * strength
+        if applied is not None:
+            distance = torch.where(applied.view(-1, *[1] * (action.ndim - 1)), distance, 0.0)
+        mask = render(distance, [*operators.axes[:-1], operators.lifted], operators.one)
+    return apply_mask(images, mask, black)
