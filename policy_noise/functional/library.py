@@ -31,7 +31,7 @@ def _operators_for_compiler(
     shape = tuple(action.shape[1:])
     found = cached_operators(shape, tuple(size), tuple(kernel_size), tuple(sigma), action.device, action.dtype)
     # Compiled code may write into what an operator returns.
-    return [operator.clone() for operator in [*found.axes, *found.factors, *found[2:]]]
+    return [operator.clone() for operator in [*found.axes, *found.factors, found.share]]
 
 
 # A compiler would trace through the cache and make the operators anew in each step.

@@ -1,78 +1,14 @@
 """What a rendered mask does to an image: its mean, its strength, and the multiplication."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .distribution import ACTION_EPS
-from .operators import Operators
+from .cells import scaled_cells
 from .rendering import get_operators, render, without_autocast
 
-__all__ = ["apply_mask", "mask_brightness", "noise_mask", "scale_mask"]
-
-FLAT = 1e-3
-"""A mask whose lowest cell lies no further than this below its mean counts as flat."""
-
-
-def _standardize(action: Tensor, operators: Operators, pattern_std: float, brightness: Tensor | None) -> Tensor:
-    """Cells whose rendered mask has the mean ``brightness``, or 1, and that times ``pattern_std`` as its deviation.
-
-    The deviation is less where a cell would pass 0.
-    """
-    cells = action.flatten(1)
-    if operators.joint.shape[1]:
-        darkness, rendered = (cells @ operators.joint).chunk(2, dim=1)
-    else:
-        darkness = torch.mv(cells, operators.share).unsqueeze(1) - cells
-        rendered = render(darkness.view_as(action), operators.factors).flatten(1)
-    deviation = rendered.norm(dim=1, keepdim=True)
-    # Rendering averages cells, so that no pixel is darker than the darkest cell.
-    scale = torch.maximum(deviation / pattern_std, darkness.amax(1, keepdim=True)).clamp(min=FLAT)
-    # A little less than all, so that rounding leaves no light negative.
-    less = 1.0 - ACTION_EPS
-    if brightness is None:
-        return torch.rsub(darkness / scale, 1.0, alpha=less).view_as(action)
-    mean = brightness.flatten(1)
-    return torch.addcmul(mean, darkness, mean / scale, value=-less).view_as(action)
-
-
-BRIGHTNESS_REACH = 3.0
-"""Standard deviations that the brightness keeps to, which unlearned actions pass once in thousands of draws."""
-
-
-def mask_brightness(action: Tensor, brightness_std: float, expected: Tensor | None = None) -> Tensor:
-    r"""How much brighter or darker an image becomes as a whole, by a mask whose own mean is 1.
-
-    .. math:: \exp(\sigma z), \qquad z = \sqrt{12 n} \, (\overline{a} - \mu)
-
-    with the mean of the mask's n actions and :math:`\mu = 1/2`, so that z has a standard deviation of 1 where they are
-    uniform, as an unlearned mask's are: images brighten as often as they darken, as under a random bias field. z keeps
-    within +-3, so that no policy can run away.
-
-    Args:
-        action: One value in (0, 1) per cell.
-        brightness_std: Standard deviation of the brightness's logarithm under the uniform distribution.
-        expected: Expected value of each cell. Its mean over the cells then stands for 1/2, so that the logarithm has
-            expectation 0 under any policy (while z stays within its bounds).
-
-    Shape:
-        - action, expected: (B, 1, G, G) or (B, 1, G, G, G).
-        - Output: (B, 1, 1, 1) or (B, 1, 1, 1, 1).
-
-    Example:
-        >>> mask_brightness(torch.full((1, 1, 2, 2), 0.5), 0.2)
-        tensor([[[[1.]]]])
-    """
-    axes = tuple(range(1, action.ndim))
-    slope = brightness_std * math.sqrt(12 * math.prod(action.shape[1:]))
-    if expected is None:
-        logarithm = torch.rsub(action.mean(dim=axes, keepdim=True), -slope / 2, alpha=-slope)
-    else:
-        logarithm = slope * (action - expected).mean(dim=axes, keepdim=True)
-    reach = BRIGHTNESS_REACH * brightness_std
-    return logarithm.clamp(-reach, reach).exp()
+__all__ = ["apply_mask", "noise_mask", "scale_mask"]
 
 
 def scale_mask(mask: Tensor, *, strength: float = 1.0, mean_preserving: bool = False) -> Tensor:
@@ -111,11 +47,17 @@ def apply_mask(images: Tensor, mask: Tensor, black: Tensor | None = None) -> Ten
         - black: broadcastable to the images, such as (1, C, 1, 1).
         - Output: the images' shape.
     """
-    mask = mask.to(images.dtype)
-    if black is None:
-        return images * mask
+    return images * mask.to(images.dtype) if black is None else _apply(images, mask - 1.0, black)
+
+
+def _apply(images: Tensor, distance: Tensor, black: Tensor) -> Tensor:
+    """Multiply about a black level by a mask of this distance from 1."""
+    dtype = images.dtype
+    mask = (distance + 1.0).to(dtype)
+    # What was rounded is taken from 1 again, so that black stays black in half precision.
+    distance = distance if distance.dtype == dtype else mask - 1.0
     # A mask of 1 leaves all values as they are, also the infinite ones with which scanners pad.
-    return (images * mask).addcmul_(black.to(images.dtype), 1.0 - mask)
+    return (images * mask).addcmul_(black.to(dtype), distance, value=-1)
 
 
 def noise_mask(
@@ -162,21 +104,14 @@ def noise_mask(
     """
     with without_autocast(action.device.type):
         operators = get_operators(action, images.shape[2:], kernel_size, sigma)
-        brightness = mask_brightness(action, brightness_std, expected) if brightness_std else None
-        # Rendering is linear: what is to be done to the pixels is done to the few cells, and costs no pass over pixels.
-        if pattern_std is not None:
-            cells = _standardize(action, operators, pattern_std, brightness)
-        else:
-            cells = action
-            if mean_preserving:
-                cells = cells / torch.mv(action.flatten(1), operators.share).view(-1, *[1] * (action.ndim - 1))
-            if brightness is not None:
-                cells = cells * brightness
+        cells = scaled_cells(action, operators, mean_preserving, pattern_std, brightness_std, expected)
         # Distances from 1: those of 0 render as exactly 1.
         distance = cells - 1.0
         if strength != 1.0:
             distance = distance * strength
         if applied is not None:
             distance = torch.where(applied.view(-1, *[1] * (action.ndim - 1)), distance, 0.0)
-        mask = render(distance, [*operators.axes[:-1], operators.lifted], operators.one)
-    return apply_mask(images, mask, black)
+        distance = render(distance, operators.axes)
+    if black is None:
+        return apply_mask(images, distance.add_(1.0))
+    return _apply(images, distance, black)

@@ -213,17 +213,9 @@ def cached_operators(
     return Operators.of(make_operators(shape[1:], *resolved, device, dtype), len(size))
 
 
-def render(action: Tensor, axes: Sequence[Tensor], offset: Tensor | None = None) -> Tensor:
-    """The separable product with one operator an axis; where autocast is off.
-
-    With ``offset``, one number in as many axes as the action has, the last operator has a last column of ones: the
-    offset is added to every pixel without a pass of its own.
-    """
+def render(action: Tensor, axes: Sequence[Tensor]) -> Tensor:
+    """The separable product with one operator an axis; where autocast is off."""
     # The last axis last: the whole is then one matrix product, whose result is contiguous.
-    mask = action
     if len(axes) == 3:
-        mask = (axes[0] @ mask.flatten(3)).unflatten(3, mask.shape[3:])
-    mask = axes[-2] @ mask
-    if offset is not None:
-        mask = torch.cat([mask, offset.expand(*mask.shape[:-1], 1)], dim=-1)
-    return mask @ axes[-1].mT
+        action = (axes[0] @ action.flatten(3)).unflatten(3, action.shape[3:])
+    return axes[-2] @ action @ axes[-1].mT
