@@ -62,7 +62,8 @@ def _class_average(criterion: nn.CrossEntropyLoss | nn.NLLLoss, values: Tensor, 
     if criterion.reduction != "mean":
         return Parts(rows if rows.ndim == 1 else rows.sum(1), valid=valid)
     if criterion.weight is None and target.ndim == 1:
-        return Parts(values * (len(values) / kept.sum().clamp(min=1)), valid=valid)
+        share = kept.mean(dtype=values.dtype).clamp(min=1 / len(values))  # none is as good as one: all losses are 0
+        return Parts(values / share, valid=valid)
     weight = kept.to(values.dtype)
     if criterion.weight is not None:
         weight = weight * criterion.weight[torch.where(kept, target, 0)].to(values.dtype)
