@@ -156,7 +156,7 @@ class Watch:
 
 
 def _has_stepped(state: Any) -> bool:
-    """Whether a parameter's state is of a step; some optimizers (Adagrad, timm's Adahessian) have one from the start."""
+    """Whether a parameter's state is of a step; some optimizers (Adagrad, Adahessian) have one from the start."""
     return bool(state.get("step", any(isinstance(value, torch.Tensor) for value in state.values())))
 
 

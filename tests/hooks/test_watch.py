@@ -292,7 +292,9 @@ def test_ordinary_loops_hear_nothing(batch, recwarn, loop, settings):
     assert not [str(w.message) for w in recwarn if issubclass(w.category, UserWarning)]
 
 
-@pytest.mark.parametrize("kind", [torch.optim.Adagrad, torch.optim.AdamW, torch.optim.LBFGS, torch.optim.Rprop, Adahessian])
+@pytest.mark.parametrize(
+    "kind", [torch.optim.Adagrad, torch.optim.AdamW, torch.optim.LBFGS, torch.optim.Rprop, Adahessian]
+)
 def test_a_new_optimizer_hears_nothing(recwarn, kind):
     """Adagrad's and Adahessian's have a state before their first step."""
     model = Net()
