@@ -20,8 +20,8 @@ ABANDONED = 3600
 def write_atomic(path: PathLike, write: Callable[[Path], Any]) -> None:
     """Write a file whole or not at all: a temporary one beside it, fsync, rename.
 
-    The temporary file is hidden. One that a killed process left is removed by the next write of the same file that comes
-    an hour later.
+    The temporary file is hidden. One that a killed process left is removed by the next write of the same file that
+    comes an hour later.
 
     Args:
         path: File to write.
