@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 if START == "forkserver":
     multiprocessing.set_forkserver_preload(
-        ["pytest", "timm", "torch.distributed.fsdp", "policy_noise.experiments.training", "policy_noise.integrations"]
+        ["pytest", "timm", "lightning.pytorch", "torch.distributed.fsdp", "policy_noise.experiments.training"]
     )
 
 
