@@ -3,7 +3,6 @@
 import configparser
 import importlib.util
 import json
-import os
 import re
 import shlex
 import shutil
@@ -13,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from ranks import free_port, run_ranks, under_torchrun
 from safetensors.torch import load_file
 
 from policy_noise.experiments.commands import COMMANDS, main
@@ -190,12 +191,10 @@ def test_scripts_are_thin():
             assert f'main(["{stage}", *sys.argv[1:]])' in (EXAMPLES / f"{stage}.py").read_text()
 
 
-def on_two_processes(stage, *arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [str(EXAMPLES / f"{stage}.py"), *map(str, arguments)]
-    return subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200, check=False
-    )
+def transfer_rank(rank, arguments, port):
+    torch.set_num_threads(1)
+    under_torchrun(rank, port)
+    main(["transfer", *arguments])
 
 
 def test_transfer_on_two_processes_writes_the_same_log(tmp_path, monkeypatch, files, heated):
@@ -203,8 +202,7 @@ def test_transfer_on_two_processes_writes_the_same_log(tmp_path, monkeypatch, fi
         return ["--init", f"a={heated}", "random", "--npz", files / "two.npz", "--output", tmp_path / name,
                 "--set", "shots=[6, 12]", "trials=3", "image_size=16", "mode=full", "steps=2"]  # fmt: skip
 
-    done = on_two_processes("transfer", *arguments("two"))
-    assert done.returncode == 0, done.stderr
+    run_ranks(transfer_rank, [str(word) for word in arguments("two")], free_port())
     start(monkeypatch, "transfer", *arguments("one"))
     logs = [
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
@@ -216,7 +214,9 @@ def test_transfer_on_two_processes_writes_the_same_log(tmp_path, monkeypatch, fi
 
 
 def test_bad_input_ends_all_processes_with_its_message(files, heated):
-    done = on_two_processes("pretrain", "--npz", files / "one.npz", "--output", heated, "--set", *TINY)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(EXAMPLES / "pretrain.py"), "--npz", str(files / "one.npz"), "--output", str(heated), "--set", *TINY]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode != 0
     assert done.stderr.count("holds a run already: pass --resume") == 2
     assert "barrier" not in done.stderr

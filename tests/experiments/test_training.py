@@ -2,17 +2,17 @@
 
 import dataclasses
 import json
-import os
+import multiprocessing
 import shutil
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ranks import START, free_port, run_ranks
 from safetensors.torch import load_file
+from training_apart import train_apart
+from training_case import RECIPES, organs, run_of
 
 from policy_noise.experiments.batches import augment, epoch_batches, predict
 from policy_noise.experiments.data import Split
@@ -21,24 +21,7 @@ from policy_noise.experiments.folders import load_image_folder
 from policy_noise.experiments.recipes import RECIPES as DECLARED
 from policy_noise.experiments.training import check_mask, create_model, train
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-from training_case import RECIPES, organs, run_of  # noqa: E402
-
 ALONE = World(0, 1, torch.device("cpu"))
-
-
-def child(*arguments, processes=1):
-    """Run the small training in processes of its own; the exit status."""
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += [str(HERE / "child.py"), *map(str, arguments)]
-    done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200, check=False
-    )
-    return done.returncode, done.stderr
 
 
 def equal_files(one, other, names=("model.safetensors", "metrics.jsonl")):
@@ -56,8 +39,10 @@ def finished(tmp_path_factory):
 class TestResume:
     @pytest.mark.parametrize("when", ["log", "save"])
     def test_after_a_kill_the_weights_are_the_same(self, tmp_path, finished, when):
-        status, error = child(tmp_path, "policy", when)
-        assert status == -signal.SIGKILL, error
+        killed = multiprocessing.get_context(START).Process(target=train_apart, args=(0, tmp_path, ["policy"], when))
+        killed.start()
+        killed.join(200)
+        assert killed.exitcode == -signal.SIGKILL
         folder = tmp_path / "policy"
         assert not (folder / "model.safetensors").exists()
         state = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
@@ -97,8 +82,7 @@ def test_the_log_holds_losses_scores_and_diagnostics(finished):
 def two(tmp_path_factory):
     """Three trainings on two processes, with half the batch on each."""
     folder = tmp_path_factory.mktemp("two")
-    status, error = child(folder, "half_batch,batch_norm,policy_half_batch", "finish", processes=2)
-    assert status == 0, error
+    run_ranks(train_apart, folder, ["half_batch", "batch_norm", "policy_half_batch"], "", free_port())
     return folder
 
 
