@@ -5,7 +5,7 @@ import numpy as np
 from benchmarks.pages import head, row
 from benchmarks.study.comparisons import LEVEL_CONTROLS, TESTED, TWINS, Comparison, by_family, gains, meant_by
 from benchmarks.study.results import Results
-from benchmarks.study.shifts import SHIFTS
+from policy_noise.experiments.shifts import SHIFTS
 
 SHOWN_AS = {
     "frozen front": "random-mask frontier",

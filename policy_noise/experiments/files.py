@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -184,6 +185,25 @@ class Index:
             self.names += os.fsencode(name)
             self.ends.append(len(self.names))
 
+    def split(
+        self, root: Path, label_of: np.ndarray, *, size: int, in_chans: int, skip_bad_files: bool, window: Window
+    ) -> FileSplit:
+        """All files as a split; ``label_of`` holds each folder's label."""
+        wide = np.uint16 if len(self.folders) < 65536 else np.uint32
+        folder = np.frombuffer(self.folder, dtype=np.uint32).astype(wide)
+        return FileSplit(
+            root=str(root),
+            folders=tuple(self.folders),
+            folder=folder,
+            names=np.frombuffer(bytes(self.names), dtype=np.uint8),
+            ends=np.frombuffer(self.ends, dtype=np.uint64).astype(np.int64),
+            labels=label_of[folder],
+            size=size,
+            in_chans=in_chans,
+            skip_corrupt=skip_bad_files,
+            window=window,
+        )
+
 
 def assemble(
     name: str,
@@ -224,21 +244,9 @@ def assemble(
     number = {entry: label for label, entry in enumerate(classes)}
     splits, missing = {}, []
     for split, builder in builders.items():
-        folders = tuple(builder.folders)
-        label_of = np.array([number[kinds[folder]] for folder in folders], dtype=np.int64)
-        folder = np.frombuffer(builder.folder, dtype=np.uint32).astype(np.uint16 if len(folders) < 65536 else np.uint32)
-        whole = FileSplit(
-            root=str(root),
-            folders=folders,
-            folder=folder,
-            names=np.frombuffer(bytes(builder.names), dtype=np.uint8),
-            ends=np.frombuffer(builder.ends, dtype=np.uint64).astype(np.int64),
-            labels=label_of[folder],
-            size=size,
-            in_chans=in_chans,
-            skip_corrupt=skip_bad_files,
-            window=window,
-        )
+        label_of = np.array([number[kinds[folder]] for folder in builder.folders], dtype=np.int64)
+        own: dict[str, Any] = {"size": size, "in_chans": in_chans, "skip_bad_files": skip_bad_files, "window": window}
+        whole = builder.split(root, label_of, **own)
         absent = _missing(whole)
         missing += [whole.path(index) for index in absent]
         splits[split] = whole.take(np.setdiff1d(np.arange(len(whole)), absent)) if len(absent) else whole

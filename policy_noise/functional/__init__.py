@@ -5,9 +5,10 @@ which depend on sizes alone.
 """
 
 from . import library  # noqa: F401 (registers with torch)
+from .cells import mask_brightness
 from .distribution import ACTION_EPS, beta_entropy, beta_log_prob, draw, sample_beta
 from .estimator import Baseline, LossMoments, Reward, advantage, average_or, paper_objective, reinforce_loss
-from .masking import apply_mask, mask_brightness, noise_mask, scale_mask
+from .masking import apply_mask, noise_mask, scale_mask
 from .rendering import blur_parameters, render_mask
 
 __all__ = [

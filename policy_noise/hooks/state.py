@@ -45,8 +45,9 @@ class HookState:
 
         ``reward``, ``baseline``, ``advantage_std``, ``entropy`` (nats per image), ``policy_grad_norm``,
         ``entropy_coef`` (with an ``entropy_target``), what the augmentation says of itself (for masks ``mask_mean`` and
-        ``mask_std``, after blur and scaling), ``samples_seen`` and ``samples_dropped`` (non-finite, in total). Reading
-        them waits for the device; a step does not.
+        ``mask_std``, after blur and scaling), ``samples_seen`` (images of the batches that were observed, unmasked and
+        unlabelled ones included, in total) and ``samples_dropped`` (those with a loss that is not finite, in total).
+        Reading them waits for the device; a step does not.
         """
         return self.learner.metrics(self._size)
 

@@ -17,7 +17,7 @@ from ..utils.model import unwrap
 
 try:
     from fastai.callback.core import Callback
-    from fastai.callback.schedule import LRFinder
+    from fastai.callback.schedule import LRFinder, ParamScheduler
     from fastai.layers import NoneReduce
     from fastai.torch_core import to_float
 except ImportError as error:
@@ -97,6 +97,7 @@ class PolicyNoiseCallback(Callback):  # type: ignore[misc]
         self.hook, self._model, self._training = hook, weakref.ref(model), True
         finding = any(isinstance(callback, LRFinder) for callback in self.learn.cbs)
         self._start = copy.deepcopy(hook.state_dict()) if finding else None
+        hook.learner.rate.peak = max(hook.learner.rate.peak, self._planned_peak())
 
     def before_step(self) -> None:
         """A step may come."""
@@ -129,6 +130,14 @@ class PolicyNoiseCallback(Callback):  # type: ignore[misc]
         """
         self._take_off()
         self._policy, self._model = dict(state_dict) or None, None
+
+    def _planned_peak(self) -> float:
+        """The largest rate of the schedule that this fit is given; 0 where there is none."""
+        schedules = [
+            each.scheds["lr"] for each in self.learn.cbs if isinstance(each, ParamScheduler) and "lr" in each.scheds
+        ]
+        rates = [schedule(place / 100) for schedule in schedules for place in range(101)]
+        return max((float(rate[-1] if hasattr(rate, "__len__") else rate) for rate in rates), default=0.0)
 
     def _take_off(self) -> None:
         if self._training and self.hook is not None:

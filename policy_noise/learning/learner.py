@@ -108,8 +108,8 @@ class PolicyLearner:
         self._step = PolicyOptimizer(self.parameters, policy_optimizer, rate, policy_weight_decay)
         if self.entropy is not None:
             self.entropy.coefficient = self.entropy.coefficient.to(self.device)
-        self._moving_average: Tensor | None = None
         self._device = next((buffer.device for buffer in augmentation.buffers()), torch.device("cpu"))
+        self._moving_average = torch.tensor(math.nan, device=self.device)  # no None: loaders fill the tensors they find
         self._window: list[Observation] = []
         self._last: LastStep | None = None
         self._count = SampleCount()
@@ -280,8 +280,8 @@ class PolicyLearner:
         device = self.device
         self.augmentation.load_state_dict(state_dict["mask"])
         self._step.load_state_dict(state_dict["optimizer"])
-        average = state_dict["moving_average"]
-        self._moving_average = None if average is None else average.to(device)
+        average = state_dict["moving_average"]  # None in states of older versions
+        self._moving_average = torch.as_tensor(math.nan if average is None else average).to(device)
         self.rate.peak = state_dict["peak_user_lr"]
         self._count.restore(state_dict["samples_seen"], state_dict["samples_dropped"])
         if self.entropy is not None:
@@ -293,8 +293,7 @@ class PolicyLearner:
         self.augmentation.to(device)
         self._device = device
         self._step.load_state_dict(self._step.state_dict())
-        if self._moving_average is not None:
-            self._moving_average = self._moving_average.to(device)
+        self._moving_average = self._moving_average.to(device)
         if self.entropy is not None:
             self.entropy.coefficient = self.entropy.coefficient.to(device)
         self._count.restore(self._count.seen, self._count.dropped)

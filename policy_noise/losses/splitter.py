@@ -242,8 +242,8 @@ def per_sample_loss(
     """Compute a criterion's loss for each sample, without gradient and in fp32.
 
     The functional form of :class:`LossSplitter`. It remembers nothing: each call evaluates the criterion once more, to
-    compare. With ``reduction="mean"`` and class weights each sample's loss carries its weight, scaled so that the
-    samples' mean is the criterion's own value.
+    compare. With ``reduction="mean"`` and class weights each sample's loss carries its weight, scaled so that the mean
+    of the samples that have a label is the criterion's own value.
 
     A criterion with ``num_splits`` (timm's :class:`JsdCrossEntropy`) couples that many views of an image, which lie a
     batch apart; their masks caused the loss together, and each view gets it.

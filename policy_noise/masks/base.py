@@ -75,6 +75,7 @@ class SmoothMask(StochasticAugmentation):
         self.scale_about = scale_about
         # Not persistent: a policy's checkpoint says nothing about the normalisation of the next user's images.
         self.register_buffer("black", self._black_level(mean, std), persistent=False)
+        self._black_is_zero = self.black is not None and not bool(self.black.any())  # images in [0, 1], as a rule
 
     def _black_level(self, mean: Any, std: Any) -> Tensor | None:
         if (mean is None) != (std is None):
@@ -164,13 +165,9 @@ class SmoothMask(StochasticAugmentation):
         """Mask a batch; images that are not ``applied`` come back bit for bit."""
         assert isinstance(sample, ShadingSample)
         black = None
-        if self.scale_about == "black":
+        if self.scale_about == "black" and not self._black_is_zero:
             black = self.black if self.black is not None else _darkest(images)
-        masked = PF.noise_mask(images, sample.action, **self._rendering(sample), black=black, applied=sample.applied)
-        if black is None:
-            return masked
-        # A mask of one leaves every finite value as it is. Scanners pad with infinite ones outside the field of view.
-        return torch.where(sample.applied.view(-1, *[1] * (images.ndim - 1)), masked, images)
+        return PF.noise_mask(images, sample.action, **self._rendering(sample), black=black, applied=sample.applied)
 
     def describe(self, sample: Sample | None, size: Sequence[int] | None) -> dict[str, float]:
         """Mean and standard deviation of the last masks, after blur and scaling; NaN before there are any."""
@@ -215,8 +212,7 @@ class SmoothMask(StochasticAugmentation):
 
 def _darkest(images: Tensor) -> Tensor:
     """Each image's smallest finite value in each channel; scanners pad with NaN and -inf outside the field of view."""
-    values = images.detach()
-    values = torch.where(values.isfinite(), values, math.inf)
+    values = torch.nan_to_num(images.detach(), math.inf, math.inf, math.inf)
     darkest = values.amin(dim=tuple(range(2, images.ndim)), keepdim=True)
     return torch.nan_to_num(darkest, posinf=0.0)
 

@@ -47,7 +47,7 @@ def test_a_loop_that_updates_by_hand_steps_the_policy_as_an_optimizer_would():
             if by_hand:
                 with torch.no_grad():
                     for parameter in model.parameters():
-                        parameter -= 0.1 * parameter.grad
+                        parameter.add_(parameter.grad, alpha=-0.1)  # to the bit what SGD does
                 hook.step(0.1)
             else:
                 optimizer.step()
