@@ -76,7 +76,7 @@ def condition_in_words(name: str) -> str:
 
 def task_in_words(name: str) -> str:
     """A task without what the page says of all of them."""
-    return name.removesuffix("-half").replace("-", " ")
+    return name.replace("-half", "").replace("-", " ")
 
 
 def measure_in_words(name: str) -> str:
