@@ -47,7 +47,7 @@ class PolicyLearner:
         policy_optimizer: ``"adamw"`` or ``"sgd"`` (momentum 0.9).
         policy_lr: Peak learning rate. It follows the shape of your learning-rate schedule; see :class:`PolicyRate`.
         policy_lr_ratio: Instead of ``policy_lr``: the user's current learning rate times this.
-        follow_schedule: With ``policy_lr``: False keeps the rate constant, for a scheduler of your own on ``optimizer``.
+        follow_schedule: With ``policy_lr``: False keeps it constant, for a scheduler of your own on ``optimizer``.
         policy_weight_decay: Weight decay of the policy's optimizer.
         frozen: Never step. This is the control: masks are drawn, and nothing is learned.
         update_every: Learn from one window in this many. In the others masks are drawn without a graph, and their
