@@ -25,14 +25,14 @@ def mask_brightness(action: Tensor, brightness_std: float, expected: Tensor | No
 
     .. math:: \exp(\sigma z), \qquad z = \sqrt{12 n} \, (\overline{a} - \mu)
 
-    with the mean of the mask's n actions and :math:`\mu = 1/2`, so that z has a standard deviation of 1 where they are
-    uniform, as an unlearned mask's are: images brighten as often as they darken, as under a random bias field. z keeps
-    within +-3, so that no policy can run away.
+    where :math:`\overline{a}` is the mean of the mask's n actions and :math:`\mu = 1/2`. If the actions are uniform, as
+    those of random masks, z has a standard deviation of 1, and images brighten as often as they darken, as under a
+    random bias field. z is clipped at +-3, which limits what a policy can do.
 
     Args:
         action: One value in (0, 1) per cell.
         brightness_std: Standard deviation of the brightness's logarithm under the uniform distribution.
-        expected: Expected value of each cell. Its mean over the cells then stands for 1/2, so that the logarithm has
+        expected: Expected value of each cell. Its mean over the cells then replaces 1/2, so that the logarithm has
             expectation 0 under any policy (while z stays within its bounds).
 
     Shape:

@@ -16,9 +16,9 @@ def scale_mask(mask: Tensor, *, strength: float = 1.0, mean_preserving: bool = F
 
     Args:
         mask: A rendered mask in (0, 1).
-        strength: The mask moves from 1 by this share: ``1 + strength * (mask - 1)``. 0 switches it off.
+        strength: Share by which the mask moves from 1: ``1 + strength * (mask - 1)``. 0 switches it off.
         mean_preserving: First divide each image's mask by its own spatial mean, as drop_path's ``scale_by_keep`` keeps
-            the expected value. Without it a mask mainly lowers the contrast (its mean starts at one half).
+            the expected value. Otherwise a mask mainly lowers the contrast, because its mean starts at one half.
 
     Shape:
         - mask: (B, 1, H, W) or (B, 1, D, H, W).
@@ -37,9 +37,9 @@ def apply_mask(images: Tensor, mask: Tensor, black: Tensor | None = None) -> Ten
     Args:
         images: Floating-point images; dtype, device and memory format are kept.
         mask: One channel, broadcast over the images' channels.
-        black: The value that stands for zero intensity. With it the mask multiplies intensities,
-            ``black + mask * (images - black)``: a multiplicative bias field. Without it the mask multiplies the images
-            as they are; on normalised images that pulls towards the mean grey (the paper's way).
+        black: The value of zero intensity. With it the mask multiplies intensities,
+            ``black + mask * (images - black)``, as a bias field does. Without it the mask multiplies the images
+            directly. This pulls normalized images towards the mean grey, as in the paper.
 
     Shape:
         - images: (B, C, H, W) or (B, C, D, H, W).
@@ -78,18 +78,18 @@ def noise_mask(
 
     Args:
         images: Floating-point images.
-        action: One value in (0, 1) a cell.
+        action: One value in (0, 1) per cell.
         kernel_size: See :func:`blur_parameters`.
         sigma: See :func:`blur_parameters`.
         strength: See :func:`scale_mask`.
         mean_preserving: See :func:`scale_mask`.
         pattern_std: Instead of ``mean_preserving``: give each mask a spatial mean of 1 and this standard deviation,
-            before ``strength`` counts, so that an action says where the mask varies and not how much. It is less where
-            a cell would fall below 0, and 0 for an action that renders flat.
-        brightness_std: Multiply each mask by its :func:`mask_brightness`, before ``strength`` counts.
+            before ``strength`` is applied. So an action decides where the mask varies and not how much. The standard
+            deviation is smaller if a cell would fall below 0, and 0 if the action is constant.
+        brightness_std: Multiply each mask by its :func:`mask_brightness`, before ``strength`` is applied.
         expected: See :func:`mask_brightness`.
         black: See :func:`apply_mask`.
-        applied: Which images are masked; the others come back bit for bit. By default all.
+        applied: Which images are masked; the others are returned unchanged. By default all.
 
     Shape:
         - images: (B, C, H, W) or (B, C, D, H, W).
