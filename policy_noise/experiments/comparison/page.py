@@ -97,8 +97,8 @@ def _how(table: Mapping[str, Any], seeds: int) -> str:
         else "too few seeds for a test"
     )
     return (
-        f"{table['metric_label']} of each method minus that of {REFERENCE} training, or of the method that is named; "
-        f"mean over {seeds} seeds, paired, with the 95 % t-interval; {stars}. Intervals are not corrected."
+        f"Mean {table['metric_label']} of each method minus that of {REFERENCE} training, or of the method that is "
+        f"named; {seeds} seeds, paired, with the 95 % t-interval; {stars}. Intervals are not corrected."
     )
 
 

@@ -119,9 +119,9 @@ def _power(table: Mapping[str, Any], names: Mapping[str, str], seeds: int) -> st
     needed = [row["seeds_for_a_point"] for row in rows if row["measure"] == "clean"]
     count = "more than 10000" if None in needed else str(max(needed))
     return (
-        f"What could have been seen: with {seeds} seeds and {table['tests']} tests, a true difference of this size would "
-        f"be found four times in five: {_join(said)}. Smaller ones may be there unseen. One point of F1 ({POINT}) on "
-        f"clean test images would take {count} seeds."
+        f"What could have been seen: with {seeds} seeds and {table['tests']} tests, a true difference of this size "
+        f"would be found four times in five: {_join(said)}. Smaller ones may be there unseen. One point of F1 "
+        f"({POINT}) on clean test images would take {count} seeds."
     )
 
 
