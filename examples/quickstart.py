@@ -137,7 +137,7 @@ def table(results: dict[str, dict[str, list[Scores]]]) -> str:
     """One Markdown table: means over seeds with 95 % t-intervals, and paired differences."""
 
     def cell(values: list[float]) -> str:
-        return str(t_interval(values)) if len(values) > 1 else f"{values[0]:.3f}"
+        return str(t_interval(values, bounds=(0, 1))) if len(values) > 1 else f"{values[0]:.3f}"
 
     def difference(values: list[float], others: list[float]) -> str:
         result = paired_difference(values, others)
