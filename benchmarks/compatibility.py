@@ -16,7 +16,7 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -52,6 +52,12 @@ FRAMEWORKS = {
         "SupervisedTrainer(..., train_handlers=[PolicyNoiseHandler()])",
         "monai_volumes.py",
     ),
+    "fastai": (
+        "fastai",
+        ("fastai",),
+        "Learner(..., cbs=[PolicyNoiseCallback()])",
+        "fastai_learner.py",
+    ),
     "distributed": (
         "DDP, FSDP2",
         ("torch",),
@@ -71,17 +77,28 @@ OPTIMIZERS = {
     "sam": "pytorch_optimizer SAM, closure",
 }
 VERSIONS = ("torch", "timm", "kornia", "schedulefree", "pytorch_optimizer", "lightning", "transformers", "accelerate")
-VERSIONS += ("monai", "pytorch-ignite")
+VERSIONS += ("monai", "pytorch-ignite", "fastai", "pytorch-metric-learning", "segmentation-models-pytorch")
+REFUSED = 'refused, and the error names the remedy: `hook.observe`, or `loss_method="leave_one_out"`'
 
 Outcomes = dict[str, list[tuple[str, bool]]]
 
 
+def installed(package: str) -> str:
+    """A package's version; the tests of one that is missing are skipped."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def run_tests(report: Path) -> Outcomes:
-    """Run the integration tests; outcomes of each module as (test, passed)."""
+    """Run the integration tests; outcomes of each module as (test, passed), without those that were skipped."""
     command = [sys.executable, "-m", "pytest", "tests/integrations", f"--junitxml={report}", "-p", "no:cacheprovider"]
     subprocess.run(command, cwd=ROOT, check=False)
     outcomes: Outcomes = defaultdict(list)
     for case in ElementTree.parse(report).getroot().iter("testcase"):
+        if case.find("skipped") is not None:
+            continue
         module = case.attrib["classname"].rsplit("test_", 1)[-1]
         outcomes[module].append((case.attrib["name"], len(case.findall("*[@message]")) == 0))
     return outcomes
@@ -98,7 +115,7 @@ def framework_table(outcomes: Outcomes, examples: str) -> list[str]:
         "| --- | --- | --- | --- | --- |",
     ]
     for module, (name, packages, line, example) in FRAMEWORKS.items():
-        versions = ", ".join(version(package) for package in packages)
+        versions = ", ".join(installed(package) for package in packages)
         link = f"[{example}]({examples}/{example})"
         lines.append(f"| {name} | `{line}` | {versions} | {count(outcomes[module])} | {link} |")
     return lines
@@ -132,10 +149,27 @@ def other_combinations(results: list[tuple[str, bool]]) -> list[str]:
     return lines
 
 
+def criteria_table() -> list[str]:
+    """How the losses of each library are taken apart, by what tests/integrations/criteria.py makes of them."""
+    sys.path.insert(0, str(ROOT / "tests" / "integrations"))
+    import criteria
+
+    lines = ["| library | losses | how one loss for each sample is had |", "| --- | --- | --- |"]
+    for library in criteria.LIBRARIES:
+        if installed(library) == "not installed":
+            lines.append(f"| {library} | not installed | - |")
+            continue
+        ways: dict[str, list[str]] = defaultdict(list)
+        for name, way in criteria.table(library):
+            ways[REFUSED if way == "refused" else way].append(name)
+        lines += [f"| {library} | {', '.join(names)} | {way} |" for way, names in ways.items()]
+    return lines
+
+
 def all_tests(outcomes: Outcomes) -> list[str]:
     lines = ["| what was checked | runs passed |", "| --- | --- |"]
     for module, results in outcomes.items():
-        if module == "matrix":
+        if module in ("matrix", "criteria"):
             continue
         tests: dict[str, list[tuple[str, bool]]] = defaultdict(list)
         for name, passed in results:
@@ -147,7 +181,7 @@ def all_tests(outcomes: Outcomes) -> list[str]:
 
 def page(outcomes: Outcomes) -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
-    versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
+    versions = ", ".join(f"{name} {installed(name)}" for name in VERSIONS)
     total = [result for results in outcomes.values() for result in results]
     sections = [
         "# Compatibility",
@@ -168,6 +202,11 @@ def page(outcomes: Outcomes) -> str:
         "\n".join(matrix_table(outcomes["matrix"])),
         "## EMA, compiled networks, a checkpointed call",
         "\n".join(other_combinations(outcomes["matrix"])),
+        "## Losses",
+        "Every loss of these libraries that can be made with its defaults. The losses of the samples give the loss of "
+        "the batch, the criterion's state and the random generators are those of a loop without the hook, or the loss "
+        f"is refused. Runs passed: {count(outcomes['criteria'])}.",
+        "\n".join(criteria_table()),
         "## Everything else",
         "\n".join(all_tests(outcomes)),
         "## What a reward is where targets or views are mixed",
@@ -181,17 +220,15 @@ def page(outcomes: Outcomes) -> str:
         "overlap. Losses that sum over the batch before they divide (MONAI's `batch=True`) are taken a sample at a "
         "time.",
         "## Limits",
-        "- Activation checkpointing of the hooked call itself replays its masks from torch's global random state: with "
-        "`use_reentrant=False`, one process and no generator. Blocks inside the model can be checkpointed anyhow.\n"
+        "- Activation checkpointing of the hooked call itself needs `use_reentrant=False`. Blocks inside the model can "
+        "be checkpointed anyhow.\n"
         "- Closures that are evaluated several times a step (LBFGS, SAM) draw new masks each time: their line search "
         "and their second gradient see a noisy loss.\n"
         "- A forward whose loss comes after the next step (prefetching) is masked and not learned from.\n"
         "- Tensor-parallel ranks would get different masks; ranks must be data parallel.\n"
         "- Strategies that gather the optimizer's state (FSDP's, DeepSpeed's) drop the policy from it: there "
         "`state_in_optimizer=False`, and `hook.state_dict()` beside it. The Lightning and transformers callbacks do so "
-        "by themselves.\n"
-        "- Between epochs the transformers Trainer does not bring back the global random state, so that a run resumed "
-        "there is exact with a `generator` of the hook's own.",
+        "by themselves.",
     ]
     return "\n\n".join(sections) + "\n"
 

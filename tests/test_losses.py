@@ -70,7 +70,14 @@ def test_ignored_labels_cost_nothing():
         criterion = nn.CrossEntropyLoss(weight=weight)
         losses = per_sample_loss(criterion, LOGITS, labels)
         assert losses[2] == 0
-        torch.testing.assert_close(losses.mean(), criterion(LOGITS, labels))
+        torch.testing.assert_close(losses[labels >= 0].mean(), criterion(LOGITS, labels))
+
+
+def test_ignored_labels_change_nothing_for_the_others():
+    labels = LABELS.clone()
+    labels[2:] = -100
+    losses = per_sample_loss(nn.CrossEntropyLoss(), LOGITS, labels)
+    torch.testing.assert_close(losses[:2], per_sample_loss(nn.CrossEntropyLoss(), LOGITS, LABELS)[:2])
 
 
 @pytest.mark.parametrize("weight", [None, WEIGHT])

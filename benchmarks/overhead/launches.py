@@ -29,11 +29,14 @@ def count_kernels(step: Callable[[], None], device: torch.device) -> int:
 
 
 class Launches(TorchDispatchMode):
-    """Counts what a step asks of the device, by part, without views and bare allocations; one can be many kernels."""
+    """Counts what a step asks of the device, by part; one can be many kernels.
+
+    Left out are views, bare allocations, and numbers of the host that go along with a kernel.
+    """
 
     FREE = re.compile(
-        r"detach_?|alias|t|lift_fresh|empty\w*|new_empty\w*|_?record_function\w*"
-        r"|\w*(view|expand|select|slice|split|unbind|squeeze|transpose|permute|as_strided)\w*"
+        r"scalar_tensor|detach_?|alias|t|lift_fresh|empty\w*|new_empty\w*|_?record_function\w*"
+        r"|(?!index_|masked_)\w*(view|expand|select|slice|split|unbind|squeeze|transpose|permute|as_strided)\w*"
     )
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import policy_noise
 from benchmarks.overhead.clock import guarded
-from benchmarks.overhead.suites import CLASSES
+from benchmarks.overhead.suites import CLASSES, MEAN, STD
 from benchmarks.pages import head, row
 
 SHAPES = {
@@ -30,6 +30,8 @@ TITLES = {
     "volume": "One volume of 1 x 96 x 96 x 96, in a data set's transforms",
 }
 OURS = "RandomShading"
+NORMALIZED = "RandomShading, normalised images"
+"""Black is then another number than zero, and takes a second pass."""
 BESIDE = {"batch": "one multiply", "image": "torchvision ColorJitter", "volume": "MONAI RandBiasField"}
 """What each table compares all rows with, beside RandomShading."""
 JITTER = (0.4, 0.4, 0.4)
@@ -46,6 +48,7 @@ def peers(kind: str) -> dict[str, Callable[[], Transform]]:
         return {
             "one multiply": lambda: lambda images: images * factor,
             OURS: lambda: policy_noise.RandomShading(p=1.0, mean=0.0, std=1.0),
+            NORMALIZED: lambda: policy_noise.RandomShading(p=1.0, mean=MEAN, std=STD),
             'preset "augment", hooked, half of the images': _preset,
             "timm RandomErasing": _timm_erasing,
             "timm Mixup": _timm_mixup,
@@ -61,12 +64,14 @@ def peers(kind: str) -> dict[str, Callable[[], Transform]]:
     if kind == "image":
         return {
             OURS: lambda: policy_noise.RandomShading(p=1.0, mean=0.0, std=1.0),
+            NORMALIZED: lambda: policy_noise.RandomShading(p=1.0, mean=MEAN, std=STD),
             "torchvision ColorJitter": lambda: _torchvision("ColorJitter", *JITTER),
             "MONAI RandBiasField": _monai,
         }
     return {
         OURS: lambda: policy_noise.RandomShading(p=1.0, grid_size=(2, 2, 2), mean=0.0, std=1.0),
         "MONAI RandBiasField": _monai,
+        "TorchIO RandomBiasField": _torchio,
     }
 
 
@@ -174,6 +179,12 @@ def _monai() -> Transform:
     from monai.transforms import RandBiasField
 
     return RandBiasField(prob=1.0)
+
+
+def _torchio() -> Transform:
+    from torchio import RandomBiasField  # no dependency of the project: without it the page says so
+
+    return RandomBiasField(p=1.0)
 
 
 def _each(transform: Transform) -> Transform:

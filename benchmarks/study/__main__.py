@@ -3,10 +3,13 @@
     python -m benchmarks.study run --suite free-strength-screen --data DIR --output runs.jsonl
     python -m benchmarks.study pack runs.jsonl --output runs.jsonl.gz
     python -m benchmarks.study analyse runs.jsonl.gz --output benchmarks/study/results/free-strength-screen
+    python -m benchmarks.study choose runs.jsonl.gz
+    python -m benchmarks.study explain runs.jsonl.gz
 
 ``run`` appends one JSON line a run and leaves out the runs whose configuration is there already, so that it can be
 cut off and called again; jobs are sorted by seed, so that a cut leaves every condition with nearly the same seeds.
 ``analyse`` reads such files and trains nothing; ``pack`` makes them small enough to keep.
+``choose`` applies the rule of suite entropy-screen, and ``explain`` prints drift and encoding.
 """
 
 import argparse
@@ -19,7 +22,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.study.jobs import jobs, key_of
-from benchmarks.study.results import pack, read_results
+from benchmarks.study.results import Results, pack, read_results
 from benchmarks.study.runner import count_steps, run_jobs
 from benchmarks.study.suites import SUITES
 
@@ -64,6 +67,21 @@ def _analyse_command(args: argparse.Namespace) -> int:
     return 0
 
 
+def _choose_command(args: argparse.Namespace) -> int:
+    from benchmarks.study.choice import choice_table
+
+    print(choice_table(Results([record for path in args.results for record in read_results(path)], "val")))
+    return 0
+
+
+def _explain_command(args: argparse.Namespace) -> int:
+    from benchmarks.study.explanations import drift_table, encoding_table
+
+    records = [record for path in args.results for record in read_results(path)]
+    print("\n".join([*drift_table(records), "", *encoding_table(records)]))
+    return 0
+
+
 def _pack_command(args: argparse.Namespace) -> int:
     args.output.write_bytes(pack([record for path in args.results for record in read_results(path)]))
     return 0
@@ -103,6 +121,13 @@ def main(arguments: list[str] | None = None) -> int:
     analyse.add_argument("--against", metavar="CONDITION", help="compare all others with this one too")
     analyse.add_argument("--output", type=Path, required=True, metavar="DIR", help="its name is the page's title")
     analyse.set_defaults(function=_analyse_command)
+    for name, function, text in (
+        ("choose", _choose_command, "which condition the rule of suite entropy-screen takes"),
+        ("explain", _explain_command, "where policies end, and whether their masks give the class away"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("results", type=Path, nargs="+", metavar="FILE")
+        command.set_defaults(function=function)
     packing = commands.add_parser("pack", help="finished runs in a small file, which analyse reads")
     packing.add_argument("results", type=Path, nargs="+", metavar="FILE")
     packing.add_argument("--output", type=Path, required=True, metavar="FILE.gz")

@@ -146,6 +146,7 @@ def _frozen_twin(condition: str) -> str:
     name, _, dose = condition.partition("-dose")
     if condition in FROZEN_TWINS or not dose or name.startswith("frozen"):
         return FROZEN_TWINS.get(condition, "none")
+    dose = dose.partition("-entropy")[0]
     for kind in ("-shuffled", "-static", "-class"):
         dose = dose.removesuffix(kind)
     shape = name.partition("-")[2]

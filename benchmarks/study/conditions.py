@@ -55,6 +55,8 @@ DOSES = (0.1, 0.2, 0.3, 0.45)
 """Standard deviations of masks of a fixed dose."""
 LEVELS = DOSES[:3]
 """How much masks of a level brighten and darken."""
+ENTROPIES = (0.0, -0.075, -0.25)
+"""Targets of a policy's mean entropy, in nats a cell."""
 ADVERSARIAL = {"reward": "adversarial"}
 BOUNDED = {"max_log_concentration": math.log(2)}
 """Cannot turn itself off: concentrations within 1/2 and 2 keep three quarters of the uniform's spread or more."""
@@ -283,6 +285,27 @@ def _later() -> list[Condition]:
     ]
 
 
-ROUNDS = (_first_round(), _second_round(), _third_round(), _later())
-FIRST, SECOND, THIRD, _ = (tuple(condition.name for condition in conditions) for conditions in ROUNDS)
+def _held() -> list[Condition]:
+    """The mask of preset="learned" with its total noise held: the policy's mean entropy follows a target.
+
+    The policy can then move noise between cells and images, and neither drop it nor collapse. 0 nats a cell is uniform,
+    as the unlearned masks are; Beta(1.6, 1.6) has -0.06 and Beta(2.8, 2.8) has -0.24. ``-centred``: the brightness is
+    measured from the policy's own expectation, so that no policy can brighten or darken images on average.
+    """
+    return [
+        _learned(
+            f"{name}-2x2-dose10-level20-entropy{int(-1000 * target):03d}{centred}{twin}",
+            {**_level(0.1, 0.2), **({"center_brightness": True} if centred else {})},
+            {**hook, "entropy_target": target},
+            shuffled=bool(twin),
+        )
+        for name, hook in (("coop", {}), ("adv", ADVERSARIAL))
+        for target in ENTROPIES
+        for centred in ("", "-centred")
+        for twin in ("", "-shuffled")
+    ]
+
+
+ROUNDS = (_first_round(), _second_round(), _third_round(), _later(), _held())
+FIRST, SECOND, THIRD, _, HELD = (tuple(condition.name for condition in conditions) for conditions in ROUNDS)
 CONDITIONS = {condition.name: condition for conditions in ROUNDS for condition in conditions}

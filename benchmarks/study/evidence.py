@@ -1,8 +1,8 @@
-"""The study in one table and one picture, from the committed results.
+"""The study in two tables and one picture, from the committed results.
 
 Usage: python -m benchmarks.study.evidence
 
-Writes the table between the markers of docs/evidence.md, and docs/_static/evidence.png. Nothing is trained.
+Writes the tables between the markers of docs/evidence.md, and docs/_static/evidence.png. Nothing is trained.
 """
 
 import os
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pages import head
+from benchmarks.pages import row as row_of
 from benchmarks.study.comparisons import Comparison, compare
 from benchmarks.study.results import Results, read_results
 from benchmarks.study.suites import HALF_TASKS, MAIN_TASKS
@@ -19,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).resolve().parent / "results"
 PAGE = ROOT / "docs" / "evidence.md"
 PICTURE = ROOT / "docs" / "_static" / "evidence.png"
-MARKERS = ("<!-- EVIDENCE -->", "<!-- /EVIDENCE -->")
+MARKERS = "EVIDENCE"
+LONG_MARKERS = "LONG"
 
 MAIN = ("fixed-std", "broad-cells", "brightness-alone", "augment", "milder-noise", "learned-augment", "jitter")
 """Suites on three tasks, on CPU."""
@@ -60,6 +63,21 @@ ROWS = (
     Row("by hand", "mixup", "MixUp (first round)", FIRST),
 )
 
+LONG = "long"
+"""Suite of five times the epochs."""
+LONG_ROWS = {
+    "mixup": "MixUp",
+    "randaugment": "RandAugment",
+    "color-jitter": "ColorJitter(0.4, 0.4)",
+    "frozen-2x2-dose10-level20": 'random masks, `preset="augment"`',
+    "coop-2x2-dose10-level20": 'learned masks, `preset="learned"`',
+    "color-jitter-2x2-dose10-level20": "ColorJitter, then random masks",
+    "color-jitter-coop-2x2-dose10-level20": "ColorJitter, then learned masks",
+}
+LONG_TASKS = {"joined-half-long": "joined, 240 epochs", "pneumonia-half-long": "pneumonia, 450 epochs"}
+FEWEST_SEEDS = 3
+"""Fewer have no interval."""
+
 
 def collect() -> dict[tuple[str, str], Comparison]:
     """Differences from plain training by condition and measure, Holm-corrected over the rows of each measure."""
@@ -75,10 +93,37 @@ def collect() -> dict[tuple[str, str], Comparison]:
                 if comparison is not None:
                     found[row.condition, measure] = comparison
     for measure in MEASURES:
-        column = [comparison for (_, name), comparison in found.items() if name == measure]
-        for comparison, adjusted in zip(column, holm([c.p_value for c in column]), strict=True):
-            comparison.p_holm = adjusted
+        _correct([comparison for (_, name), comparison in found.items() if name == measure])
     return found
+
+
+def _correct(column: list[Comparison]) -> None:
+    """Holm's correction over a table's column."""
+    for comparison, adjusted in zip(column, holm([c.p_value for c in column]), strict=True):
+        comparison.p_holm = float(adjusted)
+
+
+def collect_long() -> dict[tuple[str, str, str], Comparison]:
+    """Differences from plain training in long trainings by task, condition and measure, Holm-corrected by column."""
+    results = Results(read_results(RESULTS / LONG / "runs.jsonl.gz"), "test")
+    found: dict[tuple[str, str, str], Comparison] = {}
+    for task in (task for task in results.tasks if len(results.values(task, "plain", "clean")) >= FEWEST_SEEDS):
+        for measure in SHOWN:
+            column = {name: compare(results, task, name, "plain", measure) for name in LONG_ROWS}
+            found |= {(task, name, measure): c for name, c in column.items() if c is not None}
+            _correct([c for c in column.values() if c is not None])
+    return found
+
+
+def long_table(found: dict[tuple[str, str, str], Comparison]) -> str:
+    """The long trainings in Markdown, a group of rows for each task, with its seeds."""
+    lines = head(["training images", *(MEASURES[measure] for measure in SHOWN)])
+    for task in dict.fromkeys(task for task, _, _ in found):
+        seeds = found[task, next(iter(LONG_ROWS)), "clean"].seeds
+        lines.append(row_of([f"*{LONG_TASKS[task]}, {seeds} seeds*", *("" for _ in SHOWN)]))
+        for name, title in LONG_ROWS.items():
+            lines.append(row_of([title, *(_cell(found.get((task, name, measure))) for measure in SHOWN)]))
+    return "\n".join(lines)
 
 
 def _cell(comparison: Comparison | None) -> str:
@@ -142,16 +187,19 @@ def plot(found: dict[tuple[str, str], Comparison], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def put(text: str, content: str) -> str:
-    """A page with other content between the markers."""
-    before, _, rest = text.partition(MARKERS[0])
-    _, _, after = rest.partition(MARKERS[1])
-    return f"{before}{MARKERS[0]}\n{content}\n{MARKERS[1]}{after}"
+def put(text: str, content: str, name: str = MARKERS) -> str:
+    """A page with other content between the markers of this name."""
+    first, last = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, _, rest = text.partition(first)
+    _, _, after = rest.partition(last)
+    return f"{before}{first}\n{content}\n{last}{after}"
 
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     comparisons = collect()
-    print(table(comparisons))
-    PAGE.write_text(put(PAGE.read_text(encoding="utf-8"), table(comparisons)), encoding="utf-8")
+    page = put(PAGE.read_text(encoding="utf-8"), table(comparisons))
+    page = put(page, long_table(collect_long()), LONG_MARKERS)
+    print(page)
+    PAGE.write_text(page, encoding="utf-8")
     plot(comparisons, PICTURE)

@@ -27,10 +27,16 @@ class StudyMask(PolicyNoiseMask):
     shuffled = False
     applied: Tensor
 
+    @staticmethod
+    def swap(sample: MaskSample) -> MaskSample:
+        """The masks, each in its neighbour's place."""
+        names = ("action", "applied", "concentration1", "concentration0")
+        return replace(sample, **{name: getattr(sample, name).roll(1, 0) for name in names})
+
     def transform(self, images: Tensor, sample: Sample) -> Tensor:
         assert isinstance(sample, MaskSample)
         if self.shuffled:
-            sample = replace(sample, action=sample.action.roll(1, 0), applied=sample.applied.roll(1, 0))
+            sample = self.swap(sample)
         self.applied = sample.applied
         return super().transform(images, sample)
 

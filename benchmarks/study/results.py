@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.study.shifts import SHIFTS
+from policy_noise.experiments.shifts import SHIFTS
 
 GROUPED = (*SHIFTS, "medmnist_c", "few_shot")
 """Measures that are the mean of several sets' scores."""

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from benchmarks.study.jobs import Job, key_of
-from benchmarks.study.shifts import SHIFTS
 from benchmarks.study.tasks import TaskData, build_task, train_indices
 from benchmarks.study.training import train
 from policy_noise.experiments.processes import end_with_parent
+from policy_noise.experiments.shifts import SHIFTS
 
 _tasks: dict[tuple[Any, ...], TaskData] = {}
 """Of this worker process."""

@@ -4,15 +4,19 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from benchmarks.study.classifier import Classifier
-from benchmarks.study.masks import ClassPolicy
+from benchmarks.study.masks import ClassPolicy, StudyMask
 from benchmarks.study.tasks import EvalSet, FewShot, TaskData
 from policy_noise import PolicyNoiseMask
 from policy_noise.experiments.transfer import draw_few_shot, embed, linear_probe
 
 SHOTS = (16, 64, 256)
 DRAWS = 10
+MASK_SIDE = 4
+"""A mask is shown to the probe of its class as so many pixels along each axis; the cells are fewer."""
 
 
 @torch.no_grad()
@@ -77,3 +81,56 @@ def diagnose(mask: PolicyNoiseMask, data: TaskData) -> dict[str, float]:
         "mean_over_cells_std": float(mean.mean(0).std()) if mean[0].numel() > 1 else 0.0,
         "rendered_std": float(rendered.flatten(1).std(1).mean()),
     }
+
+
+@torch.no_grad()
+def encoding(model: Classifier, mask: StudyMask, images: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
+    """How far the masks give the class away, and what the classifier makes of it.
+
+    Every image gets a mask as in training. A linear probe learns on half of them to name the class from the rendered
+    mask alone, and names it on the other half. The classifier, in eval mode, gets each image under its own mask, under
+    that of another image, and without one.
+
+    Args:
+        model: The classifier; its mode is put back.
+        mask: Its policy.
+        images: Normalised training images, (N, 1, S, S).
+        labels: (N,).
+        seed: Of the masks, the halves and the other images.
+
+    Returns:
+        ``probe`` and ``probe_swapped``, mean recall over classes from an image's own mask and from another image's
+        mask; ``chance``, one by the number of classes; ``loss``, ``loss_swapped`` and ``loss_unmasked``, mean cross
+        entropy in nats.
+    """
+    from sklearn.metrics import balanced_accuracy_score
+
+    generator = torch.Generator(images.device).manual_seed(seed)
+    order = torch.randperm(len(images), generator=generator, device=images.device)
+    images, labels = images[order], labels[order]
+    if isinstance(mask.policy, ClassPolicy):
+        mask.policy.labels = labels
+    sample = mask.sample(images, generator)
+    sample = replace(sample, applied=torch.ones_like(sample.applied))
+    swapped = mask.swap(sample)
+    training, was_shuffled = model.training, mask.shuffled
+    mask.shuffled = False
+    model.eval()
+
+    def loss(shown: Tensor) -> float:
+        logits = torch.cat([model(part)[0] for part in shown.split(512)])
+        return float(F.cross_entropy(logits, labels))
+
+    result = {
+        "loss": loss(mask.transform(images, sample)),
+        "loss_swapped": loss(mask.transform(images, swapped)),
+        "loss_unmasked": loss(images),
+    }
+    model.train(training)
+    mask.shuffled = was_shuffled
+    classes, half = labels.cpu().numpy(), len(labels) // 2
+    for name, masks in (("probe", sample), ("probe_swapped", swapped)):
+        pixels = F.adaptive_avg_pool2d(mask.render(masks, images.shape[2:]), MASK_SIDE).flatten(1).cpu().numpy()
+        named = linear_probe(pixels[:half], classes[:half], pixels[half:], int(classes.max()) + 1).argmax(1)
+        result[name] = float(balanced_accuracy_score(classes[half:], named))
+    return result | {"chance": 1 / len(np.unique(classes))}

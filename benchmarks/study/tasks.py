@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.study.shifts import SEVERITIES, SHIFT_SEEDS, SHIFTS, medmnist_c
+from benchmarks.study.shifts import SHIFT_SEEDS, medmnist_c
 from policy_noise.experiments.data import ImageSet, Split, join_sets, resize
 from policy_noise.experiments.npz import load_npz
+from policy_noise.experiments.shifts import SEVERITIES, SHIFTS
 
 ROOT = Path(__file__).resolve().parents[2]
 JOINED = ("mednist", "braintumormri", "breastcancerus")
@@ -79,6 +80,8 @@ def _declare() -> list[Task]:
         replace(full, name="joined-full-half", model="resnet-half"),
         replace(vit, name="joined-vit-half", model="vit-half"),
     ]
+    # Five times as long: a regularizer may not have paid yet when the short trainings end.
+    tasks += [replace(task, name=f"{task.name}-long", epochs=5 * task.epochs) for task in (half, tasks[8])]
     for left_out in JOINED:
         parts = tuple(part for part in JOINED if part != left_out)
         tasks.append(replace(half, name=f"no-{left_out}", parts=parts, few_shot=left_out))

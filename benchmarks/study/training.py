@@ -21,11 +21,11 @@ from benchmarks.study.classifier import Classifier, replay_as_graphs
 from benchmarks.study.conditions import LEARNING_RATE
 from benchmarks.study.jobs import Job
 from benchmarks.study.masks import ClassPolicy, StudyMask, build_hook
-from benchmarks.study.rivals import Augmentation
-from benchmarks.study.scoring import diagnose, evaluate, macro_f1
+from benchmarks.study.scoring import diagnose, encoding, evaluate, macro_f1
 from benchmarks.study.signals import Signals, pathwise_surrogate
 from benchmarks.study.tasks import TaskData, train_indices
 from policy_noise import ReinforceHook
+from policy_noise.experiments.rivals import Augmentation
 
 WEIGHT_DECAY = 0.05
 CLEAN_SHARES = {"heated": 0.25, "long": 0.5, "throughout": 0.0, "recalibrated": 0.0}
@@ -77,8 +77,8 @@ def train(job: Job, data: TaskData, *, graphs: bool = True) -> dict[str, Any]:
         graphs: Replay the classifier's training step as CUDA graphs where the data is on a GPU.
 
     Returns:
-        ``scores`` (split, set, macro F1), ``curve`` and ``policy`` (diagnostics while training), ``steps``,
-        ``seconds``.
+        ``scores`` (split, set, macro F1), ``curve`` and ``policy`` (diagnostics while training), ``encoding`` (of the
+        masks when they are let go; empty without a mask), ``steps``, ``seconds``.
     """
     condition, task, seed = job.condition, job.task, job.seed
     device = data.images.device
@@ -113,12 +113,20 @@ def train(job: Job, data: TaskData, *, graphs: bool = True) -> dict[str, Any]:
     interval = max(1, len(batches) // POINTS)
     curve: list[dict[str, float]] = []
     policy: list[dict[str, float]] = []
+    encoded: dict[str, float] = {}
+
+    def let_go(hook: ReinforceHook) -> None:
+        mask, indices = hook.augmentation, train_indices(data, seed)
+        assert isinstance(mask, StudyMask)
+        images = (data.images[indices].float() / 255 - data.mean) / data.std
+        encoded.update(encoding(model, mask, images, data.labels[indices], 40_000 + seed))
+        hook.remove()
 
     for step in range(len(batches)):
         if step == noisy_steps:
             augment = None
             if hook is not None:
-                hook.remove()
+                let_go(hook)
                 hook = None
         images, labels = batches[step]
         targets = labels
@@ -159,7 +167,7 @@ def train(job: Job, data: TaskData, *, graphs: bool = True) -> dict[str, Any]:
                 policy.append({"step": step + 1, **hook.metrics, **diagnose(hook.augmentation, data)})
                 model.train()
     if hook is not None:
-        hook.remove()
+        let_go(hook)
     if condition.schedule == "recalibrated":
         last = range(len(batches) - batches.steps_per_epoch, len(batches))
         update_bn(((batches[step][0] - data.mean) / data.std for step in last), model)
@@ -168,6 +176,7 @@ def train(job: Job, data: TaskData, *, graphs: bool = True) -> dict[str, Any]:
         "scores": scores,
         "curve": curve,
         "policy": policy,
+        "encoding": encoded,
         "steps": len(batches),
         "seconds": round(time.perf_counter() - start, 3),
     }

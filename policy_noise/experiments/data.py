@@ -15,6 +15,7 @@ __all__ = [
     "ImageSet",
     "Split",
     "fingerprint",
+    "fingerprint_of",
     "join_sets",
     "match_channels",
     "require_classes",
@@ -112,10 +113,15 @@ def fingerprint(data: Any) -> str:
     Returns:
         64 hexadecimal digits.
     """
-    digest = hashlib.sha256(json.dumps(list(data.class_names)).encode())
-    for split in SPLITS:
-        for part in getattr(data, split).content():
-            digest.update(part)
+    return fingerprint_of(data.class_names, [getattr(data, split) for split in SPLITS])
+
+
+def fingerprint_of(class_names: Sequence[str], parts: Sequence[Any]) -> str:
+    """The hash of :func:`fingerprint` for any splits."""
+    digest = hashlib.sha256(json.dumps(list(class_names)).encode())
+    for part in parts:
+        for block in part.content():
+            digest.update(block)
     return digest.hexdigest()
 
 

@@ -2,22 +2,31 @@
 
 import os
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..utils.files import PathLike
 from .data import SPLITS
-from .files import FileSet, Index, assemble
+from .files import FileSet, FileSplit, Index, assemble
 from .images import Window
 
-__all__ = ["EXTENSIONS", "load_image_folder"]
+__all__ = ["EXTENSIONS", "load_image_folder", "load_test_folder"]
 
 # torchvision's, and GIF
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 
 
 def load_image_folder(
-    root: PathLike, *, size: int, in_chans: int = 1, skip_bad_files: bool = False, window: Window = None
+    root: PathLike,
+    *,
+    size: int,
+    in_chans: int = 1,
+    skip_bad_files: bool = False,
+    window: Window = None,
+    excluded: Collection[str] = (),
 ) -> tuple[FileSet, list[str]]:
     """Index a tree ``{train,val,test}/<class>/<image>``; classes ``MR__knee__acl`` name modality and anatomy.
 
@@ -27,6 +36,7 @@ def load_image_folder(
         in_chans: 1 for grey, or 3 for RGB.
         skip_bad_files: Leave out files that are missing or corrupt.
         window: For images of more than 8 bits.
+        excluded: Paths below the root of images to leave out.
 
     Raises:
         FileNotFoundError: If the root or a split is missing.
@@ -47,7 +57,46 @@ def load_image_folder(
         if not folders:
             raise ValueError(f"{root / split} is empty: it must hold a folder of images for each class")
     own: dict[str, Any] = {"size": size, "in_chans": in_chans, "skip_bad_files": skip_bad_files, "window": window}
-    return assemble(root.name, root, builders, _kind, **own, notes=[f"{root}: {found}"])
+    return assemble(root.name, root, builders, _kind, **own, notes=[f"{root}: {found}"], excluded=excluded)
+
+
+def load_test_folder(
+    root: PathLike, *, size: int, in_chans: int = 1, skip_bad_files: bool = False, window: Window = None
+) -> tuple[FileSplit, tuple[str, ...], list[str]]:
+    """Index a tree that is only tested on: ``<class>/<image>``, or the same below any of train, val and test.
+
+    Args:
+        root: The folder.
+        size: Side in pixels to which images are resized when read.
+        in_chans: 1 for grey, or 3 for RGB.
+        skip_bad_files: Leave out files that are corrupt.
+        window: For images of more than 8 bits.
+
+    Returns:
+        All images as one split, the classes' names, and a note on what was found.
+
+    Raises:
+        FileNotFoundError: If the root is missing.
+        ValueError: If there are no folders of images, or one is empty.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} does not exist: it must be a folder with a folder of images for each class")
+    found, index = _Found(), Index()
+    below = [split for split in SPLITS if (root / split).is_dir()]
+    for place in below or ["."]:
+        folders = sorted(e.name for e in os.scandir(root / place) if e.is_dir() and not found.hides(e))
+        for folder in folders:
+            files = found.walk(root / place / folder)
+            if not files:
+                raise ValueError(f"{root / place / folder} holds no images ({', '.join(EXTENSIONS)})")
+            index.extend((os.path.normpath(f"{place}/{folder}"), name) for name in files)
+    if not len(index):
+        raise ValueError(f"{root} must hold a folder of images for each class, got none")
+    names = tuple(sorted({os.path.basename(folder) for folder in index.folders}))
+    labels = np.array([names.index(os.path.basename(folder)) for folder in index.folders], dtype=np.int64)
+    own: dict[str, Any] = {"size": size, "in_chans": in_chans, "skip_bad_files": skip_bad_files, "window": window}
+    return index.split(root, labels, **own), names, [f"{root}: {found}"]
 
 
 class _Found:

@@ -1,13 +1,12 @@
 """A look at every file's header before training: images that would be read wrongly are found in seconds."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from .data import SPLITS
 from .files import FileSet, FileSplit
 from .images import TooDeep, read_header, read_image
 
@@ -17,11 +16,11 @@ THREADS = 16  # they wait for the disk, not for one another
 CHUNK = 256
 
 
-def look_over(data: FileSet) -> list[str]:
+def look_over(parts: Sequence[FileSplit]) -> list[str]:
     """Look at the header of every file.
 
     Args:
-        data: The set.
+        parts: Splits of a set.
 
     Returns:
         Sentences on what is dropped: transparency.
@@ -32,7 +31,7 @@ def look_over(data: FileSet) -> list[str]:
     """
     from tqdm import tqdm
 
-    chunks = list(_chunks(data))
+    chunks = list(_chunks(parts))
     transparent: list[str] = []
     total = 0
     with ThreadPoolExecutor(THREADS) as pool:
@@ -56,9 +55,8 @@ def look_over(data: FileSet) -> list[str]:
     return [f"{few} transparency, such as {transparent[0]}: it is dropped, and pixels keep the colour under it"]
 
 
-def _chunks(data: FileSet) -> Iterator[tuple[FileSplit, range]]:
-    for split in SPLITS:
-        part = getattr(data, split)
+def _chunks(parts: Sequence[FileSplit]) -> Iterator[tuple[FileSplit, range]]:
+    for part in parts:
         for start in range(0, len(part), CHUNK):
             yield part, range(start, min(start + CHUNK, len(part)))
 

@@ -16,13 +16,18 @@ __all__ = ["attach_noise"]
 def attach_noise(
     model: nn.Module, optimizer: Any, criterion: nn.Module, recipe: TrainRecipe, steps: int, generator: torch.Generator
 ) -> tuple[Any, Any]:
-    """Hook the recipe's mask on, with a cosine of its own where the recipe has one. Cosines move once an epoch."""
+    """Hook the recipe's mask on, with a cosine of its own where the recipe has one. Cosines move once an epoch.
+
+    In the recipe's ``clean_epochs`` nothing is masked.
+    """
+    noisy_steps = steps * (recipe.epochs - recipe.clean_epochs)
     options: dict[str, Any] = {
         "preset": recipe.preset,
         "mean": [recipe.mean] * recipe.in_chans,
         "std": [recipe.std] * recipe.in_chans,
         "frozen": recipe.noise == "frozen",
         "generator": generator,
+        **({"strength_schedule": lambda step: float(step < noisy_steps)} if recipe.clean_epochs else {}),
         **recipe.noise_options,
     }
     if recipe.policy_lr is None or recipe.noise == "frozen":

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
+from .rivals import RIVALS
+
 __all__ = ["NOISES", "RECIPES", "TrainRecipe", "TransferRecipe", "departures", "override", "recorded_recipe"]
 
 NOISES = ("conventional", "frozen", "policy")
@@ -65,6 +67,9 @@ class TrainRecipe:
         preset: Of the mask: ``"learned"``, ``"augment"`` or ``"paper"``.
         noise_options: Arguments of :func:`policy_noise.attach` beside the preset.
         policy_lr: A learning rate for the policy that falls to 0 along a cosine; by default the preset's own rule.
+        extra_augmentation: Of intensities, before any mask: ``"none"`` or one of
+            :data:`~policy_noise.experiments.rivals.RIVALS`.
+        clean_epochs: Last epochs without noise and extra augmentation.
         model_options: Arguments of :func:`timm.create_model`.
         seed: Of weights, order, augmentation and masks.
         workers: Processes that read files; sets in memory need none.
@@ -91,6 +96,8 @@ class TrainRecipe:
     preset: str = "learned"
     noise_options: Mapping[str, Any] = field(default_factory=dict)
     policy_lr: float | None = None
+    extra_augmentation: str = "none"
+    clean_epochs: int = 0
     model_options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     workers: int = 0
@@ -104,11 +111,12 @@ class TrainRecipe:
         _one_of("schedule", self.schedule, ("step", "onecycle", "warmup"))
         _one_of("augmentation", self.augmentation, ("resized_crop", "shift", "none"))
         _one_of("noise", self.noise, NOISES)
+        _one_of("extra_augmentation", self.extra_augmentation, ("none", *RIVALS))
         _one_of("in_chans", self.in_chans, (1, 3))
         for name in ("image_size", "load_size", "batch_size", "epochs", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
-        for name in ("warmup_epochs", "workers", "checkpoint_steps", "weight_decay", "seed"):
+        for name in ("warmup_epochs", "workers", "checkpoint_steps", "weight_decay", "seed", "clean_epochs"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
         for name in ("lr", "std"):
@@ -119,6 +127,8 @@ class TrainRecipe:
                 f"load_size must equal image_size with augmentation={self.augmentation!r}, got {self.load_size} and "
                 f"{self.image_size}"
             )
+        if self.clean_epochs >= self.epochs:
+            raise ValueError(f"clean_epochs must be fewer than epochs, got {self.clean_epochs} of {self.epochs}")
 
 
 @dataclass(frozen=True)

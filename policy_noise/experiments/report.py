@@ -1,6 +1,5 @@
 """One self-contained HTML page a run: a person opens it and reads what was done and what came out."""
 
-import base64
 import html
 import json
 from collections.abc import Mapping, Sequence
@@ -10,29 +9,12 @@ from typing import Any
 from . import published
 from .figures import LABELS, calibration_curve, confusion_matrix, few_shot_curves, training_diagnostics
 from .metrics import confused_pairs
+from .pages import image_html, table_html, write_page
 from .recipes import departures
-from .runs import read_json, read_lines, write_atomic
+from .runs import read_json, read_lines
 from .transfer import summarise
 
 __all__ = ["transfer_table", "write_report"]
-
-CSS = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 auto; max-width: 1120px;
-  padding: 24px; }
-h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 32px 0 8px; border-bottom: 1px solid #ddd; }
-p.lead { color: #666; margin: 0 0 16px; overflow-wrap: anywhere; }
-table { border-collapse: collapse; margin: 8px 0 16px; font-size: 13.5px; font-variant-numeric: tabular-nums; }
-.scroll { overflow-x: auto; }
-th, td { text-align: left; padding: 4px 14px 4px 0; border-bottom: 1px solid #eee; vertical-align: top; }
-th { font-weight: 600; border-bottom-color: #bbb; } td + td, th + th { white-space: nowrap; }
-img { max-width: 100%; height: auto; display: block; margin: 12px 0; }
-.cards { display: flex; flex-wrap: wrap; gap: 12px; margin: 16px 0; }
-.card { border: 1px solid #ddd; border-radius: 8px; padding: 8px 16px; min-width: 110px; }
-.card b { display: block; font-size: 22px; } .card span { color: #666; font-size: 13px; }
-details { margin: 8px 0; } summary { cursor: pointer; color: #0072b2; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; }
-"""
 
 NAMES = {
     "f1": "macro F1",
@@ -102,21 +84,16 @@ def write_report(folder: Path) -> Path:
     }
     for name, heading in shown.items():
         if (figures / name).is_file():
-            body += [f"<h2>{heading}</h2>", _image(figures / name)]
+            body += [f"<h2>{heading}</h2>", image_html(figures / name)]
     galleries = sorted(figures.glob("gallery-*.png"))
     if galleries:
-        body += ["<h2>Masks over training</h2>", *map(_image, galleries)]
+        body += ["<h2>Masks over training</h2>", *map(image_html, galleries)]
     body.append("<h2>Recipe and environment</h2>")
     for heading, value in (("recipe", recipe), ("data", record["data"]), ("environment", place)):
         text = html.escape(json.dumps(value, indent=2))
         body.append(f"<details><summary>{heading}</summary><pre>{text}</pre></details>")
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{CSS}</style></head><body>{''.join(body)}</body></html>"
-    )
     path = folder / "report.html"
-    write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8", errors="replace"))
+    write_page(path, title, body)
     return path
 
 
@@ -188,33 +165,33 @@ def _scores(scores: Mapping[str, Any], stem: str, figures: Path) -> list[str]:
     parts = [f"<h2>{html.escape(what)}</h2>"]
     if ends:
         parts.append("<p>Intervals are 95 % bootstrap intervals over test images. They leave out the seed's share.</p>")
-        parts.append(_table(["metric", "value", "95 % interval"], rows))
+        parts.append(table_html(["metric", "value", "95 % interval"], rows))
     else:
-        parts.append(_table(["metric", "value"], [row[:2] for row in rows]))
+        parts.append(table_html(["metric", "value"], [row[:2] for row in rows]))
     columns = ["precision", "recall", "f1", "support"]
     for name, groups in scores["groups"].items():
         rows = [[entry["group"], str(entry["classes"]), *_cells(entry, columns)] for entry in groups]
-        parts.append(_table([name, "classes", *columns], rows))
+        parts.append(table_html([name, "classes", *columns], rows))
     rows = [[entry["class"], *_cells(entry, columns)] for entry in scores["per_class"]]
-    parts.append(f"<details><summary>every class</summary>{_table(['class', *columns], rows)}</details>")
+    parts.append(f"<details><summary>every class</summary>{table_html(['class', *columns], rows)}</details>")
     if "confusion" in scores:
         path = figures / f"confusion-{stem}.png"
         classes = [entry["class"] for entry in scores["per_class"]]
         groups = next(iter(scores.get("group_of_class", {}).values()), None)
         confusion_matrix(scores["confusion"], classes, path, groups=groups)
-        parts.append(_image(path))
+        parts.append(image_html(path))
         pairs = confused_pairs(scores["confusion"], classes)
         rows = [[p["true"], p["predicted"], str(p["images"]), f"{100 * p['share']:.1f} %"] for p in pairs]
-        table = _table(["true class", "predicted as", "images", "of the class"], rows)
+        table = table_html(["true class", "predicted as", "images", "of the class"], rows)
         opened = " open" if len(classes) > 30 else ""  # then the picture names no class
         parts.append(f"<details{opened}><summary>the {len(pairs)} most confused pairs</summary>{table}</details>")
     if "calibration" in scores:
         path = figures / f"calibration-{stem}.png"
         calibration_curve(scores["calibration"]["bins"], path, error=scores["calibration"]["error"])
-        parts.append(_image(path))
+        parts.append(image_html(path))
     path = figures / f"mistakes-{stem}.png"
     if path.is_file():
-        parts += ["<h3>Mistakes that the model was surest of</h3>", _image(path)]
+        parts += ["<h3>Mistakes that the model was surest of</h3>", image_html(path)]
     return parts
 
 
@@ -232,7 +209,7 @@ def _published(scores: Mapping[str, Any], record: Mapping[str, Any]) -> list[str
     text = "The same recipe" + (", but for this: " + "; ".join(notes) if notes else " on RadImageNet's 165 classes")
     return [
         "<h3>Beside the paper</h3>",
-        _table(["", *[NAMES[name] for name in published.METRICS]], rows),
+        table_html(["", *[NAMES[name] for name in published.METRICS]], rows),
         f"<p>{html.escape(text)}.</p>",
     ]
 
@@ -255,18 +232,18 @@ def _transfer(lines: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any], fig
         path = figures / f"few-shot-{metric}.png"
         name = EITHER[metric]
         few_shot_curves(summary, path, metric=name)
-        parts += [f"<h2>{name}: means with 95 % t-intervals</h2>", _image(path)]
+        parts += [f"<h2>{name}: means with 95 % t-intervals</h2>", image_html(path)]
         for data, inits in summary.items():
             shots = sorted({n for points in inits.values() for n in points})
             rows = [
                 [LABELS.get(init, init), *[str(points[n]) if n in points else "" for n in shots]]
                 for init, points in inits.items()
             ]
-            parts.append(f"<h3>{html.escape(data)}</h3>{_table(['initialisation', *map(str, shots)], rows)}")
+            parts.append(f"<h3>{html.escape(data)}</h3>{table_html(['initialisation', *map(str, shots)], rows)}")
     if departures(recipe, "transfer") is not None:
         rows = [[name, *values] for name, values in published.FEW_SHOT.items()]
         header = ["macro F1 at 256 images, read off the paper's plots (± .005)", "policy noise", "conventional"]
-        parts += ["<h2>Beside the paper: ResNet-50 pretrained on RadImageNet</h2>", _table(header, rows)]
+        parts += ["<h2>Beside the paper: ResNet-50 pretrained on RadImageNet</h2>", table_html(header, rows)]
     return parts
 
 
@@ -279,14 +256,3 @@ def transfer_table(lines: Sequence[Mapping[str, Any]], metric: str) -> str:
             rows += [["set", "initialisation", *map(str, shots)], ["---"] * (2 + len(shots))]
         rows += [[data, LABELS.get(init, init), *[str(points[n]) for n in shots]] for init, points in inits.items()]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in header)
-    lines = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
-
-
-def _image(path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">'

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import math
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,14 @@ from .medmnist import load_medmnist
 from .npz import load_npz
 from .tables import load_radimagenet
 
-__all__ = ["add_source_arguments", "describe", "open_joined", "open_sources"]
+__all__ = ["NAMED", "add_source_arguments", "describe", "open_joined", "open_named", "open_sources", "window_of"]
+
+
+NAMED = (
+    "an npz file (PATH or PATH:PREFIX), a tree {train,val,test}/CLASS/IMAGE, RadImageNet's root, or a set of the "
+    "medmnist package by its name"
+)
+"""What one text may name."""
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +58,12 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _window(values: list[str] | None) -> Window:
+def window_of(values: list[str] | None) -> Window:
+    """The window that ``--window`` names: two values, ``"auto"``, or none.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
     if values is None or values == ["auto"]:
         return "auto" if values else None
     try:
@@ -71,35 +84,40 @@ def open_sources(arguments: argparse.Namespace, size: int, in_chans: int | None,
         in_chans: Channels as which image folders are read; by default 3 where they hold colours.
         look: Look at the headers of files.
     """
-    sets, missing = _open(arguments, size, in_chans)
+    names = read_exclusions(arguments.exclude) if arguments.exclude else frozenset()
+    sets, missing = _open(arguments, size, in_chans, names)
     if arguments.exclude:
-        names = read_exclusions(arguments.exclude)
-        sets = [exclude(data, names) for data in sets]
+        sets = [data if isinstance(data, FileSet) else exclude(data, names) for data in sets]
         found = sum(data.excluded for data in sets)
         if found < len(names):
             raise ValueError(
                 f"{arguments.exclude} names {len(names)} images, of which {len(names) - found} are not in "
                 f"{', '.join(data.name for data in sets)}; names are like {sets[0].image_name('train', 0)!r}"
             )
-    notes = [f"{len(missing)} missing files are left out:", *missing] if missing else []
+    what = "1 missing file is" if len(missing) == 1 else f"{len(missing)} missing files are"
+    notes = [f"{what} left out:", *missing] if missing else []
     for data in sets:
         notes += getattr(data, "notes", ())
-        notes += [f"{data.name}: {data.excluded} images are left out by {arguments.exclude}"] if data.excluded else []
+        if data.excluded:
+            what = "1 image is" if data.excluded == 1 else f"{data.excluded} images are"
+            notes.append(f"{data.name}: {what} left out by {arguments.exclude}")
         if look and isinstance(data, FileSet) and started_first():  # one process looks for all
-            notes += look_over(data)
+            notes += look_over([getattr(data, split) for split in SPLITS])
     if notes and started_first():
         print("\n".join(notes), file=sys.stderr)
     return sets
 
 
-def _open(arguments: argparse.Namespace, size: int, in_chans: int | None) -> tuple[list[Any], list[str]]:
-    """The sets as they are, and the files that are missing."""
+def _open(
+    arguments: argparse.Namespace, size: int, in_chans: int | None, excluded: Collection[str]
+) -> tuple[list[Any], list[str]]:
+    """The sets, those of files without what is excluded, and the files that are missing."""
     kinds = ("npz", "medmnist", "radimagenet", "image_folder")
     given = [name for name in kinds if getattr(arguments, name)]
     if len(given) != 1 and given != ["npz", "medmnist"]:
         options = ", ".join("--" + name.replace("_", "-") for name in kinds)
         raise ValueError(f"exactly one of {options} must be given, or the first two together, got {given or 'none'}")
-    window = _window(arguments.window)
+    window = window_of(arguments.window)
     if "npz" in given or "medmnist" in given:
         if window is not None and "npz" not in given:
             raise ValueError("--window is for images of more than 8 bits, and MedMNIST's have 8")
@@ -107,7 +125,7 @@ def _open(arguments: argparse.Namespace, size: int, in_chans: int | None) -> tup
         sets = [load_npz(*_path_and_prefix(text), **own) for text in arguments.npz or ()]
         own = {"size": arguments.medmnist_size, "download": arguments.download}
         return sets + [load_medmnist(flag, arguments.root, **own) for flag in arguments.medmnist or ()], []
-    own = {"size": size, "skip_bad_files": arguments.skip_bad_files, "window": window}
+    own = {"size": size, "skip_bad_files": arguments.skip_bad_files, "window": window, "excluded": excluded}
     if arguments.radimagenet:  # grey: what takes three channels gets them on its device
         files, missing = load_radimagenet(arguments.radimagenet, **own)
     else:
@@ -121,6 +139,35 @@ def _open(arguments: argparse.Namespace, size: int, in_chans: int | None) -> tup
 def _path_and_prefix(text: str) -> tuple[str, str]:
     path, separator, prefix = text.rpartition(":")
     return (path, f"{prefix}_") if separator and path.endswith(".npz") else (text, "")
+
+
+def open_named(text: str, arguments: argparse.Namespace, size: int, in_chans: int) -> Any:
+    """A set that one text names: see :data:`NAMED`.
+
+    Args:
+        text: The text.
+        arguments: The parsed command line, for the options of its kind of source.
+        size: Side in pixels to which files are resized when read.
+        in_chans: Channels as which image folders are read.
+
+    Raises:
+        FileNotFoundError: If there is no such source.
+    """
+    files: dict[str, Any] = {"size": size, "skip_bad_files": arguments.skip_bad_files}
+    files["window"] = window_of(arguments.window)
+    path, prefix = _path_and_prefix(text)
+    if path.endswith(".npz"):
+        own = {"seed": arguments.split_seed, "multi_label": arguments.multi_label, "window": files["window"]}
+        return load_npz(path, prefix, **own)
+    if (Path(text) / "radiology_ai").is_dir():
+        found, _ = load_radimagenet(text, in_chans=in_chans, **files)
+        return found
+    if Path(text).is_dir():
+        found, _ = load_image_folder(text, in_chans=in_chans, **files)
+        return found
+    if text.isalnum() and text.endswith("mnist"):
+        return load_medmnist(text, arguments.root, size=arguments.medmnist_size, download=arguments.download)
+    raise FileNotFoundError(f"{text} does not exist: it must be {NAMED}")
 
 
 def open_joined(arguments: argparse.Namespace, size: int, in_chans: int | None) -> Any:
@@ -145,7 +192,7 @@ def describe(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
         "skip_bad_files": arguments.skip_bad_files,
         "split_seed": arguments.split_seed,
         "multi_label": data.multi_label,
-        "window": _window(arguments.window),
+        "window": window_of(arguments.window),
         **({"excluded": data.excluded} if arguments.exclude else {}),
         **({"files_missing": data.files_missing} if getattr(data, "files_missing", 0) else {}),
     }

@@ -5,7 +5,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Difference", "Interval", "bootstrap_interval", "holm", "paired_difference", "t_interval"]
+__all__ = [
+    "MIN_PAIRS",
+    "Difference",
+    "Interval",
+    "bootstrap_interval",
+    "holm",
+    "paired_difference",
+    "pairs_needed",
+    "smallest_difference",
+    "t_interval",
+]
 
 MIN_PAIRS = 3
 """Fewest pairs that get a p-value. Two leave one degree of freedom: that they happen to agree makes any p-value."""
@@ -179,6 +189,86 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     adjusted = np.full_like(p, np.nan)
     adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1.0)
     return adjusted
+
+
+def smallest_difference(spread: float, pairs: int, *, power: float = 0.8, alpha: float = 0.05) -> float:
+    """The smallest true difference that a two-sided paired t-test finds with this probability.
+
+    With n pairs whose differences have standard deviation s, the test's statistic under a true difference d has the
+    noncentral t distribution of n - 1 degrees of freedom and noncentrality d sqrt(n) / s (Cohen, Statistical Power
+    Analysis for the Behavioral Sciences, 1988, chapter 2). A finding of the wrong sign does not count.
+
+    Args:
+        spread: Standard deviation of the differences.
+        pairs: How many there are.
+        power: Probability of finding it.
+        alpha: Level of the test. After Holm's correction a difference among m is found for sure where its p-value is
+            below 0.05 / m.
+
+    Returns:
+        The difference, in the spread's unit; nan with fewer than three pairs, which get no test.
+
+    Raises:
+        ValueError: If a number is out of its range.
+
+    Example:
+        >>> round(smallest_difference(0.02, 8), 4)
+        0.0231
+    """
+    from scipy import optimize, stats
+
+    if not spread >= 0:
+        raise ValueError(f"spread must not be negative, got {spread!r}")
+    if not 0 < alpha < power < 1:
+        raise ValueError(f"alpha and power must lie in (0, 1), alpha below power, got {alpha!r} and {power!r}")
+    if pairs < MIN_PAIRS:
+        return float("nan")
+    freedom = pairs - 1
+    critical = stats.t.isf(alpha / 2, freedom)
+    normal = stats.norm.isf(alpha / 2) + stats.norm.ppf(power)
+
+    def lacking(noncentrality: float) -> float:
+        return float(stats.nct.sf(critical, freedom, noncentrality)) - power
+
+    # Of enough pairs the t distribution is the normal one; a spread that is itself estimated asks for more.
+    noncentrality = normal if pairs > 1000 else optimize.brentq(lacking, 0.0, 2 * critical + normal)
+    return float(spread * noncentrality / np.sqrt(pairs))
+
+
+def pairs_needed(
+    spread: float, difference: float, *, power: float = 0.8, alpha: float = 0.05, largest: int = 10_000
+) -> int | None:
+    """The fewest pairs with which :func:`smallest_difference` is no more than this.
+
+    Args:
+        spread: Standard deviation of the differences.
+        difference: To be found, positive.
+        power: See :func:`smallest_difference`.
+        alpha: See :func:`smallest_difference`.
+        largest: Where to stop.
+
+    Returns:
+        At least three; None if it takes more than ``largest``.
+
+    Example:
+        >>> pairs_needed(0.02, 0.01)
+        34
+    """
+    if not difference > 0:
+        raise ValueError(f"difference must be positive, got {difference!r}")
+
+    def enough(pairs: int) -> bool:
+        return smallest_difference(spread, pairs, power=power, alpha=alpha) <= difference
+
+    low, high = MIN_PAIRS - 1, MIN_PAIRS
+    while not enough(high):
+        if high >= largest:
+            return None
+        low, high = high, min(2 * high, largest)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
 
 
 def _sample(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:

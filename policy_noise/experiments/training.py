@@ -7,26 +7,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from policy_noise.heated import load_heated, save_heated
-from policy_noise.plotting import plot_masks
 
 from .batches import Batches, augment, epoch_batches, loader_of, predict
 from .distributed import World
 from .figures import LABELS
+from .gallery import mask_gallery, save_seen
 from .metrics import classification_metrics, cross_entropy
 from .noise import attach_noise
 from .recipes import TrainRecipe
+from .rivals import RunAugmentation
 from .runs import Run, read_json, write_json
 
 __all__ = ["check_mask", "create_model", "train"]
 
 LOGS_PER_EPOCH = 20
-GALLERY_IMAGES = 8
 
 
 def create_model(
@@ -128,6 +127,11 @@ def train(
     generator = torch.Generator(world.device).manual_seed(recipe.seed * 1009 + world.rank)
     if recipe.noise != "conventional":
         hook, policy_scheduler = attach_noise(wrapped, optimizer, criterion, recipe, steps, generator)
+    extra = None
+    if recipe.extra_augmentation != "none":
+        own: dict[str, Any] = {"seed": recipe.seed, "rank": world.rank, "mean": recipe.mean, "std": recipe.std}
+        extra = RunAugmentation(recipe.extra_augmentation, data.num_classes, world.device, **own)
+    noisy_epochs = recipe.epochs - recipe.clean_epochs
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     if policy_scheduler is not None:
         parts["policy_scheduler"] = policy_scheduler
@@ -155,6 +159,8 @@ def train(
             seen += len(images)
             x = augment(images.to(world.device, non_blocking=True), recipe, done, world, present)
             y = targets.to(world.device, non_blocking=True)
+            if extra is not None and epoch < noisy_epochs:
+                x, y = extra(x, y, done)
             with torch.autocast(world.device.type, torch.bfloat16, enabled=recipe.amp):
                 output = wrapped(x)
             loss = criterion(output.float(), y.float() if data.multi_label else y)
@@ -186,8 +192,12 @@ def train(
         left_out = sum(world.gather(skipped))
         _report(run, writer, {**entry, "files_skipped": left_out} if left_out else entry)
         skipped = 0
-        if hook is not None and run.writes:
-            _gallery(run, hook.mask, data, recipe, world, epoch)
+        mask = None if hook is None else hook.mask
+        if run.writes and epoch in (0, noisy_epochs // 2, noisy_epochs - 1):
+            moment = "3-end" if epoch == noisy_epochs - 1 else "2-middle" if epoch else "1-start"
+            mask_gallery(run.figures / f"gallery-{moment}.png", mask, data, recipe, world, epoch)
+        if run.writes and epoch == noisy_epochs - 1:
+            save_seen(run.figures / "seen.png", mask, extra, data, recipe, world)
         run.save(f"weights-{epoch + 1:04d}.pt", {"model": model.state_dict()})
         _save(run, parts, generator, world, done, skipped)
         _prune(run, epoch + 1 - recipe.keep_checkpoints)
@@ -303,30 +313,3 @@ def _report(run: Run, writer: Any, entry: dict[str, Any]) -> None:
         for name, value in entry.items():
             if name != "step":
                 writer.add_scalar(name, value, entry["step"])
-
-
-def _gallery(run: Run, mask: Any, data: Any, recipe: TrainRecipe, world: World, epoch: int) -> None:
-    """The same validation images at the start, the middle and the end of training."""
-    moments = {0: "1-start", recipe.epochs // 2: "2-middle", recipe.epochs - 1: "3-end"}
-    if epoch not in moments:
-        return
-    labels = data.val.labels
-    if data.multi_label:  # the first label stands for the image; without any it is not shown
-        labels = np.where(labels.any(1), labels.argmax(1), -1)
-    found, firsts = np.unique(labels, return_index=True)
-    firsts = firsts[found >= 0]
-    chosen = firsts[np.linspace(0, len(firsts) - 1, min(GALLERY_IMAGES, len(firsts))).round().astype(int)]
-    images, kept = data.val.read(chosen)
-    tensor = torch.from_numpy(np.ascontiguousarray(images))
-    tensor = tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
-    present = torch.ones(len(kept), dtype=torch.bool)
-    figure = plot_masks(
-        mask,
-        augment(tensor.to(world.device), recipe, 0, world, present, train=False),
-        [data.class_names[label].rpartition("/")[2].replace("_", " ")[:18] for label in labels[kept]],
-        draws=1,
-        mean=recipe.mean,
-        std=recipe.std,
-    )
-    figure.suptitle(f"{LABELS[recipe.noise]}, after epoch {epoch + 1} (validation images)", fontsize=10)
-    figure.savefig(run.figures / f"gallery-{moments[epoch]}.png", dpi=110)

@@ -1,13 +1,14 @@
 """The mathematics of the noise mask, without state.
 
-Every function here is pure: random ones take a generator, and the only memory is that of the rendering operators,
-which depend on sizes alone.
+All functions are pure. Random ones take a generator. The only cache is that of the rendering operators, which depend
+only on sizes.
 """
 
 from . import library  # noqa: F401 (registers with torch)
+from .cells import mask_brightness
 from .distribution import ACTION_EPS, beta_entropy, beta_log_prob, draw, sample_beta
 from .estimator import Baseline, LossMoments, Reward, advantage, average_or, paper_objective, reinforce_loss
-from .masking import apply_mask, mask_brightness, noise_mask, scale_mask
+from .masking import apply_mask, noise_mask, scale_mask
 from .rendering import blur_parameters, render_mask
 
 __all__ = [

@@ -17,10 +17,10 @@ ACTION_EPS = 1e-6
 
 
 def sample_beta(concentration1: Tensor, concentration0: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Draw one action a cell, without gradient, kept :data:`ACTION_EPS` away from 0 and 1.
+    """Draw one action per cell, without gradient, at least :data:`ACTION_EPS` away from 0 and 1.
 
-    The draw is that of :meth:`torch.distributions.Beta.sample`, number for number under the same seed, with the
-    generator that the distribution does not take.
+    With the same seed the draw is that of :meth:`torch.distributions.Beta.sample`, number for number. That one does not
+    take a generator.
 
     Args:
         concentration1: Alpha, positive, fp32 or fp64 (the sampler does not exist in half precision).

@@ -1,6 +1,7 @@
 """From log-probabilities and losses to a policy gradient."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -56,36 +57,33 @@ class LossMoments:
         valid: Losses that count, (B,) bool.
         kept: The losses, 0 where they do not count.
         count: How many count; over all ranks where there are several, as all that follow.
-        samples: The same, at least 1.
+        factors: :func:`_factors_of` the count.
         mean: Of the losses that count.
-        average: A moving average of earlier losses, or the mean where there is none yet.
-        many: Whether more than one counts. One that alone does is compared with the moving average.
+        average: A moving average of earlier losses, or the mean where there is none yet. One loss that counts alone is
+            compared with it.
         centred: Distance from the mean (or from the average), 0 where a loss does not count, (B,).
-        variance: Biased, of the losses that count.
+        norm: Root of the sum of the squared distances.
     """
 
     valid: Tensor
     kept: Tensor
     count: Tensor
-    samples: Tensor
+    factors: Tensor
     mean: Tensor
     average: Tensor
-    many: Tensor
     centred: Tensor
-    variance: Tensor
+    norm: Tensor
 
     @classmethod
     def of(cls, loss: Tensor, valid: Tensor, average: Tensor | None = None) -> "LossMoments":
         """Of one process's losses (B,); see :func:`average_or` for the average."""
         kept = torch.where(valid, loss, 0)
-        # As floating point, so that the numbers below need no casts; a half would count up to 256.
-        count = valid.sum(dtype=torch.float64 if loss.dtype == torch.float64 else torch.float32)
-        samples = count.clamp(min=1)
-        mean = kept.sum() / samples
-        many = count > 1
+        count = valid.sum()
+        factors = _factors_up_to(len(loss), loss.device, loss.dtype).index_select(0, count.view(1))[0]
+        mean = kept.sum() * factors[INVERSE]
         average = average_or(mean, average)
-        centred = (kept - torch.where(many, mean, average)) * valid
-        return cls(valid, kept, count, samples, mean, average, many, centred, centred.square().sum() / samples)
+        centred = kept.addcmul(valid, torch.lerp(average, mean, factors[MANY]), value=-1)
+        return cls(valid, kept, count, factors, mean, average, centred, centred.norm())
 
     @staticmethod
     def sums(loss: Tensor, valid: Tensor, average: Tensor | None = None) -> Tensor:
@@ -100,19 +98,28 @@ class LossMoments:
     def of_all_ranks(cls, loss: Tensor, valid: Tensor, sums: Tensor, average: Tensor | None = None) -> "LossMoments":
         """Of this rank's losses (B,) among those of all ranks, whose :meth:`sums` were added up."""
         count, total, squares = sums
-        samples = count.clamp(min=1)
-        distance = total / samples
+        factors = _factors_of(count)
+        distance = total * factors[INVERSE]
         mean = distance + average_or(loss.new_zeros(()), average)
-        many = count > 1
         kept = torch.where(valid, loss, 0)
         average = average_or(mean, average)
-        centred = (kept - torch.where(many, mean, average)) * valid
-        variance = (squares / samples - distance.square()).clamp(min=0)
-        return cls(valid, kept, count, samples, mean, average, many, centred, variance)
+        centred = (kept - torch.lerp(average, mean, factors[MANY])) * valid
+        norm = (squares - total * distance).clamp(min=0).sqrt()
+        return cls(valid, kept, count, factors, mean, average, centred, norm)
+
+    @property
+    def samples(self) -> Tensor:
+        """How many count, at least 1."""
+        return self.count.clamp(min=1)
+
+    @property
+    def variance(self) -> Tensor:
+        """Biased, of the losses that count."""
+        return self.norm.square() / self.samples
 
     def weights(self, baseline: Baseline | Tensor | float, normalize: bool) -> Tensor:
         """The advantage over the number of samples, with all that is one number a batch multiplied first."""
-        scale = self.samples
+        scale = self.factors[INVERSE]
         if not isinstance(baseline, str):
             distance = torch.where(self.valid, self.kept - baseline, 0)
         elif baseline not in ("none", "batch", "leave_one_out"):
@@ -121,17 +128,40 @@ class LossMoments:
             distance = self.kept if baseline == "none" else self.centred
             if baseline == "leave_one_out":
                 # l_i - (S - l_i) / (n - 1) = (l_i - S / n) n / (n - 1)
-                scale = self.count.clamp(min=2) - 1
+                scale = self.factors[OTHERS]
         if normalize:
-            # One loss has no deviation, and none has neither: 1 then, which is what ``samples`` is.
-            scale = scale * torch.where(self.many, self.variance.sqrt().clamp(min=1e-6), self.samples)
-        return distance / scale
+            scale = scale / torch.maximum(self.norm * self.factors[ROOT], self.factors[FLOOR])
+        return distance * scale
 
     def blend(self, average: Tensor | None, momentum: float) -> Tensor:
         """The moving average after this window: unchanged where no loss counts, NaN as long as none ever has."""
         blended = torch.lerp(self.mean, self.average, momentum)
         previous = torch.full_like(self.mean, torch.nan) if average is None else average
         return torch.where(self.count > 0, blended, previous).detach()
+
+
+INVERSE, MANY, OTHERS, ROOT, FLOOR = range(5)
+"""Places in :func:`_factors_of`."""
+
+
+def _factors_of(count: Tensor) -> Tensor:
+    """What only depends on how many losses n count, in the order of their places; the last axis.
+
+    1 / n, of at least one loss; whether n > 1; 1 / (n - 1), of at least two; 1 / sqrt(n), and the least deviation that
+    is divided by. One loss has no deviation, and none has neither: they are divided by 1.
+    """
+    many = count > 1
+    root = torch.where(many, count.clamp(min=1).rsqrt(), 0.0)
+    others = (count.clamp(min=2) - 1).reciprocal()
+    floor = torch.where(many, 1e-6, 1.0).to(root)
+    return torch.stack([count.clamp(min=1).reciprocal(), many.to(root), others, root, floor], dim=-1)
+
+
+@lru_cache(maxsize=64)
+def _factors_up_to(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """:func:`_factors_of` for 0 to ``size`` losses: looking a row up is one operation on the device."""
+    with torch.inference_mode(False), torch.no_grad():
+        return _factors_of(torch.arange(size + 1, device=device, dtype=torch.float64)).to(dtype)
 
 
 def average_or(mean: Tensor, average: Tensor | None) -> Tensor:
@@ -155,15 +185,15 @@ def reinforce_loss(
 
     .. math:: L = \frac{1}{n} \sum_i \pm \log p(a_i \mid x_i) \, A_i - c \, H_i
 
-    Its gradient is an estimate of the gradient of the expected loss, so minimising it lowers the loss that the masks
-    cause (``"cooperative"``) or raises it (``"adversarial"``, the minus sign).
+    Its gradient estimates the gradient of the expected loss. Minimizing it lowers the loss that the masks cause
+    (``"cooperative"``), or raises it (``"adversarial"``, the minus sign).
 
     Args:
         log_prob: Log-probability of each sample's whole mask.
-        loss: Loss of each sample, one a sample: a scalar credits no image for its own mask. Detached here.
+        loss: One loss per sample; a scalar would credit no image for its own mask. Detached here.
         baseline: See :func:`advantage`.
         normalize: See :func:`advantage`.
-        reward: Whether a low loss is good (the paper's) or bad.
+        reward: ``"cooperative"`` if a low loss is good, as in the paper, or ``"adversarial"``.
         entropy: Entropy of each sample's distribution, for the bonus.
         entropy_coef: Weight c of the entropy bonus.
         valid: Samples that count; see :func:`advantage`.
@@ -212,10 +242,10 @@ def paper_objective(log_prob: Tensor, loss: Tensor) -> Tensor:
 
     .. math:: L = \frac{1}{B} \sum_b \log \Big( \sum_j p_j(a_{bj}) \Big) \cdot \overline{l}
 
-    with the scalar mean loss of the batch. It is kept for comparison: it is no score function (the log of a sum of
-    densities, not of their product), so its expected gradient is not zero for a constant loss, and every image gets
-    the same credit. Its one backward trains both networks, and scales the classifier's gradient by the first factor.
-    Computed by logsumexp, which does not overflow where the sum of exponentials does.
+    with the scalar mean loss of the batch. It is here for comparison. It is not the score-function estimator: it takes
+    the logarithm of the sum of the densities, not of their product. So its expected gradient is not zero for a constant
+    loss, and every image gets the same credit. One backward pass trains both networks, and scales the classifier's
+    gradient by the first factor. It is computed with logsumexp, which does not overflow.
 
     Args:
         log_prob: Log density of each cell.

@@ -4,12 +4,11 @@ The plain form of registration, because ``torch.library.custom_op`` imports Dyna
 second.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
 from .distribution import draw_beta
+from .operators import operator_shapes
 from .rendering import cached_operators
 
 __all__: list[str] = []
@@ -29,9 +28,10 @@ def _fake_draw(concentration1: Tensor, concentration0: Tensor) -> Tensor:
 def _operators_for_compiler(
     action: Tensor, size: list[int], kernel_size: list[int], sigma: list[float]
 ) -> list[Tensor]:
-    grid = tuple(action.shape[2:])
-    found = cached_operators(grid, tuple(size), tuple(kernel_size), tuple(sigma), action.device, action.dtype)
-    return [operator.clone() for operator in found]  # compiled code may write into what an operator returns
+    shape = tuple(action.shape[1:])
+    found = cached_operators(shape, tuple(size), tuple(kernel_size), tuple(sigma), action.device, action.dtype)
+    # Compiled code may write into what an operator returns.
+    return [operator.clone() for operator in [*found.axes, *found.factors, found.share]]
 
 
 # A compiler would trace through the cache and make the operators anew in each step.
@@ -41,6 +41,4 @@ _LIBRARY.impl("operators", _operators_for_compiler, "CompositeExplicitAutograd")
 
 @torch.library.register_fake("policy_noise::operators", lib=_LIBRARY)
 def _fake_operators(action: Tensor, size: list[int], kernel_size: list[int], sigma: list[float]) -> list[Tensor]:
-    grid = tuple(action.shape[2:])
-    shapes = [*zip(size, grid, strict=True), *zip(grid, grid, strict=True), (size[0], grid[0] + 1), (math.prod(grid),)]
-    return [action.new_empty(shape) for shape in shapes]
+    return [action.new_empty(shape) for shape in operator_shapes(size, action.shape[2:])]

@@ -5,7 +5,8 @@ once per size by Kornia and kept.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from numbers import Real
 from typing import Any, Literal
@@ -13,6 +14,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .operators import Operators, make_operators
 
 __all__ = ["blur_parameters", "render", "render_mask"]
 
@@ -28,11 +31,11 @@ def blur_parameters(
     kernel_size: int | Sequence[int] | None = None,
     sigma: float | Sequence[float] | None = None,
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Resolve the Gaussian's kernel and sigma along each axis, in pixels, for an image size.
+    """Compute the Gaussian's kernel size and sigma along each axis, in pixels, for an image size.
 
-    Left out, sigma is a third of a cell along each axis, so that the mask has the same texture at every resolution and
-    aspect ratio. A given number is taken as pixels, for all axes or one for each. Kernel and sigma follow each other in
-    the paper's ratio of 13 to 6, a kernel as the nearest odd number, at least 3.
+    By default sigma is a third of a cell along each axis, so that the mask has the same texture at every resolution and
+    aspect ratio. Numbers are in pixels, one for all axes or one for each. If only one of kernel size and sigma is
+    given, the other follows in the paper's ratio of 13 to 6. The kernel size is the nearest odd number, at least 3.
 
     Args:
         size: The image's spatial size in pixels.
@@ -50,6 +53,15 @@ def blur_parameters(
         >>> blur_parameters((96, 192), (4, 4)), blur_parameters((224, 224), (64, 64), kernel_size=13)
         (((17, 35), (8.0, 16.0)), ((13, 13), (6.0, 6.0)))
     """
+    asked = tuple(size), tuple(grid), kernel_size, sigma
+    # A compiler warns of what it traces through a cache; lists, and what is no number at all, have no hash.
+    cached = not torch.compiler.is_compiling() and isinstance(kernel_size, Hashable) and isinstance(sigma, Hashable)
+    return _resolved(*asked) if cached else _resolve(*asked)
+
+
+def _resolve(
+    size: tuple[int, ...], grid: tuple[int, ...], kernel_size: Any, sigma: Any
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
     kernels = _along_axes("kernel_size", kernel_size, len(size))
     sigmas = _along_axes("sigma", sigma, len(size))
     for kernel in kernels:
@@ -60,6 +72,9 @@ def blur_parameters(
             raise ValueError(f"sigma must be a positive number of pixels, got {sigma!r}")
     axes = [_axis_parameters(*values, tuple(size)) for values in zip(size, grid, kernels, sigmas, strict=True)]
     return tuple(kernel for kernel, _ in axes), tuple(deviation for _, deviation in axes)
+
+
+_resolved = lru_cache(maxsize=256)(_resolve)
 
 
 def _along_axes(name: str, value: Any, axes: int) -> tuple[Any, ...]:
@@ -95,49 +110,6 @@ def _nearest_odd(value: float) -> int:
     return max(3, 2 * math.floor(value / 2) + 1)
 
 
-@lru_cache(maxsize=256)
-def _axis_operator(
-    cells: int, pixels: int, kernel_size: int, sigma: float, device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    """Nearest enlargement then Gaussian blur along one axis as a matrix (pixels, cells), from Kornia's own blur."""
-    from kornia.filters import gaussian_blur2d  # heavy, and needed once a size
-
-    # The cache outlives the call, and a tensor born in inference mode could not enter a later backward.
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-        # Which cell is nearest depends on the precision in which torch scales the index: that of the input.
-        precision = torch.float64 if dtype == torch.float64 else torch.float32
-        basis = torch.eye(cells, dtype=precision).view(1, 1, cells, cells)
-        enlarged = F.interpolate(basis, (pixels, cells), mode="nearest").double()
-        blurred = gaussian_blur2d(enlarged, (kernel_size, 1), (sigma, sigma), border_type="reflect")
-        return blurred[0, 0].to(device=device, dtype=dtype)
-
-
-@lru_cache(maxsize=256)
-def cached_operators(
-    grid: tuple[int, ...],
-    size: tuple[int, ...],
-    kernel_size: tuple[int, ...],
-    sigma: tuple[float, ...],
-    device: torch.device,
-    dtype: torch.dtype,
-) -> tuple[Tensor, ...]:
-    """What renders a grid at a size: an operator for each axis, and what is made from them.
-
-    After the axes' own operators come their triangular factors R / sqrt(pixels), from a QR decomposition: rendered with
-    them, which are as small as the grid, a mask keeps its root mean square. Then the first axis's operator with a
-    column of ones: one more cell, whose value is added to every pixel. The last is each cell's share of a rendered
-    mask's spatial mean, (cells,).
-    """
-    axes = [_axis_operator(*values, device, dtype) for values in zip(grid, size, kernel_size, sigma, strict=True)]
-    with torch.inference_mode(False), torch.no_grad():
-        share = torch.ones(1, device=device, dtype=dtype)
-        for operator in axes:
-            share = torch.outer(share, operator.mean(0)).flatten()
-        triangles = [torch.linalg.qr(axis.cpu().double(), mode="r").R / len(axis) ** 0.5 for axis in axes]
-        factors = [triangle.contiguous().to(axes[0]) for triangle in triangles]
-        return *axes, *factors, F.pad(axes[0], (0, 1), value=1.0), share
-
-
 def render_mask(
     action: Tensor,
     size: Sequence[int],
@@ -148,12 +120,12 @@ def render_mask(
 ) -> Tensor:
     """Enlarge a grid of actions to an image's size (nearest neighbour) and blur it with a Gaussian (reflect padding).
 
-    Both operations are linear and act on one axis at a time, so the whole is one small matrix product an axis. The
-    matrices are made by Kornia once for each size and kept; ``method="kornia"`` is the readable reference,
-    :func:`torch.nn.functional.interpolate` then :func:`kornia.filters.gaussian_blur2d`.
+    Both operations are linear and act on one axis at a time, so each axis is one small matrix product. Kornia makes the
+    matrices once for each size, and they are cached. ``method="kornia"`` is the readable reference:
+    :func:`torch.nn.functional.interpolate`, then :func:`kornia.filters.gaussian_blur2d`.
 
     Args:
-        action: One value a cell.
+        action: One value per cell.
         size: Spatial size in pixels, as many numbers as the grid has axes, none smaller than the grid's.
         kernel_size: Gaussian kernel in pixels; see :func:`blur_parameters`.
         sigma: Gaussian standard deviation in pixels; see :func:`blur_parameters`.
@@ -170,7 +142,7 @@ def render_mask(
         >>> render_mask(torch.rand(4, 1, 8, 8), (224, 224)).shape
         torch.Size([4, 1, 224, 224])
     """
-    size, kernels, sigmas = check_rendering(action, size, kernel_size, sigma)
+    size, kernels, sigmas = _check_rendering(action.shape, size, kernel_size, sigma)
     if method == "kornia":
         if len(size) != 2:
             raise ValueError(f"method='kornia' renders two axes, got an action of shape {tuple(action.shape)}")
@@ -181,49 +153,69 @@ def render_mask(
             return gaussian_blur2d(enlarged, (kernels[0], kernels[1]), (sigmas[0], sigmas[1]), border_type="reflect")
     if method != "matmul":
         raise ValueError(f"method must be 'matmul' or 'kornia', got {method!r}")
-    operators = get_operators(action, size, kernels, sigmas)
-    return render(action, operators[: len(size)])
+    # In the action's precision: a mask rounded to bf16 would be another mask than the one that is replayed outside.
+    with without_autocast(action.device.type):
+        return render(action, get_operators(action, size, kernel_size, sigma).axes)
 
 
-def check_rendering(
-    action: Tensor,
+def without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Operations in the precision of what they are given. Free where autocast is off anyway."""
+    enabled = torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if enabled else nullcontext()
+
+
+def _check_rendering(
+    shape: Sequence[int],
     size: Sequence[int],
     kernel_size: int | Sequence[int] | None,
     sigma: float | Sequence[float] | None,
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]:
-    """Size, kernels and sigmas, refused where they do not fit the grid or one another."""
+    """Size, kernels and sigmas, refused where they do not fit an action's shape or one another."""
     # This turns a compiler's symbolic sizes into the numbers they are.
-    size, grid = (tuple(len(range(length)) for length in lengths) for lengths in (size, action.shape[2:]))
-    if action.ndim not in (4, 5) or action.shape[1] != 1:
-        raise ValueError(f"action must have shape (B, 1, G, G) or (B, 1, G, G, G), got {tuple(action.shape)}")
+    size, grid = (tuple(len(range(length)) for length in lengths) for lengths in (size, shape[2:]))
+    if len(shape) not in (4, 5) or shape[1] != 1:
+        raise ValueError(f"action must have shape (B, 1, G, G) or (B, 1, G, G, G), got {tuple(shape)}")
     if len(size) != len(grid) or any(pixels < cells for pixels, cells in zip(size, grid, strict=True)):
         raise ValueError(f"size {size} does not fit a grid of {grid} cells: every axis needs a pixel for each cell")
     return size, *blur_parameters(size, grid, kernel_size, sigma)
 
 
 def get_operators(
-    action: Tensor, size: tuple[int, ...], kernel_size: tuple[int, ...], sigma: tuple[float, ...]
-) -> Sequence[Tensor]:
-    """:func:`cached_operators` for an action, also while compiling."""
-    if torch.compiler.is_compiling():
-        return torch.ops.policy_noise.operators(action.detach(), list(size), list(kernel_size), list(sigma))
-    return cached_operators(tuple(action.shape[2:]), size, kernel_size, sigma, action.device, action.dtype)
+    action: Tensor,
+    size: Sequence[int],
+    kernel_size: int | Sequence[int] | None,
+    sigma: float | Sequence[float] | None,
+) -> Operators:
+    """The operators for an action at a size, also while compiling.
 
-
-def render(action: Tensor, axes: Sequence[Tensor], offset: Tensor | None = None) -> Tensor:
-    """The separable product with one operator an axis.
-
-    With ``offset`` (B, 1, 1, ...) the first operator has a last column of ones: the offset is added to every pixel
-    without a pass of its own.
+    Raises:
+        ValueError: If the size does not fit the grid, or kernel and sigma do not fit the size.
     """
-    # In the action's precision: a mask rounded to bf16 would be another mask than the one that is replayed outside.
-    with torch.autocast(action.device.type, enabled=False):
-        # The last axis first: it is contiguous, and the tensor is still small.
-        mask = action @ axes[-1].mT
-        if len(axes) == 3:
-            mask = axes[1] @ mask
-        if offset is not None:
-            mask = torch.cat([mask, offset.expand(-1, -1, 1, *mask.shape[3:])], dim=2)
-        if len(axes) == 3:
-            return (axes[0] @ mask.flatten(3)).unflatten(3, mask.shape[3:])
-        return axes[0] @ mask
+    if torch.compiler.is_compiling():
+        resolved = _check_rendering(action.shape, size, kernel_size, sigma)
+        found = torch.ops.policy_noise.operators(action.detach(), *(list(values) for values in resolved))
+        return Operators.of(found, action.ndim - 2)
+    kernel, deviation = (tuple(value) if isinstance(value, list) else value for value in (kernel_size, sigma))
+    return cached_operators(tuple(action.shape[1:]), tuple(size), kernel, deviation, action.device, action.dtype)
+
+
+@lru_cache(maxsize=256)
+def cached_operators(
+    shape: tuple[int, ...],
+    size: tuple[int, ...],
+    kernel_size: Any,
+    sigma: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Operators:
+    """:func:`get_operators` for an action of this shape without its first axis."""
+    resolved = _check_rendering((1, *shape), size, kernel_size, sigma)
+    return Operators.of(make_operators(shape[1:], *resolved, device, dtype), len(size))
+
+
+def render(action: Tensor, axes: Sequence[Tensor]) -> Tensor:
+    """The separable product with one operator an axis; where autocast is off."""
+    # The last axis last: the whole is then one matrix product, whose result is contiguous.
+    if len(axes) == 3:
+        action = (axes[0] @ action.flatten(3)).unflatten(3, action.shape[3:])
+    return axes[-2] @ action @ axes[-1].mT

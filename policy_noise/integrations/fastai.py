@@ -17,7 +17,7 @@ from ..utils.model import unwrap
 
 try:
     from fastai.callback.core import Callback
-    from fastai.callback.schedule import LRFinder
+    from fastai.callback.schedule import LRFinder, ParamScheduler
     from fastai.layers import NoneReduce
     from fastai.torch_core import to_float
 except ImportError as error:
@@ -27,18 +27,19 @@ __all__ = ["PolicyNoiseCallback"]
 
 
 class PolicyNoiseCallback(Callback):  # type: ignore[misc]
-    """Train a Learner's model under a learned noise mask.
+    """Train a Learner's model under random or learned masks.
 
-    The hook is put on when training begins and taken off when ``fit`` ends. A later ``fit`` of the same model goes on
-    with the same policy; another learner's model gets one of its own. ``lr_find`` trains under masks, and leaves the
-    policy as it was, as it does the model.
+    The hook is attached when training begins and removed when ``fit`` ends. A later ``fit`` of the same model continues
+    with the same policy. Another learner's model gets its own. ``lr_find`` trains under masks, and afterwards restores
+    the policy, as it does the model.
 
-    Every loss of fastai and torch is served, and so is MixUp: each image's loss is taken with ``reduction="none"``, or
-    else image by image. The policy steps after each of the optimizer's steps, fastai's or an ``OptimWrapper``'s, and
-    its learning rate follows the last parameter group's, which is the one that fastai records.
+    All losses of fastai and torch work, and so does MixUp: each image's loss is computed with ``reduction="none"``, or
+    else image by image. The policy steps after each step of the optimizer, fastai's own or an ``OptimWrapper``. Its
+    learning rate follows that of the last parameter group, which is the one that fastai records.
 
-    ``learn.save`` keeps the model and its optimizer. Save the policy beside them: ``torch.save(callback.state_dict(),
-    path)``, and before the next ``fit`` ``callback.load_state_dict(torch.load(path))``.
+    ``learn.save`` saves the model and its optimizer. Save the policy beside them with
+    ``torch.save(callback.state_dict(), path)``, and call ``callback.load_state_dict(torch.load(path))`` before the next
+    ``fit``.
 
     Args:
         settings: Any setting of :func:`policy_noise.attach`. Pass the ``mean`` and ``std`` that the DataLoaders
@@ -97,6 +98,7 @@ class PolicyNoiseCallback(Callback):  # type: ignore[misc]
         self.hook, self._model, self._training = hook, weakref.ref(model), True
         finding = any(isinstance(callback, LRFinder) for callback in self.learn.cbs)
         self._start = copy.deepcopy(hook.state_dict()) if finding else None
+        hook.learner.rate.peak = max(hook.learner.rate.peak, self._planned_peak())
 
     def before_step(self) -> None:
         """A step may come."""
@@ -116,19 +118,27 @@ class PolicyNoiseCallback(Callback):  # type: ignore[misc]
         self._take_off()
 
     def state_dict(self) -> dict[str, Any]:
-        """The policy and all that resuming needs; empty before the first fit. Safe for ``torch.load``."""
+        """The policy and all that is needed to resume; empty before the first fit. Safe for ``torch.load``."""
         if self._training and self.hook is not None:
             return self.hook.state_dict()
         return dict(self._policy or {})
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on with a saved policy in the next fit.
+        """Continue with a saved policy in the next fit.
 
         Raises:
             ValueError: When that fit begins, if the state belongs to another policy.
         """
         self._take_off()
         self._policy, self._model = dict(state_dict) or None, None
+
+    def _planned_peak(self) -> float:
+        """The largest rate of the schedule that this fit is given; 0 where there is none."""
+        schedules = [
+            each.scheds["lr"] for each in self.learn.cbs if isinstance(each, ParamScheduler) and "lr" in each.scheds
+        ]
+        rates = [schedule(place / 100) for schedule in schedules for place in range(101)]
+        return max((float(rate[-1] if hasattr(rate, "__len__") else rate) for rate in rates), default=0.0)
 
     def _take_off(self) -> None:
         if self._training and self.hook is not None:

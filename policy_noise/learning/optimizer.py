@@ -50,6 +50,7 @@ class PolicyOptimizer:
             self.inner = torch.optim.SGD(parameters, momentum=0.9, **settings)
         else:
             self.inner = torch.optim.AdamW(parameters, **settings)
+        self._fill()
 
     def step(self, gradient: Tensor, lr: float | None) -> None:
         """Step by the gradient in all parameters, one after the other in one vector.
@@ -83,6 +84,21 @@ class PolicyOptimizer:
             return
         groups = [{**group, "fused": self._fused()} for group in state_dict["param_groups"]]
         self.inner.load_state_dict({**state_dict, "param_groups": groups})
+        self._fill()
+
+    def _fill(self) -> None:
+        """Give each parameter the state that its first step would make, for loaders that fill what is there."""
+        assert self.inner is not None
+        group = self.inner.param_groups[0]
+        for parameter in self.parameters:
+            state = self.inner.state[parameter]
+            if not state and "betas" in group:
+                # A step that is not fused counts on the CPU.
+                device = parameter.device if group["fused"] else torch.device("cpu")
+                state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            elif not state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
 
     def _fused(self) -> bool:
         return bool(self.parameters) and self.parameters[0].device.type in ("cpu", "cuda")

@@ -14,6 +14,10 @@ from ..functional import LossMoments
 __all__ = ["Observation", "SampleCount", "WindowMoments", "check_costs", "check_loss", "moments_of", "sum_over_ranks"]
 
 
+MAX_UNCOUNTED = 64
+"""Batches of which it is kept whether their losses are finite, until they are counted in one go."""
+
+
 @dataclass(frozen=True)
 class Observation:
     """A batch's draw and what it cost.
@@ -53,7 +57,8 @@ class SampleCount:
     def __init__(self) -> None:
         self.seen = 0
         self._checked = 0
-        self._finite: Tensor | int = 0
+        self._finite = 0
+        self._uncounted: list[Tensor] = []
         self._warned = self._warned_window = False
 
     def valid(self, observation: Observation) -> Tensor:
@@ -62,7 +67,9 @@ class SampleCount:
         total = loss if sample.log_prob is None else loss + sample.log_prob.detach()
         finite = total.abs() < math.inf  # one is infinite or NaN: so is the sum
         self._checked += len(finite)
-        self._finite = self._finite + finite.sum()
+        self._uncounted.append(finite)
+        if len(self._uncounted) > MAX_UNCOUNTED:
+            self._uncounted = [torch.cat(self._uncounted).sum().view(1)]
         if not finite.is_cuda:
             self.warn_dropped()
         counts = finite & sample.applied
@@ -71,11 +78,14 @@ class SampleCount:
     @property
     def dropped(self) -> int:
         """Samples whose loss was not finite."""
-        return self._checked - int(self._finite)
+        self._finite += sum(int(finite.sum()) for finite in self._uncounted)
+        self._uncounted.clear()
+        return self._checked - self._finite
 
     def restore(self, seen: int, dropped: int) -> None:
         """Set both counts."""
         self.seen, self._checked, self._finite = seen, dropped, 0
+        self._uncounted.clear()
 
     def warn_window(self, most: int) -> None:
         """Warn once of a window that is never closed."""

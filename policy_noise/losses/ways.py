@@ -62,7 +62,7 @@ def _class_average(criterion: nn.CrossEntropyLoss | nn.NLLLoss, values: Tensor, 
     if criterion.reduction != "mean":
         return Parts(rows if rows.ndim == 1 else rows.sum(1), valid=valid)
     if criterion.weight is None and target.ndim == 1:
-        return Parts(values * (len(values) / kept.sum().clamp(min=1)), valid=valid)
+        return Parts(values, valid=valid)
     weight = kept.to(values.dtype)
     if criterion.weight is not None:
         weight = weight * criterion.weight[torch.where(kept, target, 0)].to(values.dtype)
@@ -70,7 +70,7 @@ def _class_average(criterion: nn.CrossEntropyLoss | nn.NLLLoss, values: Tensor, 
     if target.ndim > 1:  # many positions a sample: each sample's own weighted mean
         weight = weight.reshape(len(values), -1).sum(1)
         return Parts(rows.sum(1) / weight.clamp(min=tiny), weight, valid)
-    return Parts(values * (len(values) / weight.sum().clamp(min=tiny)), valid=valid)
+    return Parts(values * (kept.sum() / weight.sum().clamp(min=tiny)), valid=valid)
 
 
 def vectorized(criterion: Any, call: Call, state: Snapshot | None, last: bool = False) -> Parts:

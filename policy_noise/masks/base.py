@@ -75,6 +75,7 @@ class SmoothMask(StochasticAugmentation):
         self.scale_about = scale_about
         # Not persistent: a policy's checkpoint says nothing about the normalisation of the next user's images.
         self.register_buffer("black", self._black_level(mean, std), persistent=False)
+        self._black_is_zero = self.black is not None and not bool(self.black.any())  # images in [0, 1], as a rule
 
     def _black_level(self, mean: Any, std: Any) -> Tensor | None:
         if (mean is None) != (std is None):
@@ -119,7 +120,7 @@ class SmoothMask(StochasticAugmentation):
         return batch
 
     def render(self, sample: ShadingSample, size: Sequence[int]) -> Tensor:
-        """The factor that each pixel is multiplied by, (B, 1, H, W): 1 where an image is not masked."""
+        """The factor that each pixel is multiplied by, (B, 1, H, W); 1 for images that are not masked."""
         ones = sample.action.new_ones(len(sample.action), 1, *size)
         return PF.noise_mask(ones, sample.action, **self._rendering(sample), applied=sample.applied)
 
@@ -138,13 +139,14 @@ class SmoothMask(StochasticAugmentation):
         """Mask a batch.
 
         Args:
-            images: A batch, or one image; see the class. As one of torchvision's v2 transforms, also a tuple or dict
-                that holds images, or images followed by labels: those come back as they are.
+            images: A batch, or one image; see the class. As one of torchvision's v2 transforms it also takes a tuple or
+                dict that holds images, or images followed by labels. Labels are returned unchanged.
             *labels: See above.
-            sample: Replay these masks, in either mode; also by position. Without it masks are drawn in training mode.
+            sample: Use these masks again, in either mode; also by position. Without it masks are drawn, and only in
+                training mode.
 
         Returns:
-            The masked images, or in eval mode without a sample the very same tensor.
+            The masked images. In eval mode and without a sample, the very same tensor.
         """
         if labels and isinstance(labels[0], Sample):
             sample, labels = labels[0], labels[1:]
@@ -161,16 +163,12 @@ class SmoothMask(StochasticAugmentation):
         return masked.squeeze(0) if images.ndim < batch.ndim else masked
 
     def transform(self, images: Tensor, sample: Sample) -> Tensor:
-        """Mask a batch; images that are not ``applied`` come back bit for bit."""
+        """Mask a batch. Images that are not ``applied`` are returned unchanged, bit for bit."""
         assert isinstance(sample, ShadingSample)
         black = None
-        if self.scale_about == "black":
+        if self.scale_about == "black" and not self._black_is_zero:
             black = self.black if self.black is not None else _darkest(images)
-        masked = PF.noise_mask(images, sample.action, **self._rendering(sample), black=black, applied=sample.applied)
-        if black is None:
-            return masked
-        # A mask of one leaves every finite value as it is. Scanners pad with infinite ones outside the field of view.
-        return torch.where(sample.applied.view(-1, *[1] * (images.ndim - 1)), masked, images)
+        return PF.noise_mask(images, sample.action, **self._rendering(sample), black=black, applied=sample.applied)
 
     def describe(self, sample: Sample | None, size: Sequence[int] | None) -> dict[str, float]:
         """Mean and standard deviation of the last masks, after blur and scaling; NaN before there are any."""
@@ -181,7 +179,7 @@ class SmoothMask(StochasticAugmentation):
         return {"mask_mean": float(mask.mean()), "mask_std": float(mask.std())}
 
     def check(self, images: Tensor) -> None:
-        """Warn where the images contradict the normalisation that says where black and white are."""
+        """Warn if the images do not fit the normalization that says where black and white are."""
         if self.black is None or not images.numel():
             return
         axes = (0, *range(2, images.ndim))
@@ -215,8 +213,7 @@ class SmoothMask(StochasticAugmentation):
 
 def _darkest(images: Tensor) -> Tensor:
     """Each image's smallest finite value in each channel; scanners pad with NaN and -inf outside the field of view."""
-    values = images.detach()
-    values = torch.where(values.isfinite(), values, math.inf)
+    values = torch.nan_to_num(images.detach(), math.inf, math.inf, math.inf)
     darkest = values.amin(dim=tuple(range(2, images.ndim)), keepdim=True)
     return torch.nan_to_num(darkest, posinf=0.0)
 

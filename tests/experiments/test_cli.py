@@ -97,7 +97,7 @@ def test_radimagenet_is_reported_by_modality_and_anatomy(tmp_path, monkeypatch, 
     start(monkeypatch, "pretrain", "--radimagenet", tmp_path, "--skip-bad-files", "--noise", "conventional",
           "--output", run, "--set", *TINY, "epochs=1", "in_chans=3")  # fmt: skip
     errors = capsys.readouterr().err
-    assert "1 missing files are left out" in errors
+    assert "1 missing file is left out" in errors
     assert "train4.png" in errors
     assert load_file(run / "model.safetensors")["conv1.0.weight"].shape[1] == 3
     groups = json.loads((run / "scores.json").read_text())["groups"]
@@ -461,3 +461,21 @@ def test_the_model_takes_as_many_channels_as_the_images_have(tmp_path, monkeypat
     assert load_file(tmp_path / "run" / "model.safetensors")["conv1.0.weight"].shape[1] == 3
     with pytest.raises(SystemExit, match="has images of 3 channels: pass --set in_chans=3"):
         start(monkeypatch, "pretrain", *words, "in_chans=1", "--output", tmp_path / "other")
+
+
+def test_a_grey_model_is_tuned_on_coloured_images(tmp_path, monkeypatch, capsys, files):
+    content = {}
+    for split in ("train", "val", "test"):
+        content[f"{split}_images"] = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
+        content[f"{split}_labels"] = np.arange(8) % 2
+    np.savez(tmp_path / "colour.npz", **content)
+    tiny = ["--set", *TINY, "epochs=1"]
+    start(monkeypatch, "pretrain", "--npz", files / "one.npz", "--noise", "conventional", "--output",
+          tmp_path / "grey", *tiny)  # fmt: skip
+    words = ["--init", tmp_path / "grey", "--npz", tmp_path / "colour.npz", *tiny]
+    with pytest.raises(SystemExit, match=r"in_chans must be 1, as many as .*model\.safetensors takes, got 3"):
+        start(monkeypatch, "finetune", *words, "in_chans=3", "--output", tmp_path / "other")
+    capsys.readouterr()
+    start(monkeypatch, "finetune", *words, "--output", tmp_path / "tuned")
+    assert "colour: 3 channels are averaged into one" in capsys.readouterr().err
+    assert load_file(tmp_path / "tuned" / "model.safetensors")["conv1.0.weight"].shape[1] == 1

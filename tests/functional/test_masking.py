@@ -69,6 +69,14 @@ def test_apply_multiplies_values_or_intensities():
     torch.testing.assert_close(PF.apply_mask(images, mask, black), black + mask * (images - black))
 
 
+@pytest.mark.parametrize("factor", [0.3, 0.8, 1.0, 1.5])
+@pytest.mark.parametrize("black", [-2.0, 0.5])
+def test_infinite_values_stay_infinite(factor, black):
+    images = torch.tensor([-torch.inf, torch.inf, 1.0]).view(1, 1, 1, 3)
+    masked = PF.apply_mask(images, torch.full((1, 1, 1, 3), factor), torch.tensor(black))
+    torch.testing.assert_close(masked.flatten(), torch.tensor([-torch.inf, torch.inf, factor + black * (1 - factor)]))
+
+
 def test_black_stays_black():
     black = torch.tensor([-2.1179, -2.0357, -1.8044]).view(1, 3, 1, 1)
     images = black.expand(2, 3, 16, 16).clone()

@@ -9,6 +9,7 @@ import weakref
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from timm.optim import Adahessian
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
@@ -194,6 +195,20 @@ def test_a_whole_state_saved_by_distributed_checkpoint_keeps_the_policy(batch, t
         assert torch.equal(saved, loaded)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("policy_optimizer", ["adamw", "sgd"])
+def test_distributed_checkpoint_fills_the_state_of_a_hook_that_has_not_stepped(batch, tmp_path, policy_optimizer):
+    arguments = {"policy_optimizer": policy_optimizer, "baseline": "moving_average", "entropy_target": -0.1}
+    model, optimizer, criterion, hook = parts(**arguments)
+    train(model, optimizer, criterion, batch, steps=3)
+    dcp.save({"hook": hook.state_dict()}, checkpoint_id=tmp_path, no_dist=True)
+    *_, resumed = parts(**arguments)
+    state = {"hook": resumed.state_dict()}
+    dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
+    resumed.load_state_dict(state["hook"])
+    torch.testing.assert_close(resumed.state_dict(), hook.state_dict(), rtol=0, atol=0)
+
+
 # -- ordinary loops ----------------------------------------------------------------------------------------------------
 
 
@@ -277,9 +292,11 @@ def test_ordinary_loops_hear_nothing(batch, recwarn, loop, settings):
     assert not [str(w.message) for w in recwarn if issubclass(w.category, UserWarning)]
 
 
-@pytest.mark.parametrize("kind", [torch.optim.Adagrad, torch.optim.AdamW, torch.optim.LBFGS, torch.optim.Rprop])
+@pytest.mark.parametrize(
+    "kind", [torch.optim.Adagrad, torch.optim.AdamW, torch.optim.LBFGS, torch.optim.Rprop, Adahessian]
+)
 def test_a_new_optimizer_hears_nothing(recwarn, kind):
-    """Adagrad's has a state before its first step."""
+    """Adagrad's and Adahessian's have a state before their first step."""
     model = Net()
     attach(model, kind(model.parameters()), nn.CrossEntropyLoss())
     assert not said(recwarn)

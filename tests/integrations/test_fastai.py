@@ -1,6 +1,7 @@
 """The callback for fastai's Learner, in real Learners."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -148,6 +149,23 @@ def test_the_policys_rate_follows_the_last_group(tmp_path):
     )
     learner.fit(1, lr=slice(1e-4, 1e-2))
     assert noise.hook.policy_optimizer.param_groups[0]["lr"] == pytest.approx(0.005)
+
+
+@pytest.mark.parametrize("lr", [0.02, slice(1e-4, 0.02)])
+def test_one_cycle_warms_the_policy_up_too(tmp_path, lr):
+    noise, rates = callback(policy_lr=0.5), []
+
+    class Reader(Callback):
+        order = 99
+
+        def after_step(self):
+            rates.append((self.learn.opt.hypers[-1]["lr"], noise.hook.policy_optimizer.param_groups[0]["lr"]))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learner_of(tmp_path, noise, Reader()).fit_one_cycle(2, lr)
+    assert [policy for _, policy in rates] == pytest.approx([0.5 * own / 0.02 for own, _ in rates])
+    assert rates[0][0] == pytest.approx(0.02 / 25)
 
 
 def test_a_second_fit_goes_on_with_the_policy(tmp_path):

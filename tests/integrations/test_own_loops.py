@@ -47,14 +47,14 @@ def test_a_loop_that_updates_by_hand_steps_the_policy_as_an_optimizer_would():
             if by_hand:
                 with torch.no_grad():
                     for parameter in model.parameters():
-                        parameter.add_(parameter.grad, alpha=-0.1)  # rounds as torch does
+                        parameter.add_(parameter.grad, alpha=-0.1)  # to the bit what SGD does
                 hook.step(0.1)
             else:
                 optimizer.step()
         assert hook.metrics["samples_seen"] == 32
         policies.append(policy_of(hook))
     assert not torch.equal(policies[0], start)
-    assert torch.equal(*policies)
+    torch.testing.assert_close(*policies)
 
 
 def test_step_without_a_learning_rate_keeps_the_policys_own():
@@ -149,7 +149,8 @@ def test_folds_that_share_a_criterion_each_take_the_losses_of_their_own_model():
         torch.testing.assert_close(policy_of(hook), expected)
 
 
-def test_lightnings_tuner_followed_by_fit():
+@pytest.mark.parametrize("replace", [True, False])
+def test_lightnings_tuner_followed_by_fit(replace, recwarn):
     pytest.importorskip("lightning")
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.tuner import Tuner
@@ -165,7 +166,7 @@ def test_lightnings_tuner_followed_by_fit():
 
         def configure_optimizers(self):
             optimizer = torch.optim.SGD(self.model.parameters(), lr=self.lr)
-            self.hooks.append(policy_noise.attach(self.model, optimizer, self.criterion, replace=True, **SETTINGS))
+            self.hooks.append(policy_noise.attach(self.model, optimizer, self.criterion, replace=replace, **SETTINGS))
             return optimizer
 
     module, loader = Module(), DataLoader(TensorDataset(*batch()), batch_size=4)
@@ -177,3 +178,5 @@ def test_lightnings_tuner_followed_by_fit():
     assert len(module.hooks) >= 2
     assert module.hooks[-1].metrics["samples_seen"] == 16
     assert not torch.equal(policy_of(module.hooks[-1]), start)
+    told = [str(warning.message) for warning in recwarn if "another optimizer" in str(warning.message)]
+    assert bool(told) != replace

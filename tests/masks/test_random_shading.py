@@ -111,6 +111,15 @@ def test_volumes(shape):
         shading(torch.rand(16, 12))
 
 
+def test_images_whose_black_is_zero_are_multiplied():
+    images = torch.rand(4, 3, 20, 24) + 0.1
+    shading = RandomShading(p=0.5, mean=0.0, std=1.0)
+    sample = shading.sample(images, torch.Generator().manual_seed(1))
+    assert torch.equal(shading(images, sample), images * shading.render(sample, (20, 24)))
+    almost = RandomShading(p=0.5, mean=1e-6, std=1.0)
+    torch.testing.assert_close(almost(images, sample), shading(images, sample))
+
+
 def test_integers_are_refused():
     with pytest.raises(TypeError, match=r"floating point .*got dtype torch\.uint8"):
         RandomShading()(torch.zeros(3, 16, 16, dtype=torch.uint8))

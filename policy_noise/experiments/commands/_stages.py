@@ -2,7 +2,8 @@
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,16 @@ from ..runs import Run, digest, write_json
 from ..sources import describe, open_joined
 from ..training import check_mask, create_model, train
 
-__all__ = ["add_recipe", "check_scorable", "record_of", "score_line", "train_stage", "weights_of"]
+__all__ = [
+    "add_recipe",
+    "check_scorable",
+    "open_for_training",
+    "record_of",
+    "require_different",
+    "score_line",
+    "train_stage",
+    "weights_of",
+]
 
 TRAININGS = LABELS | {"conventional": "conventional training"}
 
@@ -62,6 +72,12 @@ def record_of(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     return found | ({"fingerprint": fingerprint(data)} if started_first() else {})
 
 
+def require_different(name: str, given: Sequence[Any]) -> None:
+    """What is there twice would count as two independent repeats."""
+    if len(set(given)) < len(given):
+        raise ValueError(f"{name} must differ from one another, got {given}")
+
+
 def _ancestor(path: Path, data: Any) -> dict[str, Any]:
     """What a run's record says of the model that it starts from."""
     metadata = read_heated_metadata(path)
@@ -88,14 +104,32 @@ def _same_classes(metadata: Mapping[str, Any], data: Any) -> bool:
     return metadata.get("classes") == names and (not numbered or metadata.get("data") == data.name)
 
 
-def train_stage(stage: str, arguments: argparse.Namespace, recipe: TrainRecipe, init: Path | None) -> None:
-    """Train, score and report; what does not suit is found before anything is written."""
-    own = init is not None or any(text.partition("=")[0].strip() == "in_chans" for text in arguments.set)
+def open_for_training(arguments: argparse.Namespace, recipe: TrainRecipe, *, fixed: bool) -> tuple[Any, TrainRecipe]:
+    """The set to train on, and the recipe for as many channels as it has.
+
+    Args:
+        arguments: The parsed command line.
+        recipe: The recipe.
+        fixed: Its channels are those of a model that is there already: three channels are averaged into one for it.
+
+    Raises:
+        ValueError: If the command line sets fewer channels than the images have.
+    """
+    own = fixed or any(text.partition("=")[0].strip() == "in_chans" for text in arguments.set)
     data = open_joined(arguments, recipe.load_size, recipe.in_chans if own else None)
     if not own and data.in_chans > recipe.in_chans:
         recipe = dataclasses.replace(recipe, in_chans=data.in_chans)
     if isinstance(data, ImageSet) and data.in_chans > recipe.in_chans:
-        raise ValueError(f"{data.name} has images of {data.in_chans} channels: pass --set in_chans={data.in_chans}")
+        if not fixed:
+            raise ValueError(f"{data.name} has images of {data.in_chans} channels: pass --set in_chans={data.in_chans}")
+        if started_first():
+            print(f"{data.name}: {data.in_chans} channels are averaged into one for a grey model", file=sys.stderr)
+    return data, recipe
+
+
+def train_stage(stage: str, arguments: argparse.Namespace, recipe: TrainRecipe, init: Path | None) -> None:
+    """Train, score and report; what does not suit is found before anything is written."""
+    data, recipe = open_for_training(arguments, recipe, fixed=init is not None)
     check_scorable(data)
     start: dict[str, Any] = {} if init is None else {"init": _ancestor(init, data)}
     fresh = bool(start) and start["init"]["head"] == "fresh"

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from ..distributed import world
 from ..initialisation import Initialisation, parse_initialisation
@@ -12,7 +11,7 @@ from ..report import transfer_table, write_report
 from ..runs import Run, digest
 from ..sources import add_source_arguments, open_sources
 from ..transfer import compare
-from ._stages import add_recipe, check_scorable, record_of
+from ._stages import add_recipe, check_scorable, record_of, require_different
 
 __all__ = ["add_arguments", "run"]
 
@@ -46,9 +45,9 @@ def run(arguments: argparse.Namespace) -> None:
             raise ValueError(f"{init.source} was trained with another normalisation: pass --set mean={mean} std={std}")
         init.create(sets[0].num_classes, 0)
     hashes = [digest(init.source) if Path(init.source).is_file() else init.source for init in inits]
-    _require_different("--init", [(init.label, init.source) for init in inits])
-    _require_different("--init: the weights of one label", [(i.label, h) for i, h in zip(inits, hashes, strict=True)])
-    _require_different("sets", [data.name for data in sets])
+    require_different("--init", [(init.label, init.source) for init in inits])
+    require_different("--init: the weights of one label", [(i.label, h) for i, h in zip(inits, hashes, strict=True)])
+    require_different("sets", [data.name for data in sets])
     for data in sets:
         check_scorable(data)
         if max(recipe.shots) > len(data.train):
@@ -68,9 +67,3 @@ def run(arguments: argparse.Namespace) -> None:
             for metric in ("f1", "roc_auc"):
                 print(f"\n{metric}, mean [95 % t-interval]\n\n{transfer_table(lines, metric)}")
             write_report(folder.folder)
-
-
-def _require_different(name: str, given: list[Any]) -> None:
-    """What is there twice would count as two independent repeats."""
-    if len(set(given)) < len(given):
-        raise ValueError(f"{name} must differ from one another, got {given}")

@@ -18,6 +18,9 @@ def found():
 def test_the_page_has_the_table_of_the_committed_runs(found):
     page = evidence.PAGE.read_text(encoding="utf-8")
     assert evidence.put(page, evidence.table(found)) == page
+    long = evidence.collect_long()
+    assert evidence.put(page, evidence.long_table(long), evidence.LONG_MARKERS) == page
+    assert {name for _, name, _ in long} == set(evidence.LONG_ROWS)
 
 
 def test_every_row_has_the_measures_that_the_picture_shows(found, tmp_path):

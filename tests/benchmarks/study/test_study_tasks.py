@@ -1,5 +1,6 @@
 """The study's images: their shifts and corruptions."""
 
+import dataclasses
 import sys
 import types
 
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.study.shifts import SHIFTS, medmnist_c
+from benchmarks.study.shifts import medmnist_c
+from benchmarks.study.tasks import TASKS
+from policy_noise.experiments.shifts import SHIFTS
 
 
 @pytest.mark.parametrize("name", SHIFTS)
@@ -52,3 +55,9 @@ def test_corruptions_start_from_seeds_of_their_own_and_leave_the_global_one(monk
         assert corrupted.dtype == np.uint8
         assert np.array_equal(corrupted, second[name])
         assert not np.array_equal(corrupted, other[name])
+
+
+@pytest.mark.parametrize("name", ["joined-half", "pneumonia-half"])
+def test_long_tasks_are_the_short_ones_with_five_times_the_epochs(name):
+    short, long = TASKS[name], TASKS[f"{name}-long"]
+    assert long == dataclasses.replace(short, name=long.name, epochs=5 * short.epochs)

@@ -9,13 +9,14 @@ import torch
 
 from benchmarks.study import scoring, training
 from benchmarks.study.classifier import Classifier
-from benchmarks.study.conditions import CONDITIONS, Condition
+from benchmarks.study.conditions import CONDITIONS, HELD, Condition
 from benchmarks.study.jobs import Job
 from benchmarks.study.masks import ClassPolicy, StudyMask
-from benchmarks.study.rivals import Augmentation
 from benchmarks.study.scoring import evaluate
 from benchmarks.study.tasks import FewShot, train_indices
 from benchmarks.study.training import Batches, train
+from policy_noise.experiments.rivals import Augmentation
+from policy_noise.policy import StaticPolicy
 
 
 def test_batches_are_those_of_the_seed(data):
@@ -108,6 +109,7 @@ KINDS = (
     "coop-dose20-recalibrated",
     "pathwise-adv-2x2-dose10-level20-bounded",
     "pathwise-robust-2x2-dose10-level20-bounded-shuffled",
+    "adv-2x2-dose10-level20-entropy075-centred-shuffled",
 )
 
 
@@ -128,6 +130,8 @@ def test_every_kind_of_run(data, name):
         assert {point["alpha"] for point in result["policy"]} == {result["policy"][0]["alpha"]}
     if condition.family == "learned":
         assert len({point["alpha"] for point in result["policy"]}) > 1
+    assert bool(result["encoding"]) == (condition.preset is not None)
+    assert np.isfinite(list(result["encoding"].values())).all()
     json.dumps(result)
 
 
@@ -186,3 +190,53 @@ def test_a_run_repeats_and_a_mask_of_no_strength_is_plain_training(data):
 
 def _small(name: str, **mask: object) -> Condition:
     return dataclasses.replace(CONDITIONS[name], mask={"grid_size": 4, **mask})
+
+
+def _encoding(policy: torch.nn.Module) -> dict[str, float]:
+    """Of grey images, for a classifier that takes the dark ones for class 0 and the bright ones for class 1."""
+
+    class ByBrightness(torch.nn.Module):
+        def forward(self, images):
+            level = images.flatten(1).mean(1)
+            return torch.stack([20 - 20 * level, 20 * level - 20], 1), level
+
+    mask = StudyMask(in_chans=1, mean=0.0, std=1.0, policy=policy, p=0.5)
+    model = ByBrightness()
+    labels = torch.arange(400) % 2
+    mask.shuffled = True
+    found = scoring.encoding(model, mask, torch.ones(400, 1, 8, 8), labels, 0)
+    assert model.training
+    assert mask.shuffled  # both are as they were
+    return found
+
+
+def test_masks_that_say_the_class_are_found_out():
+    policy = ClassPolicy(2, (2, 2))
+    with torch.no_grad():
+        policy.log_concentration[0, 1] = policy.log_concentration[1, 0] = 4.0  # dark cells for 0, bright ones for 1
+    told = _encoding(policy)
+    assert told["probe"] == 1.0
+    assert told["probe_swapped"] == pytest.approx(0.5, abs=0.12)
+    assert told["chance"] == 0.5
+    assert told["loss_unmasked"] == pytest.approx(np.log(2), abs=1e-5)
+    # A factor of exp(+-.6) moves the logits' difference by at least 18, for half of the other images the wrong way.
+    assert told["loss"] < 1e-3
+    assert told["loss_swapped"] > 5
+
+    blind = _encoding(StaticPolicy((2, 2)))
+    assert blind["probe"] == pytest.approx(0.5, abs=0.12)
+    assert blind["loss_swapped"] == pytest.approx(blind["loss"], rel=0.2)
+
+
+def test_held_conditions_hold_the_entropy_where_they_say(data):
+    """A policy that is far from its target pays for it more and more, and one with a target of 0 stays uniform."""
+    for name, target in (("coop-2x2-dose10-level20-entropy000", 0.0), ("adv-2x2-dose10-level20-entropy250", -0.25)):
+        condition = CONDITIONS[name]
+        assert condition.hook["entropy_target"] == target
+        policy = train(Job(data.task, condition, 0, ("val",)), data)["policy"]
+        assert {"entropy", "entropy_coef"} <= policy[-1].keys()
+        first = policy[0]["entropy"] / 4  # nats a cell
+        assert policy[0]["entropy_coef"] == pytest.approx(0.1 * np.exp(0.5 * (target - first)), rel=1e-3)
+    assert not CONDITIONS[name].mask.get("center_brightness")
+    assert CONDITIONS[f"{name}-centred"].mask["center_brightness"]
+    assert len(HELD) == 24

@@ -1,11 +1,17 @@
-"""Hand-set augmentations, the rivals of the mask."""
+"""Hand-set augmentations of intensities, the rivals of the mask."""
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.study.shifts import bias_field
+from ..hooks.streams import own_randomness
+from .shifts import bias_field
+
+__all__ = ["RIVALS", "Augmentation", "RunAugmentation"]
+
+RIVALS = ("bias_field", "gaussian_noise", "random_erasing", "mixup", "randaugment", "color_jitter")
 
 
 class Augmentation:
@@ -15,7 +21,7 @@ class Augmentation:
         name: ``"bias_field"`` (TorchIO's default, half of the images), ``"gaussian_noise"`` (std 0.1, half),
             ``"random_erasing"`` (kornia's, half), ``"mixup"`` (timm's, alpha 0.2), ``"randaugment"`` (torchvision's,
             2 operations of magnitude 9, drawn anew for each eighth of the batch) or ``"color_jitter"`` (kornia's at
-            timm's default strength: brightness and contrast within 0.4 of 1).
+            timm's default strength: brightness, contrast and, of colours, saturation within 0.4 of 1).
         num_classes: For MixUp's targets.
         device: Where the images are.
         seed: Of the two that draw on the device; the others follow the global seeds.
@@ -41,7 +47,7 @@ class Augmentation:
             from kornia.augmentation import ColorJitter
 
             self.operation = ColorJitter(0.4, 0.4, 0.4)
-        elif name not in ("bias_field", "gaussian_noise"):
+        elif name not in RIVALS:
             raise ValueError(f"unknown augmentation {name!r}")
 
     @torch.no_grad()
@@ -54,7 +60,7 @@ class Augmentation:
         if self.name == "random_erasing":
             return self.operation(images), labels
         if self.name == "color_jitter":
-            return self.operation(images.expand(-1, 3, -1, -1))[:, :1], labels
+            return self.operation(images.expand(-1, 3, -1, -1))[:, : images.shape[1]], labels
         if self.name == "bias_field":
             changed = bias_field(images, self.generator, 0.5).clamp(0, 1)
         else:
@@ -62,3 +68,44 @@ class Augmentation:
             changed = (images + 0.1 * noise).clamp(0, 1)
         chosen = torch.rand(len(images), 1, 1, 1, generator=self.generator, device=images.device) < 0.5
         return torch.where(chosen, changed, images), labels
+
+
+class RunAugmentation:
+    """An augmentation in a run that can be resumed: what it draws depends on seed, step and process alone.
+
+    Args:
+        name: See :class:`Augmentation`.
+        num_classes: For MixUp's targets.
+        device: Where the images are.
+        seed: The run's.
+        rank: The process's number.
+        mean: Of the images' normalisation.
+        std: Likewise.
+    """
+
+    def __init__(
+        self, name: str, num_classes: int, device: torch.device, *, seed: int, rank: int, mean: float, std: float
+    ) -> None:
+        self.augmentation = Augmentation(name, num_classes, device, seed)
+        self.seed, self.rank, self.mean, self.std = seed, rank, mean, std
+
+    def __call__(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Augment a normalised batch at a step, counted from 0; the global random generators stay as they are.
+
+        Returns:
+            The images, and labels or, for MixUp, probabilities of the classes.
+        """
+        seed = int(np.random.default_rng([self.seed, step, 2, self.rank]).integers(2**31))
+        self.augmentation.generator.manual_seed(seed)
+        count = len(images)
+        if self.augmentation.name == "mixup" and count % 2:  # timm's mixes pairs
+            images, labels = torch.cat([images, images[:1]]), torch.cat([labels, labels[:1]])
+        state = np.random.get_state()  # noqa: NPY002  (timm's MixUp draws from the global state)
+        try:
+            np.random.seed(seed)  # noqa: NPY002
+            with own_randomness(images.device, seed):
+                x, y = self.augmentation((images * self.std + self.mean).clamp(0, 1), labels)
+        finally:
+            np.random.set_state(state)  # noqa: NPY002
+        x = ((x - self.mean) / self.std)[:count].contiguous(memory_format=torch.channels_last)
+        return x, y[:count]

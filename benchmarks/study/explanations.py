@@ -1,0 +1,87 @@
+"""Two numbers on why learning does not help: drift and encoding.
+
+Drift: where the policies' cells end, and the constant brightening or darkening that follows from it, which no test
+image has. Encoding: how well the class is named from the mask alone, and how much worse the classifier's training loss
+is under another image's mask.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.pages import head, row
+from benchmarks.study.conditions import CONDITIONS, Condition
+from policy_noise.experiments.statistics import t_interval
+from policy_noise.functional import mask_brightness
+
+SHARE = 0.2
+"""A constant change of brightness by more than this counts as drift: one standard deviation of the default's masks."""
+
+
+def implied_brightness(condition: Condition, cell_mean: float) -> float | None:
+    """What an image is multiplied by where every cell has this mean.
+
+    Args:
+        condition: Of the run.
+        cell_mean: Mean expected value of the cells, in [0, 1].
+
+    Returns:
+        The factor, 1 where no policy can change the brightness on average; None for masks without a brightness.
+    """
+    std = condition.mask.get("brightness_std", 0.0)
+    if not std:
+        return None
+    cells = torch.full((1, 1, *[condition.mask["grid_size"]] * 2), cell_mean)
+    expected = cells if condition.mask.get("center_brightness") else None
+    return float(mask_brightness(cells, std, expected))
+
+
+def drift_table(records: Iterable[dict[str, Any]]) -> list[str]:
+    """Learned conditions: how the cells' mean and the brightness it implies are spread over finished runs."""
+    ends: dict[str, list[float]] = {}
+    for record in records:
+        if record.get("family") == "learned" and record.get("policy"):
+            ends.setdefault(record["condition"], []).append(record["policy"][-1]["cell_mean"])
+    lines = head(["condition", "runs", "cell mean: least, median, most", "brightness: least, median, most", "drifted"])
+    for name, means in ends.items():
+        found = [implied_brightness(CONDITIONS[name], mean) for mean in means]
+        factors = [factor for factor in found if factor is not None]
+        drifted = sum(abs(factor - 1) > SHARE for factor in factors)
+        of_brightness = [_spread(factors), f"{drifted} of {len(factors)}"] if factors else ["", ""]
+        lines.append(row([name, str(len(means)), _spread(means), *of_brightness]))
+    return lines
+
+
+def _spread(values: list[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in np.quantile(values, [0, 0.5, 1]))
+
+
+def encoding_table(records: Iterable[dict[str, Any]]) -> list[str]:
+    """Conditions with masks, by task: the probe's recall, and training loss under other images' masks less one's own.
+
+    Means over seeds, ± half the 95 % t-interval where there are three or more.
+    """
+    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for record in records:
+        if record.get("encoding"):
+            found.setdefault((record["task"], record["condition"]), []).append(record["encoding"])
+    columns = ["task", "condition", "seeds", "class named from the mask", "from another image's mask", "chance"]
+    lines = head([*columns, "loss, other masks - own", "loss, own masks - none"])
+    for (task, condition), seen in sorted(found.items(), key=lambda item: item[0][0]):
+        cells = [
+            _mean([one["probe"] for one in seen], ".3f"),
+            _mean([one["probe_swapped"] for one in seen], ".3f"),
+            f"{np.mean([one['chance'] for one in seen]):.3f}",
+            _mean([one["loss_swapped"] - one["loss"] for one in seen], "+.3f"),
+            _mean([one["loss"] - one["loss_unmasked"] for one in seen], "+.3f"),
+        ]
+        lines.append(row([task, condition, str(len(seen)), *cells]))
+    return lines
+
+
+def _mean(values: list[float], digits: str) -> str:
+    interval = t_interval(values)
+    half = f" ± {interval.high - interval.mean:.3f}" if len(values) > 2 else ""
+    return f"{interval.mean:{digits}}{half}"

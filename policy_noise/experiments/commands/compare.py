@@ -1,0 +1,176 @@
+"""Does it help on my data? Trains by several methods and seeds, and reports what differs, and what could have.
+
+All methods of a seed have equal epochs, initial weights, order and geometric augmentation. Each model is scored on the
+test split, on the test images under eight shifts, and on every site, other data that are only tested on. Differences
+are paired by seed. report.html says in plain sentences what was found. Runs go on where they stopped with --resume,
+which also adds methods and seeds.
+"""
+
+import argparse
+import dataclasses
+import sys
+from typing import Any
+
+from ..batches import epoch_batches
+from ..comparison.jobs import run_all
+from ..comparison.methods import METHODS, SETTINGS, choose_methods, recipe_for
+from ..comparison.page import write_comparison
+from ..comparison.plan import Plan, estimate, listing
+from ..comparison.results import PLAN
+from ..comparison.sites import FORMS, open_site
+from ..data import require_classes
+from ..distributed import World, world
+from ..recipes import RECIPES, TrainRecipe, TransferRecipe, override
+from ..runs import Run, write_json
+from ..sources import NAMED, add_source_arguments, open_named
+from ..training import check_mask, create_model
+from ._stages import add_recipe, check_scorable, open_for_training, record_of, require_different
+
+__all__ = ["add_arguments", "run"]
+
+DEFAULT = ("conventional", "augment", "policy", "color-jitter")
+CLEAN_SHARE = 0.25
+"""Of the epochs, at the end, without masks and changes of intensities: as in the project's own study."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    add_source_arguments(parser)
+    group = parser.add_argument_group("comparison")
+    group.add_argument(
+        "--methods",
+        nargs="+",
+        default=list(DEFAULT),
+        metavar="NAME",
+        help=f"of {', '.join(METHODS)} (default: {' '.join(DEFAULT)}); conventional is always run",
+    )
+    group.add_argument(
+        "--method",
+        action="append",
+        default=[],
+        metavar="NAME=JSON",
+        help=f"a method of your own: an object of {', '.join(SETTINGS)}, as in "
+        'mild={"noise": "frozen", "preset": "augment", "noise_options": {"pattern_std": 0.05}}',
+    )
+    group.add_argument(
+        "--site",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=SOURCE",
+        help=f"other data of the same classes, matched by name and only tested on: {FORMS}",
+    )
+    group.add_argument(
+        "--target",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="SOURCE",
+        help=f"sets for few-shot transfer: each {NAMED}",
+    )
+    group.add_argument("--seeds", type=int, default=5, help="runs of each method, with seeds 0, 1, ... (default: 5)")
+    group.add_argument("--jobs", type=int, default=1, help="runs at a time, in processes of their own (default: 1)")
+    group.add_argument("--dry-run", action="store_true", help="say what would run and how long it takes, and stop")
+    add_recipe(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    with world() as here:
+        _check_numbers(arguments, here)
+        plan = here.agree(lambda: _plan(arguments, here))
+        seconds = here.agree(lambda: estimate(plan, here)) if plan.todo() or arguments.dry_run else {}
+        if here.main:
+            print(
+                "\n".join(listing(plan, seconds, arguments.jobs)), file=sys.stdout if arguments.dry_run else sys.stderr
+            )
+        if arguments.dry_run:
+            return
+        record = dict(plan.record) | {
+            "sites": [site.describe(plan.data.class_names) for site in plan.sites],
+            "targets": [record_of(target, arguments) for target in plan.targets],
+            "transfer": dataclasses.asdict(plan.transfer) if plan.targets else None,
+        }
+        options: dict[str, Any] = {"resume": arguments.resume, "writes": here.main}
+        here.agree(lambda: Run(arguments.output, "compare", plan.recipe, record, **options))
+        if here.main:
+            methods = [dataclasses.asdict(method) for method in plan.methods]
+            write_json(arguments.output / PLAN, {"methods": methods, "seeds": list(plan.seeds)})
+        here.barrier()  # before the folders of runs are looked at
+        run_all(plan, here, jobs=arguments.jobs, seconds=seconds)
+        if here.main:
+            verdict = write_comparison(arguments.output)
+            print("\n".join(["", *verdict, "", f"{arguments.output / 'report.html'}: the report"]))
+
+
+def _check_numbers(arguments: argparse.Namespace, here: World) -> None:
+    for name in ("seeds", "jobs"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    if arguments.jobs > 1 and here.size > 1:
+        raise ValueError(f"--jobs must be 1 under torchrun, whose {here.size} processes share each run")
+
+
+def _recipe(arguments: argparse.Namespace) -> TrainRecipe:
+    """The numbers that all methods share; by default the last quarter of the epochs is clean."""
+    names = [text.partition("=")[0].strip() for text in arguments.set]
+    own = [name for name in names if name in SETTINGS and name != "clean_epochs"]
+    if own:
+        raise ValueError(f"--set {own[0]}: that is what methods differ by; give --method NAME=JSON")
+    if "seed" in names:
+        raise ValueError("--set seed: runs have the seeds 0, 1, ... up to --seeds")
+    recipe = dataclasses.replace(
+        RECIPES[arguments.recipe]["pretrain"], noise="conventional", preset="learned", policy_lr=None
+    )
+    recipe = override(recipe, arguments.set)
+    if "clean_epochs" not in names:
+        recipe = dataclasses.replace(
+            recipe, clean_epochs=round(CLEAN_SHARE * recipe.epochs) if recipe.epochs > 1 else 0
+        )
+    return recipe
+
+
+def _plan(arguments: argparse.Namespace, here: World) -> Plan:
+    """Open all data and check all that can be checked before anything is trained."""
+    methods = choose_methods(arguments.methods, arguments.method)
+    data, recipe = open_for_training(arguments, _recipe(arguments), fixed=False)
+    check_scorable(data)
+    epoch_batches(len(data.train), recipe, 0, here)
+    for method in methods:
+        own = recipe_for(method, recipe, 0)
+        if own.extra_augmentation == "mixup" and data.multi_label:
+            raise ValueError(f"method {method.name}: mixup needs one label an image, and {data.name} has several")
+        try:
+            check_mask(create_model(own, data.num_classes), own, multi_label=data.multi_label)
+        except ValueError as error:
+            raise ValueError(f"method {method.name}: {error}") from error
+    sites = tuple(open_site(text, arguments, data, recipe.load_size) for text in arguments.site)
+    require_different("--site: names", [site.name for site in sites])
+    targets = tuple(open_named(text, arguments, recipe.image_size, recipe.in_chans) for text in arguments.target)
+    require_different("--target: names", [target.name for target in targets])
+    for target in targets:
+        require_classes(target)
+    if here.main:
+        print("\n".join(note for site in sites for note in site.notes), end="\n" if sites else "", file=sys.stderr)
+    return Plan(
+        output=arguments.output,
+        data=data,
+        record=record_of(data, arguments),
+        sites=sites,
+        targets=targets,
+        recipe=recipe,
+        transfer=_transfer(arguments, recipe, targets),
+        methods=tuple(methods),
+        seeds=tuple(range(arguments.seeds)),
+    )
+
+
+def _transfer(arguments: argparse.Namespace, recipe: TrainRecipe, targets: tuple[Any, ...]) -> TransferRecipe:
+    """The recipe's transfer, with the sample sizes that all targets can give."""
+    transfer: TransferRecipe = RECIPES[arguments.recipe]["transfer"]
+    largest = min((len(target.train) for target in targets), default=max(transfer.shots))
+    shots = tuple(shots for shots in transfer.shots if shots <= largest)
+    if not shots:
+        raise ValueError(f"--target: at least {min(transfer.shots)} training images are needed, got {largest}")
+    own: dict[str, Any] = {"image_size": recipe.image_size, "mean": recipe.mean, "std": recipe.std}
+    return dataclasses.replace(transfer, shots=shots, **own)

@@ -1,0 +1,140 @@
+"""The runs of a comparison: one after the other, or several at a time in processes of their own."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import torch
+
+from ..distributed import World, world
+from ..runs import Run, write_json
+from ..training import train
+from .methods import recipe_for
+from .plan import SCORES, Job, Plan, in_words
+from .scoring import score_run
+
+__all__ = ["run_all", "run_job"]
+
+_plan: Plan
+"""Of this worker process."""
+
+
+def run_job(plan: Plan, job: Job, here: World) -> dict[str, Any]:
+    """Train and score one run, going on where it stopped.
+
+    Returns:
+        What its file of scores holds.
+
+    Raises:
+        ValueError: As :func:`~policy_noise.experiments.training.train`, with the run's name.
+    """
+    recipe = recipe_for(job.method, plan.recipe, job.seed)
+    begun = time.perf_counter()
+    try:
+        folder = plan.folder(job)
+        run = here.agree(lambda: Run(folder, "pretrain", recipe, plan.record, resume=True, writes=here.main))
+        model = train(run, recipe, plan.data, here)
+        scores = score_run(plan, job, model, recipe, here)
+    except ValueError as error:
+        raise ValueError(f"{job.method.name}, seed {job.seed}: {error}") from error
+    result = {
+        "method": job.method.name,
+        "seed": job.seed,
+        "seconds": round(time.perf_counter() - begun, 1),
+        "scores": scores,
+    }
+    if here.main:
+        write_json(folder / SCORES, result)
+        shutil.rmtree(run.checkpoints, ignore_errors=True)  # only an unfinished run needs them
+    here.barrier()
+    return result
+
+
+def run_all(plan: Plan, here: World, *, jobs: int, seconds: Mapping[str, float]) -> None:
+    """Run all that is not finished.
+
+    Args:
+        plan: The comparison.
+        here: The processes under torchrun, which share each run; one of them without.
+        jobs: Runs at a time, each in a process of its own.
+        seconds: Estimated for a run of each method.
+
+    Raises:
+        ValueError: If a run fails; the others are stopped, and can be resumed.
+        RuntimeError: If a process dies.
+    """
+    todo = plan.todo()
+    note = _progress(len(todo), todo, seconds, jobs) if here.main else (lambda job, result: None)
+    if jobs == 1:
+        for job in todo:
+            note(job, run_job(plan, job, here))
+        return
+    os.environ["TQDM_DISABLE"] = "1"  # of the workers, whose bars would overwrite one another
+    context = multiprocessing.get_context("spawn")
+    counter, threads = context.Value("i", 0), max(1, (os.cpu_count() or 1) // jobs)
+    with ProcessPoolExecutor(jobs, context, initializer=_start, initargs=(plan, counter, threads)) as pool:
+        futures = {pool.submit(_work, job): job for job in todo}
+        try:
+            for future in as_completed(futures):
+                note(futures[future], future.result())
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise OSError("a process ended before its run did, as for want of memory: try fewer --jobs") from error
+            raise
+
+
+def _progress(
+    total: int, todo: list[Job], seconds: Mapping[str, float], jobs: int
+) -> Callable[[Job, Mapping[str, Any]], None]:
+    """Says which runs are finished, and what is left by the time that they took."""
+    open_runs = {job.name: seconds[job.method.name] for job in todo}
+    begun, planned = time.perf_counter(), sum(open_runs.values())
+
+    def note(job: Job, result: Mapping[str, Any]) -> None:
+        left = planned and sum(open_runs.values()) - open_runs.pop(job.name)
+        done = planned - left
+        remaining = (time.perf_counter() - begun) * left / done if done else 0.0
+        ahead = f"; about {in_words(remaining)} to go" if open_runs else ""
+        print(
+            f"[{total - len(open_runs)}/{total}] {job.method.name}, seed {job.seed}: clean F1 "
+            f"{result['scores']['clean']['f1']:.3f}, {in_words(result['seconds'])}{ahead}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    return note
+
+
+def _start(plan: Plan, counter: Any, threads: int) -> None:
+    """Make a process a worker: its part of the machine, and an end with its parent."""
+    global _plan
+    _plan = plan
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    with counter.get_lock():
+        number, counter.value = counter.value, counter.value + 1
+    os.environ["LOCAL_RANK"] = str(number % max(1, torch.cuda.device_count()))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _work(job: Job) -> dict[str, Any]:
+    with world() as here:
+        return run_job(_plan, job, here)

@@ -1,0 +1,180 @@
+"""What a comparison runs, and how long that may take."""
+
+import contextlib
+import dataclasses
+import io
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..batches import outputs
+from ..distributed import World
+from ..gallery import one_of_each_class
+from ..recipes import TrainRecipe, TransferRecipe
+from ..runs import Run, read_json
+from ..shifts import SEVERITIES, SHIFTS, ShiftedSplit
+from ..training import train
+from .methods import Method, recipe_for
+from .sites import Site
+
+__all__ = ["SCORES", "Job", "Plan", "estimate", "in_words", "listing"]
+
+SCORES = "comparison.json"
+"""File of a finished run's scores, in its folder."""
+PROBE_STEPS = 6
+PROBE_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run."""
+
+    method: Method
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of the run's folder."""
+        return f"{self.method.name}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is needed to run a comparison in any process.
+
+    Args:
+        output: Its folder; each run has one in ``runs/``.
+        data: The set to train on.
+        record: What each run's record says of it.
+        sites: Tested only.
+        targets: Sets for few-shot transfer.
+        recipe: Shared by all methods.
+        transfer: How the transfer is done.
+        methods: The reference first.
+        seeds: Of the runs.
+    """
+
+    output: Path
+    data: Any
+    record: Mapping[str, Any]
+    sites: tuple[Site, ...]
+    targets: tuple[Any, ...]
+    recipe: TrainRecipe
+    transfer: TransferRecipe
+    methods: tuple[Method, ...]
+    seeds: tuple[int, ...]
+
+    def folder(self, job: Job) -> Path:
+        """Of a run."""
+        return self.output / "runs" / job.name
+
+    def jobs(self) -> list[Job]:
+        """All runs, seed by seed: a comparison that is stopped early has whole seeds."""
+        return [Job(method, seed) for seed in self.seeds for method in self.methods]
+
+    def todo(self) -> list[Job]:
+        """Runs without scores."""
+        return [job for job in self.jobs() if not (self.folder(job) / SCORES).is_file()]
+
+    def test_images(self) -> tuple[int, int]:
+        """Images that a run is scored on as they are, and shifted."""
+        clean = len(self.data.test) + sum(len(site.images) for site in self.sites)
+        return clean, len(SHIFTS) * len(SEVERITIES) * len(self.data.test)
+
+
+def estimate(plan: Plan, here: World) -> dict[str, float]:
+    """Seconds of one run of each method, from a few steps of training and a few images scored.
+
+    Nothing is written into the comparison's folder. Few-shot transfer is not counted.
+    """
+    seconds = {}
+    data, seed = plan.data, plan.seeds[0]
+    rows = min(len(data.train), PROBE_STEPS * plan.recipe.batch_size * here.size)
+    whole = data.multi_label or getattr(data.val, "skip_corrupt", False)  # whose every class must be there
+    val = np.arange(len(data.val)) if whole else one_of_each_class(data.val, data.num_classes)
+    small = dataclasses.replace(data, train=data.train.take(np.arange(rows)), val=data.val.take(val))
+    test = data.test.take(np.arange(min(len(data.test), PROBE_IMAGES)))
+    for method in plan.methods:
+        recipe = recipe_for(method, plan.recipe, seed)
+        probe = dataclasses.replace(recipe, epochs=2, clean_epochs=0, checkpoint_steps=0, keep_checkpoints=1)
+        with tempfile.TemporaryDirectory() as folder, _quiet():
+            run = Run(folder, "pretrain", probe, {"name": data.name}, resume=False, writes=here.main)
+            model = train(run, probe, small, here)
+            path = Path(folder) / "speed.json"
+            rate = here.gather(read_json(path)[-1]["images_per_s"] if here.main else None)[0]
+            clean, shifted = (
+                _seconds_an_image(model, split, recipe, here, data.multi_label)
+                for split in (test, ShiftedSplit(test, next(iter(SHIFTS)), 1))
+            )
+        scored, shifted_images = plan.test_images()
+        scored += recipe.epochs * len(data.val)
+        seconds[method.name] = recipe.epochs * len(data.train) / rate + scored * clean + shifted_images * shifted
+    return seconds
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Without the progress bars and warnings of a training that is only timed."""
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _seconds_an_image(model: Any, split: Any, recipe: TrainRecipe, here: World, multi_label: bool) -> float:
+    begun = time.perf_counter()
+    outputs(model, split, recipe, here, multi_label=multi_label)
+    return (time.perf_counter() - begun) / len(split)
+
+
+def in_words(seconds: float) -> str:
+    """A duration, rounded."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def listing(plan: Plan, seconds: Mapping[str, float], jobs: int) -> list[str]:
+    """Lines that say what would run, on which data, and about how long it takes."""
+    todo = plan.todo()
+    recipe = plan.recipe
+    data = plan.data
+    lines = [
+        f"{data.name}: {len(data.train)} training, {len(data.val)} validation and {len(data.test)} test images of "
+        f"{data.num_classes} classes",
+        f"{recipe.model}, {recipe.epochs} epochs, the last {recipe.clean_epochs} without masks and changes of "
+        f"intensities; seeds {_names(plan.seeds)}",
+    ]
+    for site in plan.sites:
+        lines.append(
+            f"site {site.name}: {len(site.images)} images of {len(site.classes)} shared classes, only tested on"
+        )
+        if site.unknown:
+            lines.append(f"  {site.left_out} images left out, of classes not trained on: {_names(site.unknown)}")
+        if site.absent:
+            lines.append(f"  without the classes {_names(site.absent)}: nothing is predicted as one of them here")
+    for target in plan.targets:
+        lines.append(
+            f"few-shot transfer to {target.name}, {target.num_classes} classes: {_names(plan.transfer.shots)} images"
+        )
+    for method in plan.methods:
+        mine = [job.seed for job in todo if job.method.name == method.name]
+        what = f"seeds {_names(mine)} to run" if mine else "all runs finished"
+        time_ = f", about {in_words(seconds[method.name])} a run" if method.name in seconds else ""
+        lines.append(f"{method.name} ({method.about}): {what}{time_}")
+    if seconds:
+        total = sum(seconds[job.method.name] for job in todo) / jobs
+        more = ", without few-shot transfer" if plan.targets else ""
+        together = f", {jobs} at a time if they do not slow one another" if jobs > 1 else ""
+        lines.append(f"{len(todo)} of {len(plan.jobs())} runs to go, about {in_words(total)} in all{together}{more}")
+    return lines
+
+
+def _names(values: Sequence[Any], largest: int = 12) -> str:
+    shown = ", ".join(map(str, values[:largest]))
+    return shown if len(values) <= largest else f"{shown} and {len(values) - largest} more"

@@ -1,0 +1,79 @@
+"""A run's scores: clean test images, the same under shifts, each site, and few-shot transfer."""
+
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ..batches import outputs
+from ..data import SPLITS
+from ..distributed import World
+from ..initialisation import Initialisation
+from ..metrics import classification_metrics
+from ..recipes import TrainRecipe
+from ..runs import Run
+from ..shifts import SEVERITIES, SHIFTS, ShiftedSplit
+from ..transfer import compare
+from .plan import Job, Plan
+
+__all__ = ["METRICS", "score_run"]
+
+METRICS = {"f1": "macro F1", "roc_auc": "ROC-AUC"}
+
+
+def score_run(plan: Plan, job: Job, model: nn.Module, recipe: TrainRecipe, here: World) -> dict[str, dict[str, float]]:
+    """Score a finished model on all that the plan names.
+
+    Returns:
+        ``f1`` and ``roc_auc`` (both macro) under ``"clean"``, ``"site:NAME"``, ``"shift:NAME:SEVERITY"`` and
+        ``"few-shot:SET:IMAGES"``, the mean over draws.
+    """
+
+    def scored(split: Any, classes: tuple[int, ...] | None = None) -> dict[str, float]:
+        positions, probabilities = outputs(model, split, recipe, here, multi_label=plan.data.multi_label)
+        if classes is not None:
+            probabilities = _among(probabilities, classes, renormalise=not plan.data.multi_label)
+        found = classification_metrics(split.labels[positions], probabilities)
+        skipped = len(split) - len(positions)
+        return {name: found[name] for name in METRICS} | ({"files_skipped": skipped} if skipped else {})
+
+    scores = {"clean": scored(plan.data.test)}
+    scores |= {f"site:{site.name}": scored(site.images, site.classes) for site in plan.sites}
+    for name in SHIFTS:
+        for severity in SEVERITIES:
+            scores[f"shift:{name}:{severity}"] = scored(ShiftedSplit(plan.data.test, name, severity))
+    return scores | (_few_shot(plan, job, here) if plan.targets else {})
+
+
+def _among(probabilities: np.ndarray, classes: tuple[int, ...], *, renormalise: bool) -> np.ndarray:
+    """Probabilities among the classes that a site has."""
+    chosen = probabilities[:, list(classes)].astype(np.float64)
+    if not renormalise:
+        return chosen
+    chosen = chosen + np.finfo(np.float32).tiny  # where all of them are 0
+    return chosen / chosen.sum(1, keepdims=True)
+
+
+def _few_shot(plan: Plan, job: Job, here: World) -> dict[str, dict[str, float]]:
+    """Transfer as ``policy-noise transfer`` does it, from this run alone; trials that are there are not repeated."""
+    folder, recipe = plan.folder(job), plan.recipe
+    init = Initialisation(
+        job.method.name,
+        str(folder / "model.safetensors"),
+        recipe.model,
+        recipe.in_chans,
+        recipe.model_options,
+        (recipe.mean, recipe.std),
+    )
+    sizes = {target.name: [len(getattr(target, split)) for split in SPLITS] for target in plan.targets}
+    record = {"name": ", ".join(sizes), "sets": sizes, "init": job.name}
+    place = folder / "transfer"
+    run = here.agree(lambda: Run(place, "transfer", plan.transfer, record, resume=True, writes=here.main))
+    lines = compare(run, plan.transfer, plan.targets, [init], here)
+    scores = {}
+    for target in plan.targets:
+        for shots in plan.transfer.shots:
+            mine = [line for line in lines if line["data"] == target.name and line["shots"] == shots]
+            means = {name: float(np.mean([line[name] for line in mine])) for name in METRICS}
+            scores[f"few-shot:{target.name}:{shots}"] = means
+    return scores

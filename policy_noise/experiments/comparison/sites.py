@@ -1,0 +1,204 @@
+"""Sites: other data of the same classes, which are only tested on."""
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data import SPLITS, Split, fingerprint_of, resize
+from ..distributed import started_first
+from ..files import FileSet, FileSplit
+from ..folders import load_test_folder
+from ..headers import look_over
+from ..sources import NAMED, open_named, window_of
+
+__all__ = ["Pool", "Site", "open_site"]
+
+FORMS = f"NAME=SOURCE with SOURCE {NAMED}; also a tree CLASS/IMAGE without splits"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Chosen images of several splits as one, with labels of its own.
+
+    Args:
+        parts: The splits.
+        part: Which one each image is in, (N,).
+        index: Its place there, (N,).
+        labels: (N,), or (N, K) where an image may have several.
+    """
+
+    parts: tuple[Any, ...]
+    part: np.ndarray
+    index: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Images at these ascending positions, and the positions of those that could be read."""
+        positions = np.asarray(indices)
+        images, kept = [], []
+        for number in np.unique(self.part[positions]):
+            mine = positions[self.part[positions] == number]
+            found, readable = self.parts[number].read(self.index[mine])
+            images.append(found)
+            kept.append(mine[np.isin(self.index[mine], readable)])
+        return np.concatenate(images), np.concatenate(kept)
+
+    def content(self) -> Iterator[bytes | memoryview]:
+        """What a fingerprint hashes: all of the parts, and what was chosen."""
+        for part in self.parts:
+            yield from part.content()
+        for array in (self.part, self.index, self.labels):
+            yield np.ascontiguousarray(array).data.cast("B")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A site.
+
+    Args:
+        name: In tables.
+        images: Those of the classes that training has too, labelled 0 to K - 1 in the order of ``classes``.
+        classes: Places of these classes among the training's.
+        unknown: Classes of the site that training does not have: their images are left out.
+        absent: Classes of the training that the site does not have: nothing is predicted as one of them here.
+        left_out: Images of the unknown classes.
+        notes: What has to be said of it.
+    """
+
+    name: str
+    images: Pool
+    classes: tuple[int, ...]
+    unknown: tuple[str, ...]
+    absent: tuple[str, ...]
+    left_out: int
+    notes: tuple[str, ...] = ()
+
+    def describe(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """What the record says of it, with a hash of its images."""
+        shared = [class_names[place] for place in self.classes]
+        return {
+            "name": self.name,
+            "images": len(self.images),
+            "classes": shared,
+            "unknown": list(self.unknown),
+            "absent": list(self.absent),
+            "left_out": self.left_out,
+            "fingerprint": fingerprint_of(shared, [self.images]),
+        }
+
+
+def open_site(text: str, arguments: Any, data: Any, size: int) -> Site:
+    """Open a site and match its classes with the training's, by name.
+
+    Names match where they are equal but for case and the signs between words. Where neither set names its classes
+    they match by number, which a note says.
+
+    Args:
+        text: Of the command line, see :data:`FORMS`.
+        arguments: The parsed command line.
+        data: The training's set.
+        size: Side in pixels to which images are resized.
+
+    Raises:
+        ValueError: If the text names no source, two classes of one set have the same name, or fewer than two classes
+            are shared.
+        FileNotFoundError: If the source is missing.
+    """
+    name, separator, source = text.partition("=")
+    if not separator or not name or not source:
+        raise ValueError(f"--site must be {FORMS}, got {text!r}")
+    parts, class_names, notes = _open(source, arguments, size, data.in_chans)
+    if isinstance(parts[0], FileSplit) and started_first():
+        notes = [*notes, *look_over(parts)]
+    if (parts[0].labels.ndim == 2) != data.multi_label:
+        raise ValueError(f"site {name}: it and {data.name} must both have one label an image, or both several")
+    shared, unknown, absent = _match(name, class_names, data.class_names)
+    if len(shared) < 2:
+        raise ValueError(
+            f"site {name} shares {len(shared)} classes with {data.name}, at least two are needed: it has "
+            f"{list(class_names)[:10]}, {data.name} has {list(data.class_names)[:10]}"
+        )
+    if all(re.fullmatch(r"class \d+", class_names[own]) for own in shared):
+        notes = [*notes, f"site {name}: its classes have no names and are matched by number"]
+    images, left_out = _pool(parts, list(shared))
+    _require_each(name, images, [class_names[own] for own in shared])
+    return Site(name, images, tuple(shared.values()), unknown, absent, left_out, tuple(notes))
+
+
+def _open(
+    source: str, arguments: Any, size: int, in_chans: int
+) -> tuple[tuple[Any, ...], Sequence[str], Sequence[str]]:
+    """The splits of a source, the names of its classes, and notes."""
+    tree = Path(source).is_dir() and not (Path(source) / "radiology_ai").is_dir()
+    if tree:  # without splits too
+        window = window_of(arguments.window)
+        own = {"size": size, "in_chans": in_chans, "skip_bad_files": arguments.skip_bad_files, "window": window}
+        split, names, notes = load_test_folder(source, **own)
+        return (split,), names, notes
+    found = open_named(source, arguments, size, in_chans)
+    parts = tuple(getattr(found, split) for split in SPLITS)
+    if isinstance(found, FileSet):
+        missing = [f"{source}: {found.files_missing} missing files are left out"] if found.files_missing else []
+        return parts, found.class_names, [*missing, *found.notes]
+    return tuple(Split(resize(part.images, size), part.labels) for part in parts), found.class_names, ()
+
+
+def _plain(name: str) -> str:
+    """A class's name for comparing; ``MR__knee__acl`` is ``MR/knee/acl``."""
+    return re.sub(r"[\s_-]+", " ", name.replace("__", "/").casefold()).strip()
+
+
+def _match(
+    site: str, own: Sequence[str], trained: Sequence[str]
+) -> tuple[dict[int, int], tuple[str, ...], tuple[str, ...]]:
+    """Which label of the site is which of the training, and the names of the rest on both sides."""
+    for whose, names in ((f"site {site}", own), ("the training's set", trained)):
+        if len({_plain(name) for name in names}) < len(names):
+            raise ValueError(f"{whose} has classes whose names differ by case or signs alone: {list(names)[:20]}")
+    places = {_plain(name): place for place, name in enumerate(trained)}
+    shared = {label: places[_plain(name)] for label, name in enumerate(own) if _plain(name) in places}
+    shared = dict(sorted(shared.items(), key=lambda pair: pair[1]))
+    unknown = tuple(name for label, name in enumerate(own) if label not in shared)
+    absent = tuple(name for place, name in enumerate(trained) if place not in shared.values())
+    return shared, unknown, absent
+
+
+def _pool(parts: tuple[Any, ...], shared: list[int]) -> tuple[Pool, int]:
+    """The images of the shared classes, and how many are left out."""
+    labels = [part.labels[:, shared] if part.labels.ndim == 2 else part.labels for part in parts]
+    if labels[0].ndim == 1:
+        new = np.full(max(int(part.max(initial=0)) for part in labels) + 1, -1)
+        chosen = [label for label in shared if label < len(new)]
+        new[chosen] = [shared.index(label) for label in chosen]
+        labels = [new[part] for part in labels]
+        kept = [np.flatnonzero(part >= 0) for part in labels]
+    else:
+        kept = [np.arange(len(part)) for part in labels]
+    pool = Pool(
+        parts,
+        np.concatenate([np.full(len(index), number) for number, index in enumerate(kept)]),
+        np.concatenate(kept),
+        np.concatenate([part[index] for part, index in zip(labels, kept, strict=True)]),
+    )
+    return pool, sum(map(len, parts)) - len(pool)
+
+
+def _require_each(name: str, images: Pool, classes: Sequence[str]) -> None:
+    """Every shared class must have an image that can be scored, before anything is trained."""
+    several, skips = images.labels.ndim == 2, getattr(images.parts[0], "skip_corrupt", False)
+    for label, what in enumerate(classes):
+        members = np.flatnonzero(images.labels[:, label] if several else images.labels == label)
+        if several and len(members) == len(images):
+            raise ValueError(f"site {name}: every image has {what!r}, which cannot be scored")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # scoring will name what cannot be read
+            if not len(members) or (skips and not any(len(images.read([place])[1]) for place in members)):
+                raise ValueError(f"site {name}: none of its {len(members)} images of {what!r} can be read")

@@ -1,0 +1,137 @@
+"""A comparison's verdict in plain sentences."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .methods import REFERENCE
+from .results import ALPHA, POINT
+
+__all__ = ["finding", "signed", "verdict"]
+
+
+def signed(row: Mapping[str, Any]) -> str:
+    """A difference with its interval."""
+    if row["low"] is None:
+        return f"{row['mean']:+.3f}"
+    return f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+
+
+def finding(row: Mapping[str, Any]) -> str:
+    """``"better"``, ``"worse"``, ``"not shown"``, or ``"not tested"`` where there are too few seeds."""
+    if row["p_holm"] is None:
+        return "not tested"
+    if row["p_holm"] >= ALPHA or row["mean"] == 0:
+        return "not shown"
+    return "better" if row["mean"] > 0 else "worse"
+
+
+def verdict(results: Mapping[str, Any]) -> list[str]:
+    """Sentences, the answer first, from the table of F1."""
+    table = results["tables"]["f1"]
+    labels = {method["name"]: method["label"] for method in results["methods"]}
+    names = {measure["key"]: measure["label"] for measure in table["measures"]}
+    rows = table["differences"]
+    seeds = len(results["seeds"])
+    own = {name: [row for row in rows if row["method"] == name and row["versus"] == REFERENCE] for name in labels}
+    del own[REFERENCE]
+    if all(finding(row) == "not tested" for row in rows):
+        return [
+            f"No verdict from {seeds} seed{'s' * (seeds > 1)}: differences are tested from three seeds on. Run again "
+            "with --resume and more --seeds; eight are a good start.",
+            *(f"{labels[name]}: {_list(rows_, names)}, untested." for name, rows_ in own.items()),
+        ]
+    return [
+        _answer(own, labels, names),
+        *(_of_method(labels[name], rows_, names) for name, rows_ in own.items()),
+        *_controls(rows, labels, names),
+        _highest(table, labels, names),
+        _power(table, names, seeds),
+        "Numbers are differences of macro F1 with 95 % intervals over training seeds: they tell a method's effect from "
+        "luck in training. All runs share their test images and sites, so this does not say that another site or other "
+        "patients would show the same.",
+    ]
+
+
+def _answer(own: Mapping[str, Sequence[Mapping[str, Any]]], labels: Mapping[str, str], names: Mapping[str, str]) -> str:
+    """The first sentence: which methods help, at what cost."""
+    kinds: dict[str, list[str]] = {"helps": [], "trades": [], "harms": [], "nothing": []}
+    for name, rows in own.items():
+        found = {finding(row) for row in rows}
+        kind = "trades" if {"better", "worse"} <= found else "helps" if "better" in found else None
+        kinds[kind or ("harms" if "worse" in found else "nothing")].append(labels[name])
+    parts = [
+        (kinds["helps"], "better than conventional training somewhere and nowhere shown to be worse"),
+        (kinds["trades"], "better on some test sets and worse on others"),
+        (kinds["harms"], "worse somewhere and nowhere shown to be better"),
+        (kinds["nothing"], "not shown to differ from conventional training on any test set"),
+    ]
+    said = [f"{_join(who)} {'are' if len(who) > 1 else 'is'} {what}" for who, what in parts if who]
+    on_clean = [labels[name] for name, rows in own.items() if finding(rows[0]) == "better"]
+    clean = (
+        f"On clean test images {_join(on_clean)} gained."
+        if on_clean
+        else "On clean test images no method is shown to gain."
+    )
+    return f"{_capital('; '.join(said))}. {clean}"
+
+
+def _of_method(label: str, rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
+    """Where a method is better and worse, with numbers; where nothing is shown, without."""
+    unclear = [row for row in rows if finding(row) == "not shown"]
+    groups = (
+        ("better on", [row for row in rows if finding(row) == "better"], True),
+        ("worse on", [row for row in rows if finding(row) == "worse"], True),
+        ("higher, but not significant after correction, on", [row for row in unclear if row["low"] > 0], True),
+        ("lower, but not significant after correction, on", [row for row in unclear if row["high"] < 0], True),
+        ("no difference shown on", [row for row in unclear if row["low"] <= 0 <= row["high"]], False),
+    )
+    said = [f"{words} {_list(mine, names, numbers=numbers)}" for words, mine, numbers in groups if mine]
+    return f"{_capital(label)}: {'; '.join(said)}."
+
+
+def _controls(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str], names: Mapping[str, str]) -> list[str]:
+    """What learning adds, and what masks add to ColorJitter."""
+    sentences = []
+    for method, versus in dict.fromkeys((row["method"], row["versus"]) for row in rows if row["versus"] != REFERENCE):
+        mine = [row for row in rows if (row["method"], row["versus"]) == (method, versus)]
+        what = _of_method(f"{labels[method]} against {labels[versus]}", mine, names)
+        tail = ""
+        if method in ("policy", "paper") and not any(finding(row) == "better" for row in mine):
+            tail = " Learning is not shown to add anything here."
+        sentences.append(what + tail)
+    return sentences
+
+
+def _highest(table: Mapping[str, Any], labels: Mapping[str, str], names: Mapping[str, str]) -> str:
+    best = []
+    for key, name in names.items():
+        method = max(table["means"], key=lambda own: table["means"][own][key][0])
+        best.append(f"{name} {labels[method]} ({table['means'][method][key][0]:.3f})")
+    return f"Highest mean F1, which alone is no finding: {'; '.join(best)}."
+
+
+def _power(table: Mapping[str, Any], names: Mapping[str, str], seeds: int) -> str:
+    """What could have been seen on each measure, by the method whose differences spread most."""
+    said = []
+    rows = [row for row in table["differences"] if row["versus"] == REFERENCE]
+    for key, name in names.items():
+        said.append(f"{max(row['smallest'] for row in rows if row['measure'] == key):.3f} on {name}")
+    needed = [row["seeds_for_a_point"] for row in rows if row["measure"] == "clean"]
+    count = "more than 10000" if None in needed else str(max(needed))
+    return (
+        f"What could have been seen: with {seeds} seeds and {table['tests']} tests, a true difference of this size "
+        f"would be found four times in five: {_join(said)}. Smaller ones may be there unseen. One point of F1 "
+        f"({POINT}) on clean test images would take {count} seeds."
+    )
+
+
+def _list(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], *, numbers: bool = True) -> str:
+    return _join([names[row["measure"]] + (f" ({signed(row)})" if numbers else "") for row in rows])
+
+
+def _join(texts: Sequence[str]) -> str:
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,74 @@
+"""Pictures of a comparison: differences with their intervals, and what each method does to images."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .style import COLOURS, INK, PathLike, plain, save, style
+from .style import figure as new_figure
+
+__all__ = ["forest", "rows_of_images"]
+
+PANELS = 4
+"""Side by side."""
+
+
+def forest(
+    panels: Mapping[str, Sequence[Mapping[str, Any]]], rows: Sequence[str], path: PathLike, *, xlabel: str, alpha: float
+) -> None:
+    """Draw differences from a reference with 95 % intervals, a panel for each measure on an axis of its own.
+
+    Args:
+        panels: By measure, for each row ``mean``, ``low``, ``high`` and ``p_holm``; None where there is none.
+        rows: Their names, from the top.
+        path: PNG to write.
+        xlabel: Below the panels.
+        alpha: Dots are filled where ``p_holm`` is below it.
+    """
+    with style():
+        columns = min(PANELS, len(panels))
+        lines = -(-len(panels) // columns)
+        width = 1.2 + 0.065 * max(map(len, rows)) + 2.3 * columns
+        figure = new_figure(width, 0.4 + lines * (0.7 + 0.34 * len(rows)))
+        grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
+        axes = grid.ravel()
+        places = np.arange(len(rows))[::-1]
+        for axis, (title, found) in zip(axes, panels.items(), strict=False):
+            axis.axvline(0, color=INK, linewidth=0.9)
+            for place, row in zip(places, found, strict=True):
+                shown = row["p_holm"] is not None and row["p_holm"] < alpha
+                better = COLOURS["policy"] if row["mean"] > 0 else "#d55e00"
+                colour = better if shown else COLOURS["conventional"]
+                if row["low"] is not None:
+                    axis.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=1.6)
+                axis.plot(
+                    row["mean"], place, "o", color=colour, markerfacecolor=colour if shown else "white", markersize=5.5
+                )
+            axis.set_title(plain(title), fontsize=9)
+            axis.locator_params(axis="x", nbins=5)
+            axis.margins(x=0.08)
+            axis.grid(axis="y", visible=False)
+        for axis in axes[len(panels) :]:
+            axis.set_visible(False)
+        axes[0].set_yticks(places, [plain(row) for row in rows])
+        axes[0].set_ylim(-0.6, len(rows) - 0.4)
+        figure.supxlabel(xlabel, fontsize=9)
+        save(figure, path)
+
+
+def rows_of_images(rows: Mapping[str, np.ndarray], path: PathLike) -> None:
+    """Draw rows of images, a name above each.
+
+    Args:
+        rows: By name uint8 images side by side, (H, W) or (H, W, 3), all of one size.
+        path: PNG to write.
+    """
+    with style():
+        height, width = next(iter(rows.values())).shape[:2]
+        figure = new_figure(8.0, len(rows) * (8.0 * height / width + 0.3))
+        for axis, (name, strip) in zip(figure.subplots(len(rows), 1, squeeze=False).ravel(), rows.items(), strict=True):
+            axis.imshow(strip, cmap="gray", vmin=0, vmax=255, aspect="equal", interpolation="nearest")
+            axis.set_title(plain(name), fontsize=9, fontweight="normal", pad=2)
+            axis.set_axis_off()
+        save(figure, path)

@@ -1,0 +1,89 @@
+"""Pictures of what a training does to images."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policy_noise.plotting import plot_masks
+
+from ..utils.files import write_atomic
+from .batches import augment
+from .distributed import World
+from .figures import LABELS
+from .recipes import TrainRecipe
+
+__all__ = ["mask_gallery", "one_of_each_class", "save_seen"]
+
+IMAGES = 8
+
+
+def one_of_each_class(split: Any, largest: int = IMAGES) -> np.ndarray:
+    """Positions of the first image of each class, of so many classes at most, spread evenly."""
+    labels = split.labels
+    if labels.ndim == 2:  # the first label stands for the image; without any it is not shown
+        labels = np.where(labels.any(1), labels.argmax(1), -1)
+    found, firsts = np.unique(labels, return_index=True)
+    firsts = firsts[found >= 0]
+    return firsts[np.linspace(0, len(firsts) - 1, min(largest, len(firsts))).round().astype(int)]
+
+
+def mask_gallery(path: Path, mask: Any, data: Any, recipe: TrainRecipe, world: World, epoch: int) -> None:
+    """Draw the mask on a few validation images, the same at every epoch; nothing without a mask."""
+    if mask is None:
+        return
+    images, positions = _normalised(data, recipe, world)
+    labels = data.val.labels[positions]
+    names = [data.class_names[label if labels.ndim == 1 else label.argmax()] for label in labels]
+    figure = plot_masks(
+        mask,
+        images,
+        [name.rpartition("/")[2].replace("_", " ")[:18] for name in names],
+        draws=1,
+        mean=recipe.mean,
+        std=recipe.std,
+    )
+    # In two lines: with two classes the picture is narrow.
+    figure.suptitle(f"{LABELS[recipe.noise]}\nvalidation images, after epoch {epoch + 1}", fontsize=10)
+    write_atomic(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+
+
+@torch.no_grad()
+def save_seen(path: Path, mask: Any, extra: Any, data: Any, recipe: TrainRecipe, world: World) -> None:
+    """Save a few validation images as the training would show them to the classifier, side by side, pixel for pixel.
+
+    The geometric augmentation is left out. Nothing is drawn from the run's generators.
+
+    Args:
+        path: PNG to write.
+        mask: The run's mask, or None.
+        extra: Its extra augmentation, or None.
+        data: The set.
+        recipe: The recipe.
+        world: The processes.
+    """
+    from PIL import Image
+
+    images, positions = _normalised(data, recipe, world)
+    if extra is not None:
+        images, _ = extra(images, torch.from_numpy(data.val.labels[positions]).to(images.device), 0)
+    if mask is not None:
+        training = mask.training
+        mask.eval()  # a backbone policy's statistics stay as they are
+        images = mask(images, mask.sample(images, torch.Generator(images.device).manual_seed(0)))
+        mask.train(training)
+    grey = (images.float() * recipe.std + recipe.mean).clamp(0, 1).mul(255).round().to(torch.uint8)
+    strip = np.concatenate(list(grey.permute(0, 2, 3, 1).cpu().numpy()), axis=1)
+    picture = Image.fromarray(strip[..., 0] if strip.shape[2] == 1 else strip)
+    write_atomic(path, lambda temporary: picture.save(temporary, format="PNG"))
+
+
+def _normalised(data: Any, recipe: TrainRecipe, world: World) -> tuple[Tensor, np.ndarray]:
+    """A few validation images as the classifier gets them without noise, and their positions."""
+    images, positions = data.val.read(one_of_each_class(data.val))
+    tensor = torch.from_numpy(np.ascontiguousarray(images))
+    tensor = tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
+    present = torch.ones(len(positions), dtype=torch.bool)
+    return augment(tensor.to(world.device), recipe, 0, world, present, train=False), positions

@@ -1,0 +1,129 @@
+"""What is done to the few cells of a mask in place of its pixels: rendering is linear."""
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .distribution import ACTION_EPS
+from .operators import Operators
+from .rendering import render
+
+__all__ = ["mask_brightness", "scaled_cells"]
+
+FLAT = 1e-3
+"""A mask whose lowest cell lies no further than this below its mean counts as flat."""
+BRIGHTNESS_REACH = 3.0
+"""Standard deviations that the brightness keeps to, which unlearned actions pass once in thousands of draws."""
+FEW_CELLS = 64
+"""Grids of no more cells have one matrix for all that is linear in them."""
+
+
+def mask_brightness(action: Tensor, brightness_std: float, expected: Tensor | None = None) -> Tensor:
+    r"""How much brighter or darker an image becomes as a whole, by a mask whose own mean is 1.
+
+    .. math:: \exp(\sigma z), \qquad z = \sqrt{12 n} \, (\overline{a} - \mu)
+
+    where :math:`\overline{a}` is the mean of the mask's n actions and :math:`\mu = 1/2`. If the actions are uniform, as
+    those of random masks, z has a standard deviation of 1, and images brighten as often as they darken, as under a
+    random bias field. z is clipped at +-3, which limits what a policy can do.
+
+    Args:
+        action: One value in (0, 1) per cell.
+        brightness_std: Standard deviation of the brightness's logarithm under the uniform distribution.
+        expected: Expected value of each cell. Its mean over the cells then replaces 1/2, so that the logarithm has
+            expectation 0 under any policy (while z stays within its bounds).
+
+    Shape:
+        - action, expected: (B, 1, G, G) or (B, 1, G, G, G).
+        - Output: (B, 1, 1, 1) or (B, 1, 1, 1, 1).
+
+    Example:
+        >>> mask_brightness(torch.full((1, 1, 2, 2), 0.5), 0.2)
+        tensor([[[[1.]]]])
+    """
+    axes = tuple(range(1, action.ndim))
+    slope = _slope(brightness_std, math.prod(action.shape[1:]))
+    if expected is None:
+        logarithm = torch.rsub(action.mean(dim=axes, keepdim=True), -slope / 2, alpha=-slope)
+    else:
+        logarithm = slope * (action - expected).mean(dim=axes, keepdim=True)
+    return _brightness(logarithm, brightness_std)
+
+
+def _slope(brightness_std: float, cells: int) -> float:
+    return brightness_std * math.sqrt(12 * cells)
+
+
+def _brightness(logarithm: Tensor, brightness_std: float) -> Tensor:
+    reach = BRIGHTNESS_REACH * brightness_std
+    return logarithm.clamp(-reach, reach).exp()
+
+
+def scaled_cells(
+    action: Tensor,
+    operators: Operators,
+    mean_preserving: bool,
+    pattern_std: float | None,
+    brightness_std: float,
+    expected: Tensor | None,
+) -> Tensor:
+    """The cells that render as a mask of full strength; see :func:`policy_noise.functional.noise_mask`.
+
+    Shape:
+        - action, expected: (B, 1, G, G) or (B, 1, G, G, G).
+        - Output: that of the action.
+    """
+    cells = action.flatten(1)
+    count = cells.shape[1]
+    few = pattern_std is not None and count <= FEW_CELLS and not torch.compiler.is_compiling()
+    mean = None
+    if brightness_std and (expected is not None or not few):
+        mean = mask_brightness(action, brightness_std, expected).view(-1, 1)
+    if pattern_std is None:
+        if mean_preserving:
+            cells = cells / torch.mv(cells, operators.share).unsqueeze(1)
+        return (cells if mean is None else cells * mean).view_as(action)
+    if few:
+        offset, matrix = _few_cells_map(operators, pattern_std, _slope(brightness_std, count))
+        parts = torch.addmm(offset, cells, matrix)
+        deviation, darkness = parts[:, :count].norm(dim=1, keepdim=True), parts[:, count : 2 * count]
+        deepest = parts[:, count:-1].amax(1, keepdim=True)
+        if brightness_std and mean is None:
+            mean = _brightness(parts[:, -1:], brightness_std)
+    else:
+        darkness = torch.mv(cells, operators.share).unsqueeze(1) - cells
+        rendered = render(darkness.view_as(action), operators.factors).flatten(1)
+        deviation = rendered.norm(dim=1, keepdim=True) / pattern_std
+        deepest = darkness.amax(1, keepdim=True).clamp(min=FLAT)
+    # Rendering averages cells, so that no pixel is darker than the darkest cell.
+    scale = torch.maximum(deviation, deepest)
+    # A little less than all, so that rounding leaves no light negative.
+    less = 1.0 - ACTION_EPS
+    if mean is None:
+        return torch.rsub(darkness / scale, 1.0, alpha=less).view_as(action)
+    return torch.addcmul(mean, darkness, mean / scale, value=-less).view_as(action)
+
+
+@lru_cache(maxsize=256)
+def _few_cells_map(operators: Operators, pattern_std: float, slope: float) -> tuple[Tensor, Tensor]:
+    """Offset and matrix of what is linear in the cells.
+
+    That is, one part after the other: the cells' distance below the mean rendered with the operators' factors, over
+    ``pattern_std``; this distance itself; :data:`FLAT`, beside it for their maximum; the logarithm of the brightness.
+
+    Shape:
+        - Output: (2 * cells + 2,) and (cells, 2 * cells + 2).
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        share = operators.share.double().cpu()
+        below = share.unsqueeze(1) - torch.eye(len(share), dtype=share.dtype)
+        factor = share.new_ones(1, 1)
+        for triangle in operators.factors:
+            factor = torch.kron(factor, triangle.double().cpu())
+        level = share.new_full((len(share), 1), slope / len(share))
+        matrix = torch.cat([below @ factor.mT / pattern_std, below, torch.zeros_like(level), level], dim=1)
+        offset = share.new_zeros(matrix.shape[1])
+        offset[-2], offset[-1] = FLAT, -slope / 2
+        return offset.to(operators.share), matrix.to(operators.share)

@@ -1,0 +1,72 @@
+"""The matrices that render a grid of actions, made by Kornia's own blur."""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Operators", "make_operators", "operator_shapes"]
+
+
+@lru_cache(maxsize=256)
+def _axis_operator(
+    cells: int, pixels: int, kernel_size: int, sigma: float, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Nearest enlargement then Gaussian blur along one axis as a matrix (pixels, cells), from Kornia's own blur."""
+    from kornia.filters import gaussian_blur2d  # heavy, and needed once a size
+
+    # The cache outlives the call, and a tensor born in inference mode could not enter a later backward.
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        # Which cell is nearest depends on the precision in which torch scales the index: that of the input.
+        precision = torch.float64 if dtype == torch.float64 else torch.float32
+        basis = torch.eye(cells, dtype=precision).view(1, 1, cells, cells)
+        enlarged = F.interpolate(basis, (pixels, cells), mode="nearest").double()
+        blurred = gaussian_blur2d(enlarged, (kernel_size, 1), (sigma, sigma), border_type="reflect")
+        return blurred[0, 0].to(device=device, dtype=dtype)
+
+
+class Operators(NamedTuple):
+    """What renders a grid at a size.
+
+    Args:
+        axes: For each axis nearest enlargement and blur, (pixels, cells).
+        factors: Their triangular factors R / sqrt(pixels), from a QR decomposition: rendered with them, which are as
+            small as the grid, a mask keeps its root mean square.
+        share: Each cell's share of a rendered mask's spatial mean, (cells,).
+    """
+
+    axes: tuple[Tensor, ...]
+    factors: tuple[Tensor, ...]
+    share: Tensor
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], axes: int) -> "Operators":
+        """From :func:`make_operators`, for so many axes."""
+        return cls(tuple(tensors[:axes]), tuple(tensors[axes : 2 * axes]), tensors[2 * axes])
+
+
+def operator_shapes(size: Sequence[int], grid: Sequence[int]) -> list[tuple[int, ...]]:
+    """Shapes of :func:`make_operators`."""
+    return [*zip(size, grid, strict=True), *zip(grid, grid, strict=True), (math.prod(grid),)]
+
+
+def make_operators(
+    grid: tuple[int, ...],
+    size: tuple[int, ...],
+    kernel_size: tuple[int, ...],
+    sigma: tuple[float, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """The :class:`Operators`, one after the other."""
+    axes = [_axis_operator(*values, device, dtype) for values in zip(grid, size, kernel_size, sigma, strict=True)]
+    with torch.inference_mode(False), torch.no_grad():
+        share = torch.ones(1, device=device, dtype=dtype)
+        for operator in axes:
+            share = torch.outer(share, operator.mean(0)).flatten()
+        triangles = [torch.linalg.qr(axis.cpu().double(), mode="r").R / len(axis) ** 0.5 for axis in axes]
+        return [*axes, *(triangle.contiguous().to(axes[0]) for triangle in triangles), share]
