@@ -9,10 +9,8 @@ does not depend on how many do. It takes about a minute on two CPU cores.
 import argparse
 import datetime
 import multiprocessing
-import signal
 import time
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import closing
 from functools import partial
 from multiprocessing.queues import SimpleQueue
@@ -21,7 +19,7 @@ from typing import Any
 
 from ...utils.files import write_atomic
 from ..figures import LABELS, training_diagnostics
-from ..processes import end_with_parent, usable_cores
+from ..processes import usable_cores, worker_pool
 from ..quickstart import METHODS, MODEL, Outcome, Training, table, train_and_assess
 
 __all__ = ["add_arguments", "run"]
@@ -133,32 +131,22 @@ def _in_turn(trainings: list[Training], progress: _Progress) -> list[Outcome]:
 
 
 def _side_by_side(trainings: list[Training], jobs: int, progress: _Progress) -> list[Outcome]:
-    context = multiprocessing.get_context("spawn")
-    reports = context.SimpleQueue()
-    with ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=(reports,)) as pool:
+    reports = multiprocessing.get_context("spawn").SimpleQueue()
+    with worker_pool(jobs, _start, reports) as pool:
         futures = [pool.submit(_work, *task) for task in enumerate(trainings)]
-        try:
-            pending = set(futures)
-            while pending or not reports.empty():
-                while not reports.empty():
-                    progress.show(*reports.get())
-                done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()  # a failure ends the rest
-            return [future.result() for future in futures]
-        except BrokenProcessPool as error:
-            raise ChildProcessError("a training's process died, most often for want of memory: try --jobs 1") from error
-        finally:
-            if not all(future.done() for future in futures):
-                for process in multiprocessing.active_children():
-                    process.terminate()
+        pending = set(futures)
+        while pending or not reports.empty():
+            while not reports.empty():
+                progress.show(*reports.get())
+            done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()  # a failure ends the rest
+        return [future.result() for future in futures]
 
 
-def _start_worker(reports: "SimpleQueue[Any]") -> None:
+def _start(reports: "SimpleQueue[Any]") -> None:
     global _reports
     _reports = reports
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends its workers
-    end_with_parent()
 
 
 def _work(index: int, training: Training) -> Outcome:
