@@ -59,7 +59,7 @@ class SmoothMask(StochasticAugmentation):
         if math.prod(self.grid_size) == 1 and (pattern_std is not None or (mean_preserving and not brightness_std)):
             raise ValueError(
                 f"grid_size={grid_size!r} is one cell, in which no mask of mean 1 can vary, got "
-                f"pattern_std={pattern_std!r} and brightness_std={brightness_std!r}: take more cells, or "
+                f"pattern_std={pattern_std!r} and brightness_std={brightness_std!r}: use more cells, or "
                 "pattern_std=None and a brightness_std"
             )
         if scale_about not in ("black", "zero"):
@@ -106,7 +106,7 @@ class SmoothMask(StochasticAugmentation):
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a tensor, got {type(images).__name__}")
         if not images.is_floating_point():
-            raise TypeError(f"images must be floating point (and normalised), got dtype {images.dtype}")
+            raise TypeError(f"images must be floating point (and normalized), got dtype {images.dtype}")
         axes = len(self.grid_size)
         batch = images.unsqueeze(0) if images.ndim == axes + 1 else images
         if batch.ndim != axes + 2 or self.in_chans not in (None, batch.shape[1]):
@@ -229,7 +229,7 @@ class SmoothMask(StochasticAugmentation):
                 f"the images' smallest values {_rounded(darkest)} and largest {_rounded(brightest)} don't fit the "
                 f"black level {_rounded(black)} and white {_rounded(white)} that mean and std (for timm models those "
                 "of pretrained_cfg) give: pass mean=... and std=... as your transforms use them, or mean=None, "
-                "std=None to take each image's smallest value as black",
+                "std=None to use each image's smallest value as black",
                 stacklevel=5,
             )
 
