@@ -15,7 +15,8 @@ from ..transfer import summarise
 from .methods import REFERENCE
 from .plan import in_words
 from .results import ALPHA, POINT, results_of
-from .verdict import finding, signed, verdict
+from .scoring import transfer_lines
+from .verdict import finding, signed, size, verdict
 
 __all__ = ["write_comparison"]
 
@@ -129,7 +130,7 @@ def _power(table: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     def cell(row: Mapping[str, Any]) -> str:
         if row["smallest"] is None:
             return "too few seeds"
-        return f"{row['smallest']:.3f}; {row['seeds_for_a_point'] or 'over 10000'} seeds for {POINT}"
+        return f"{size(row['smallest'])}; {row['seeds_for_a_point'] or 'over 10000'} seeds for {POINT}"
 
     return _rows(table, labels, cell)
 
@@ -217,7 +218,7 @@ def _pictures(folder: Path, results: Mapping[str, Any], labels: Mapping[str, str
         line | {"init": labels[name]}
         for name in labels
         for seed in results["seeds"]
-        for line in read_lines(runs / f"{name}-{seed}" / "transfer" / "metrics.jsonl")
+        for line in transfer_lines(runs / f"{name}-{seed}")
     ]
     if lines:
         few_shot_curves(summarise(lines, "f1"), figures / "few-shot.png", metric="macro F1")

@@ -6,7 +6,7 @@ from typing import Any
 from .methods import REFERENCE
 from .results import ALPHA, POINT
 
-__all__ = ["finding", "signed", "verdict"]
+__all__ = ["finding", "signed", "size", "verdict"]
 
 
 def signed(row: Mapping[str, Any]) -> str:
@@ -14,6 +14,11 @@ def signed(row: Mapping[str, Any]) -> str:
     if row["low"] is None:
         return f"{row['mean']:+.3f}"
     return f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+
+
+def size(difference: float) -> str:
+    """A difference without a sign; no score differs by more than 1."""
+    return f"{difference:.3f}" if difference < 1 else "over 1"
 
 
 def finding(row: Mapping[str, Any]) -> str:
@@ -115,7 +120,7 @@ def _power(table: Mapping[str, Any], names: Mapping[str, str], seeds: int) -> st
     said = []
     rows = [row for row in table["differences"] if row["versus"] == REFERENCE]
     for key, name in names.items():
-        said.append(f"{max(row['smallest'] for row in rows if row['measure'] == key):.3f} on {name}")
+        said.append(f"{size(max(row['smallest'] for row in rows if row['measure'] == key))} on {name}")
     needed = [row["seeds_for_a_point"] for row in rows if row["measure"] == "clean"]
     count = "more than 10000" if None in needed else str(max(needed))
     return (
