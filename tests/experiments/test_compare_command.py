@@ -66,7 +66,7 @@ def finished(tmp_path_factory, files):
 
 
 def arguments(files, *methods):
-    own = 'mild={"noise": "policy", "preset": "learned", "noise_options": {"p": 1.0}}'
+    own = 'mild={"noise": "frozen", "preset": "augment", "noise_options": {"pattern_std": 0.05}}'
     return ["--npz", files / "mine.npz", "--site", f"B={files / 'other.npz'}", "--target", files / "other.npz",
             "--methods", *(methods or ["conventional"]), "--method", own]  # fmt: skip
 
