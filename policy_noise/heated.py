@@ -72,7 +72,7 @@ def recalibrate_batchnorm(model: nn.Module, loader: Iterable[Any], *, num_batche
         for norm, momentum in momenta.items():
             norm.momentum = momentum
     if used == 0:
-        raise ValueError("loader gave no batch: the BatchNorm statistics cannot be taken anew from nothing")
+        raise ValueError("loader gave no batch: there is nothing to compute BatchNorm statistics from")
     return used
 
 

@@ -254,12 +254,14 @@ class WithoutEntropy(Bandit):
 
 @pytest.mark.parametrize("setting", [{"entropy_coef": 0.1}, {"entropy_target": -0.1}])
 def test_an_entropy_that_is_not_known_cannot_be_held(setting):
-    with pytest.raises(TypeError, match="need an entropy, which Sample has not: give it a property entropy of shape"):
+    with pytest.raises(
+        TypeError, match="need an entropy, which Sample does not have: give it a property entropy of shape"
+    ):
         Loop(WithoutEntropy(), **setting).train(1)
 
 
 def test_the_papers_estimator_needs_cells():
-    with pytest.raises(TypeError, match=r"estimator='paper' needs .* each cell, which Choice has not"):
+    with pytest.raises(TypeError, match=r"estimator='paper' needs .* each cell, which Choice does not have"):
         Loop(estimator="paper").train(1)
 
 

@@ -238,7 +238,7 @@ def reinforce_loss(
 
 
 def paper_objective(log_prob: Tensor, loss: Tensor) -> Tensor:
-    r"""The published surrogate, as the authors' training code has it.
+    r"""The published policy loss, as in the authors' training code.
 
     .. math:: L = \frac{1}{B} \sum_b \log \Big( \sum_j p_j(a_{bj}) \Big) \cdot \overline{l}
 

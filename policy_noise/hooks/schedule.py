@@ -58,7 +58,7 @@ class ScheduledStrength:
     def __init__(self, augmentation: StochasticAugmentation, schedule: Callable[[int], float]) -> None:
         full = getattr(augmentation, "strength", None)
         if not isinstance(full, float | int):
-            raise TypeError(f"strength_schedule needs a strength, which {type(augmentation).__name__} has not")
+            raise TypeError(f"strength_schedule needs a strength, which {type(augmentation).__name__} does not have")
         self.augmentation = augmentation
         self.schedule = schedule
         self.full = float(full)

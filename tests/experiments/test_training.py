@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from training_apart import train_apart
 from training_case import RECIPES, organs, run_of
 
+from policy_noise.experiments import training
 from policy_noise.experiments.batches import augment, epoch_batches, predict
 from policy_noise.experiments.data import Split
 from policy_noise.experiments.distributed import World
@@ -237,6 +238,65 @@ def test_paper_recipe_trains_with_its_own_policy_schedule(tmp_path):
     state = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
     assert state["policy_scheduler"]["_last_lr"] == [0.0]  # the cosine's end
     assert state["scheduler"]["_last_lr"] == [0.1]
+
+
+EXTRA = dataclasses.replace(RECIPES["policy"], epochs=3, clean_epochs=1, extra_augmentation="mixup")
+
+
+def test_clean_epochs_see_neither_masks_nor_the_extra_augmentation(tmp_path, monkeypatch):
+    plain, seen = [], []
+    augment, create = training.augment, training.create_model
+
+    def look(*arguments, **options):
+        x = augment(*arguments, **options)
+        plain.append(x.clone())
+        return x
+
+    def keep(model, x):
+        if model.training:
+            seen.append(x.clone())
+
+    def build(*arguments, **options):
+        model = create(*arguments, **options)
+        model.conv1[0].register_forward_pre_hook(
+            lambda conv, args: seen.append(args[0].clone()) if model.training else None
+        )
+        return model
+
+    monkeypatch.setattr(training, "augment", look)
+    monkeypatch.setattr(training, "create_model", build)
+    train(run_of(tmp_path, EXTRA, ALONE), EXTRA, organs(), ALONE)
+    assert len(plain) == len(seen) == 12
+    changed = [not torch.allclose(x, y, atol=1e-6) for x, y in zip(plain, seen, strict=True)]
+    assert changed == [True] * 8 + [False] * 4
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
+        "gallery-1-start.png", "gallery-3-end.png", "seen.png"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished_extra(tmp_path_factory):
+    """The training with an extra augmentation without a break."""
+    folder = tmp_path_factory.mktemp("extra")
+    train(run_of(folder, EXTRA, ALONE), EXTRA, organs(), ALONE)
+    return folder
+
+
+@pytest.mark.parametrize("stop", [6, 10])
+def test_an_extra_augmentation_goes_on_where_it_stopped(tmp_path, monkeypatch, finished_extra, stop):
+    """In the middle of an epoch with it, and of one without."""
+    save = training.Run.save
+
+    def save_and_stop(self, name, state):
+        save(self, name, state)
+        if name == "last.pt" and state["step"] == stop:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Run, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(run_of(tmp_path, EXTRA, ALONE), EXTRA, organs(), ALONE)
+    train(run_of(tmp_path, EXTRA, ALONE), EXTRA, organs(), ALONE)
+    assert equal_files(tmp_path, finished_extra) == {"model.safetensors": True, "metrics.jsonl": True}
 
 
 def test_unknown_model():

@@ -14,7 +14,7 @@ from ..data import ImageSet, fingerprint, require_classes
 from ..distributed import started_first, world
 from ..evaluation import draw_mistakes, score
 from ..figures import LABELS, class_histogram, intensity_histogram
-from ..recipes import RECIPES, TrainRecipe
+from ..recipes import RECIPES, TrainRecipe, with_extra
 from ..report import write_report
 from ..runs import Run, digest, write_json
 from ..sources import describe, open_joined
@@ -86,7 +86,9 @@ def _ancestor(path: Path, data: Any) -> dict[str, Any]:
     own = {
         "stage": metadata.get("stage", "training"),
         "data": metadata.get("data", "unnamed data"),
-        "training": "clean images" if clean else TRAININGS.get(recipe.get("noise"), "unknown training"),
+        "training": "clean images"
+        if clean
+        else with_extra(TRAININGS.get(recipe.get("noise"), "unknown training"), recipe),
         "preset": recipe.get("preset") if recipe.get("noise", "conventional") != "conventional" else None,
     }
     return {

@@ -200,5 +200,5 @@ def _require_each(name: str, images: Pool, classes: Sequence[str]) -> None:
             raise ValueError(f"site {name}: every image has {what!r}, which cannot be scored")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # scoring will name what cannot be read
-            if not len(members) or (skips and not any(len(images.read([place])[1]) for place in members)):
+            if not len(members) or (skips and not any(len(images.read([int(place)])[1]) for place in members)):
                 raise ValueError(f"site {name}: none of its {len(members)} images of {what!r} can be read")
