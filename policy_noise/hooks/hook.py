@@ -65,8 +65,9 @@ class ReinforceHook(PolicyTrainer):
 
     Note:
         A loss counts only if it comes before the next step: forwards that run ahead of a step (prefetching) are masked
-        and not learned from. Ranks are taken to be data parallel: tensor-parallel ranks, which must see equal inputs,
-        would get different masks.
+        and not learned from. Of several calls of the criterion on one forward's output the first gives the reward; for
+        one over all rows call :meth:`observe`. Ranks are taken to be data parallel: tensor-parallel ranks, which must
+        see equal inputs, would get different masks.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
