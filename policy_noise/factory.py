@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+import warnings
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch import nn
 
 from .augmentation import StochasticAugmentation
 from .hooks.hook import ReinforceHook
-from .hooks.registry import detach
+from .hooks.optimizers import stepping_optimizer
+from .hooks.registry import detach, hooks_on
 from .hooks.streams import derived_seed, own_randomness
 from .hooks.timm_task import task_network, task_rewards
 from .learning import PolicyLearner
@@ -64,7 +66,8 @@ def attach(
             ``hook.observe(losses)`` with shape (B,). ``preset="augment"`` needs none.
         preset: ``"learned"``, ``"augment"`` (random masks, nothing learned) or ``"paper"``.
         augmentation: Train this augmentation instead of a mask. The preset and the settings of masks do not apply then.
-        replace: First remove all hooks from the model and the optimizer.
+        replace: First remove all hooks from the model and the optimizer. Without it only a hook that the model has with
+            another optimizer is removed, with a warning: Lightning's Tuner makes one optimizer, ``fit`` the next.
         **settings: Any argument of :class:`PolicyNoiseMask`, :class:`ReinforceHook` or its learner.
 
     Returns:
@@ -73,7 +76,7 @@ def attach(
     Raises:
         TypeError: If an argument is of the wrong kind or a setting is unknown.
         ValueError: If a value is out of its range, or the model does not say how many channels it takes.
-        RuntimeError: If a hook is attached already.
+        RuntimeError: If a hook is attached already, with this optimizer.
 
     Example:
         >>> import timm, policy_noise
@@ -108,6 +111,14 @@ def attach(
         for target in (model, optimizer):
             if target is not None:
                 detach(target)
+    elif optimizer is not None and hooks_on(model) and not hooks_on(stepping_optimizer(optimizer)):
+        detach(model)
+        warnings.warn(
+            f"policy_noise: {type(model).__name__} had a hook with another optimizer, which is off now and its policy "
+            "gone: to keep a policy call hook.rebind(optimizer) instead of attach, to say that it may go pass "
+            "replace=True",
+            stacklevel=2,
+        )
 
     network = model
     tasks = sys.modules.get("timm.task")  # loaded where a task exists

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from ranks import run_ranks
 from torch import Tensor, distributed, nn
 
 import policy_noise
@@ -169,7 +169,7 @@ def run_rank(rank, folder):
 
 
 def test_two_ranks_keep_one_policy_and_one_coefficient_and_draw_apart(tmp_path):
-    mp.spawn(run_rank, args=(str(tmp_path),), nprocs=2)
+    run_ranks(run_rank, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for name in ("logits", "constrained", "coefficient"):
         assert torch.equal(first[name], second[name]), name

@@ -37,10 +37,11 @@ def sample_beta(concentration1: Tensor, concentration0: Tensor, generator: torch
 
 
 def draw_beta(concentration1: Tensor, concentration0: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    return _draw_pairs(torch.stack([concentration1, concentration0], dim=-1), generator)
+    return draw_pairs(torch.stack([concentration1, concentration0], dim=-1), generator)
 
 
-def _draw_pairs(concentration: Tensor, generator: torch.Generator | None) -> Tensor:
+def draw_pairs(concentration: Tensor, generator: torch.Generator | None) -> Tensor:
+    """:func:`sample_beta` from alpha and beta side by side, in the last axis."""
     with torch.no_grad():
         action = sample_dirichlet(concentration, generator).select(-1, 0)
         return action.clamp(ACTION_EPS, 1.0 - ACTION_EPS)
@@ -93,7 +94,7 @@ class _Draw(torch.autograd.Function):
     def forward(ctx: Any, logarithm: Tensor, low: float, high: float, generator: torch.Generator | None) -> Any:
         bounded = logarithm.clamp(low, high)
         concentration = bounded.exp()
-        action = _draw_pairs(concentration, generator)
+        action = draw_pairs(concentration, generator)
         log_action = torch.stack([action, 1.0 - action], dim=-1).log_()
         total = concentration.sum(-1, keepdim=True)
         # Half of each cell's lgamma(alpha + beta) goes to each of its two terms.

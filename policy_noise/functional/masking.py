@@ -1,14 +1,16 @@
 """What a rendered mask does to an image: its mean, its strength, and the multiplication."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .cells import scaled_cells
-from .rendering import get_operators, render, without_autocast
+from .cells import prepared, scaled_cells
+from .operators import Operators
+from .rendering import render, without_autocast
 
-__all__ = ["apply_mask", "noise_mask", "scale_mask"]
+__all__ = ["apply_mask", "multiply", "noise_mask", "scale_mask"]
 
 
 def scale_mask(mask: Tensor, *, strength: float = 1.0, mean_preserving: bool = False) -> Tensor:
@@ -102,11 +104,25 @@ def noise_mask(
         >>> noise_mask(images, action, mean_preserving=True).shape
         torch.Size([4, 3, 64, 64])
     """
+    operators = prepared(action, images.shape[2:], kernel_size, sigma, pattern_std, brightness_std)
+    cells = {"mean_preserving": mean_preserving, "pattern_std": pattern_std, "brightness_std": brightness_std}
+    return multiply(images, action, operators, strength, expected, black, applied, **cells)
+
+
+def multiply(
+    images: Tensor,
+    action: Tensor,
+    operators: Operators,
+    strength: float,
+    expected: Tensor | None,
+    black: Tensor | None,
+    applied: Tensor | None,
+    **settings: Any,
+) -> Tensor:
+    """:func:`noise_mask` with the operators at hand, and the settings of the cells."""
     with without_autocast(action.device.type):
-        operators = get_operators(action, images.shape[2:], kernel_size, sigma)
-        cells = scaled_cells(action, operators, mean_preserving, pattern_std, brightness_std, expected)
         # Distances from 1: those of 0 render as exactly 1.
-        distance = cells - 1.0
+        distance = scaled_cells(action, operators, expected=expected, **settings) - 1.0
         if strength != 1.0:
             distance = distance * strength
         if applied is not None:

@@ -52,7 +52,7 @@ class PolicyTrainer(HookState):
         if isinstance(images, Tensor) and images.ndim != axes:
             raise ValueError(f"images must be a batch with {axes} axes, got shape {tuple(images.shape)}")
         if is_in_backward():
-            return self.augmentation(images, self._draws.repeat(images))
+            return self._draws.augmentation(images, self._draws.repeat(images))
         if isinstance(images, Tensor) and not len(images):
             self._watch.masked()
             return images
@@ -66,7 +66,7 @@ class PolicyTrainer(HookState):
         if images.is_floating_point() and images.device != self.learner.device:
             self.learner.to(images.device)
         sample = self._draws.draw(images, with_graph=self._learning and self._learns)
-        masked = self.augmentation(images, sample)
+        masked = self._draws.augmentation(images, sample)
         if self._size is None:
             self.augmentation.check(images)
         self._size = tuple(images.shape[2:])

@@ -156,8 +156,8 @@ class Watch:
 
 
 def _has_stepped(state: Any) -> bool:
-    """Whether a parameter's state is of a step; some optimizers (Adagrad) have one from the start."""
-    return bool(state) and bool(state.get("step", 1))
+    """Whether a parameter's state is of a step; some optimizers (Adagrad, Adahessian) have one from the start."""
+    return bool(state.get("step", any(isinstance(value, torch.Tensor) for value in state.values())))
 
 
 def is_saved_without_policy() -> str | None:

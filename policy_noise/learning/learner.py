@@ -109,7 +109,8 @@ class PolicyLearner:
         if self.entropy is not None:
             self.entropy.coefficient = self.entropy.coefficient.to(self.device)
         self._device = next((buffer.device for buffer in augmentation.buffers()), torch.device("cpu"))
-        self._moving_average = torch.tensor(math.nan, device=self.device)  # no None: loaders fill the tensors they find
+        # No None: loaders fill the tensors they find.
+        self._moving_average = torch.tensor(math.nan, device=self.device, dtype=torch.float32)
         self._window: list[Observation] = []
         self._last: LastStep | None = None
         self._count = SampleCount()
@@ -281,7 +282,7 @@ class PolicyLearner:
         self.augmentation.load_state_dict(state_dict["mask"])
         self._step.load_state_dict(state_dict["optimizer"])
         average = state_dict["moving_average"]  # None in states of older versions
-        self._moving_average = torch.as_tensor(math.nan if average is None else average).to(device)
+        self._moving_average = torch.as_tensor(math.nan if average is None else average).to(device, torch.float32)
         self.rate.peak = state_dict["peak_user_lr"]
         self._count.restore(state_dict["samples_seen"], state_dict["samples_dropped"])
         if self.entropy is not None:

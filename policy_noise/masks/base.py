@@ -10,6 +10,10 @@ from torch import Tensor
 
 from .. import functional as PF
 from ..augmentation import Sample, StochasticAugmentation
+from ..functional.cells import prepared
+from ..functional.masking import multiply
+from ..functional.operators import Operators
+from .compiled import CompiledMask
 from .inputs import apply_to_images
 from .samples import ShadingSample
 
@@ -122,17 +126,25 @@ class SmoothMask(StochasticAugmentation):
     def render(self, sample: ShadingSample, size: Sequence[int]) -> Tensor:
         """The factor that each pixel is multiplied by, (B, 1, H, W); 1 for images that are not masked."""
         ones = sample.action.new_ones(len(sample.action), 1, *size)
-        return PF.noise_mask(ones, sample.action, **self._rendering(sample), applied=sample.applied)
+        return multiply(
+            ones,
+            sample.action,
+            self.operators(ones, sample),
+            self.strength,
+            self._expected(sample),
+            None,
+            sample.applied,
+            **self._scaling(),
+        )
 
-    def _rendering(self, sample: ShadingSample) -> dict[str, Any]:
+    def _expected(self, sample: ShadingSample) -> Tensor | None:
+        return sample.expected if self.center_brightness else None
+
+    def _scaling(self) -> dict[str, Any]:
         return {
-            "kernel_size": self.kernel_size,
-            "sigma": self.sigma,
-            "strength": self.strength,
             "mean_preserving": self.mean_preserving,
             "pattern_std": self.pattern_std,
             "brightness_std": self.brightness_std,
-            "expected": sample.expected if self.center_brightness else None,
         }
 
     def forward(self, images: Any, *labels: Any, sample: Any = None) -> Any:
@@ -165,10 +177,27 @@ class SmoothMask(StochasticAugmentation):
     def transform(self, images: Tensor, sample: Sample) -> Tensor:
         """Mask a batch. Images that are not ``applied`` are returned unchanged, bit for bit."""
         assert isinstance(sample, ShadingSample)
+        return self.multiply(
+            images, sample.action, sample.applied, self._expected(sample), self.operators(images, sample)
+        )
+
+    def operators(self, images: Tensor, sample: ShadingSample) -> Operators:
+        """What renders this sample on these images."""
+        placing = (self.kernel_size, self.sigma, self.pattern_std, self.brightness_std)
+        return prepared(sample.action, images.shape[2:], *placing)
+
+    def multiply(
+        self, images: Tensor, action: Tensor, applied: Tensor, expected: Tensor | None, operators: Operators
+    ) -> Tensor:
+        """:meth:`transform` from tensors alone, as a compiler takes it."""
         black = None
         if self.scale_about == "black" and not self._black_is_zero:
             black = self.black if self.black is not None else _darkest(images)
-        return PF.noise_mask(images, sample.action, **self._rendering(sample), black=black, applied=sample.applied)
+        return multiply(images, action, operators, self.strength, expected, black, applied, **self._scaling())
+
+    def compiled(self) -> CompiledMask:
+        """This mask with its own work compiled, for a hook."""
+        return CompiledMask(self)
 
     def describe(self, sample: Sample | None, size: Sequence[int] | None) -> dict[str, float]:
         """Mean and standard deviation of the last masks, after blur and scaling; NaN before there are any."""

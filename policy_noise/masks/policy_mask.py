@@ -8,16 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as PF
+from ..functional.rendering import without_autocast
 from ..policy import SpatialPolicy, StaticPolicy, create_policy
 from ..presets import get_preset
 from ..utils.renames import refuse_renamed
 from .base import SmoothMask
+from .compiled import CompiledPolicyMask
 from .samples import MaskSample
 
 __all__ = ["PolicyNoiseMask"]
 
-MIN_CONCENTRATION = 0.05
-MAX_CONCENTRATION = 100.0
+LOW, HIGH = math.log(0.05), math.log(100.0)
+"""Bounds of the logarithms of alpha and beta."""
 
 
 class PolicyNoiseMask(SmoothMask):
@@ -148,29 +150,44 @@ class PolicyNoiseMask(SmoothMask):
             The sample, whose ``log_prob`` and ``entropy`` carry the policy's graph.
         """
         images = self.as_batch(images)
-        with torch.autocast(images.device.type, enabled=False):
-            log_concentration1, log_concentration0 = self.policy(images)
-            expected = (images.shape[0], 1, *self.grid_size)
-            if log_concentration1.shape != expected or log_concentration0.shape != expected:
-                raise ValueError(
-                    f"policy must give two tensors of shape {expected} (grid_size), got "
-                    f"{tuple(log_concentration1.shape)} and {tuple(log_concentration0.shape)}"
-                )
-            # As one tensor, so that each step is one kernel for both, also backwards; in the sampler's layout.
-            logarithms = torch.stack([log_concentration1, log_concentration0], dim=-1).float()
-            low, high = math.log(MIN_CONCENTRATION), math.log(MAX_CONCENTRATION)
-            concentration, action, log_prob = PF.draw(logarithms, low, high, generator)
-            concentration1, concentration0 = concentration.unbind(-1)
-            if self.p < 1.0:
-                # torch.rand, in the form that compilers take with a batch of any size.
-                chance = torch.empty(images.shape[0], device=images.device).uniform_(generator=generator)
-                applied = chance < self.p
-            else:
-                applied = torch.ones(images.shape[0], device=images.device, dtype=torch.bool)
-            return MaskSample(
-                action=action,
-                concentration1=concentration1,
-                concentration0=concentration0,
-                log_prob=log_prob,
-                applied=applied,
+        with without_autocast(images.device.type):
+            return self.sample_of(*PF.draw(self._logarithms(images), LOW, HIGH, generator), generator)
+
+    def compiled(self) -> CompiledPolicyMask:
+        """This mask with its policy and its own work compiled, for a hook."""
+        return CompiledPolicyMask(self)
+
+    def concentrations(self, images: Tensor) -> Tensor:
+        """Alpha and beta of each cell, ``(B, 1, *grid, 2)``, with the policy's graph: what comes before the draw."""
+        return self._logarithms(images).clamp(LOW, HIGH).exp()
+
+    def sample_of(
+        self, concentration: Tensor, action: Tensor, log_prob: Tensor, generator: torch.Generator | None
+    ) -> MaskSample:
+        """The sample of drawn actions; whether an image is masked is drawn here."""
+        batch = len(concentration)
+        if self.p < 1.0:
+            # torch.rand, in the form that compilers take with a batch of any size.
+            chance = torch.empty(batch, device=action.device).uniform_(generator=generator)
+            applied = chance < self.p
+        else:
+            applied = torch.ones(batch, device=action.device, dtype=torch.bool)
+        concentration1, concentration0 = concentration.unbind(-1)
+        return MaskSample(
+            action=action,
+            concentration1=concentration1,
+            concentration0=concentration0,
+            log_prob=log_prob,
+            applied=applied,
+        )
+
+    def _logarithms(self, images: Tensor) -> Tensor:
+        log_concentration1, log_concentration0 = self.policy(images)
+        expected = (images.shape[0], 1, *self.grid_size)
+        if log_concentration1.shape != expected or log_concentration0.shape != expected:
+            raise ValueError(
+                f"policy must give two tensors of shape {expected} (grid_size), got "
+                f"{tuple(log_concentration1.shape)} and {tuple(log_concentration0.shape)}"
             )
+        # As one tensor, so that each step is one kernel for both, also backwards; in the sampler's layout.
+        return torch.stack([log_concentration1, log_concentration0], dim=-1).float()
