@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
-        prog="policy-noise", description="Train, fine-tune, score and compare classifiers under a noise mask."
+        prog="policy-noise", description="Train, fine-tune, score and compare classifiers under shading masks."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     modules = {name: importlib.import_module(f".{name}", __name__) for name in COMMANDS}
