@@ -38,7 +38,7 @@ nb_execution_mode = "off"
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
-autodoc_mock_imports = ["lightning", "transformers", "ignite"]
+autodoc_mock_imports = ["lightning", "transformers", "ignite", "fastai"]
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Shape", "params_style")]
@@ -64,7 +64,8 @@ OUTSIDE = re.compile(r"\[([^\]]+)\]\((\.\./[^)#]+\.md)\)")
 
 
 def link_as_download(app: Any, docname: str, source: list[str]) -> None:
-    """Let links out of docs/, which work in the repository, give the file itself in the site."""
+    """Make links out of docs/, which work in the repository, work in the site: the notebook's page, or the file."""
+    source[0] = source[0].replace("](../examples/tutorial.ipynb)", "](tutorial.ipynb)")
     source[0] = OUTSIDE.sub(r"{download}`\1 <\2>`", source[0])
 
 

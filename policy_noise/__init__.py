@@ -1,8 +1,8 @@
 """Shading augmentation for PyTorch image training, random or learned.
 
 :func:`attach` adds it to an existing loop in one line. :class:`RandomShading` and :class:`PolicyNoiseMask` are the
-masks, :class:`ReinforceHook` trains them or any :class:`StochasticAugmentation`, and :mod:`policy_noise.functional`
-holds the mathematics.
+masks. :class:`ReinforceHook` trains a mask or any other :class:`StochasticAugmentation`.
+:mod:`policy_noise.functional` holds the mathematics.
 """
 
 import importlib

@@ -3,23 +3,24 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Sample", "StochasticAugmentation"]
+__all__ = ["Drawing", "Sample", "StochasticAugmentation"]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One draw for a batch, complete: given back to its augmentation it replays the same transform.
+    """One draw for a batch. Passed to its augmentation again, it repeats the same transform.
 
-    Subclasses add the fields that the replay needs.
+    Subclasses add the fields that are needed for that.
 
     Args:
-        log_prob: Log-probability of each image's draw, (B,), differentiable in the augmentation's parameters. None for
-            an augmentation that has none.
-        applied: Which images are transformed, (B,) bool; the others come back bit for bit.
+        log_prob: Log-probability of each image's draw, (B,), differentiable in the augmentation's parameters. None if
+            there is nothing to learn.
+        applied: Which images are transformed, (B,) bool. The others are returned unchanged, bit for bit.
     """
 
     log_prob: Tensor | None
@@ -32,12 +33,12 @@ class Sample:
 
     @property
     def entropy(self) -> Tensor | None:
-        """Entropy of each image's distribution in nats, (B,), differentiable; None where it is not known."""
+        """Entropy of each image's distribution in nats, (B,), differentiable; None if it is not known."""
         return None
 
     @property
     def actions(self) -> int:
-        """Independent actions in each draw, such as a mask's cells: what ``entropy_target`` is counted in."""
+        """Number of independent actions in each draw, such as a mask's cells; the unit of ``entropy_target``."""
         return 1
 
     def detach(self) -> "Sample":
@@ -46,11 +47,22 @@ class Sample:
         return dataclasses.replace(self, **{k: v.detach() for k, v in values.items() if isinstance(v, Tensor)})
 
 
+class Drawing(Protocol):
+    """What the hook asks of an augmentation, or of a compiled one: a draw, and its transform."""
+
+    @property
+    def uses_generator(self) -> bool: ...
+
+    def sample(self, images: Tensor, generator: torch.Generator | None = None) -> Sample: ...
+
+    def __call__(self, images: Tensor, sample: Sample) -> Tensor: ...
+
+
 class StochasticAugmentation(nn.Module):
     """A random transform of training images that :class:`policy_noise.ReinforceHook` can train.
 
     A subclass draws in :meth:`sample` and transforms in :meth:`transform`. The transform need not be differentiable:
-    REINFORCE needs the log-probability alone. In eval mode the module is the identity.
+    REINFORCE needs only the log-probability. In eval mode the module is the identity.
 
     Shape:
         - images: (B, C, H, W), or (B, C, D, H, W) with ``spatial_dims = 3``; floating point.
@@ -91,7 +103,7 @@ class StochasticAugmentation(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define sample(images, generator)")
 
     def transform(self, images: Tensor, sample: Sample) -> Tensor:
-        """Transform a batch as drawn; every image, also those that are not ``applied``."""
+        """Transform a batch as drawn: every image, also those that are not ``applied``."""
         raise NotImplementedError(f"{type(self).__name__} must define transform(images, sample)")
 
     def forward(self, images: Tensor, sample: Sample | None = None) -> Tensor:
@@ -99,10 +111,10 @@ class StochasticAugmentation(nn.Module):
 
         Args:
             images: The batch.
-            sample: Replay this draw, in either mode. Without it the module draws in training mode only.
+            sample: Repeat this draw, in either mode. Without it the module draws, and only in training mode.
 
         Returns:
-            The transformed images, or in eval mode without a sample the very same tensor.
+            The transformed images. In eval mode and without a sample, the very same tensor.
         """
         if sample is None:
             if not self.training:
@@ -110,6 +122,17 @@ class StochasticAugmentation(nn.Module):
             sample = self.sample(images)
         applied = sample.applied.view(-1, *[1] * (images.ndim - 1))
         return torch.where(applied, self.transform(images, sample), images)
+
+    def compiled(self) -> "Drawing":
+        """What draws and transforms in this augmentation's place where the hook is to compile it.
+
+        Raises:
+            TypeError: If it cannot be compiled so.
+        """
+        raise TypeError(
+            f"compile=True needs a PolicyNoiseMask or a RandomShading, got {type(self).__name__}: compile its parts "
+            "yourself"
+        )
 
     def describe(self, sample: Sample | None, size: Sequence[int] | None) -> dict[str, float]:
         """Numbers for ``hook.metrics`` about the last draw, at the last image's size; by default none.
@@ -119,4 +142,4 @@ class StochasticAugmentation(nn.Module):
         return {}
 
     def check(self, images: Tensor) -> None:
-        """Look at the first batch that the hook sees, to warn of images that the settings do not fit."""
+        """Look at the first batch that the hook sees, and warn if the settings do not fit the images."""

@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+import warnings
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch import nn
 
 from .augmentation import StochasticAugmentation
 from .hooks.hook import ReinforceHook
-from .hooks.registry import detach
+from .hooks.optimizers import stepping_optimizer
+from .hooks.registry import detach, hooks_on
 from .hooks.streams import derived_seed, own_randomness
 from .hooks.timm_task import task_network, task_rewards
 from .learning import PolicyLearner
@@ -45,32 +47,36 @@ def attach(
     replace: bool = False,
     **settings: Unpack[Settings],
 ) -> ReinforceHook:
-    """Train a classifier under random or learned masks: build the mask for a model and hook it on.
+    """Train a classifier under random or learned masks: build a mask for the model and attach a hook.
 
-    The number of channels and the device are read from the model, and for timm models the images' mean and standard
-    deviation from ``pretrained_cfg``; a model whose first convolution is three-dimensional gets a grid of three axes.
-    Attach before a checkpoint's optimizer state is loaded, before the first call of a compiled model, and with several
-    processes after the process group is there. ``hook.remove()`` takes it off, and so does leaving a ``with`` block.
+    The number of channels and the device are read from the model. For timm models the images' mean and standard
+    deviation are read from ``pretrained_cfg``. A model whose first convolution is three-dimensional gets a grid of
+    three axes.
+
+    Attach before you load a checkpoint's optimizer state and before the first call of a compiled model. With several
+    processes, attach after ``init_process_group``. ``hook.remove()`` takes the hook off, and so does the end of a
+    ``with`` block.
 
     Args:
-        model: The module that the loop calls with images. A timm task is taken apart: its network says the channels,
-            and its criterion is hooked.
+        model: The module that the loop calls with images. Of a timm task the channels are read from its network, and
+            its criterion is hooked.
         optimizer: The loop's optimizer, or a wrapper of it. None for loops that have no torch optimizer: call
             ``hook.step()`` after each of their steps.
         criterion: The loss module that the loop calls. If your loss is a function, omit it and call
             ``hook.observe(losses)`` with shape (B,). ``preset="augment"`` needs none.
         preset: ``"learned"``, ``"augment"`` (random masks, nothing learned) or ``"paper"``.
-        augmentation: Train this one instead of a mask; the preset and the mask's settings do not count then.
-        replace: First take off whatever hooks are on the model and the optimizer.
+        augmentation: Train this augmentation instead of a mask. The preset and the settings of masks do not apply then.
+        replace: First remove all hooks from the model and the optimizer. Without it only a hook that the model has with
+            another optimizer is removed, with a warning: Lightning's Tuner makes one optimizer, ``fit`` the next.
         **settings: Any argument of :class:`PolicyNoiseMask`, :class:`ReinforceHook` or its learner.
 
     Returns:
-        The hook, already at work.
+        The hook, which is already active.
 
     Raises:
         TypeError: If an argument is of the wrong kind or a setting is unknown.
         ValueError: If a value is out of its range, or the model does not say how many channels it takes.
-        RuntimeError: If a hook is attached already.
+        RuntimeError: If a hook is attached already, with this optimizer.
 
     Example:
         >>> import timm, policy_noise
@@ -105,6 +111,14 @@ def attach(
         for target in (model, optimizer):
             if target is not None:
                 detach(target)
+    elif optimizer is not None and hooks_on(model) and not hooks_on(stepping_optimizer(optimizer)):
+        detach(model)
+        warnings.warn(
+            f"policy_noise: {type(model).__name__} had a hook with another optimizer, which is off now and its policy "
+            "gone: to keep a policy call hook.rebind(optimizer) instead of attach, to say that it may go pass "
+            "replace=True",
+            stacklevel=2,
+        )
 
     network = model
     tasks = sys.modules.get("timm.task")  # loaded where a task exists

@@ -1,8 +1,8 @@
-"""What comes after the policy: the heated model as an ordinary checkpoint.
+"""After training under masks: recompute statistics, average weights, save and load.
 
-A classifier that trained under masks is used and fine-tuned without them. Its BatchNorm statistics belong to masked
-images and can be taken anew; the weights of its last epochs can be averaged, as the paper does; it is kept as
-safetensors, with its metadata, and loads into a model with another number of classes.
+The paper calls a classifier that was trained under masks *heated*. It is used and fine-tuned without masks. Its
+BatchNorm statistics are those of masked images, and can be recomputed. The weights of its last epochs can be averaged,
+as in the paper. It is saved as safetensors with metadata, and loads into a model with another number of classes.
 """
 
 import json
@@ -23,21 +23,22 @@ __all__ = ["average_checkpoints", "load_heated", "read_heated_metadata", "recali
 
 @torch.no_grad()
 def recalibrate_batchnorm(model: nn.Module, loader: Iterable[Any], *, num_batches: int | None = None) -> int:
-    """Take a model's BatchNorm statistics anew from clean images, as plain averages over the batches.
+    """Recompute a model's BatchNorm statistics on unmasked images, as plain averages over the batches.
 
-    Like :func:`torch.optim.swa_utils.update_bn`, but with every other layer in eval mode, so that dropout and
-    stochastic depth do not enter the statistics, and with an end. A hooked mask stays off: gradients are.
+    This is like :func:`torch.optim.swa_utils.update_bn`, but all other layers are in eval mode, so that dropout and
+    stochastic depth do not change the statistics, and ``num_batches`` can end it. Gradients are off, so a hook masks
+    nothing.
 
     Args:
-        model: Model to change; each module's mode is put back afterwards.
-        loader: Batches: images, or tuples and lists whose first element they are.
-        num_batches: Stop after so many batches; a few dozen are plenty. By default the whole loader.
+        model: Model to change. Each module's mode is restored afterwards.
+        loader: Batches: images, or tuples and lists with the images first.
+        num_batches: Number of batches to use; a few dozen are plenty. By default the whole loader.
 
     Returns:
-        The number of batches used: 0 if the model has no BatchNorm, which is then left alone.
+        The number of batches used. 0 if the model has no BatchNorm; it is not changed then.
 
     Raises:
-        ValueError: If the loader is empty; the statistics are then what they were.
+        ValueError: If the loader is empty. The statistics are not changed then.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
@@ -71,23 +72,24 @@ def recalibrate_batchnorm(model: nn.Module, loader: Iterable[Any], *, num_batche
         for norm, momentum in momenta.items():
             norm.momentum = momentum
     if used == 0:
-        raise ValueError("loader gave no batch: the BatchNorm statistics cannot be taken anew from nothing")
+        raise ValueError("loader gave no batch: there is nothing to compute BatchNorm statistics from")
     return used
 
 
 def average_checkpoints(paths: Sequence[PathLike]) -> dict[str, Tensor]:
-    """Average the weights of checkpoints: the mean of the last three epochs is the paper's model.
+    """Average the weights of checkpoints. The paper's model is the mean of the last three epochs.
 
     Args:
-        paths: Files by ``torch.save`` or safetensors: a state dict, or a dict that holds one as ``state_dict`` or
-            ``model``. Prefixes of DDP and torch.compile are taken off. Loaded without unpickling code.
+        paths: Files from ``torch.save`` or safetensors: a state dict, or a dict that holds one as ``state_dict`` or
+            ``model``. Prefixes of DDP and torch.compile are removed. Files are loaded without unpickling code.
 
     Returns:
-        Floating-point tensors averaged in fp64 and given back in their own dtype; integers (counters) from the last.
+        Floating-point tensors, averaged in fp64 and returned in their own dtype. Integers (counters) are the last
+        file's.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If there is no file, or the files are of different models.
+        ValueError: If ``paths`` is empty, or the files are of different models.
     """
     from timm.models import load_state_dict  # knows the layouts, and loads weights only
 
@@ -121,15 +123,15 @@ def average_checkpoints(paths: Sequence[PathLike]) -> dict[str, Tensor]:
 
 
 def save_heated(model: nn.Module, path: PathLike, metadata: Mapping[str, Any] | None = None) -> None:
-    """Save a model's weights as safetensors, whole or not at all.
+    """Save a model's weights as safetensors. An interrupted write leaves no half file.
 
-    Wrappers of DDP and torch.compile are looked through. The metadata always holds this package's version, and for
-    timm models the architecture, number of classes and normalisation.
+    Of a DDP or compiled wrapper the model inside is saved. The metadata always holds this package's version, and for
+    timm models the architecture, the number of classes and the normalization.
 
     Args:
-        model: The heated model.
+        model: The trained model.
         path: File to write.
-        metadata: Anything JSON can hold: data set, recipe, scores.
+        metadata: Anything that JSON can hold, such as data set, recipe and scores.
 
     Raises:
         TypeError: If the metadata cannot be written as JSON.
@@ -158,7 +160,7 @@ def read_heated_metadata(path: PathLike) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If the file is missing.
-        ValueError: If it is no such file.
+        ValueError: If :func:`save_heated` did not write the file.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -177,18 +179,18 @@ def read_heated_metadata(path: PathLike) -> dict[str, Any]:
 def load_heated(
     model: nn.Module, path: PathLike, *, classifier: str | None = None, fresh_classifier: bool = False
 ) -> dict[str, Any]:
-    """Load a heated model's weights, also into a model with another number of classes.
+    """Load weights that :func:`save_heated` wrote, also into a model with another number of classes.
 
     Args:
-        model: Model to load into. Nothing is changed unless all fits.
+        model: Model to load into. It is changed only if everything fits.
         path: File written by :func:`save_heated`.
-        classifier: Name of the classification layer, which may differ in shape and then keeps its fresh weights. By
-            default timm's record of it.
-        fresh_classifier: Keep the model's own classification layer also where the file's has the same shape. Equally
-            many classes are not the same classes: set this wherever they differ.
+        classifier: Name of the classification layer. If its shape differs, it keeps its fresh weights. By default the
+            name is read from timm's configuration of the model.
+        fresh_classifier: Keep the model's own classification layer even if the file's has the same shape. Set this if
+            the classes differ but their number is the same.
 
     Returns:
-        The file's metadata, with ``"kept"``: names of the model's own tensors that were not replaced.
+        The file's metadata, with ``"kept"``: the names of the model's own tensors that were not replaced.
 
     Raises:
         FileNotFoundError: If the file is missing.

@@ -1,8 +1,7 @@
-"""Pictures of masks and of a policy's training, and its numbers for TensorBoard.
+"""Plots of masks and of a policy's training, and its numbers for TensorBoard.
 
-The figures need matplotlib: ``pip install "policy_noise[examples]"``. They are plain
-:class:`matplotlib.figure.Figure` objects without a window: notebooks show them after ``%matplotlib inline``, and
-``figure.savefig`` writes them.
+The plots need matplotlib: ``pip install "policy_noise[examples]"``. They are plain :class:`matplotlib.figure.Figure`
+objects. Notebooks show them after ``%matplotlib inline``, and ``figure.savefig`` saves them.
 """
 
 import math
@@ -49,14 +48,14 @@ def plot_masks(
 ) -> "Figure":
     """Draw what an augmentation does to a few images.
 
-    One column per image: the image, the mean factor of its masks if they are learned, then for each draw the factor
-    that every pixel is multiplied by, and the masked image. Every image is masked, whatever ``p`` says. The module's
-    mode and the global random generators stay as they are.
+    There is one column per image: the image, the mean factor of its masks (if they are learned), then for each draw the
+    factor that every pixel is multiplied by, and the masked image. Every image is masked, whatever ``p`` is. The
+    module's mode and the global random generators do not change.
 
     Args:
         mask: A :class:`policy_noise.RandomShading` or :class:`policy_noise.PolicyNoiseMask`. Other augmentations show
-            the transformed images alone.
-        images: Images as the model gets them.
+            only the transformed images.
+        images: Images as the model gets them, normalized.
         titles: One per image.
         draws: How many masks to show for each image.
         mean: The normalization of the images, one number or one per channel. If ``mean`` and ``std`` are omitted, each
@@ -112,8 +111,8 @@ def plot_metrics(history: Sequence[Mapping[str, float]], *, x: str = "step") -> 
     """Draw a policy's training from ``hook.metrics``, collected as often as you like.
 
     Args:
-        history: ``hook.metrics`` at several steps, in order. Append ``{"step": step, **hook.metrics}`` to have a scale.
-        x: Key of the horizontal axis; without it in ``history`` the entries are numbered.
+        history: ``hook.metrics`` at several steps, in order. Append ``{"step": step, **hook.metrics}`` for an x-axis.
+        x: Key of the x-axis. If ``history`` does not have it, the entries are numbered.
 
     Returns:
         The figure.
@@ -146,13 +145,13 @@ def plot_metrics(history: Sequence[Mapping[str, float]], *, x: str = "step") -> 
 
 
 def log_metrics(writer: Any, hook: "ReinforceHook", step: int, *, prefix: str = "policy_noise/") -> None:
-    """Write ``hook.metrics`` to TensorBoard or anything else with ``add_scalar``. NaN is left out.
+    """Write ``hook.metrics`` to TensorBoard, or to any other writer with ``add_scalar``. NaN is left out.
 
     Args:
-        writer: Has ``add_scalar(tag, value, step)``, as ``torch.utils.tensorboard.SummaryWriter``.
+        writer: An object with ``add_scalar(tag, value, step)``, such as ``torch.utils.tensorboard.SummaryWriter``.
         hook: The hook.
-        step: Step of the training.
-        prefix: Before each metric's name.
+        step: The training step.
+        prefix: Put before each metric's name.
     """
     for name, value in hook.metrics.items():
         if not math.isnan(value):

@@ -1,7 +1,7 @@
 """Policy networks: from a batch of images to the two concentrations of a Beta distribution for each cell.
 
-A policy is any module whose ``forward(images)`` gives the *logarithms* of alpha and beta, two tensors
-(B, 1, G, G); :class:`policy_noise.PolicyNoiseMask` exponentiates and bounds them.
+A policy is any module whose ``forward(images)`` returns the *logarithms* of alpha and beta, two tensors
+(B, 1, G, G). :class:`policy_noise.PolicyNoiseMask` exponentiates and bounds them.
 """
 
 import math
@@ -26,19 +26,19 @@ CHANNELS_LAST_PIXELS = 128 * 128
 
 
 class SpatialPolicy(nn.Module):
-    """A light convolutional policy that keeps places apart.
+    """A small convolutional policy that knows where in the image it is.
 
-    It looks at an area-averaged thumbnail of four pixels a cell and axis through three small convolutions, adds a
-    summary of the whole image and a learned map of places, and ends in a 1x1 head. GroupNorm, because BatchNorm would
-    couple the log-probabilities of a batch's samples. The head starts at zero: every cell begins as
-    Beta(exp(``init_log_concentration``), same).
+    Three small convolutions look at an area-averaged thumbnail with four pixels per cell along each axis. A summary of
+    the whole image and a learned map of positions are added, and a 1x1 head follows. The norm is GroupNorm, because
+    BatchNorm would couple the log-probabilities of a batch's images. The head starts at zero: both parameters of every
+    cell start at exp(``init_log_concentration``).
 
     Args:
         in_chans: Channels of the images.
         grid_size: Cells along each axis.
         width: Channels of the convolutions.
-        max_log_concentration: Bound L of the output, L tanh(raw / L), smooth so that no cell is ever stuck.
-        init_log_concentration: Where both logarithms start, within the bound; 0 is the uniform distribution.
+        max_log_concentration: Bound L of the output, L tanh(raw / L). It is smooth, so that no cell gets stuck.
+        init_log_concentration: Initial value of both logarithms, within the bound; 0 is the uniform distribution.
 
     Shape:
         - images: (B, in_chans, H, W), or (B, in_chans, D, H, W) for a grid of three axes. Any size.
@@ -104,9 +104,9 @@ def _area_average(images: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 class StaticPolicy(nn.Module):
-    """The same distribution for every image: one learnable pair of concentrations a cell, and no network.
+    """The same distribution for every image: one learnable pair of concentrations per cell, and no network.
 
-    Learned, it is the control for "does the mask depend on the image?"; frozen, it is plain Beta noise.
+    Learned, it is the control that shows whether it helps to look at the image. Frozen, it is plain Beta noise.
 
     Args:
         grid_size: Cells along each axis.
@@ -135,8 +135,8 @@ class BackbonePolicy(nn.Module):
 
         log alpha = decay * b + (1 - decay) * h(x),        b <- momentum * b + (1 - momentum) * mean over the batch of h
 
-    where the step uses the base from before its update (decay 0.9, momentum 0.99; b starts uniform in [0, 1)). The
-    bases are buffers: they travel in the state dict and to the device.
+    where the output uses the base from before its update (decay 0.9, momentum 0.99; b starts uniform in [0, 1)). The
+    bases are buffers, so they are in the state dict and follow the module to a device.
 
     Args:
         backbone: Any timm model name; created from scratch.
@@ -239,7 +239,7 @@ def create_policy(policy: "str | nn.Module", in_chans: int, grid_size: Grid) -> 
     """Make a policy from its name.
 
     Args:
-        policy: ``"spatial"``, ``"static"``, the name of a timm backbone, or a policy, which is given back.
+        policy: ``"spatial"``, ``"static"``, the name of a timm backbone, or a policy, which is returned.
         in_chans: Channels of the images.
         grid_size: Cells along each axis.
 

@@ -1,7 +1,7 @@
 """Named sets of settings.
 
-``learned`` learns a mask, ``augment`` is the same noise unlearned, to use as an augmentation, and ``paper`` the
-publication, number for number.
+``augment`` has random masks, to use as an augmentation. ``learned`` has the same masks, learned. ``paper`` has the
+published settings, number for number.
 """
 
 from collections.abc import Mapping

@@ -40,6 +40,7 @@ class HookSettings(TypedDict, total=False):
     max_pending: int
     state_in_optimizer: bool
     strength_schedule: Callable[[int], float] | None
+    compile: bool
     estimator: Literal["reinforce", "paper"]
     reward: Reward | Callable[[Tensor], Tensor]
     baseline: Literal["leave_one_out", "batch", "moving_average", "none"]

@@ -1,10 +1,26 @@
 """What the tests share: one thread, a seed for each test, a small classifier and a batch."""
 
+import gc
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy and torch are imported, and for the tests' own processes
+
 import pytest
 import torch
 from torch import nn
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """Leave what all the imports made out of garbage collections, which some tests ask for often."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    """Let it go at the end, where extension modules would otherwise speak of leaks."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

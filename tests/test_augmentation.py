@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from ranks import run_ranks
 from torch import Tensor, distributed, nn
 
 import policy_noise
@@ -169,7 +169,7 @@ def run_rank(rank, folder):
 
 
 def test_two_ranks_keep_one_policy_and_one_coefficient_and_draw_apart(tmp_path):
-    mp.spawn(run_rank, args=(str(tmp_path),), nprocs=2)
+    run_ranks(run_rank, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for name in ("logits", "constrained", "coefficient"):
         assert torch.equal(first[name], second[name]), name
@@ -254,12 +254,14 @@ class WithoutEntropy(Bandit):
 
 @pytest.mark.parametrize("setting", [{"entropy_coef": 0.1}, {"entropy_target": -0.1}])
 def test_an_entropy_that_is_not_known_cannot_be_held(setting):
-    with pytest.raises(TypeError, match="need an entropy, which Sample has not: give it a property entropy of shape"):
+    with pytest.raises(
+        TypeError, match="need an entropy, which Sample does not have: give it a property entropy of shape"
+    ):
         Loop(WithoutEntropy(), **setting).train(1)
 
 
 def test_the_papers_estimator_needs_cells():
-    with pytest.raises(TypeError, match=r"estimator='paper' needs .* each cell, which Choice has not"):
+    with pytest.raises(TypeError, match=r"estimator='paper' needs .* each cell, which Choice does not have"):
         Loop(estimator="paper").train(1)
 
 

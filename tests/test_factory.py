@@ -180,6 +180,18 @@ def test_attaching_twice_is_refused_and_the_first_goes_on(parts, batch):
     attach(*parts)
 
 
+def test_a_hook_with_another_optimizer_gives_way_and_says_so(parts, batch):
+    model, _, criterion = parts
+    first = attach(*parts)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match=r"had a hook with another optimizer.*rebind.*replace=True"):
+        hook = attach(model, optimizer, criterion)
+    assert len(model._forward_pre_hooks) == 1
+    criterion(model(batch[0]), batch[1]).backward()
+    optimizer.step()
+    assert (hook.metrics["samples_seen"], first.metrics["samples_seen"]) == (8, 0)
+
+
 def test_the_readmes_loop():
     """The issue's own words: a timm model, SGD, cross-entropy, and one line."""
     model = timm.create_model("resnet10t", num_classes=7)

@@ -84,6 +84,23 @@ def test_a_kill_while_writing_leaves_the_old_file(tmp_path, kind):
     assert path.read_bytes() == b"old"
 
 
+def test_what_a_killed_process_left_is_removed_once_nobody_can_be_writing_it(tmp_path):
+    path = tmp_path / "file"
+    names = {
+        "abandoned": ".file.0123abcd",
+        "written": ".file.4567cdef",
+        "other": ".other.0123abcd",
+        "own": ".file.notes",
+    }
+    for name, file in names.items():
+        (tmp_path / file).write_bytes(b"half")
+        if name != "written":
+            os.utime(tmp_path / file, (0, 0))
+    write_atomic(path, lambda temporary: temporary.write_bytes(b"new"))
+    assert path.read_bytes() == b"new"
+    assert {entry.name for entry in tmp_path.iterdir()} == {"file", *names.values()} - {names["abandoned"]}
+
+
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, kind):
     folder = tmp_path / "folder"

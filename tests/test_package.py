@@ -48,6 +48,7 @@ def import_or_skip(name):
 def test_importing_it_is_light():
     """Nothing heavier than torch itself, in a fresh interpreter."""
     heavy = ["timm", "kornia", "torchvision", "sklearn", "matplotlib", "scipy", "pandas", "torch._dynamo"]
+    heavy += ["lightning", "transformers", "accelerate", "monai", "ignite"]
     code = f"import json, sys, torch; before = set(sys.modules); import policy_noise; heavy = {heavy!r}; "
     code += "print(json.dumps([name for name in heavy if name in sys.modules and name not in before]))"
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout

@@ -65,7 +65,7 @@ def law(results: dict[str, Any]) -> str:
     (constant, by_pixels, by_cells), _ = nnls(rows, [1.0] * len(rows))
     errors = [abs(constant * row[0] + by_pixels * row[1] + by_cells * row[2] - 1) for row in rows]
     return (
-        "- O(B H W) plus O(B G^2) plus a constant, fitted to all classifiers alike: the default preset adds "
+        "- O(B H W) plus O(B G^2) plus a constant, one fit for all classifiers: the default preset adds "
         f"{constant:.2f} ms, {by_pixels:.2f} ms for a million pixels and {by_cells:.2f} ms for a thousand cells "
         f"({len(measured)} of {len(points)} configurations, off by {100 * median(errors):.0f} % in the median and "
         f"{100 * max(errors):.0f} % at most)"
@@ -82,7 +82,7 @@ def the_rest(results: dict[str, Any]) -> list[str]:
                 steps = zip(arm["seconds"], inside, record["arms"]["plain"]["seconds"], strict=True)
                 ratios.setdefault(name, []).extend(math.log((whole - part) / plain) for whole, part, plain in steps)
     return [
-        f"- the rest of a step beside the plain step, {name}: {math.exp(found.mean):.3f} "
+        f"- a step without the time in hooks, divided by the plain step, {name}: {math.exp(found.mean):.3f} "
         f"({math.exp(found.low):.3f} to {math.exp(found.high):.3f}; geometric mean of {len(values)} pairs)"
         for name, values in ratios.items()
         for found in [t_interval(values)]

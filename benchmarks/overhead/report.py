@@ -33,10 +33,20 @@ def to_markdown(results: dict[str, Any]) -> str:
     lines = [
         *opening(results),
         "",
-        "Ratios are medians over paired repetitions, with the 95 % interval of the median.",
-        *(["The time in hooks is all that the package does in a step, beside the rest of the same step."] * clocked),
+        "`plain` is training without the package, and `plain again` the same once more, which shows how much the "
+        "machine varies. `default` has learned masks, `augment` random masks, `paper` the paper's preset, and "
+        "`authors` the published code.",
         "",
-        "| configuration | arm | ms a step | x plain | interval | n | peak memory MB | x plain |"
+        "Ratios are medians over paired repetitions, with the 95 % interval of the median.",
+        *(
+            [
+                "`ms in hooks` is the package's own work in a step. `x the rest` is the step divided by the same step "
+                "without that work."
+            ]
+            * clocked
+        ),
+        "",
+        "| configuration | training | ms per step | x plain | interval | n | peak memory MB | x plain |"
         + " ms in hooks | x the rest | interval |" * clocked,
         "|---|---|---:|---:|---|---:|---:|---:|" + "---:|---:|---|" * clocked,
     ]
@@ -61,7 +71,7 @@ def to_markdown(results: dict[str, Any]) -> str:
             beside = {name: added(record, name) for name in record["arms"] if name != "plain"}
             notes.append(f"- {record['label']}, added to the plain step, ms: {listed(beside, 1e3)}")
         for key, title, unit in (
-            ("kernels", "kernels a step", 1.0),
+            ("kernels", "kernels per step", 1.0),
             ("launches", "operations of the default preset on the device", 1.0),
             ("launches augment", "operations of the preset augment on the device", 1.0),
             ("host", "host time of the default preset, ms", 1e3),
@@ -136,8 +146,8 @@ def goals(record: dict[str, Any]) -> list[str]:
     if against is not None:
         verdict = "met" if against[0] <= 0.75 else "missed"
         notes.append(
-            f"- {record['label']}, paper preset against the authors' way: {against[0]:.3f} ({in_words(against)}) of at "
-            f"most 0.75: {verdict}"
+            f"- {record['label']}, paper preset against the authors' code: {against[0]:.3f} ({in_words(against)}) of "
+            f"at most 0.75: {verdict}"
         )
     values = record.get("rendering")
     if isinstance(values, dict):

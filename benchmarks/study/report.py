@@ -66,9 +66,9 @@ def analyse(records: list[dict[str, Any]], split: str, output: Path, *, against:
         "",
         "Macro F1. `shifted` is the mean over the eight shifts, each the mean over its three severities. Differences "
         "are paired by seed; ± is the 95 % t-interval, given where there are three seeds or more; * means p < .05 "
-        "after Holm's correction over all tasks and conditions of a family. All tests, with bootstrap intervals and "
-        "effect sizes: "
-        f"`{split}-tests.csv`, which the analysis writes.",
+        "after Holm's correction over all tasks and conditions of a family. The [study's page](../../README.md"
+        "#how-to-read-the-tables) explains the names of the conditions. All tests, with bootstrap intervals and effect "
+        f"sizes, are in `{split}-tests.csv`, which the analysis writes.",
         "",
         "## Differences from plain, mean over tasks",
         "",
@@ -76,9 +76,9 @@ def analyse(records: list[dict[str, Any]], split: str, output: Path, *, against:
         "",
         "## Scores by task",
         "",
-        *(f"- Front of frozen noise, {task}: {' → '.join(frozen_front(results, task))}" for task in results.tasks),
+        *(f"- Random-mask frontier, {task}: {' → '.join(frozen_front(results, task))}" for task in results.tasks),
         *(
-            f"- Front under bias fields, {task}: {' → '.join(frozen_front(results, task, 'bias_field'))}"
+            f"- The frontier under bias fields, {task}: {' → '.join(frozen_front(results, task, 'bias_field'))}"
             for task in results.tasks
         ),
         "",
@@ -88,14 +88,17 @@ def analyse(records: list[dict[str, Any]], split: str, output: Path, *, against:
     if min(seeds.values()) >= 3:
         sections = [
             ("Learned conditions against their controls", against_controls(results, lookup)),
-            ("Learned conditions against their twins", against_twins(results, lookup)),
-            ("Masks whose mean varies about 1, mean over tasks", of_varying_mean(results, lookup)),
+            (
+                "Learned conditions against the same mask unlearned, swapped and one for all",
+                against_twins(results, lookup),
+            ),
+            ("Masks of varying brightness, mean over tasks", of_varying_mean(results, lookup)),
             ("Unseen patient, unseen modality, corruptions, transfer", on_unseen(results, lookup)),
         ]
         plot_forest(results, comparisons, output / f"{split}-forest.png")
     if against:
         sections.insert(0, (f"Against {against}, mean over tasks", against_named(results, lookup, against)))
-    learned = "What the policies had learned when they were let go, median over tasks and seeds"
+    learned = "What the policies had learned in the end, median over tasks and seeds"
     for title, table in [*sections, (learned, policy_table(results))]:
         if len(table) > 2:  # more than its head
             lines += ["", f"## {title}", "", *table]

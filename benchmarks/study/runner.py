@@ -4,9 +4,7 @@ import argparse
 import gc
 import json
 import multiprocessing
-import os
 import platform
-import threading
 import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -19,22 +17,15 @@ import torch
 from benchmarks.study.jobs import Job, key_of
 from benchmarks.study.tasks import TaskData, build_task, train_indices
 from benchmarks.study.training import train
+from policy_noise.experiments.processes import end_with_parent
 from policy_noise.experiments.shifts import SHIFTS
 
 _tasks: dict[tuple[Any, ...], TaskData] = {}
 """Of this worker process."""
 
 
-def _end_with_parent() -> None:
-    """Wait for the parent's end, however it comes. A pool's workers would go on with what is queued, and then wait."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
 def _start_worker(device: str) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(1)
     if device.startswith("cuda"):
         torch.backends.cuda.matmul.allow_tf32 = True

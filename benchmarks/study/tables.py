@@ -7,6 +7,14 @@ from benchmarks.study.comparisons import LEVEL_CONTROLS, TESTED, TWINS, Comparis
 from benchmarks.study.results import Results
 from policy_noise.experiments.shifts import SHIFTS
 
+SHOWN_AS = {
+    "frozen front": "random-mask frontier",
+    "frozen twin": "unlearned control",
+    "-shuffled": "masks swapped",
+    "-static": "one for all",
+}
+"""What the tables call the controls."""
+
 
 def _number(value: float) -> str:
     """A score or difference without its leading zero."""
@@ -33,9 +41,9 @@ class Lookup:
 
 
 def overview(results: Results, lookup: Lookup) -> list[str]:
-    """Over tasks: differences from plain, and distance above the frozen front."""
+    """Over tasks: differences from plain, and distance above the random-mask frontier."""
     shifts = [m for m in SHIFTS if np.isfinite(gains(results, "plain", m))]
-    lines = head(["condition", "clean", "shifted", "shifted above frozen front", *shifts])
+    lines = head(["condition", "clean", "shifted", "shifted above random-mask frontier", *shifts])
     for name in by_family(results)[1:]:
         # One seed has no tests, and a difference all the same.
         clean, shifted, *rest = (
@@ -66,7 +74,9 @@ def against_controls(results: Results, lookup: Lookup) -> list[str]:
         ("frozen front", "shifted"),
         ("frozen front", "bias_field"),
     ]
-    lines = head(["task", "condition", *(f"{measure} - {control}" for control, measure in columns)])
+    lines = head(
+        ["task", "condition", *(f"{measure} - {SHOWN_AS.get(control, control)}" for control, measure in columns)]
+    )
     for task in ("all", *results.tasks):
         for name in by_family(results):
             if results.family[name] == "learned" and not name.endswith(TWINS):
@@ -77,7 +87,7 @@ def against_controls(results: Results, lookup: Lookup) -> list[str]:
 def against_twins(results: Results, lookup: Lookup) -> list[str]:
     """Against the same mask unlearned, the learned masks of other images, and one mask for all."""
     columns = [(twin, measure) for twin in ("frozen twin", *TWINS) for measure in ("clean", "shifted", "bias_field")]
-    titles = (f"{measure} - {twin.removeprefix('-').removesuffix(' twin')}" for twin, measure in columns)
+    titles = (f"{measure} - {SHOWN_AS[twin]}" for twin, measure in columns)
     lines = head(["task", "condition", *titles])
     for task in ("all", *results.tasks):
         for name in results.family:
@@ -118,7 +128,7 @@ def against_named(results: Results, lookup: Lookup, against: str) -> list[str]:
 def on_unseen(results: Results, lookup: Lookup) -> list[str]:
     """What only some tasks have: an unseen patient and modality, MedMNIST-C, few-shot transfer."""
     columns = [m for m in ("ct2", "mr", "medmnist_c", "few_shot") if np.isfinite(gains(results, "plain", m))]
-    lines = head(["condition", *(f"{measure} - {control}" for measure in columns for control in ("plain", "front"))])
+    lines = head(["condition", *(f"{measure} - {control}" for measure in columns for control in ("plain", "frontier"))])
     for name in by_family(results)[1:]:
         controls = ("plain", "frozen front")
         lines.append(row([name, *(lookup("all", name, other, m) for m in columns for other in controls)]))
@@ -126,7 +136,7 @@ def on_unseen(results: Results, lookup: Lookup) -> list[str]:
 
 
 def policy_table(results: Results) -> list[str]:
-    """Medians over runs, as some policies end far from the others: spotlights, whose spread exceeds the mask's mean."""
+    """Medians over runs, as some policies end far from the others: spotlights have a standard deviation above 1."""
     names = ("alpha", "beta", "cell_mean", "cell_std", "mean_over_images_std", "mean_over_cells_std", "rendered_std")
     lines = head(["condition", *names, "spotlights"])
     for condition in by_family(results):

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import warnings
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -216,6 +216,7 @@ def assemble(
     skip_bad_files: bool,
     window: Window,
     notes: Sequence[str] = (),
+    excluded: Collection[str] = (),
 ) -> tuple[FileSet, list[str]]:
     """Make a set of indexed files, with what all sources of files have in common checked.
 
@@ -231,6 +232,7 @@ def assemble(
         skip_bad_files: Leave out files that are missing or corrupt.
         window: See :class:`FileSplit`.
         notes: Of the set.
+        excluded: Paths below the root of images to leave out, before anything is checked.
 
     Returns:
         The set, and the files that are missing.
@@ -242,11 +244,15 @@ def assemble(
     kinds = {folder: kind(folder) for builder in builders.values() for folder in builder.folders}
     classes = sorted(set(kinds.values()))
     number = {entry: label for label, entry in enumerate(classes)}
-    splits, missing = {}, []
+    splits, missing, left_out = {}, [], 0
     for split, builder in builders.items():
         label_of = np.array([number[kinds[folder]] for folder in builder.folders], dtype=np.int64)
         own: dict[str, Any] = {"size": size, "in_chans": in_chans, "skip_bad_files": skip_bad_files, "window": window}
         whole = builder.split(root, label_of, **own)
+        if excluded:
+            kept = [index for index in range(len(whole)) if whole.below_root(index) not in excluded]
+            left_out += len(whole) - len(kept)
+            whole = whole.take(np.array(kept, dtype=np.int64))
         absent = _missing(whole)
         missing += [whole.path(index) for index in absent]
         splits[split] = whole.take(np.setdiff1d(np.arange(len(whole)), absent)) if len(absent) else whole
@@ -265,7 +271,7 @@ def assemble(
     names = tuple(entry[0] for entry in classes)
     notes = (*notes, *twice)
     parts = (splits["train"], splits["val"], splits["test"])
-    return FileSet(name, *parts, names, groups, notes, files_missing=len(missing)), missing
+    return FileSet(name, *parts, names, groups, notes, excluded=left_out, files_missing=len(missing)), missing
 
 
 def _once(splits: dict[str, FileSplit]) -> tuple[dict[str, FileSplit], list[str]]:
@@ -277,20 +283,24 @@ def _once(splits: dict[str, FileSplit]) -> tuple[dict[str, FileSplit], list[str]
     values, counts = np.unique(np.concatenate(list(hashes.values())), return_counts=True)
     again = values[counts > 1]
     seen: dict[str, str] = {}
-    notes = []
+    shared, notes = [], []
     for split, files in splits.items():
         repeated = []
         for index in np.flatnonzero(np.isin(hashes[split], again)):
             path = os.path.normpath(files.path(int(index)))
             if seen.get(path, split) != split:
-                raise ValueError(f"{path} stands in {seen[path]} and in {split}: an image must belong to one split")
-            if path in seen:
+                shared.append(f"{path} stands in {seen[path]} and in {split}")
+            elif path in seen:
                 repeated.append(index)
             seen[path] = split
         if repeated:
             first = files.path(int(repeated[0]))
-            notes.append(f"{split}: {len(repeated)} rows name a file again, such as {first}: each is taken once")
+            rows = "1 row names" if len(repeated) == 1 else f"{len(repeated)} rows name"
+            notes.append(f"{split}: {rows} a file again, such as {first}: each is taken once")
             splits[split] = files.take(np.setdiff1d(np.arange(len(files)), repeated))
+    if shared:
+        more = f", and so do {len(shared) - 1} more" if len(shared) > 1 else ""
+        raise ValueError(f"{shared[0]}{more}: an image must belong to one split; --exclude leaves it out of both")
     return splits, notes
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,13 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 
 
 def load_image_folder(
-    root: PathLike, *, size: int, in_chans: int = 1, skip_bad_files: bool = False, window: Window = None
+    root: PathLike,
+    *,
+    size: int,
+    in_chans: int = 1,
+    skip_bad_files: bool = False,
+    window: Window = None,
+    excluded: Collection[str] = (),
 ) -> tuple[FileSet, list[str]]:
     """Index a tree ``{train,val,test}/<class>/<image>``; classes ``MR__knee__acl`` name modality and anatomy.
 
@@ -29,6 +36,7 @@ def load_image_folder(
         in_chans: 1 for grey, or 3 for RGB.
         skip_bad_files: Leave out files that are missing or corrupt.
         window: For images of more than 8 bits.
+        excluded: Paths below the root of images to leave out.
 
     Raises:
         FileNotFoundError: If the root or a split is missing.
@@ -49,7 +57,7 @@ def load_image_folder(
         if not folders:
             raise ValueError(f"{root / split} is empty: it must hold a folder of images for each class")
     own: dict[str, Any] = {"size": size, "in_chans": in_chans, "skip_bad_files": skip_bad_files, "window": window}
-    return assemble(root.name, root, builders, _kind, **own, notes=[f"{root}: {found}"])
+    return assemble(root.name, root, builders, _kind, **own, notes=[f"{root}: {found}"], excluded=excluded)
 
 
 def load_test_folder(

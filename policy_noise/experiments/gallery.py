@@ -45,8 +45,9 @@ def mask_gallery(path: Path, mask: Any, data: Any, recipe: TrainRecipe, world: W
         mean=recipe.mean,
         std=recipe.std,
     )
-    figure.suptitle(f"{LABELS[recipe.noise]}, after epoch {epoch + 1} (validation images)", fontsize=10)
-    figure.savefig(path, dpi=110)
+    # In two lines: with two classes the picture is narrow.
+    figure.suptitle(f"{LABELS[recipe.noise]}\nvalidation images, after epoch {epoch + 1}", fontsize=10)
+    write_atomic(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
 
 
 @torch.no_grad()

@@ -10,7 +10,16 @@ from typing import Any, Literal
 
 from .rivals import RIVALS
 
-__all__ = ["NOISES", "RECIPES", "TrainRecipe", "TransferRecipe", "departures", "override", "recorded_recipe"]
+__all__ = [
+    "NOISES",
+    "RECIPES",
+    "TrainRecipe",
+    "TransferRecipe",
+    "departures",
+    "override",
+    "recorded_recipe",
+    "with_extra",
+]
 
 NOISES = ("conventional", "frozen", "policy")
 
@@ -307,3 +316,9 @@ def departures(recipe: Mapping[str, Any], stage: str) -> dict[str, tuple[Any, An
     }
     marks = ("mode", "mean", "std", "schedule", "optimizer")
     return None if any(name in found for name in marks) else found
+
+
+def with_extra(label: str, recipe: Mapping[str, Any]) -> str:
+    """What a training is called, with its extra augmentation if it has one."""
+    extra = recipe.get("extra_augmentation", "none")
+    return label if extra == "none" else f"{label} with {extra.replace('_', ' ')}"

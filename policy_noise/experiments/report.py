@@ -10,7 +10,7 @@ from . import published
 from .figures import LABELS, calibration_curve, confusion_matrix, few_shot_curves, training_diagnostics
 from .metrics import confused_pairs
 from .pages import image_html, table_html, write_page
-from .recipes import departures
+from .recipes import departures, with_extra
 from .runs import read_json, read_lines
 from .transfer import summarise
 
@@ -109,7 +109,7 @@ def _method(record: Mapping[str, Any]) -> str:
     """What a training was, in a few words."""
     if record["stage"] == "finetune":
         return "fine-tuned on clean images"
-    return LABELS[record["recipe"].get("noise", "conventional")]
+    return with_extra(LABELS[record["recipe"].get("noise", "conventional")], record["recipe"])
 
 
 def _ancestry(record: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import math
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -83,20 +84,23 @@ def open_sources(arguments: argparse.Namespace, size: int, in_chans: int | None,
         in_chans: Channels as which image folders are read; by default 3 where they hold colours.
         look: Look at the headers of files.
     """
-    sets, missing = _open(arguments, size, in_chans)
+    names = read_exclusions(arguments.exclude) if arguments.exclude else frozenset()
+    sets, missing = _open(arguments, size, in_chans, names)
     if arguments.exclude:
-        names = read_exclusions(arguments.exclude)
-        sets = [exclude(data, names) for data in sets]
+        sets = [data if isinstance(data, FileSet) else exclude(data, names) for data in sets]
         found = sum(data.excluded for data in sets)
         if found < len(names):
             raise ValueError(
                 f"{arguments.exclude} names {len(names)} images, of which {len(names) - found} are not in "
                 f"{', '.join(data.name for data in sets)}; names are like {sets[0].image_name('train', 0)!r}"
             )
-    notes = [f"{len(missing)} missing files are left out:", *missing] if missing else []
+    what = "1 missing file is" if len(missing) == 1 else f"{len(missing)} missing files are"
+    notes = [f"{what} left out:", *missing] if missing else []
     for data in sets:
         notes += getattr(data, "notes", ())
-        notes += [f"{data.name}: {data.excluded} images are left out by {arguments.exclude}"] if data.excluded else []
+        if data.excluded:
+            what = "1 image is" if data.excluded == 1 else f"{data.excluded} images are"
+            notes.append(f"{data.name}: {what} left out by {arguments.exclude}")
         if look and isinstance(data, FileSet) and started_first():  # one process looks for all
             notes += look_over([getattr(data, split) for split in SPLITS])
     if notes and started_first():
@@ -104,8 +108,10 @@ def open_sources(arguments: argparse.Namespace, size: int, in_chans: int | None,
     return sets
 
 
-def _open(arguments: argparse.Namespace, size: int, in_chans: int | None) -> tuple[list[Any], list[str]]:
-    """The sets as they are, and the files that are missing."""
+def _open(
+    arguments: argparse.Namespace, size: int, in_chans: int | None, excluded: Collection[str]
+) -> tuple[list[Any], list[str]]:
+    """The sets, those of files without what is excluded, and the files that are missing."""
     kinds = ("npz", "medmnist", "radimagenet", "image_folder")
     given = [name for name in kinds if getattr(arguments, name)]
     if len(given) != 1 and given != ["npz", "medmnist"]:
@@ -119,7 +125,7 @@ def _open(arguments: argparse.Namespace, size: int, in_chans: int | None) -> tup
         sets = [load_npz(*_path_and_prefix(text), **own) for text in arguments.npz or ()]
         own = {"size": arguments.medmnist_size, "download": arguments.download}
         return sets + [load_medmnist(flag, arguments.root, **own) for flag in arguments.medmnist or ()], []
-    own = {"size": size, "skip_bad_files": arguments.skip_bad_files, "window": window}
+    own = {"size": size, "skip_bad_files": arguments.skip_bad_files, "window": window, "excluded": excluded}
     if arguments.radimagenet:  # grey: what takes three channels gets them on its device
         files, missing = load_radimagenet(arguments.radimagenet, **own)
     else:

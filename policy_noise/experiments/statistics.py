@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 __all__ = [
+    "MIN_PAIRS",
     "Difference",
     "Interval",
     "bootstrap_interval",

@@ -2,7 +2,7 @@
 
 import csv
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,13 @@ ACCESS = (
 
 
 def load_radimagenet(
-    root: PathLike, *, size: int, in_chans: int = 1, skip_bad_files: bool = False, window: Window = None
+    root: PathLike,
+    *,
+    size: int,
+    in_chans: int = 1,
+    skip_bad_files: bool = False,
+    window: Window = None,
+    excluded: Collection[str] = (),
 ) -> tuple[FileSet, list[str]]:
     """Index RadImageNet in its own layout: ``radiology_ai/...`` and ``RadiologyAI_{train,val,test}.csv``.
 
@@ -33,6 +39,7 @@ def load_radimagenet(
         in_chans: 1, or 3 for grey images repeated.
         skip_bad_files: Leave out files that are missing or corrupt.
         window: For images of more than 8 bits.
+        excluded: Paths below the root of images to leave out.
 
     Returns:
         The set, and the files that the tables name and the disk lacks.
@@ -50,7 +57,7 @@ def load_radimagenet(
     for split, table in tables.items():
         builders[split].extend(_rows(table))
     own: dict[str, Any] = {"size": size, "in_chans": in_chans, "skip_bad_files": skip_bad_files, "window": window}
-    return assemble("radimagenet", root, builders, _kind, **own)
+    return assemble("radimagenet", root, builders, _kind, **own, excluded=excluded)
 
 
 def _rows(table: Path) -> Iterator[tuple[str, str]]:

@@ -19,7 +19,7 @@ from .figures import LABELS
 from .gallery import mask_gallery, save_seen
 from .metrics import classification_metrics, cross_entropy
 from .noise import attach_noise
-from .recipes import TrainRecipe
+from .recipes import TrainRecipe, with_extra
 from .rivals import RunAugmentation
 from .runs import Run, read_json, write_json
 
@@ -146,7 +146,7 @@ def train(
         total=steps * recipe.epochs,
         initial=done,
         unit="step",
-        desc=f"{stage}, {LABELS[recipe.noise]}" if stage == "pretrain" else stage,
+        desc=f"{stage}, {with_extra(LABELS[recipe.noise], run.record['recipe'])}" if stage == "pretrain" else stage,
         disable=not world.main,
     )
     losses: list[Tensor] = []  # since the last look, which waits for the device
@@ -176,7 +176,7 @@ def train(
             losses.append(loss.detach())
             if done % max(1, steps // LOGS_PER_EPOCH) == 0:
                 entry = {"step": done, "epoch": done / steps, "loss": _last_finite(losses, done, steps, lr), "lr": lr}
-                entry |= {} if hook is None else hook.metrics
+                entry |= {} if hook is None or epoch >= noisy_epochs else hook.metrics
                 _report(run, writer, entry)
                 bar.set_postfix_str(f"loss {entry['loss']:.3f}")
             if recipe.checkpoint_steps and done % recipe.checkpoint_steps == 0 and done % steps:

@@ -1,7 +1,7 @@
 """The mathematics of the noise mask, without state.
 
-Every function here is pure: random ones take a generator, and the only memory is that of the rendering operators,
-which depend on sizes alone.
+All functions are pure. Random ones take a generator. The only cache is that of the rendering operators, which depend
+only on sizes.
 """
 
 from . import library  # noqa: F401 (registers with torch)

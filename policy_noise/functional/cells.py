@@ -1,6 +1,7 @@
 """What is done to the few cells of a mask in place of its pixels: rendering is linear."""
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -8,9 +9,9 @@ from torch import Tensor
 
 from .distribution import ACTION_EPS
 from .operators import Operators
-from .rendering import render
+from .rendering import get_operators, render
 
-__all__ = ["mask_brightness", "scaled_cells"]
+__all__ = ["mask_brightness", "prepared", "scaled_cells"]
 
 FLAT = 1e-3
 """A mask whose lowest cell lies no further than this below its mean counts as flat."""
@@ -25,14 +26,14 @@ def mask_brightness(action: Tensor, brightness_std: float, expected: Tensor | No
 
     .. math:: \exp(\sigma z), \qquad z = \sqrt{12 n} \, (\overline{a} - \mu)
 
-    with the mean of the mask's n actions and :math:`\mu = 1/2`, so that z has a standard deviation of 1 where they are
-    uniform, as an unlearned mask's are: images brighten as often as they darken, as under a random bias field. z keeps
-    within +-3, so that no policy can run away.
+    where :math:`\overline{a}` is the mean of the mask's n actions and :math:`\mu = 1/2`. If the actions are uniform, as
+    those of random masks, z has a standard deviation of 1, and images brighten as often as they darken, as under a
+    random bias field. z is clipped at +-3, which limits what a policy can do.
 
     Args:
         action: One value in (0, 1) per cell.
         brightness_std: Standard deviation of the brightness's logarithm under the uniform distribution.
-        expected: Expected value of each cell. Its mean over the cells then stands for 1/2, so that the logarithm has
+        expected: Expected value of each cell. Its mean over the cells then replaces 1/2, so that the logarithm has
             expectation 0 under any policy (while z stays within its bounds).
 
     Shape:
@@ -61,6 +62,22 @@ def _brightness(logarithm: Tensor, brightness_std: float) -> Tensor:
     return logarithm.clamp(-reach, reach).exp()
 
 
+def prepared(
+    action: Tensor,
+    size: Sequence[int],
+    kernel_size: int | Sequence[int] | None,
+    sigma: float | Sequence[float] | None,
+    pattern_std: float | None,
+    brightness_std: float,
+) -> Operators:
+    """The operators for an action at a size, with what :func:`scaled_cells` needs of them."""
+    operators = get_operators(action, size, kernel_size, sigma)
+    count = len(operators.share)
+    if pattern_std is None or count > FEW_CELLS or torch.compiler.is_compiling():
+        return operators
+    return _with_few_cells_map(operators, pattern_std, _slope(brightness_std, count))
+
+
 def scaled_cells(
     action: Tensor,
     operators: Operators,
@@ -75,19 +92,17 @@ def scaled_cells(
         - action, expected: (B, 1, G, G) or (B, 1, G, G, G).
         - Output: that of the action.
     """
-    cells = action.flatten(1)
+    cells, few = action.flatten(1), operators.few_cells_map
     count = cells.shape[1]
-    few = pattern_std is not None and count <= FEW_CELLS and not torch.compiler.is_compiling()
     mean = None
-    if brightness_std and (expected is not None or not few):
+    if brightness_std and (expected is not None or few is None):
         mean = mask_brightness(action, brightness_std, expected).view(-1, 1)
     if pattern_std is None:
         if mean_preserving:
             cells = cells / torch.mv(cells, operators.share).unsqueeze(1)
         return (cells if mean is None else cells * mean).view_as(action)
-    if few:
-        offset, matrix = _few_cells_map(operators, pattern_std, _slope(brightness_std, count))
-        parts = torch.addmm(offset, cells, matrix)
+    if few is not None:
+        parts = torch.addmm(few[0], cells, few[1])
         deviation, darkness = parts[:, :count].norm(dim=1, keepdim=True), parts[:, count : 2 * count]
         deepest = parts[:, count:-1].amax(1, keepdim=True)
         if brightness_std and mean is None:
@@ -107,14 +122,11 @@ def scaled_cells(
 
 
 @lru_cache(maxsize=256)
-def _few_cells_map(operators: Operators, pattern_std: float, slope: float) -> tuple[Tensor, Tensor]:
-    """Offset and matrix of what is linear in the cells.
+def _with_few_cells_map(operators: Operators, pattern_std: float, slope: float) -> Operators:
+    """The operators with offset and matrix of what is linear in the cells.
 
     That is, one part after the other: the cells' distance below the mean rendered with the operators' factors, over
     ``pattern_std``; this distance itself; :data:`FLAT`, beside it for their maximum; the logarithm of the brightness.
-
-    Shape:
-        - Output: (2 * cells + 2,) and (cells, 2 * cells + 2).
     """
     with torch.inference_mode(False), torch.no_grad():
         share = operators.share.double().cpu()
@@ -126,4 +138,4 @@ def _few_cells_map(operators: Operators, pattern_std: float, slope: float) -> tu
         matrix = torch.cat([below @ factor.mT / pattern_std, below, torch.zeros_like(level), level], dim=1)
         offset = share.new_zeros(matrix.shape[1])
         offset[-2], offset[-1] = FLAT, -slope / 2
-        return offset.to(operators.share), matrix.to(operators.share)
+        return operators._replace(few_cells_map=(offset.to(operators.share), matrix.to(operators.share)))

@@ -17,10 +17,10 @@ ACTION_EPS = 1e-6
 
 
 def sample_beta(concentration1: Tensor, concentration0: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Draw one action a cell, without gradient, kept :data:`ACTION_EPS` away from 0 and 1.
+    """Draw one action per cell, without gradient, at least :data:`ACTION_EPS` away from 0 and 1.
 
-    The draw is that of :meth:`torch.distributions.Beta.sample`, number for number under the same seed, with the
-    generator that the distribution does not take.
+    With the same seed the draw is that of :meth:`torch.distributions.Beta.sample`, number for number. That one does not
+    take a generator.
 
     Args:
         concentration1: Alpha, positive, fp32 or fp64 (the sampler does not exist in half precision).
@@ -37,10 +37,11 @@ def sample_beta(concentration1: Tensor, concentration0: Tensor, generator: torch
 
 
 def draw_beta(concentration1: Tensor, concentration0: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    return _draw_pairs(torch.stack([concentration1, concentration0], dim=-1), generator)
+    return draw_pairs(torch.stack([concentration1, concentration0], dim=-1), generator)
 
 
-def _draw_pairs(concentration: Tensor, generator: torch.Generator | None) -> Tensor:
+def draw_pairs(concentration: Tensor, generator: torch.Generator | None) -> Tensor:
+    """:func:`sample_beta` from alpha and beta side by side, in the last axis."""
     with torch.no_grad():
         action = sample_dirichlet(concentration, generator).select(-1, 0)
         return action.clamp(ACTION_EPS, 1.0 - ACTION_EPS)
@@ -93,7 +94,7 @@ class _Draw(torch.autograd.Function):
     def forward(ctx: Any, logarithm: Tensor, low: float, high: float, generator: torch.Generator | None) -> Any:
         bounded = logarithm.clamp(low, high)
         concentration = bounded.exp()
-        action = _draw_pairs(concentration, generator)
+        action = draw_pairs(concentration, generator)
         log_action = torch.stack([action, 1.0 - action], dim=-1).log_()
         total = concentration.sum(-1, keepdim=True)
         # Half of each cell's lgamma(alpha + beta) goes to each of its two terms.

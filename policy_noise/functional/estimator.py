@@ -185,15 +185,15 @@ def reinforce_loss(
 
     .. math:: L = \frac{1}{n} \sum_i \pm \log p(a_i \mid x_i) \, A_i - c \, H_i
 
-    Its gradient is an estimate of the gradient of the expected loss, so minimising it lowers the loss that the masks
-    cause (``"cooperative"``) or raises it (``"adversarial"``, the minus sign).
+    Its gradient estimates the gradient of the expected loss. Minimizing it lowers the loss that the masks cause
+    (``"cooperative"``), or raises it (``"adversarial"``, the minus sign).
 
     Args:
         log_prob: Log-probability of each sample's whole mask.
-        loss: Loss of each sample, one a sample: a scalar credits no image for its own mask. Detached here.
+        loss: One loss per sample; a scalar would credit no image for its own mask. Detached here.
         baseline: See :func:`advantage`.
         normalize: See :func:`advantage`.
-        reward: Whether a low loss is good (the paper's) or bad.
+        reward: ``"cooperative"`` if a low loss is good, as in the paper, or ``"adversarial"``.
         entropy: Entropy of each sample's distribution, for the bonus.
         entropy_coef: Weight c of the entropy bonus.
         valid: Samples that count; see :func:`advantage`.
@@ -238,14 +238,14 @@ def reinforce_loss(
 
 
 def paper_objective(log_prob: Tensor, loss: Tensor) -> Tensor:
-    r"""The published surrogate, as the authors' training code has it.
+    r"""The published policy loss, as in the authors' training code.
 
     .. math:: L = \frac{1}{B} \sum_b \log \Big( \sum_j p_j(a_{bj}) \Big) \cdot \overline{l}
 
-    with the scalar mean loss of the batch. It is kept for comparison: it is no score function (the log of a sum of
-    densities, not of their product), so its expected gradient is not zero for a constant loss, and every image gets
-    the same credit. Its one backward trains both networks, and scales the classifier's gradient by the first factor.
-    Computed by logsumexp, which does not overflow where the sum of exponentials does.
+    with the scalar mean loss of the batch. It is here for comparison. It is not the score-function estimator: it takes
+    the logarithm of the sum of the densities, not of their product. So its expected gradient is not zero for a constant
+    loss, and every image gets the same credit. One backward pass trains both networks, and scales the classifier's
+    gradient by the first factor. It is computed with logsumexp, which does not overflow.
 
     Args:
         log_prob: Log density of each cell.

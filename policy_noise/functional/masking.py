@@ -1,14 +1,16 @@
 """What a rendered mask does to an image: its mean, its strength, and the multiplication."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .cells import scaled_cells
-from .rendering import get_operators, render, without_autocast
+from .cells import prepared, scaled_cells
+from .operators import Operators
+from .rendering import render, without_autocast
 
-__all__ = ["apply_mask", "noise_mask", "scale_mask"]
+__all__ = ["apply_mask", "multiply", "noise_mask", "scale_mask"]
 
 
 def scale_mask(mask: Tensor, *, strength: float = 1.0, mean_preserving: bool = False) -> Tensor:
@@ -16,9 +18,9 @@ def scale_mask(mask: Tensor, *, strength: float = 1.0, mean_preserving: bool = F
 
     Args:
         mask: A rendered mask in (0, 1).
-        strength: The mask moves from 1 by this share: ``1 + strength * (mask - 1)``. 0 switches it off.
+        strength: Share by which the mask moves from 1: ``1 + strength * (mask - 1)``. 0 switches it off.
         mean_preserving: First divide each image's mask by its own spatial mean, as drop_path's ``scale_by_keep`` keeps
-            the expected value. Without it a mask mainly lowers the contrast (its mean starts at one half).
+            the expected value. Otherwise a mask mainly lowers the contrast, because its mean starts at one half.
 
     Shape:
         - mask: (B, 1, H, W) or (B, 1, D, H, W).
@@ -37,9 +39,9 @@ def apply_mask(images: Tensor, mask: Tensor, black: Tensor | None = None) -> Ten
     Args:
         images: Floating-point images; dtype, device and memory format are kept.
         mask: One channel, broadcast over the images' channels.
-        black: The value that stands for zero intensity. With it the mask multiplies intensities,
-            ``black + mask * (images - black)``: a multiplicative bias field. Without it the mask multiplies the images
-            as they are; on normalised images that pulls towards the mean grey (the paper's way).
+        black: The value of zero intensity. With it the mask multiplies intensities,
+            ``black + mask * (images - black)``, as a bias field does. Without it the mask multiplies the images
+            directly. This pulls normalized images towards the mean grey, as in the paper.
 
     Shape:
         - images: (B, C, H, W) or (B, C, D, H, W).
@@ -78,18 +80,18 @@ def noise_mask(
 
     Args:
         images: Floating-point images.
-        action: One value in (0, 1) a cell.
+        action: One value in (0, 1) per cell.
         kernel_size: See :func:`blur_parameters`.
         sigma: See :func:`blur_parameters`.
         strength: See :func:`scale_mask`.
         mean_preserving: See :func:`scale_mask`.
         pattern_std: Instead of ``mean_preserving``: give each mask a spatial mean of 1 and this standard deviation,
-            before ``strength`` counts, so that an action says where the mask varies and not how much. It is less where
-            a cell would fall below 0, and 0 for an action that renders flat.
-        brightness_std: Multiply each mask by its :func:`mask_brightness`, before ``strength`` counts.
+            before ``strength`` is applied. So an action decides where the mask varies and not how much. The standard
+            deviation is smaller if a cell would fall below 0, and 0 if the action is constant.
+        brightness_std: Multiply each mask by its :func:`mask_brightness`, before ``strength`` is applied.
         expected: See :func:`mask_brightness`.
         black: See :func:`apply_mask`.
-        applied: Which images are masked; the others come back bit for bit. By default all.
+        applied: Which images are masked; the others are returned unchanged. By default all.
 
     Shape:
         - images: (B, C, H, W) or (B, C, D, H, W).
@@ -102,11 +104,25 @@ def noise_mask(
         >>> noise_mask(images, action, mean_preserving=True).shape
         torch.Size([4, 3, 64, 64])
     """
+    operators = prepared(action, images.shape[2:], kernel_size, sigma, pattern_std, brightness_std)
+    cells = {"mean_preserving": mean_preserving, "pattern_std": pattern_std, "brightness_std": brightness_std}
+    return multiply(images, action, operators, strength, expected, black, applied, **cells)
+
+
+def multiply(
+    images: Tensor,
+    action: Tensor,
+    operators: Operators,
+    strength: float,
+    expected: Tensor | None,
+    black: Tensor | None,
+    applied: Tensor | None,
+    **settings: Any,
+) -> Tensor:
+    """:func:`noise_mask` with the operators at hand, and the settings of the cells."""
     with without_autocast(action.device.type):
-        operators = get_operators(action, images.shape[2:], kernel_size, sigma)
-        cells = scaled_cells(action, operators, mean_preserving, pattern_std, brightness_std, expected)
         # Distances from 1: those of 0 render as exactly 1.
-        distance = cells - 1.0
+        distance = scaled_cells(action, operators, expected=expected, **settings) - 1.0
         if strength != 1.0:
             distance = distance * strength
         if applied is not None:

@@ -37,11 +37,14 @@ class Operators(NamedTuple):
         factors: Their triangular factors R / sqrt(pixels), from a QR decomposition: rendered with them, which are as
             small as the grid, a mask keeps its root mean square.
         share: Each cell's share of a rendered mask's spatial mean, (cells,).
+        few_cells_map: For small grids the offset (2 * cells + 2,) and the matrix (cells, 2 * cells + 2) of all that is
+            asked of the cells together; see :func:`policy_noise.functional.cells.prepared`.
     """
 
     axes: tuple[Tensor, ...]
     factors: tuple[Tensor, ...]
     share: Tensor
+    few_cells_map: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor], axes: int) -> "Operators":

@@ -31,11 +31,11 @@ def blur_parameters(
     kernel_size: int | Sequence[int] | None = None,
     sigma: float | Sequence[float] | None = None,
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Resolve the Gaussian's kernel and sigma along each axis, in pixels, for an image size.
+    """Compute the Gaussian's kernel size and sigma along each axis, in pixels, for an image size.
 
-    Left out, sigma is a third of a cell along each axis, so that the mask has the same texture at every resolution and
-    aspect ratio. A given number is taken as pixels, for all axes or one for each. Kernel and sigma follow each other in
-    the paper's ratio of 13 to 6, a kernel as the nearest odd number, at least 3.
+    By default sigma is a third of a cell along each axis, so that the mask has the same texture at every resolution and
+    aspect ratio. Numbers are in pixels, one for all axes or one for each. If only one of kernel size and sigma is
+    given, the other follows in the paper's ratio of 13 to 6. The kernel size is the nearest odd number, at least 3.
 
     Args:
         size: The image's spatial size in pixels.
@@ -120,12 +120,12 @@ def render_mask(
 ) -> Tensor:
     """Enlarge a grid of actions to an image's size (nearest neighbour) and blur it with a Gaussian (reflect padding).
 
-    Both operations are linear and act on one axis at a time, so the whole is one small matrix product an axis. The
-    matrices are made by Kornia once for each size and kept; ``method="kornia"`` is the readable reference,
-    :func:`torch.nn.functional.interpolate` then :func:`kornia.filters.gaussian_blur2d`.
+    Both operations are linear and act on one axis at a time, so each axis is one small matrix product. Kornia makes the
+    matrices once for each size, and they are cached. ``method="kornia"`` is the readable reference:
+    :func:`torch.nn.functional.interpolate`, then :func:`kornia.filters.gaussian_blur2d`.
 
     Args:
-        action: One value a cell.
+        action: One value per cell.
         size: Spatial size in pixels, as many numbers as the grid has axes, none smaller than the grid's.
         kernel_size: Gaussian kernel in pixels; see :func:`blur_parameters`.
         sigma: Gaussian standard deviation in pixels; see :func:`blur_parameters`.

@@ -37,7 +37,7 @@ def check_arguments(
             "criterion and call hook.observe(policy_noise.losses.per_sample_loss(criterion, output, target))"
         )
     if output_loss is not None and (model is None or criterion is not None):
-        raise TypeError("output_loss takes the place of criterion and needs model: pass it with a model alone")
+        raise TypeError("output_loss replaces criterion: pass it with model and without criterion")
     if not max_pending >= 1 or not math.isfinite(max_pending):
         raise ValueError(f"max_pending must be at least 1, got {max_pending!r}")
     for name, target in (("optimizer", optimizer), ("optimizer", stepping), ("model", model)):

@@ -36,37 +36,40 @@ OutputLoss = Callable[[Any, tuple[Any, ...], dict[str, Any]], Tensor]
 class ReinforceHook(PolicyTrainer):
     """Train an augmentation's policy inside an existing training loop.
 
-    With ``model`` its image input is transformed whenever it runs in training mode with gradients on; with
-    ``criterion`` every loss that it computes is taken apart into one loss per sample. Without them call :meth:`apply`
-    and :meth:`observe` yourself. The policy has an optimizer of its own, stepped after each ``optimizer.step()``.
+    With ``model``, its images are transformed whenever it runs in training mode with gradients on. With ``criterion``,
+    one loss per image is computed from every call of it. Without them, call :meth:`apply` and :meth:`observe` yourself.
+    The policy has its own optimizer, which steps after each ``optimizer.step()``.
 
     Args:
         augmentation: What to train: a :class:`policy_noise.PolicyNoiseMask` or any
             :class:`policy_noise.StochasticAugmentation`.
-        optimizer: The loop's optimizer; wrappers are looked through for the one whose ``step()`` really runs. None for
-            loops that have no torch optimizer: call :meth:`step` after theirs.
-        model: Module whose input is transformed: the outermost one that the loop calls (DDP and compiled wrappers, not
-            the module inside).
-        criterion: Loss module that the loop calls with the model's output. It may serve several hooked models.
+        optimizer: The loop's optimizer, or a wrapper of it; the torch optimizer inside is found. None for loops that
+            have no torch optimizer: call :meth:`step` after each of their steps.
+        model: The module whose images are transformed: the outermost one that the loop calls (the DDP or compiled
+            wrapper, not the module inside).
+        criterion: The loss module that the loop calls with the model's output. Several hooked models may share it.
         output_loss: Instead of ``criterion``, for models that compute their loss inside: a function of the model's
-            output, its positional arguments and its keyword arguments that gives one loss for each image, (B,).
+            output, its positional arguments and its keyword arguments that returns one loss per image, (B,).
         loss_method: ``"auto"``, or ``"leave_one_out"`` for criteria that couple samples; see
             :class:`policy_noise.losses.LossSplitter`.
-        input_name: Which of the model's inputs holds the images: a position, or a name, either a keyword's or a key in
-            a mapping that the model takes. By default the first floating-point tensor with the right number of axes.
-        generator: Source of randomness for the draws. By default streams of the hook's own, derived from
-            ``torch.initial_seed()`` and the rank: the loop's generators stay as they are without the hook.
-        max_pending: Masked forwards that may wait for their loss; see :class:`policy_noise.PairingError`.
-        state_in_optimizer: Let the policy travel in ``optimizer.state_dict()``, so that existing checkpointing code
-            resumes it. With False use :meth:`state_dict` and :meth:`load_state_dict`.
-        strength_schedule: Share of the augmentation's ``strength`` at each step; see
+        input_name: Which of the model's inputs holds the images: a position, the name of a keyword, or a key of a
+            mapping that the model takes. By default the first floating-point tensor with the right number of axes.
+        generator: Source of randomness for the draws. By default the hook has its own streams, derived from
+            ``torch.initial_seed()`` and the rank, and leaves the loop's generators as they are.
+        max_pending: How many masked forward passes may wait for their losses; see :class:`policy_noise.PairingError`.
+        state_in_optimizer: Save the policy in ``optimizer.state_dict()``, so that existing checkpointing code resumes
+            it. With False, use :meth:`state_dict` and :meth:`load_state_dict`.
+        strength_schedule: The share of the augmentation's ``strength`` at each step; see
             :class:`policy_noise.StrengthSchedule`.
-        **learner: How the policy learns, see :class:`policy_noise.learning.PolicyLearner`.
+        compile: Compile a mask's own work with :func:`torch.compile`. Policy, scores and rendering become a few fused
+            kernels, for batches of any size; another image size compiles again. The draws stay outside and keep their
+            generators. Where nothing can be compiled, the hook warns once and runs uncompiled.
+        **learner: How the policy learns; see :class:`policy_noise.learning.PolicyLearner`.
 
     Note:
-        A loss counts only if it comes before the next step: forwards that run ahead of a step (prefetching) are masked
-        and not learned from. Ranks are taken to be data parallel: tensor-parallel ranks, which must see equal inputs,
-        would get different masks.
+        A loss counts only if it comes before the next step. A forward pass that runs ahead of a step (prefetching) is
+        masked, but not learned from. Ranks must be data parallel: tensor-parallel ranks, which need equal inputs, would
+        get different masks.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -99,6 +102,7 @@ class ReinforceHook(PolicyTrainer):
         max_pending: int = 8,
         state_in_optimizer: bool = True,
         strength_schedule: StrengthSchedule | Callable[[int], float] | None = None,
+        compile: bool = False,
         **learner: Any,
     ) -> None:
         stepping = None if optimizer is None else stepping_optimizer(optimizer)
@@ -106,7 +110,7 @@ class ReinforceHook(PolicyTrainer):
         check_arguments(augmentation, stepping, optimizer, model, criterion, output_loss, max_pending)
         self.augmentation = augmentation
         self.learner = PolicyLearner(augmentation, **learner)
-        self._draws = Draws(augmentation, generator)
+        self._draws = Draws(augmentation.compiled() if compile else augmentation, generator)
         self._output_loss = output_loss
         self._splitter = None if criterion is None else LossSplitter(criterion, loss_method)  # type: ignore[arg-type]
         self._input_name = input_name
@@ -144,14 +148,14 @@ class ReinforceHook(PolicyTrainer):
             self._equalize()
 
     def rebind(self, optimizer: Any) -> None:
-        """Follow another optimizer from now on, such as one that was made anew when layers were unfrozen."""
+        """Follow another optimizer from now on, for example a new one that was made when layers were unfrozen."""
         stepping = stepping_optimizer(optimizer)
         check_arguments(self.augmentation, stepping, optimizer, None, None, None, self._queue.max_pending)
         self._unhook_optimizer()
         self._hook_optimizer(optimizer)
 
     def remove(self) -> None:
-        """Take all hooks off: the model trains on plain images again, and the policy is let go."""
+        """Remove all hooks. The model trains on unmasked images again, and the policy no longer learns."""
         self._unhook_optimizer()
         registry.leave_steps(self)
         for handle in self._handles:

@@ -42,8 +42,8 @@ def find_images(args: tuple[Any, ...], kwargs: Mapping[str, Any], name: int | st
             return path
     got = [f"{tuple(v.shape)} {v.dtype}" if isinstance(v, Tensor) else type(v).__name__ for _, v in named]
     raise TypeError(
-        f"the model was called without images: no floating-point tensor of {axes} axes among {got}; normalise "
-        "images before the model, or say which input they are with input_name"
+        f"the model was called without images: no floating-point tensor of {axes} axes among {got}; normalize "
+        "images before the model, or name the input that holds them with input_name"
     )
 
 

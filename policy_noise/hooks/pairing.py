@@ -62,10 +62,10 @@ class PairingQueue:
         if self._lost and not self._warned:
             self._warned = True
             warnings.warn(
-                "a masked forward had no loss, and nothing is learned from it: run forwards that have none (Grad-CAM, "
-                "a sliding window) under torch.no_grad() or hook.paused(); more that wait at a time need a "
-                f"larger max_pending (now {self.max_pending}), and losses that come after the next step are too late. "
-                "This is said once.",
+                "a masked forward had no loss, and nothing is learned from it: run forwards that have no loss "
+                "(Grad-CAM, a sliding window) under torch.no_grad() or hook.paused(). If several must wait for their "
+                f"losses, raise max_pending (now {self.max_pending}). Losses that come after the next step are too "
+                "late. There will be no further warning.",
                 stacklevel=4,
             )
 

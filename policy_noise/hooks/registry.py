@@ -60,13 +60,13 @@ def was_hooked(target: Any) -> bool:
 
 
 def detach(target: Any) -> int:
-    """Take off whatever hooks are on a model, a criterion or an optimizer.
+    """Remove all hooks from a model, a criterion or an optimizer.
 
     Args:
         target: A module or an optimizer.
 
     Returns:
-        How many hooks were taken off.
+        The number of hooks that were removed.
 
     Example:
         >>> import torch

@@ -10,12 +10,12 @@ __all__ = ["ScheduledStrength", "StrengthSchedule"]
 
 @dataclass(frozen=True)
 class StrengthSchedule:
-    """From nothing to full strength over the first steps, and off for the last ones.
+    """Ramp the masks' strength up over the first steps, and switch masks off for the last ones.
 
     Args:
         total_steps: Optimizer steps of the whole training.
-        warmup: Share of them over which the strength rises linearly.
-        clean: Share of them at the end that see no masks.
+        warmup: Share of the steps, at the start, over which the strength rises linearly.
+        clean: Share of the steps, at the end, without masks.
 
     Example:
         >>> schedule = StrengthSchedule(total_steps=100, warmup=0.1, clean=0.25)
@@ -37,7 +37,7 @@ class StrengthSchedule:
             raise ValueError(f"warmup and clean must leave some steps, got {self.warmup!r} and {self.clean!r}")
 
     def __call__(self, step: int) -> float:
-        """Share of the full strength at a step, counted from 0."""
+        """The share of the full strength at a step. Steps count from 0."""
         if step >= self.total_steps * (1.0 - self.clean):
             return 0.0
         rising = self.total_steps * self.warmup
@@ -58,7 +58,7 @@ class ScheduledStrength:
     def __init__(self, augmentation: StochasticAugmentation, schedule: Callable[[int], float]) -> None:
         full = getattr(augmentation, "strength", None)
         if not isinstance(full, float | int):
-            raise TypeError(f"strength_schedule needs a strength, which {type(augmentation).__name__} has not")
+            raise TypeError(f"strength_schedule needs a strength, which {type(augmentation).__name__} does not have")
         self.augmentation = augmentation
         self.schedule = schedule
         self.full = float(full)

@@ -36,12 +36,12 @@ class HookState:
 
     @property
     def policy_optimizer(self) -> torch.optim.Optimizer | None:
-        """The policy's own optimizer; None where there is nothing to learn."""
+        """The policy's own optimizer; None if there is nothing to learn."""
         return self.learner.optimizer
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Diagnostics of the last step; the same keys from the start, NaN where there is no number yet.
+        """Diagnostics of the last step. The keys are the same from the start; a value is NaN until there is a number.
 
         ``reward``, ``baseline``, ``advantage_std``, ``entropy`` (nats per image), ``policy_grad_norm``,
         ``entropy_coef`` (with an ``entropy_target``), what the augmentation says of itself (for masks ``mask_mean`` and
@@ -52,7 +52,7 @@ class HookState:
         return self.learner.metrics(self._size)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that resuming needs; safe for ``torch.load(weights_only=True)``."""
+        """Everything that is needed to resume; loads with ``torch.load(weights_only=True)``."""
         generator = self._draws.generator
         return {
             **self.learner.state_dict(),
@@ -62,7 +62,7 @@ class HookState:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore :meth:`state_dict`, also from within an optimizer's state. Nothing is changed if it does not fit.
+        """Restore a :meth:`state_dict`. If it does not fit, nothing is changed.
 
         Raises:
             ValueError: If the state belongs to something else.

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..augmentation import Sample, StochasticAugmentation
+from ..augmentation import Drawing, Sample
 from ..losses import plain_tensor
 from ..utils.compat import is_saved_elsewhere, own_graph
 from ..utils.distributed import is_distributed
@@ -28,11 +28,11 @@ class Draws:
     as often as not, still give each rank draws of its own.
 
     Args:
-        augmentation: What draws.
+        augmentation: What draws, or its compiled form.
         generator: Draw from this one instead; None derives the seed from ``torch.initial_seed()``.
     """
 
-    def __init__(self, augmentation: StochasticAugmentation, generator: torch.Generator | None) -> None:
+    def __init__(self, augmentation: Drawing, generator: torch.Generator | None) -> None:
         self.augmentation = augmentation
         self.generator = generator
         self.seed = torch.initial_seed()
@@ -111,7 +111,7 @@ def derived_seed(seed: int, *place: int) -> int:
     return seed >> 1
 
 
-def check_sample(augmentation: StochasticAugmentation, sample: Any, batch: int, *, with_graph: bool) -> None:
+def check_sample(augmentation: object, sample: Any, batch: int, *, with_graph: bool) -> None:
     """Refuse a draw that the hook cannot learn from, naming what a subclass lacks.
 
     Raises:

@@ -36,8 +36,8 @@ def task_rewards(task: nn.Module) -> dict[str, Any]:
     criterion = getattr(task, "criterion", None)
     if not callable(criterion):
         raise ValueError(
-            f"criterion of {type(task).__name__} is {criterion!r}, no function: pass attach(..., criterion) or "
-            "output_loss"
+            f"criterion of {type(task).__name__} is {criterion!r}, which cannot be called: pass criterion or "
+            "output_loss to attach"
         )
     if isinstance(criterion, nn.Module) and is_hookable(criterion):
         return {"criterion": criterion}

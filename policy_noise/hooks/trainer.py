@@ -36,13 +36,12 @@ class PolicyTrainer(HookState):
     # -- for loops that mask and observe by hand -----------------------------------------------------------------------
 
     def apply(self, images: Tensor) -> Tensor:
-        """Transform a batch and remember the draw until its loss is observed.
+        """Transform a batch, and remember the draw until its loss is observed.
 
-        Outside training (gradients off, ``hook.augmentation.eval()``, :meth:`paused`) it gives the images back as they
-        are.
+        Outside training (gradients off, ``hook.augmentation.eval()``, :meth:`paused`) it returns the images unchanged.
 
         Raises:
-            PairingError: If losses plainly never come.
+            PairingError: If ``max_pending`` batches had no loss, and none before.
         """
         if self._paused or not torch.is_grad_enabled() or not self.augmentation.training:
             return images
@@ -53,7 +52,7 @@ class PolicyTrainer(HookState):
         if isinstance(images, Tensor) and images.ndim != axes:
             raise ValueError(f"images must be a batch with {axes} axes, got shape {tuple(images.shape)}")
         if is_in_backward():
-            return self.augmentation(images, self._draws.repeat(images))
+            return self._draws.augmentation(images, self._draws.repeat(images))
         if isinstance(images, Tensor) and not len(images):
             self._watch.masked()
             return images
@@ -67,7 +66,7 @@ class PolicyTrainer(HookState):
         if images.is_floating_point() and images.device != self.learner.device:
             self.learner.to(images.device)
         sample = self._draws.draw(images, with_graph=self._learning and self._learns)
-        masked = self.augmentation(images, sample)
+        masked = self._draws.augmentation(images, sample)
         if self._size is None:
             self.augmentation.check(images)
         self._size = tuple(images.shape[2:])
@@ -77,28 +76,28 @@ class PolicyTrainer(HookState):
         return masked
 
     def observe(self, per_sample_loss: Tensor, *, valid: Tensor | None = None, index: Any = None) -> Tensor:
-        """Tell the policy what its draws cost: the loss of each image of a masked batch.
+        """Tell the policy the loss of each image of a masked batch.
 
-        The batch is found by the loss's autograd graph where it leads to the hooked model's output, else it is the
-        oldest one that waits.
+        If the loss's autograd graph leads to an output of the hooked model, the loss belongs to that batch. Otherwise
+        it belongs to the oldest batch that waits for a loss.
 
         Args:
-            per_sample_loss: One loss for each image, with or without gradient.
+            per_sample_loss: One loss per image, with or without gradient.
             valid: Which losses count, bool; by default all.
-            index: Where the losses are not one per image of one batch: for each the image it belongs to, -1 for none;
-                or a list of (forward, index) pairs, where forward 0 is the oldest that waits and -1 the newest.
+            index: If there is not one loss per image of one batch: for each loss the number of its image, or -1 for
+                none. Or a list of (forward, index) pairs, where 0 is the oldest batch that waits and -1 the newest.
 
         Shape:
             - per_sample_loss: (B,), or (N,) with an index.
             - valid, index: the same.
 
         Returns:
-            The loss to train on: the same, or with the paper's estimator the scaled one. While :meth:`paused` always
-            the same, unobserved.
+            The loss to train on: the same loss, or the scaled one with the paper's estimator. While :meth:`paused` it
+            is always the same, and is not observed.
 
         Raises:
             RuntimeError: If no masked batch waits for a loss.
-            ValueError: If there is not one loss for each image.
+            ValueError: If there is not one loss per image.
         """
         if not isinstance(per_sample_loss, Tensor):
             raise TypeError(f"per_sample_loss must be a tensor of shape (B,), got {type(per_sample_loss).__name__}")
@@ -131,10 +130,11 @@ class PolicyTrainer(HookState):
             self._paused -= 1
 
     def step(self, lr: float | None = None) -> None:
-        """Step the policy. Called by hand only where there is no torch optimizer: after each of the loop's own steps.
+        """Step the policy. Call it only if your loop has no torch optimizer, after each of the loop's own steps.
 
         Args:
-            lr: The loop's current learning rate, which the policy's follows; None leaves the policy's at its peak.
+            lr: The loop's current learning rate, which the policy's rate follows. None keeps the policy's rate at its
+                peak.
         """
         self._step({} if lr is None else {"lr": lr})
 

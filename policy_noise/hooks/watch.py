@@ -114,7 +114,7 @@ class Watch:
             "foreign",
             f"{type(optimizer).__name__} has stepped {FOREIGN_STEPS} times with parameters of "
             f"{type(self.model).__name__}, and the hooked optimizer has not: the policy does not learn. Call "
-            "hook.rebind(optimizer) after an optimizer is made anew.",
+            "hook.rebind(optimizer) after making a new optimizer.",
         )
         return True
 
@@ -129,8 +129,8 @@ class Watch:
         if self._copy_steps >= FOREIGN_STEPS:
             self.say(
                 "copy",
-                f"a copy of {type(self.model).__name__} is trained, and the hooked model is never called: hooks do not "
-                "go along into copies. Attach to the copy.",
+                f"a copy of {type(self.model).__name__} is trained, and the hooked model is never called: copies have "
+                "no hooks. Attach to the copy.",
             )
 
     def attached(self, optimizer: torch.optim.Optimizer | None, *, wrapped: bool, resumable: bool) -> None:
@@ -156,8 +156,8 @@ class Watch:
 
 
 def _has_stepped(state: Any) -> bool:
-    """Whether a parameter's state is of a step; some optimizers (Adagrad) have one from the start."""
-    return bool(state) and bool(state.get("step", 1))
+    """Whether a parameter's state is of a step; some optimizers (Adagrad, Adahessian) have one from the start."""
+    return bool(state.get("step", any(isinstance(value, torch.Tensor) for value in state.values())))
 
 
 def is_saved_without_policy() -> str | None:

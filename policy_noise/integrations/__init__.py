@@ -1,4 +1,4 @@
-"""Where training frameworks need more than :func:`policy_noise.attach`: one module for each, imported by name.
+"""Callbacks for frameworks that need more than :func:`policy_noise.attach`: one module for each, imported by name.
 
-Each module imports its framework, and says which extra installs it where it is missing.
+Each module imports its framework. If that is missing, the error names the extra that installs it.
 """

@@ -27,18 +27,19 @@ __all__ = ["PolicyNoiseCallback"]
 
 
 class PolicyNoiseCallback(Callback):  # type: ignore[misc]
-    """Train a Learner's model under a learned noise mask.
+    """Train a Learner's model under random or learned masks.
 
-    The hook is put on when training begins and taken off when ``fit`` ends. A later ``fit`` of the same model goes on
-    with the same policy; another learner's model gets one of its own. ``lr_find`` trains under masks, and leaves the
-    policy as it was, as it does the model.
+    The hook is attached when training begins and removed when ``fit`` ends. A later ``fit`` of the same model continues
+    with the same policy. Another learner's model gets its own. ``lr_find`` trains under masks, and afterwards restores
+    the policy, as it does the model.
 
-    Every loss of fastai and torch is served, and so is MixUp: each image's loss is taken with ``reduction="none"``, or
-    else image by image. The policy steps after each of the optimizer's steps, fastai's or an ``OptimWrapper``'s, and
-    its learning rate follows the last parameter group's, which is the one that fastai records.
+    All losses of fastai and torch work, and so does MixUp: each image's loss is computed with ``reduction="none"``, or
+    else image by image. The policy steps after each step of the optimizer, fastai's own or an ``OptimWrapper``. Its
+    learning rate follows that of the last parameter group, which is the one that fastai records.
 
-    ``learn.save`` keeps the model and its optimizer. Save the policy beside them: ``torch.save(callback.state_dict(),
-    path)``, and before the next ``fit`` ``callback.load_state_dict(torch.load(path))``.
+    ``learn.save`` saves the model and its optimizer. Save the policy beside them with
+    ``torch.save(callback.state_dict(), path)``, and call ``callback.load_state_dict(torch.load(path))`` before the next
+    ``fit``.
 
     Args:
         settings: Any setting of :func:`policy_noise.attach`. Pass the ``mean`` and ``std`` that the DataLoaders
@@ -117,13 +118,13 @@ class PolicyNoiseCallback(Callback):  # type: ignore[misc]
         self._take_off()
 
     def state_dict(self) -> dict[str, Any]:
-        """The policy and all that resuming needs; empty before the first fit. Safe for ``torch.load``."""
+        """The policy and all that is needed to resume; empty before the first fit. Safe for ``torch.load``."""
         if self._training and self.hook is not None:
             return self.hook.state_dict()
         return dict(self._policy or {})
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on with a saved policy in the next fit.
+        """Continue with a saved policy in the next fit.
 
         Raises:
             ValueError: When that fit begins, if the state belongs to another policy.

@@ -21,26 +21,26 @@ __all__ = ["PolicyNoiseCallback"]
 
 
 class PolicyNoiseCallback(Callback):
-    """Train a LightningModule under a learned noise mask.
+    """Train a LightningModule under random or learned masks.
 
-    The hook is put on when fitting starts and taken off when it ends. A later ``fit`` of the same module goes on with
-    the same policy; another module (the next fold's) gets one of its own. The policy travels in the callback's own part
-    of the checkpoint, whatever the strategy does with optimizer states.
+    The hook is attached when fitting starts and removed when it ends. A later ``fit`` of the same module continues with
+    the same policy. Another module (of the next fold) gets its own. The policy is saved in the callback's part of the
+    checkpoint, whatever the strategy does with optimizer states.
 
-    Automatic and manual optimization, accumulation and precision plugins work as they are.
+    Automatic and manual optimization, accumulation and precision plugins work unchanged.
 
     Args:
         model: Name of the submodule that takes the images, such as ``"model"`` or ``"net.backbone"``. ``""`` is the
-            LightningModule itself, for a ``training_step`` that calls ``self(x)``; strategies that wrap it (DDP) call
-            it with whole batches, and there a submodule must be named.
-        criterion: Name of the loss module that ``training_step`` calls. Left out, call
-            ``callback.hook.observe(losses)`` with a loss of shape (B,), or give ``output_loss``.
+            LightningModule itself, for a ``training_step`` that calls ``self(x)``. Strategies that wrap it (DDP) call
+            it with whole batches, so there you must name a submodule.
+        criterion: Name of the loss module that ``training_step`` calls. If omitted, call
+            ``callback.hook.observe(losses)`` with losses of shape (B,), or pass ``output_loss``.
         optimizer: Which of the module's optimizers trains that submodule, by its index in ``configure_optimizers``.
         log_metrics: Log ``hook.metrics`` as ``policy_noise/...`` beside your own, every ``log_every_n_steps``.
         settings: Any setting of :func:`policy_noise.attach`.
 
     Raises:
-        ValueError: When fitting starts, if a name or the index leads nowhere.
+        ValueError: When fitting starts, if there is no such submodule or optimizer.
 
     Example:
         >>> callback = PolicyNoiseCallback("model", "criterion")

@@ -19,14 +19,14 @@ __all__ = ["PolicyNoiseHandler"]
 
 
 class PolicyNoiseHandler:
-    """Train the network of MONAI's SupervisedTrainer under a learned noise mask.
+    """Train the network of MONAI's SupervisedTrainer under random or learned masks.
 
-    Volumes get a mask of three axes. The policy travels in the optimizer's state: name it before a
-    ``CheckpointLoader`` in ``train_handlers``, and let the savers hold the optimizer. Losses with a ``reduction``
-    (DiceLoss, FocalLoss) and sums of such (DiceCELoss) give one loss a volume. A second run of the same network goes on
-    with the same policy; another network (the next fold's) gets one of its own.
+    Volumes get a mask with three axes. The policy is saved in the optimizer's state: put this handler before a
+    ``CheckpointLoader`` in ``train_handlers``, and let the savers save the optimizer. Losses with a ``reduction``
+    (DiceLoss, FocalLoss) and sums of them (DiceCELoss) give one loss per volume. A second run of the same network
+    continues with the same policy. Another network (of the next fold) gets its own.
 
-    For an ignite engine of your own give its parts; MONAI's trainer holds them.
+    For your own ignite engine, pass its network, optimizer and loss. MONAI's trainer has them as attributes.
 
     Args:
         network: The module that is called with images; by default ``engine.network``.
@@ -54,7 +54,7 @@ class PolicyNoiseHandler:
         self._network: weakref.ref[nn.Module] | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Register on an engine; its handlers are registered before it has its network."""
+        """Register on an engine. Nothing is attached before it starts, as it has no network yet."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.COMPLETED, self._stop)
 

@@ -28,20 +28,20 @@ CLASSIFICATION = ("ForImageClassification", "ForSequenceClassification")
 
 
 class PolicyNoiseCallback(TrainerCallback, ExportableState):
-    """Train a model of the Trainer under a learned noise mask.
+    """Train a model of the Trainer under random or learned masks.
 
-    Image classifiers that compute their loss inside are served as they are: each sample's loss is taken from
-    ``logits`` and ``labels`` with the model's own loss function. The policy travels in ``trainer_state.json``, and is
-    back after ``trainer.train(resume_from_checkpoint=...)``. Training the same model again goes on with the same
-    policy; another model (the next fold's) gets one of its own.
+    Image classifiers that compute their loss inside work unchanged: each image's loss is computed from ``logits`` and
+    ``labels`` with the model's own loss function. The policy is saved in ``trainer_state.json``, and restored by
+    ``trainer.train(resume_from_checkpoint=...)``. Training the same model again continues with the same policy. Another
+    model (of the next fold) gets its own.
 
     Args:
-        criterion: Loss module that a ``compute_loss_func`` calls, for Trainers that take the loss out of the model
-            (``label_smoothing_factor`` does too: use ``nn.CrossEntropyLoss(label_smoothing=...)`` here instead).
-        settings: Any setting of :func:`policy_noise.attach`; ``output_loss`` serves models with other losses inside.
+        criterion: Loss module that your ``compute_loss_func`` calls, if the loss is computed outside the model.
+            (``label_smoothing_factor`` does that too: use ``nn.CrossEntropyLoss(label_smoothing=...)`` here instead.)
+        settings: Any setting of :func:`policy_noise.attach`. Pass ``output_loss`` for models with other losses inside.
 
     Raises:
-        ValueError: When training starts, if the loss cannot be taken apart.
+        ValueError: When training starts, if no loss per image can be computed.
 
     Example:
         >>> callback = PolicyNoiseCallback(mean=0.5, std=0.5)

@@ -55,7 +55,7 @@ def entropy_of(sample: Sample) -> Tensor:
     entropy = sample.entropy
     if entropy is None:
         raise TypeError(
-            f"entropy_coef and entropy_target need an entropy, which {type(sample).__name__} has not: give it a "
-            "property entropy of shape (B,)"
+            f"entropy_coef and entropy_target need an entropy, which {type(sample).__name__} does not have: give it "
+            "a property entropy of shape (B,)"
         )
     return entropy

@@ -66,13 +66,13 @@ def create_estimator(
         return Reinforce("cooperative" if callable(reward) else reward, baseline, normalize)
     if reward != "cooperative" or entropy:
         raise ValueError(
-            f"estimator='paper' has neither another reward nor an entropy bonus, got reward={reward!r}"
-            f"{' and an entropy bonus' if entropy else ''}: take estimator='reinforce' for them"
+            f"estimator='paper' allows neither another reward nor an entropy bonus, got reward={reward!r}"
+            f"{' and an entropy bonus' if entropy else ''}: use estimator='reinforce'"
         )
     if update_every > 1:
         raise ValueError(
             "estimator='paper' scales the classifier's loss in every step and needs update_every=1, got "
-            f"{update_every}: take estimator='reinforce'"
+            f"{update_every}: use estimator='reinforce'"
         )
     return PaperEstimator()
 
@@ -127,7 +127,7 @@ def _cells(sample: Sample) -> Tensor:
     cell_log_prob = getattr(sample, "cell_log_prob", None)
     if cell_log_prob is None:
         raise TypeError(
-            f"estimator='paper' needs the log density of each cell, which {type(sample).__name__} has not: take "
+            f"estimator='paper' needs the log density of each cell, which {type(sample).__name__} does not have: use "
             "estimator='reinforce'"
         )
     return cell_log_prob()

@@ -26,32 +26,32 @@ MAX_WINDOW = 256
 
 
 class PolicyLearner:
-    """Collects (sample, loss) pairs and turns them into one step of the policy.
+    """Collect samples and their losses, and take one policy step from them.
 
-    Everything between two steps is one window: its advantage is taken over all its samples, so that accumulated
-    microbatches give the gradient of the big batch, and gradients are normalised by the number of samples. With
-    several processes the window is that of all ranks: one collective for the losses' moments, one for the gradient.
+    Everything between two optimizer steps is one window. Advantages are computed over the whole window, and the
+    gradient is divided by its number of samples. So accumulated microbatches give the gradient of one big batch. With
+    several processes the window covers all ranks: one collective for the losses' moments, and one for the gradient.
 
     Args:
         augmentation: What is trained.
         estimator: ``"reinforce"``, or ``"paper"`` for :func:`policy_noise.functional.paper_objective`.
-        reward: ``"cooperative"`` (a low loss is good), ``"adversarial"``, or a function from losses (B,) to costs (B,),
-            of which low ones are good; the metrics are then the costs'.
-        baseline: ``"leave_one_out"``, ``"batch"``, ``"moving_average"`` or ``"none"``. A window in which one sample
-            counts falls back on the moving average.
+        reward: ``"cooperative"`` (a low loss is good), ``"adversarial"`` (a high loss is good), or a function from
+            losses (B,) to costs (B,), where a low cost is good. The metrics are then those of the costs.
+        baseline: ``"leave_one_out"``, ``"batch"``, ``"moving_average"`` or ``"none"``. If a window has only one sample
+            that counts, the moving average is used.
         normalize_advantage: Divide advantages by their standard deviation.
         entropy_coef: Weight of the entropy bonus.
         baseline_momentum: Momentum of the moving average of the loss.
-        entropy_target: Instead of a fixed ``entropy_coef``: hold the window's mean entropy here, in nats per action
-            (per cell of a mask), where 0 is uniform; see :class:`EntropyConstraint`.
+        entropy_target: Instead of a fixed ``entropy_coef``: keep the window's mean entropy near this value, in nats per
+            action (per cell of a mask). 0 is uniform. See :class:`EntropyConstraint`.
         policy_optimizer: ``"adamw"`` or ``"sgd"`` (momentum 0.9).
-        policy_lr: Peak learning rate; it follows the shape of the user's schedule, see :class:`PolicyRate`.
+        policy_lr: Peak learning rate. It follows the shape of your learning-rate schedule; see :class:`PolicyRate`.
         policy_lr_ratio: Instead of ``policy_lr``: the user's current learning rate times this.
-        follow_schedule: With ``policy_lr``: False keeps it as it is, for a scheduler of your own on ``optimizer``.
-        policy_weight_decay: Of the policy's optimizer.
-        frozen: Never step: the control in which masks are drawn and nothing is learned.
+        follow_schedule: With ``policy_lr``: False keeps it constant, for a scheduler of your own on ``optimizer``.
+        policy_weight_decay: Weight decay of the policy's optimizer.
+        frozen: Never step. This is the control: masks are drawn, and nothing is learned.
         update_every: Learn from one window in this many. In the others masks are drawn without a graph, and their
-            losses are let go.
+            losses are ignored.
     """
 
     @refuse_renamed
@@ -109,7 +109,8 @@ class PolicyLearner:
         if self.entropy is not None:
             self.entropy.coefficient = self.entropy.coefficient.to(self.device)
         self._device = next((buffer.device for buffer in augmentation.buffers()), torch.device("cpu"))
-        self._moving_average = torch.tensor(math.nan, device=self.device)  # no None: loaders fill the tensors they find
+        # No None: loaders fill the tensors they find.
+        self._moving_average = torch.tensor(math.nan, device=self.device, dtype=torch.float32)
         self._window: list[Observation] = []
         self._last: LastStep | None = None
         self._count = SampleCount()
@@ -281,7 +282,7 @@ class PolicyLearner:
         self.augmentation.load_state_dict(state_dict["mask"])
         self._step.load_state_dict(state_dict["optimizer"])
         average = state_dict["moving_average"]  # None in states of older versions
-        self._moving_average = torch.as_tensor(math.nan if average is None else average).to(device)
+        self._moving_average = torch.as_tensor(math.nan if average is None else average).to(device, torch.float32)
         self.rate.peak = state_dict["peak_user_lr"]
         self._count.restore(state_dict["samples_seen"], state_dict["samples_dropped"])
         if self.entropy is not None:

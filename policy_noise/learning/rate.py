@@ -49,7 +49,7 @@ class PolicyRate:
             return None
         user_lr = float(group["lr"])
         known = max(self.peak, float(group.get("max_lr", group.get("initial_lr", 0.0))))
-        climbs = user_lr > known > 0 and self.peak > 0
+        climbs = user_lr > 1.001 * known > 0 and self.peak > 0  # a schedule's own rounding is no climb
         self.peak = max(known, user_lr)
         if self.lr_ratio is not None:
             return self.lr_ratio * user_lr

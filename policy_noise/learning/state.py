@@ -19,7 +19,7 @@ def check_state_dict(state_dict: Any, own: Mapping[str, Any]) -> None:
         raise ValueError(f"state_dict must hold {sorted(own)}, got {found}: it is not a policy's")
     for name, kind in (("mask", Mapping), ("optimizer", Mapping), ("moving_average", Tensor | None)):
         if not isinstance(state_dict[name], kind):
-            raise ValueError(f"state_dict[{name!r}] is no policy's, got {type(state_dict[name]).__name__}")
+            raise ValueError(f"state_dict[{name!r}] does not fit a policy, got {type(state_dict[name]).__name__}")
     for name in ("peak_user_lr", "samples_seen", "samples_dropped"):
         if not isinstance(state_dict[name], int | float):
             raise ValueError(f"state_dict[{name!r}] must be a number, got {state_dict[name]!r}")

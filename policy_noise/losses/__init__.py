@@ -1,4 +1,4 @@
-"""From any criterion to one loss for each sample: the policy's reward signal."""
+"""One loss per sample from any criterion: the policy's reward signal."""
 
 from .batch import plain_tensor
 from .isolation import is_hookable

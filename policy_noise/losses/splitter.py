@@ -35,7 +35,7 @@ LOOKS = 3
 
 
 class CriterionError(RuntimeError):
-    """A criterion's loss cannot be taken apart into one loss for each sample."""
+    """No loss per sample can be computed from a criterion."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class SampleLosses:
     """One loss for each sample.
 
     Args:
-        values: The losses, detached, in fp32; 0 where a sample carries no supervision.
-        valid: False where a sample carries no supervision: all its labels are ignored, its mask is empty. None: all
+        values: The losses, detached, in fp32; 0 for samples without supervision.
+        valid: False for samples without supervision: all their labels are ignored, or their mask is empty. None: all
             samples count.
 
     Shape:
@@ -64,24 +64,24 @@ class _Plan:
 
 
 class LossSplitter:
-    """Take a criterion's loss apart, and check it the first time that a call of its shapes is seen.
+    """Compute one loss per sample from a criterion, and check it on the first call of each shape.
 
-    The exact and fast way is tried first: the criterion's own ``reduction="none"``, averaged over whatever is left
-    beside the batch (pixels, labels); the unreduced terms of pytorch-metric-learning; the criterion on each sample by
-    itself. The first whose samples give the loss of the batch (their mean, their sum or the criterion's own weighting)
-    is kept for calls of these shapes; criteria that may have a state are compared three times. Afterwards nothing is
-    compared, and nothing waits for the device.
+    These ways are tried in turn: the criterion's own ``reduction="none"``, averaged over all axes but the batch
+    (pixels, labels); the unreduced terms of pytorch-metric-learning; the criterion on each sample alone. The first way
+    whose samples give the loss of the batch (as their mean, their sum or with the criterion's own weights) is used for
+    calls of these shapes. Criteria that may have a state are compared three times. Afterwards nothing is compared, and
+    nothing waits for the device.
 
-    The second evaluation runs on a copy, from the state that :meth:`before` saw: criterion, buffers and random
-    generators stay as the loop left them. Criteria of torch and timm have no state and are not copied.
+    The second evaluation runs on a copy, with the state that :meth:`before` saw. So the criterion, its buffers and the
+    random generators stay as the loop left them. Criteria of torch and timm have no state and are not copied.
 
-    Losses that pool the batch before they divide (MONAI's ``batch=True``, the overlaps of
-    segmentation_models_pytorch) are no mean over samples: there each sample has its own overlap.
+    Some losses sum over the batch before they divide (MONAI's ``batch=True``, the overlaps of
+    segmentation_models_pytorch), so they are no mean over samples. Each sample then gets the loss of its own overlap.
 
     Args:
-        criterion: The loss module or function that the training loop calls. Its hooks don't fire here.
-        method: ``"auto"``, or ``"leave_one_out"`` for losses that couple samples (contrastive, triplets): what each
-            sample adds to the loss of its batch. It costs B + 1 evaluations and is not compared with the loss.
+        criterion: The loss module or function that the training loop calls. Its forward hooks do not run here.
+        method: ``"auto"``, or ``"leave_one_out"`` for losses that couple samples (contrastive, triplets): the amount
+            that each sample adds to the loss of its batch. This costs B + 1 evaluations and is not compared.
 
     Raises:
         ValueError: If ``method`` is neither.
@@ -100,29 +100,29 @@ class LossSplitter:
         self._way = ""
 
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keep the state that the criterion's forward is about to see. Free for criteria without state."""
+        """Save the criterion's state before its forward pass. Costs nothing for criteria without state."""
         if not self._stateless:
             self._before = self._last = Snapshot(self.criterion, devices_of(args, kwargs), self._last)
 
     def describe(self) -> str:
-        """How the losses are taken, in a phrase."""
+        """How the losses are computed, in a phrase."""
         return self._way or "not called yet"
 
     __str__ = describe
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any) -> SampleLosses:
-        """Take a call apart.
+        """Compute one loss per sample for a call of the criterion.
 
         Args:
-            args: What the criterion was called with.
-            kwargs: Likewise.
-            loss: What it returned; None where that is unknown, which costs an evaluation for each new shape.
+            args: The arguments that the criterion was called with.
+            kwargs: Its keyword arguments.
+            loss: The loss that it returned. None if that is unknown, which costs one evaluation for each new shape.
 
         Shape:
             - args, kwargs: any tree of tensors whose first axis is the batch, and anything else.
 
         Raises:
-            CriterionError: If the samples' losses don't give the loss.
+            CriterionError: If the losses of the samples do not agree with the loss.
         """
         state, self._before = self._before, None
         try:
@@ -241,18 +241,18 @@ def per_sample_loss(
 ) -> Tensor:
     """Compute a criterion's loss for each sample, without gradient and in fp32.
 
-    The functional form of :class:`LossSplitter`. It remembers nothing: each call evaluates the criterion once more, to
-    compare. With ``reduction="mean"`` and class weights each sample's loss carries its weight, scaled so that the mean
-    of the samples that have a label is the criterion's own value.
+    This is the functional form of :class:`LossSplitter`. It has no memory, so each call evaluates the criterion once
+    more to compare. With ``reduction="mean"`` and class weights, each sample's loss includes its weight, scaled so that
+    the mean over the samples that have a label is the criterion's own value.
 
-    A criterion with ``num_splits`` (timm's :class:`JsdCrossEntropy`) couples that many views of an image, which lie a
-    batch apart; their masks caused the loss together, and each view gets it.
+    A criterion with ``num_splits`` (timm's :class:`JsdCrossEntropy`) couples that many views of an image. Their masks
+    caused the loss together, so each view gets the whole loss.
 
     Args:
-        criterion: The loss module or function that the training loop calls. Its forward hooks do not fire here.
-        args: What the loop called it with: model output, targets.
+        criterion: The loss module or function that the training loop calls. Its forward hooks do not run here.
+        args: The arguments that the loop called it with: model output, targets.
         method: As in :class:`LossSplitter`.
-        kwargs: Likewise.
+        kwargs: Keyword arguments, likewise.
 
     Shape:
         - args, kwargs: any tree of tensors whose first axis is the batch, and anything else.

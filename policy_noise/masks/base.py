@@ -10,6 +10,10 @@ from torch import Tensor
 
 from .. import functional as PF
 from ..augmentation import Sample, StochasticAugmentation
+from ..functional.cells import prepared
+from ..functional.masking import multiply
+from ..functional.operators import Operators
+from .compiled import CompiledMask
 from .inputs import apply_to_images
 from .samples import ShadingSample
 
@@ -55,7 +59,7 @@ class SmoothMask(StochasticAugmentation):
         if math.prod(self.grid_size) == 1 and (pattern_std is not None or (mean_preserving and not brightness_std)):
             raise ValueError(
                 f"grid_size={grid_size!r} is one cell, in which no mask of mean 1 can vary, got "
-                f"pattern_std={pattern_std!r} and brightness_std={brightness_std!r}: take more cells, or "
+                f"pattern_std={pattern_std!r} and brightness_std={brightness_std!r}: use more cells, or "
                 "pattern_std=None and a brightness_std"
             )
         if scale_about not in ("black", "zero"):
@@ -102,7 +106,7 @@ class SmoothMask(StochasticAugmentation):
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a tensor, got {type(images).__name__}")
         if not images.is_floating_point():
-            raise TypeError(f"images must be floating point (and normalised), got dtype {images.dtype}")
+            raise TypeError(f"images must be floating point (and normalized), got dtype {images.dtype}")
         axes = len(self.grid_size)
         batch = images.unsqueeze(0) if images.ndim == axes + 1 else images
         if batch.ndim != axes + 2 or self.in_chans not in (None, batch.shape[1]):
@@ -120,32 +124,41 @@ class SmoothMask(StochasticAugmentation):
         return batch
 
     def render(self, sample: ShadingSample, size: Sequence[int]) -> Tensor:
-        """The factor that each pixel is multiplied by, (B, 1, H, W): 1 where an image is not masked."""
+        """The factor that each pixel is multiplied by, (B, 1, H, W); 1 for images that are not masked."""
         ones = sample.action.new_ones(len(sample.action), 1, *size)
-        return PF.noise_mask(ones, sample.action, **self._rendering(sample), applied=sample.applied)
+        return multiply(
+            ones,
+            sample.action,
+            self.operators(ones, sample),
+            self.strength,
+            self._expected(sample),
+            None,
+            sample.applied,
+            **self._scaling(),
+        )
 
-    def _rendering(self, sample: ShadingSample) -> dict[str, Any]:
+    def _expected(self, sample: ShadingSample) -> Tensor | None:
+        return sample.expected if self.center_brightness else None
+
+    def _scaling(self) -> dict[str, Any]:
         return {
-            "kernel_size": self.kernel_size,
-            "sigma": self.sigma,
-            "strength": self.strength,
             "mean_preserving": self.mean_preserving,
             "pattern_std": self.pattern_std,
             "brightness_std": self.brightness_std,
-            "expected": sample.expected if self.center_brightness else None,
         }
 
     def forward(self, images: Any, *labels: Any, sample: Any = None) -> Any:
         """Mask a batch.
 
         Args:
-            images: A batch, or one image; see the class. As one of torchvision's v2 transforms, also a tuple or dict
-                that holds images, or images followed by labels: those come back as they are.
+            images: A batch, or one image; see the class. As one of torchvision's v2 transforms it also takes a tuple or
+                dict that holds images, or images followed by labels. Labels are returned unchanged.
             *labels: See above.
-            sample: Replay these masks, in either mode; also by position. Without it masks are drawn in training mode.
+            sample: Use these masks again, in either mode; also by position. Without it masks are drawn, and only in
+                training mode.
 
         Returns:
-            The masked images, or in eval mode without a sample the very same tensor.
+            The masked images. In eval mode and without a sample, the very same tensor.
         """
         if labels and isinstance(labels[0], Sample):
             sample, labels = labels[0], labels[1:]
@@ -162,12 +175,29 @@ class SmoothMask(StochasticAugmentation):
         return masked.squeeze(0) if images.ndim < batch.ndim else masked
 
     def transform(self, images: Tensor, sample: Sample) -> Tensor:
-        """Mask a batch; images that are not ``applied`` come back bit for bit."""
+        """Mask a batch. Images that are not ``applied`` are returned unchanged, bit for bit."""
         assert isinstance(sample, ShadingSample)
+        return self.multiply(
+            images, sample.action, sample.applied, self._expected(sample), self.operators(images, sample)
+        )
+
+    def operators(self, images: Tensor, sample: ShadingSample) -> Operators:
+        """What renders this sample on these images."""
+        placing = (self.kernel_size, self.sigma, self.pattern_std, self.brightness_std)
+        return prepared(sample.action, images.shape[2:], *placing)
+
+    def multiply(
+        self, images: Tensor, action: Tensor, applied: Tensor, expected: Tensor | None, operators: Operators
+    ) -> Tensor:
+        """:meth:`transform` from tensors alone, as a compiler takes it."""
         black = None
         if self.scale_about == "black" and not self._black_is_zero:
             black = self.black if self.black is not None else _darkest(images)
-        return PF.noise_mask(images, sample.action, **self._rendering(sample), black=black, applied=sample.applied)
+        return multiply(images, action, operators, self.strength, expected, black, applied, **self._scaling())
+
+    def compiled(self) -> CompiledMask:
+        """This mask with its own work compiled, for a hook."""
+        return CompiledMask(self)
 
     def describe(self, sample: Sample | None, size: Sequence[int] | None) -> dict[str, float]:
         """Mean and standard deviation of the last masks, after blur and scaling; NaN before there are any."""
@@ -178,7 +208,7 @@ class SmoothMask(StochasticAugmentation):
         return {"mask_mean": float(mask.mean()), "mask_std": float(mask.std())}
 
     def check(self, images: Tensor) -> None:
-        """Warn where the images contradict the normalisation that says where black and white are."""
+        """Warn if the images do not fit the normalization that says where black and white are."""
         if self.black is None or not images.numel():
             return
         axes = (0, *range(2, images.ndim))
@@ -199,7 +229,7 @@ class SmoothMask(StochasticAugmentation):
                 f"the images' smallest values {_rounded(darkest)} and largest {_rounded(brightest)} don't fit the "
                 f"black level {_rounded(black)} and white {_rounded(white)} that mean and std (for timm models those "
                 "of pretrained_cfg) give: pass mean=... and std=... as your transforms use them, or mean=None, "
-                "std=None to take each image's smallest value as black",
+                "std=None to use each image's smallest value as black",
                 stacklevel=5,
             )
 

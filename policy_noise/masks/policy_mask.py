@@ -8,54 +8,57 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as PF
+from ..functional.rendering import without_autocast
 from ..policy import SpatialPolicy, StaticPolicy, create_policy
 from ..presets import get_preset
 from ..utils.renames import refuse_renamed
 from .base import SmoothMask
+from .compiled import CompiledPolicyMask
 from .samples import MaskSample
 
 __all__ = ["PolicyNoiseMask"]
 
-MIN_CONCENTRATION = 0.05
-MAX_CONCENTRATION = 100.0
+LOW, HIGH = math.log(0.05), math.log(100.0)
+"""Bounds of the logarithms of alpha and beta."""
 
 
 class PolicyNoiseMask(SmoothMask):
     """Multiply each training image by a noise mask that a policy draws for it.
 
-    The policy looks at the image and gives a Beta distribution for each cell of a grid; one action per cell is drawn,
-    the grid is enlarged to the image and blurred, and the image is multiplied by it. In eval mode the module is the
-    identity. It trains nothing by itself: see :func:`policy_noise.attach`, :class:`policy_noise.ReinforceHook`, or
-    :func:`policy_noise.functional.reinforce_loss` for a loop of your own.
+    The policy looks at the image and outputs a Beta distribution for each cell of a grid. One action per cell is drawn.
+    The grid is enlarged to the image and blurred, and the image is multiplied by it. In eval mode the module is the
+    identity.
+
+    The module does not train itself. Use :func:`policy_noise.attach` or :class:`policy_noise.ReinforceHook`, or
+    :func:`policy_noise.functional.reinforce_loss` in a loop of your own.
 
     Args:
         in_chans: Channels of the images.
-        grid_size: Cells along each axis; a tuple of two for images, of three for volumes (B, C, D, H, W). One cell has
-            no pattern: it needs ``pattern_std=None``, and a ``brightness_std`` or ``mean_preserving=False``.
-        kernel_size: Blur kernel in pixels, one number or one per axis; by default it follows sigma.
-        sigma: Blur sigma in pixels, likewise; by default one third of a cell along each axis.
+        grid_size: Cells along each axis; a tuple of two for images, of three for volumes (B, C, D, H, W). A grid of one
+            cell has no pattern: it needs ``pattern_std=None``, and a ``brightness_std`` or ``mean_preserving=False``.
+        kernel_size: Size of the blur kernel in pixels, one number or one per axis; by default it follows sigma.
+        sigma: Standard deviation of the blur in pixels, likewise; by default one third of a cell along each axis.
         policy: ``"spatial"`` (a few convolutions on a thumbnail), ``"static"`` (one distribution for all images), the
             name of a timm backbone (the paper's is ``"resnet10t"``), or a module; see :mod:`policy_noise.policy`.
         p: Probability that an image is masked.
         strength: How far the mask moves from 1; 0 switches it off.
         mean_preserving: Normalize each mask to mean 1.
         pattern_std: Also give each mask this standard deviation across the image (at full ``strength``). The policy
-            then decides where the mask varies, and can neither switch it off nor make it a spotlight. None leaves the
-            deviation to the policy.
-        brightness_std: Also brighten or darken each image as a whole: the mean of its mask varies about 1, its
-            logarithm with this standard deviation where the mask is random; see
-            :func:`policy_noise.functional.mask_brightness`.
-        center_brightness: Measure the brightness from the policy's own expectation, so that no policy can brighten or
-            darken images on average.
-        scale_about: ``"black"`` multiplies intensities, so that the mask is a bias field; ``"zero"`` multiplies the
-            normalised image as it is, which pulls towards the mean grey (the paper's way).
+            then decides where the mask is bright, and can neither switch it off nor make it a spotlight. With None the
+            policy decides the standard deviation too.
+        brightness_std: Also brighten or darken each image as a whole, by one factor. The factor's logarithm has this
+            standard deviation if the mask is random; see :func:`policy_noise.functional.mask_brightness`.
+        center_brightness: Measure the brightness relative to the policy's own expectation. Then no policy can brighten
+            or darken images on average.
+        scale_about: ``"black"`` multiplies intensities, so that the mask is a bias field. ``"zero"`` multiplies the
+            normalized image directly, which pulls it towards the mean grey, as the paper does.
         mean: The normalization, used to locate black: one number or one per channel. If ``mean`` and ``std`` are
             omitted, each image's minimum in each channel is taken as black.
         std: See ``mean``.
 
     Shape:
-        - images: (B, in_chans, H, W), or (B, in_chans, D, H, W) with a grid of three axes; floating point. One image
-          without the first axis is a batch of one, so that the module fits into a data set's transforms.
+        - images: (B, in_chans, H, W), or (B, in_chans, D, H, W) with a grid of three axes; floating point. A single
+          image without the first axis works too, so that the module can be one of a data set's transforms.
         - Output: the same shape, dtype, device and memory format.
 
     Raises:
@@ -137,7 +140,7 @@ class PolicyNoiseMask(SmoothMask):
         return super()._apply(keep, recurse)
 
     def sample(self, images: Tensor, generator: torch.Generator | None = None) -> MaskSample:
-        """Draw masks for a batch. The policy runs in fp32, whatever the images' dtype and autocast.
+        """Draw masks for a batch. The policy always runs in fp32, whatever the images' dtype, also under autocast.
 
         Args:
             images: A batch, or one image; see the class.
@@ -147,29 +150,44 @@ class PolicyNoiseMask(SmoothMask):
             The sample, whose ``log_prob`` and ``entropy`` carry the policy's graph.
         """
         images = self.as_batch(images)
-        with torch.autocast(images.device.type, enabled=False):
-            log_concentration1, log_concentration0 = self.policy(images)
-            expected = (images.shape[0], 1, *self.grid_size)
-            if log_concentration1.shape != expected or log_concentration0.shape != expected:
-                raise ValueError(
-                    f"policy must give two tensors of shape {expected} (grid_size), got "
-                    f"{tuple(log_concentration1.shape)} and {tuple(log_concentration0.shape)}"
-                )
-            # As one tensor, so that each step is one kernel for both, also backwards; in the sampler's layout.
-            logarithms = torch.stack([log_concentration1, log_concentration0], dim=-1).float()
-            low, high = math.log(MIN_CONCENTRATION), math.log(MAX_CONCENTRATION)
-            concentration, action, log_prob = PF.draw(logarithms, low, high, generator)
-            concentration1, concentration0 = concentration.unbind(-1)
-            if self.p < 1.0:
-                # torch.rand, in the form that compilers take with a batch of any size.
-                chance = torch.empty(images.shape[0], device=images.device).uniform_(generator=generator)
-                applied = chance < self.p
-            else:
-                applied = torch.ones(images.shape[0], device=images.device, dtype=torch.bool)
-            return MaskSample(
-                action=action,
-                concentration1=concentration1,
-                concentration0=concentration0,
-                log_prob=log_prob,
-                applied=applied,
+        with without_autocast(images.device.type):
+            return self.sample_of(*PF.draw(self._logarithms(images), LOW, HIGH, generator), generator)
+
+    def compiled(self) -> CompiledPolicyMask:
+        """This mask with its policy and its own work compiled, for a hook."""
+        return CompiledPolicyMask(self)
+
+    def concentrations(self, images: Tensor) -> Tensor:
+        """Alpha and beta of each cell, ``(B, 1, *grid, 2)``, with the policy's graph: what comes before the draw."""
+        return self._logarithms(images).clamp(LOW, HIGH).exp()
+
+    def sample_of(
+        self, concentration: Tensor, action: Tensor, log_prob: Tensor, generator: torch.Generator | None
+    ) -> MaskSample:
+        """The sample of drawn actions; whether an image is masked is drawn here."""
+        batch = len(concentration)
+        if self.p < 1.0:
+            # torch.rand, in the form that compilers take with a batch of any size.
+            chance = torch.empty(batch, device=action.device).uniform_(generator=generator)
+            applied = chance < self.p
+        else:
+            applied = torch.ones(batch, device=action.device, dtype=torch.bool)
+        concentration1, concentration0 = concentration.unbind(-1)
+        return MaskSample(
+            action=action,
+            concentration1=concentration1,
+            concentration0=concentration0,
+            log_prob=log_prob,
+            applied=applied,
+        )
+
+    def _logarithms(self, images: Tensor) -> Tensor:
+        log_concentration1, log_concentration0 = self.policy(images)
+        expected = (images.shape[0], 1, *self.grid_size)
+        if log_concentration1.shape != expected or log_concentration0.shape != expected:
+            raise ValueError(
+                f"policy must give two tensors of shape {expected} (grid_size), got "
+                f"{tuple(log_concentration1.shape)} and {tuple(log_concentration0.shape)}"
             )
+        # As one tensor, so that each step is one kernel for both, also backwards; in the sampler's layout.
+        return torch.stack([log_concentration1, log_concentration0], dim=-1).float()

@@ -17,23 +17,23 @@ __all__ = ["RandomShading"]
 class RandomShading(SmoothMask):
     """Multiply images by smooth random masks that brighten some regions and darken others.
 
-    Each mask is a coarse grid of uniform random values, enlarged and blurred, normalized to mean 1, and brightened or
-    darkened as a whole: a random bias field. There is nothing to learn. It works on batches on their device, on single
-    images among a data set's transforms, and in ``torchvision.transforms.v2.Compose`` with labels. In eval mode it is
-    the identity.
+    Each mask is a coarse grid of uniform random values, enlarged, blurred and scaled to mean 1, times one random
+    brightness factor: a random bias field. There is nothing to learn. It works on batches on any device, on single
+    images as one of a data set's transforms, and in ``torchvision.transforms.v2.Compose`` with labels. In eval mode it
+    is the identity.
 
     Args:
         p: Probability that an image is masked.
         grid_size: Cells along each axis; a tuple of two for images, of three for volumes (B, C, D, H, W).
-        pattern_std: Standard deviation of each mask across its image. None leaves the grid's own.
-        brightness_std: Standard deviation of the logarithm of the whole image's brightness.
+        pattern_std: Standard deviation of each mask across its image. With None it is that of the random grid.
+        brightness_std: Standard deviation of the logarithm of the brightness factor.
         strength: How far the mask moves from 1; 0 switches it off.
         mean: The normalization, used to locate black: one number or one per channel. If ``mean`` and ``std`` are
             omitted, each image's minimum in each channel is taken as black. ``mean=0, std=1`` for images in [0, 1].
         std: See ``mean``.
         scale_about: ``"black"``, or ``"zero"`` to multiply the values as they are.
-        kernel_size: Blur kernel in pixels, one number or one per axis; by default it follows sigma.
-        sigma: Blur sigma in pixels, likewise; by default one third of a cell along each axis.
+        kernel_size: Size of the blur kernel in pixels, one number or one per axis; by default it follows sigma.
+        sigma: Standard deviation of the blur in pixels, likewise; by default one third of a cell along each axis.
 
     Shape:
         - images: (B, C, H, W) or one image (C, H, W); (B, C, D, H, W) or (C, D, H, W) with a grid of three axes.
@@ -83,7 +83,7 @@ class RandomShading(SmoothMask):
         )
 
     def sample(self, images: Tensor, generator: torch.Generator | None = None) -> ShadingSample:
-        """Draw masks for a batch: one draw of uniform numbers, the last of each image for whether it is masked.
+        """Draw masks for a batch: one draw of uniform numbers, the last of each image to decide whether it is masked.
 
         Args:
             images: A batch, or one image; see the class.

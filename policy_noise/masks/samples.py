@@ -13,7 +13,7 @@ __all__ = ["MaskSample", "ShadingSample"]
 
 @dataclass(frozen=True)
 class ShadingSample(Sample):
-    """Masks that nothing was learned about.
+    """Random masks.
 
     Args:
         log_prob: None.
@@ -31,7 +31,7 @@ class ShadingSample(Sample):
 
 @dataclass(frozen=True)
 class MaskSample(ShadingSample):
-    """Masks that a policy drew, complete: given back to the module they are replayed.
+    """Masks that a policy drew. Passed to the module again, they are the same masks.
 
     Args:
         log_prob: Log-probability of each image's whole action, (B,), differentiable in the policy.
@@ -60,5 +60,5 @@ class MaskSample(ShadingSample):
         return math.prod(self.action.shape[1:])
 
     def cell_log_prob(self) -> Tensor:
-        """Log density of each cell, (B, cells): what :func:`policy_noise.functional.paper_objective` takes."""
+        """Log density of each cell, (B, cells), for :func:`policy_noise.functional.paper_objective`."""
         return PF.beta_log_prob(self.action, self.concentration1, self.concentration0).flatten(1)

@@ -3,7 +3,6 @@
 import configparser
 import importlib.util
 import json
-import os
 import re
 import shlex
 import shutil
@@ -13,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from ranks import free_port, run_ranks, under_torchrun
 from safetensors.torch import load_file
 
 from policy_noise.experiments.commands import COMMANDS, main
@@ -96,7 +97,7 @@ def test_radimagenet_is_reported_by_modality_and_anatomy(tmp_path, monkeypatch, 
     start(monkeypatch, "pretrain", "--radimagenet", tmp_path, "--skip-bad-files", "--noise", "conventional",
           "--output", run, "--set", *TINY, "epochs=1", "in_chans=3")  # fmt: skip
     errors = capsys.readouterr().err
-    assert "1 missing files are left out" in errors
+    assert "1 missing file is left out" in errors
     assert "train4.png" in errors
     assert load_file(run / "model.safetensors")["conv1.0.weight"].shape[1] == 3
     groups = json.loads((run / "scores.json").read_text())["groups"]
@@ -190,12 +191,10 @@ def test_scripts_are_thin():
             assert f'main(["{stage}", *sys.argv[1:]])' in (EXAMPLES / f"{stage}.py").read_text()
 
 
-def on_two_processes(stage, *arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [str(EXAMPLES / f"{stage}.py"), *map(str, arguments)]
-    return subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200, check=False
-    )
+def transfer_rank(rank, arguments, port):
+    torch.set_num_threads(1)
+    under_torchrun(rank, port)
+    main(["transfer", *arguments])
 
 
 def test_transfer_on_two_processes_writes_the_same_log(tmp_path, monkeypatch, files, heated):
@@ -203,8 +202,7 @@ def test_transfer_on_two_processes_writes_the_same_log(tmp_path, monkeypatch, fi
         return ["--init", f"a={heated}", "random", "--npz", files / "two.npz", "--output", tmp_path / name,
                 "--set", "shots=[6, 12]", "trials=3", "image_size=16", "mode=full", "steps=2"]  # fmt: skip
 
-    done = on_two_processes("transfer", *arguments("two"))
-    assert done.returncode == 0, done.stderr
+    run_ranks(transfer_rank, [str(word) for word in arguments("two")], free_port())
     start(monkeypatch, "transfer", *arguments("one"))
     logs = [
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
@@ -216,7 +214,9 @@ def test_transfer_on_two_processes_writes_the_same_log(tmp_path, monkeypatch, fi
 
 
 def test_bad_input_ends_all_processes_with_its_message(files, heated):
-    done = on_two_processes("pretrain", "--npz", files / "one.npz", "--output", heated, "--set", *TINY)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(EXAMPLES / "pretrain.py"), "--npz", str(files / "one.npz"), "--output", str(heated), "--set", *TINY]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode != 0
     assert done.stderr.count("holds a run already: pass --resume") == 2
     assert "barrier" not in done.stderr
@@ -461,3 +461,21 @@ def test_the_model_takes_as_many_channels_as_the_images_have(tmp_path, monkeypat
     assert load_file(tmp_path / "run" / "model.safetensors")["conv1.0.weight"].shape[1] == 3
     with pytest.raises(SystemExit, match="has images of 3 channels: pass --set in_chans=3"):
         start(monkeypatch, "pretrain", *words, "in_chans=1", "--output", tmp_path / "other")
+
+
+def test_a_grey_model_is_tuned_on_coloured_images(tmp_path, monkeypatch, capsys, files):
+    content = {}
+    for split in ("train", "val", "test"):
+        content[f"{split}_images"] = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
+        content[f"{split}_labels"] = np.arange(8) % 2
+    np.savez(tmp_path / "colour.npz", **content)
+    tiny = ["--set", *TINY, "epochs=1"]
+    start(monkeypatch, "pretrain", "--npz", files / "one.npz", "--noise", "conventional", "--output",
+          tmp_path / "grey", *tiny)  # fmt: skip
+    words = ["--init", tmp_path / "grey", "--npz", tmp_path / "colour.npz", *tiny]
+    with pytest.raises(SystemExit, match=r"in_chans must be 1, as many as .*model\.safetensors takes, got 3"):
+        start(monkeypatch, "finetune", *words, "in_chans=3", "--output", tmp_path / "other")
+    capsys.readouterr()
+    start(monkeypatch, "finetune", *words, "--output", tmp_path / "tuned")
+    assert "colour: 3 channels are averaged into one" in capsys.readouterr().err
+    assert load_file(tmp_path / "tuned" / "model.safetensors")["conv1.0.weight"].shape[1] == 1

@@ -36,6 +36,17 @@ def test_diagnostics_draw_every_method(tmp_path):
     assert found[1] > 200
 
 
+def test_diagnostics_mark_where_masks_end(tmp_path):
+    masked = [{"epoch": epoch, "loss": 1.0, "reward": 1.0} for epoch in range(8)]
+    ended = [*masked[:4], *({"epoch": epoch, "loss": 1.0} for epoch in range(4, 8))]
+    dark = []
+    for log in (masked, ended):
+        training_diagnostics({"policy": [log]}, tmp_path / "one.png", panels={"loss": "loss"})
+        middle = pixels(tmp_path / "one.png")[100:-100]
+        dark.append((middle.max(-1) < 150).any(1).sum())
+    assert dark[1] > dark[0]
+
+
 def organs(counts, groups):
     labels = np.repeat(np.arange(len(counts)), counts)
     split = Split(np.zeros((len(labels), 4, 4), np.uint8), labels)

@@ -229,6 +229,18 @@ def test_tables_that_are_refused(root, change, encoding, message):
         load_radimagenet(root, size=8)
 
 
+def test_exclusions_settle_a_path_in_two_splits_and_a_missing_file(root):
+    shared, gone = "radiology_ai/MR/knee/acl/test0.png", "radiology_ai/MR/knee/acl/gone.png"
+    whole = load_radimagenet(root, size=8)[0]
+    text = (root / "RadiologyAI_train.csv").read_text()
+    label = text.splitlines()[1].rpartition(",")[2]
+    table(root, f"{text}{shared},{label}\n{gone},{label}\n")
+    data, missing = load_radimagenet(root, size=8, excluded={shared, gone})
+    assert not missing
+    assert data.excluded == 3
+    assert (len(data.train), len(data.test)) == (len(whole.train), len(whole.test) - 1)
+
+
 def test_names_that_are_not_utf_8(root):
     path = os.fsencode(root / "radiology_ai/MR/knee/acl") + b"/\xe9.png"
     data, _ = load_radimagenet(root, size=8)

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from policy_noise.experiments.statistics import bootstrap_interval, holm, paired_difference, t_interval
+from policy_noise.experiments.statistics import (
+    bootstrap_interval,
+    holm,
+    paired_difference,
+    pairs_needed,
+    smallest_difference,
+    t_interval,
+)
 
 
 def test_t_interval_covers_as_often_as_it_says():
@@ -77,6 +84,27 @@ def test_holm():
     assert holm([0.02, float("nan"), 0.03]) == pytest.approx([0.04, float("nan"), 0.04], nan_ok=True)
 
 
+@pytest.mark.parametrize(("pairs", "alpha"), [(3, 0.05), (8, 0.05), (8, 0.005)])
+def test_the_smallest_difference_is_found_four_times_in_five(pairs, alpha):
+    difference = smallest_difference(2.0, pairs, alpha=alpha)
+    draws = np.random.default_rng(0).normal(difference, 2.0, (20_000, pairs))
+    assert (stats.ttest_1samp(draws, 0.0, axis=1).pvalue < alpha).mean() == pytest.approx(0.8, abs=0.01)
+
+
+def test_of_many_pairs_the_smallest_difference_is_the_normal_distributions():
+    closed = stats.norm.isf(0.025) + stats.norm.ppf(0.8)  # 2.80 standard errors
+    for pairs in (1000, 1001, 100_000):
+        assert smallest_difference(3.0, pairs) * pairs**0.5 / 3.0 == pytest.approx(closed, rel=2e-3)
+
+
+def test_pairs_needed_are_the_fewest():
+    pairs = pairs_needed(0.02, 0.01)
+    assert smallest_difference(0.02, pairs) <= 0.01 < smallest_difference(0.02, pairs - 1)
+    assert pairs_needed(0.0, 0.01) == pairs_needed(1e-9, 0.01) == 3
+    assert pairs_needed(5.0, 0.01) is None
+    assert np.isnan(smallest_difference(0.02, 2))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -87,6 +115,9 @@ def test_holm():
         (lambda: paired_difference([1.0], [1.0, 2.0]), "a and b must be pairs, got 1 and 2"),
         (lambda: bootstrap_interval([1.0]), "at least two"),
         (lambda: holm([0.5, 1.5]), "p_values must be"),
+        (lambda: smallest_difference(-1.0, 8), "spread must not be negative, got -1.0"),
+        (lambda: smallest_difference(1.0, 8, power=0.01), "alpha and power must lie in"),
+        (lambda: pairs_needed(1.0, 0.0), "difference must be positive, got 0.0"),
     ],
 )
 def test_bad_input(call, message):

@@ -2,18 +2,19 @@
 
 import dataclasses
 import json
-import os
+import multiprocessing
 import shutil
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ranks import START, free_port, run_ranks
 from safetensors.torch import load_file
+from training_apart import train_apart
+from training_case import RECIPES, organs, run_of
 
+from policy_noise.experiments import training
 from policy_noise.experiments.batches import augment, epoch_batches, predict
 from policy_noise.experiments.data import Split
 from policy_noise.experiments.distributed import World
@@ -21,24 +22,7 @@ from policy_noise.experiments.folders import load_image_folder
 from policy_noise.experiments.recipes import RECIPES as DECLARED
 from policy_noise.experiments.training import check_mask, create_model, train
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-from training_case import RECIPES, organs, run_of  # noqa: E402
-
 ALONE = World(0, 1, torch.device("cpu"))
-
-
-def child(*arguments, processes=1):
-    """Run the small training in processes of its own; the exit status."""
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += [str(HERE / "child.py"), *map(str, arguments)]
-    done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200, check=False
-    )
-    return done.returncode, done.stderr
 
 
 def equal_files(one, other, names=("model.safetensors", "metrics.jsonl")):
@@ -56,8 +40,10 @@ def finished(tmp_path_factory):
 class TestResume:
     @pytest.mark.parametrize("when", ["log", "save"])
     def test_after_a_kill_the_weights_are_the_same(self, tmp_path, finished, when):
-        status, error = child(tmp_path, "policy", when)
-        assert status == -signal.SIGKILL, error
+        killed = multiprocessing.get_context(START).Process(target=train_apart, args=(0, tmp_path, ["policy"], when))
+        killed.start()
+        killed.join(200)
+        assert killed.exitcode == -signal.SIGKILL
         folder = tmp_path / "policy"
         assert not (folder / "model.safetensors").exists()
         state = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
@@ -97,8 +83,7 @@ def test_the_log_holds_losses_scores_and_diagnostics(finished):
 def two(tmp_path_factory):
     """Three trainings on two processes, with half the batch on each."""
     folder = tmp_path_factory.mktemp("two")
-    status, error = child(folder, "half_batch,batch_norm,policy_half_batch", "finish", processes=2)
-    assert status == 0, error
+    run_ranks(train_apart, folder, ["half_batch", "batch_norm", "policy_half_batch"], "", free_port())
     return folder
 
 
@@ -253,6 +238,65 @@ def test_paper_recipe_trains_with_its_own_policy_schedule(tmp_path):
     state = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
     assert state["policy_scheduler"]["_last_lr"] == [0.0]  # the cosine's end
     assert state["scheduler"]["_last_lr"] == [0.1]
+
+
+EXTRA = dataclasses.replace(RECIPES["policy"], epochs=3, clean_epochs=1, extra_augmentation="mixup")
+
+
+def test_clean_epochs_see_neither_masks_nor_the_extra_augmentation(tmp_path, monkeypatch):
+    plain, seen = [], []
+    augment, create = training.augment, training.create_model
+
+    def look(*arguments, **options):
+        x = augment(*arguments, **options)
+        plain.append(x.clone())
+        return x
+
+    def keep(model, x):
+        if model.training:
+            seen.append(x.clone())
+
+    def build(*arguments, **options):
+        model = create(*arguments, **options)
+        model.conv1[0].register_forward_pre_hook(
+            lambda conv, args: seen.append(args[0].clone()) if model.training else None
+        )
+        return model
+
+    monkeypatch.setattr(training, "augment", look)
+    monkeypatch.setattr(training, "create_model", build)
+    train(run_of(tmp_path, EXTRA, ALONE), EXTRA, organs(), ALONE)
+    assert len(plain) == len(seen) == 12
+    changed = [not torch.allclose(x, y, atol=1e-6) for x, y in zip(plain, seen, strict=True)]
+    assert changed == [True] * 8 + [False] * 4
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
+        "gallery-1-start.png", "gallery-3-end.png", "seen.png"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished_extra(tmp_path_factory):
+    """The training with an extra augmentation without a break."""
+    folder = tmp_path_factory.mktemp("extra")
+    train(run_of(folder, EXTRA, ALONE), EXTRA, organs(), ALONE)
+    return folder
+
+
+@pytest.mark.parametrize("stop", [6, 10])
+def test_an_extra_augmentation_goes_on_where_it_stopped(tmp_path, monkeypatch, finished_extra, stop):
+    """In the middle of an epoch with it, and of one without."""
+    save = training.Run.save
+
+    def save_and_stop(self, name, state):
+        save(self, name, state)
+        if name == "last.pt" and state["step"] == stop:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Run, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(run_of(tmp_path, EXTRA, ALONE), EXTRA, organs(), ALONE)
+    train(run_of(tmp_path, EXTRA, ALONE), EXTRA, organs(), ALONE)
+    assert equal_files(tmp_path, finished_extra) == {"model.safetensors": True, "metrics.jsonl": True}
 
 
 def test_unknown_model():

@@ -763,7 +763,7 @@ def test_the_named_input_is_masked(batch, name):
         ({"max_pending": 0}, ValueError, "max_pending must be at least 1, got 0"),
         ({"baseline": "median"}, ValueError, "baseline must be .*'median'"),
         ({"policy_lr": -1.0}, ValueError, r"lr must not be negative, got -1\.0"),
-        ({"output_loss": F.cross_entropy}, TypeError, "output_loss takes the place of criterion"),
+        ({"output_loss": F.cross_entropy}, TypeError, "output_loss replaces criterion"),
     ],
 )
 def test_arguments_are_refused_and_nothing_is_hooked(make_model, change, error, message):

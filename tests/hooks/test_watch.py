@@ -9,6 +9,7 @@ import weakref
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from timm.optim import Adahessian
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
@@ -291,9 +292,11 @@ def test_ordinary_loops_hear_nothing(batch, recwarn, loop, settings):
     assert not [str(w.message) for w in recwarn if issubclass(w.category, UserWarning)]
 
 
-@pytest.mark.parametrize("kind", [torch.optim.Adagrad, torch.optim.AdamW, torch.optim.LBFGS, torch.optim.Rprop])
+@pytest.mark.parametrize(
+    "kind", [torch.optim.Adagrad, torch.optim.AdamW, torch.optim.LBFGS, torch.optim.Rprop, Adahessian]
+)
 def test_a_new_optimizer_hears_nothing(recwarn, kind):
-    """Adagrad's has a state before its first step."""
+    """Adagrad's and Adahessian's have a state before their first step."""
     model = Net()
     attach(model, kind(model.parameters()), nn.CrossEntropyLoss())
     assert not said(recwarn)

@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import run_ranks
 from tiny import SETTINGS, TinyNet, policy_vector, tiny_data
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
@@ -251,7 +251,7 @@ def _worker(rank, folder):
 def results(tmp_path_factory):
     """All runs in one pair of processes, whose start is what takes time: name to the two ranks' results."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(_worker, args=(str(folder),), nprocs=WORLD)
+    run_ranks(_worker, str(folder))
 
     def of(name):
         both = [torch.load(folder / f"{name}{rank}.pt", weights_only=True) for rank in range(WORLD)]

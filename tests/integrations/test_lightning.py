@@ -4,6 +4,8 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.strategies import DDPStrategy
+from ranks import START
 from tiny import SETTINGS, TinyNet, Watch, assert_clean, assert_masked, parameters_equal, policy_vector, tiny_data
 from torch import nn
 from torch.utils.data import DataLoader
@@ -151,7 +153,7 @@ class Recording(PolicyNoiseCallback):
 def test_ddp_strategy(tmp_path):
     noise = Recording("net", "criterion", **SETTINGS)
     noise.folder = str(tmp_path)
-    fit(Alone(), noise, devices=2, strategy="ddp_spawn")
+    fit(Alone(), noise, devices=2, strategy=DDPStrategy(start_method=START))
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert torch.equal(first["policy"], second["policy"])
     assert first["reward"] == second["reward"]

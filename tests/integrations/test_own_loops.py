@@ -149,7 +149,8 @@ def test_folds_that_share_a_criterion_each_take_the_losses_of_their_own_model():
         torch.testing.assert_close(policy_of(hook), expected)
 
 
-def test_lightnings_tuner_followed_by_fit():
+@pytest.mark.parametrize("replace", [True, False])
+def test_lightnings_tuner_followed_by_fit(replace, recwarn):
     pytest.importorskip("lightning")
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.tuner import Tuner
@@ -165,7 +166,7 @@ def test_lightnings_tuner_followed_by_fit():
 
         def configure_optimizers(self):
             optimizer = torch.optim.SGD(self.model.parameters(), lr=self.lr)
-            self.hooks.append(policy_noise.attach(self.model, optimizer, self.criterion, replace=True, **SETTINGS))
+            self.hooks.append(policy_noise.attach(self.model, optimizer, self.criterion, replace=replace, **SETTINGS))
             return optimizer
 
     module, loader = Module(), DataLoader(TensorDataset(*batch()), batch_size=4)
@@ -177,3 +178,5 @@ def test_lightnings_tuner_followed_by_fit():
     assert len(module.hooks) >= 2
     assert module.hooks[-1].metrics["samples_seen"] == 16
     assert not torch.equal(policy_of(module.hooks[-1]), start)
+    told = [str(warning.message) for warning in recwarn if "another optimizer" in str(warning.message)]
+    assert bool(told) != replace

@@ -62,5 +62,5 @@ def test_costs_that_are_no_numbers_are_dropped():
 
 
 def test_the_papers_estimator_takes_no_function():
-    with pytest.raises(ValueError, match=r"estimator='paper' has neither another reward .* reward=<.*neg"):
+    with pytest.raises(ValueError, match=r"estimator='paper' allows neither another reward .* reward=<.*neg"):
         make_learner(estimator="paper", reward=torch.neg)

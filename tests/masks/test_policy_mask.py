@@ -418,7 +418,7 @@ def test_repr_names_the_settings():
         ({"brightness_std": -0.1}, r"brightness_std must lie in \[0, 1\], got -0\.1"),
         (
             {"grid_size": 1},
-            r"grid_size=1 is one cell, .* got pattern_std=0\.1 and brightness_std=0\.2: take more cells",
+            r"grid_size=1 is one cell, .* got pattern_std=0\.1 and brightness_std=0\.2: use more cells",
         ),
         (
             {"grid_size": (1, 1), "brightness_std": 0},

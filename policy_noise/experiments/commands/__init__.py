@@ -16,7 +16,7 @@ from ..distributed import started_first
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = ("pretrain", "finetune", "evaluate", "transfer", "average", "report", "check_data", "compare")
+COMMANDS = ("quickstart", "pretrain", "finetune", "evaluate", "transfer", "average", "report", "compare", "check_data")
 
 NEEDED = {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "scipy": "scipy", "tqdm": "tqdm"}
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from ..data import ImageSet, fingerprint, require_classes
 from ..distributed import started_first, world
 from ..evaluation import draw_mistakes, score
 from ..figures import LABELS, class_histogram, intensity_histogram
-from ..recipes import RECIPES, TrainRecipe
+from ..recipes import RECIPES, TrainRecipe, with_extra
 from ..report import write_report
 from ..runs import Run, digest, write_json
 from ..sources import describe, open_joined
@@ -85,7 +86,9 @@ def _ancestor(path: Path, data: Any) -> dict[str, Any]:
     own = {
         "stage": metadata.get("stage", "training"),
         "data": metadata.get("data", "unnamed data"),
-        "training": "clean images" if clean else TRAININGS.get(recipe.get("noise"), "unknown training"),
+        "training": "clean images"
+        if clean
+        else with_extra(TRAININGS.get(recipe.get("noise"), "unknown training"), recipe),
         "preset": recipe.get("preset") if recipe.get("noise", "conventional") != "conventional" else None,
     }
     return {
@@ -109,18 +112,20 @@ def open_for_training(arguments: argparse.Namespace, recipe: TrainRecipe, *, fix
     Args:
         arguments: The parsed command line.
         recipe: The recipe.
-        fixed: Its channels are, as those of a model that is there already; so they are where the command line names
-            them.
+        fixed: Its channels are those of a model that is there already: three channels are averaged into one for it.
 
     Raises:
-        ValueError: If they are fixed and the images have more.
+        ValueError: If the command line sets fewer channels than the images have.
     """
     own = fixed or any(text.partition("=")[0].strip() == "in_chans" for text in arguments.set)
     data = open_joined(arguments, recipe.load_size, recipe.in_chans if own else None)
     if not own and data.in_chans > recipe.in_chans:
         recipe = dataclasses.replace(recipe, in_chans=data.in_chans)
     if isinstance(data, ImageSet) and data.in_chans > recipe.in_chans:
-        raise ValueError(f"{data.name} has images of {data.in_chans} channels: pass --set in_chans={data.in_chans}")
+        if not fixed:
+            raise ValueError(f"{data.name} has images of {data.in_chans} channels: pass --set in_chans={data.in_chans}")
+        if started_first():
+            print(f"{data.name}: {data.in_chans} channels are averaged into one for a grey model", file=sys.stderr)
     return data, recipe
 
 

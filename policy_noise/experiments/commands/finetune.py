@@ -33,4 +33,10 @@ def run(arguments: argparse.Namespace) -> None:
     names = ("model", "model_options", "in_chans", "mean", "std", "image_size", "load_size", "augmentation")
     inherited = {name: saved[name] for name in names if name in saved}
     recipe = dataclasses.replace(RECIPES[arguments.recipe]["finetune"], **inherited)
-    train_stage("finetune", arguments, override(recipe, arguments.set), init)
+    recipe = override(recipe, arguments.set)
+    if recipe.in_chans != inherited.get("in_chans", recipe.in_chans):
+        raise ValueError(
+            f"in_chans must be {inherited['in_chans']}, as many as {init} takes, got {recipe.in_chans}: leave it out, "
+            "images are converted"
+        )
+    train_stage("finetune", arguments, recipe, init)

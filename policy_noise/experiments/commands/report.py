@@ -1,8 +1,10 @@
-"""Write the HTML page of a run's folder again."""
+"""Write the HTML page of a run or of a comparison again."""
 
 import argparse
 from pathlib import Path
 
+from ..comparison.page import write_comparison
+from ..comparison.results import PLAN
 from ..report import write_report
 
 __all__ = ["add_arguments", "run"]
@@ -10,10 +12,14 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("run", type=Path, nargs="+", help="folders of runs")
+    parser.add_argument("run", type=Path, nargs="+", help="folders of runs or of comparisons")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     for folder in arguments.run:
-        print(write_report(folder))
+        if (folder / PLAN).is_file():
+            write_comparison(folder)
+            print(folder / "report.html")
+        else:
+            print(write_report(folder))

@@ -3,18 +3,16 @@
 import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
 from typing import Any
 
 import torch
 
 from ..distributed import World, world
+from ..processes import worker_pool
 from ..runs import Run, write_json
 from ..training import train
 from .methods import recipe_for
@@ -69,7 +67,7 @@ def run_all(plan: Plan, here: World, *, jobs: int, seconds: Mapping[str, float])
 
     Raises:
         ValueError: If a run fails; the others are stopped, and can be resumed.
-        RuntimeError: If a process dies.
+        OSError: If a process dies.
     """
     todo = plan.todo()
     note = _progress(len(todo), todo, seconds, jobs) if here.main else (lambda job, result: None)
@@ -78,20 +76,11 @@ def run_all(plan: Plan, here: World, *, jobs: int, seconds: Mapping[str, float])
             note(job, run_job(plan, job, here))
         return
     os.environ["TQDM_DISABLE"] = "1"  # of the workers, whose bars would overwrite one another
-    context = multiprocessing.get_context("spawn")
-    counter, threads = context.Value("i", 0), max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, context, initializer=_start, initargs=(plan, counter, threads)) as pool:
+    counter, threads = multiprocessing.get_context("spawn").Value("i", 0), max(1, (os.cpu_count() or 1) // jobs)
+    with worker_pool(jobs, _start, plan, counter, threads) as pool:
         futures = {pool.submit(_work, job): job for job in todo}
-        try:
-            for future in as_completed(futures):
-                note(futures[future], future.result())
-        except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in multiprocessing.active_children():
-                child.terminate()
-            if isinstance(error, BrokenProcessPool):
-                raise OSError("a process ended before its run did, as for want of memory: try fewer --jobs") from error
-            raise
+        for future in as_completed(futures):
+            note(futures[future], future.result())
 
 
 def _progress(
@@ -117,22 +106,13 @@ def _progress(
 
 
 def _start(plan: Plan, counter: Any, threads: int) -> None:
-    """Make a process a worker: its part of the machine, and an end with its parent."""
+    """Give a worker process its part of the machine."""
     global _plan
     _plan = plan
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     with counter.get_lock():
         number, counter.value = counter.value, counter.value + 1
     os.environ["LOCAL_RANK"] = str(number % max(1, torch.cuda.device_count()))
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _work(job: Job) -> dict[str, Any]:

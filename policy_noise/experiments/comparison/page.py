@@ -23,7 +23,7 @@ CURVES = {
     "loss": "loss: training, dashed on validation",
     "val_f1": "validation: macro F1",
     "val_roc_auc": "validation: ROC-AUC",
-    "entropy": "entropy of the masks, nats an image",
+    "lr": "learning rate",
 }
 
 
@@ -63,7 +63,8 @@ def write_comparison(folder: Path) -> list[str]:
     table = results["tables"]["f1"]
     _forest(table, labels, figures / "forest.png")
     body += [
-        "<h2>Macro F1: differences</h2>",
+        "<h2>Differences</h2>",
+        "<p>Macro F1 is the mean of the classes' F1 scores; it lies between 0 and 1.</p>",
         f"<p>{html.escape(_how(table, len(results['seeds'])))}</p>",
         image_html(figures / "forest.png", "differences with their intervals"),
         _differences(table, labels),
@@ -72,7 +73,7 @@ def write_comparison(folder: Path) -> list[str]:
         f"correction, and the seeds that it would take to find one of {POINT}. Both rest on the spread over "
         f"{len(results['seeds'])} seeds, which is itself an estimate.</p>",
         _power(table, labels),
-        "<h2>Macro F1: means</h2>",
+        "<h2>Means of macro F1</h2>",
         "<p>Means with 95 % t-intervals over seeds.</p>",
         _means(table, labels),
         *_data(results),
@@ -96,8 +97,8 @@ def _how(table: Mapping[str, Any], seeds: int) -> str:
         else "too few seeds for a test"
     )
     return (
-        f"{table['metric_label']} of the first method minus that of the second, mean over {seeds} seeds with the 95 % "
-        f"t-interval, paired by seed; {stars}. Intervals are not corrected."
+        f"Mean {table['metric_label']} of each method minus that of {REFERENCE} training, or of the method that is "
+        f"named; {seeds} seeds, paired, with the 95 % t-interval; {stars}. Intervals are not corrected."
     )
 
 
@@ -110,7 +111,8 @@ def _of(table: Mapping[str, Any], pair: tuple[str, str], key: str) -> Mapping[st
 
 
 def _name(pair: tuple[str, str], labels: Mapping[str, str]) -> str:
-    return f"{labels[pair[0]]} - {labels[pair[1]]}"
+    """A row's name: what is not said is compared with the reference."""
+    return labels[pair[0]] if pair[1] == REFERENCE else f"{labels[pair[0]]} minus {labels[pair[1]]}"
 
 
 def _rows(table: Mapping[str, Any], labels: Mapping[str, str], cell: Any) -> str:

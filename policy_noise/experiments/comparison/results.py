@@ -9,7 +9,7 @@ import numpy as np
 
 from ..runs import read_json
 from ..shifts import SHIFTS
-from ..statistics import holm, paired_difference, pairs_needed, smallest_difference, t_interval
+from ..statistics import MIN_PAIRS, holm, paired_difference, pairs_needed, smallest_difference, t_interval
 from .methods import CONTROLS, REFERENCE
 from .plan import SCORES
 from .scoring import METRICS
@@ -137,7 +137,7 @@ def _difference(values: Mapping[tuple[str, str], Sequence[float]], first: str, s
         "mean": found.mean,
         "low": _number(found.low),
         "high": _number(found.high),
-        "p": _number(found.p_value),
+        "p": _number(found.p_value) if len(own) >= MIN_PAIRS else None,
         "spread": _number(spread),
         "seeds": len(own),
     }

@@ -1,6 +1,7 @@
 """Sites: other data of the same classes, which are only tested on."""
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,13 +193,12 @@ def _pool(parts: tuple[Any, ...], shared: list[int]) -> tuple[Pool, int]:
 
 def _require_each(name: str, images: Pool, classes: Sequence[str]) -> None:
     """Every shared class must have an image that can be scored, before anything is trained."""
-    several = images.labels.ndim == 2
-    counts = images.labels.sum(0) if several else np.bincount(images.labels, minlength=len(classes))
-    for label, count in enumerate(counts):
-        if several and count in (0, len(images)):
-            raise ValueError(f"site {name}: {classes[label]!r} is the same in all images, which cannot be scored")
-        if not several:
-            members = np.flatnonzero(images.labels == label)
-            looks = members if getattr(images.parts[0], "skip_corrupt", False) else members[:0]
-            if not count or (len(looks) and not any(len(images.read([place])[1]) for place in looks)):
-                raise ValueError(f"site {name}: none of its {count} images of {classes[label]!r} can be read")
+    several, skips = images.labels.ndim == 2, getattr(images.parts[0], "skip_corrupt", False)
+    for label, what in enumerate(classes):
+        members = np.flatnonzero(images.labels[:, label] if several else images.labels == label)
+        if several and len(members) == len(images):
+            raise ValueError(f"site {name}: every image has {what!r}, which cannot be scored")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # scoring will name what cannot be read
+            if not len(members) or (skips and not any(len(images.read([int(place)])[1]) for place in members)):
+                raise ValueError(f"site {name}: none of its {len(members)} images of {what!r} can be read")

@@ -45,9 +45,10 @@ def verdict(results: Mapping[str, Any]) -> list[str]:
         *(_of_method(labels[name], rows_, names) for name, rows_ in own.items()),
         *_controls(rows, labels, names),
         _highest(table, labels, names),
-        _power(rows, names, seeds, table["tests"]),
-        "Intervals are over training seeds: they part a method from luck in training. The test images and sites are "
-        "the same in all runs, so nothing here says that another site or other patients would show the same.",
+        _power(table, names, seeds),
+        "Numbers are differences of macro F1 with 95 % intervals over training seeds: they tell a method's effect from "
+        "luck in training. All runs share their test images and sites, so this does not say that another site or other "
+        "patients would show the same.",
     ]
 
 
@@ -75,11 +76,16 @@ def _answer(own: Mapping[str, Sequence[Mapping[str, Any]]], labels: Mapping[str,
 
 
 def _of_method(label: str, rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
-    said = []
-    for kind, words in (("better", "better on"), ("worse", "worse on"), ("not shown", "no difference shown on")):
-        mine = [row for row in rows if finding(row) == kind]
-        if mine:
-            said.append(f"{words} {_list(mine, names)}")
+    """Where a method is better and worse, with numbers; where nothing is shown, without."""
+    unclear = [row for row in rows if finding(row) == "not shown"]
+    groups = (
+        ("better on", [row for row in rows if finding(row) == "better"], True),
+        ("worse on", [row for row in rows if finding(row) == "worse"], True),
+        ("higher, but not significant after correction, on", [row for row in unclear if row["low"] > 0], True),
+        ("lower, but not significant after correction, on", [row for row in unclear if row["high"] < 0], True),
+        ("no difference shown on", [row for row in unclear if row["low"] <= 0 <= row["high"]], False),
+    )
+    said = [f"{words} {_list(mine, names, numbers=numbers)}" for words, mine, numbers in groups if mine]
     return f"{_capital(label)}: {'; '.join(said)}."
 
 
@@ -90,9 +96,8 @@ def _controls(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str], name
         mine = [row for row in rows if (row["method"], row["versus"]) == (method, versus)]
         what = _of_method(f"{labels[method]} against {labels[versus]}", mine, names)
         tail = ""
-        if method in ("policy", "paper"):
-            better = any(finding(row) == "better" for row in mine)
-            tail = " So learning adds something here." if better else " So learning is not shown to add anything here."
+        if method in ("policy", "paper") and not any(finding(row) == "better" for row in mine):
+            tail = " Learning is not shown to add anything here."
         sentences.append(what + tail)
     return sentences
 
@@ -105,27 +110,23 @@ def _highest(table: Mapping[str, Any], labels: Mapping[str, str], names: Mapping
     return f"Highest mean F1, which alone is no finding: {'; '.join(best)}."
 
 
-def _power(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], seeds: int, tests: int) -> str:
+def _power(table: Mapping[str, Any], names: Mapping[str, str], seeds: int) -> str:
+    """What could have been seen on each measure, by the method whose differences spread most."""
     said = []
+    rows = [row for row in table["differences"] if row["versus"] == REFERENCE]
     for key, name in names.items():
-        mine = [
-            row for row in rows if row["measure"] == key and row["versus"] == REFERENCE and row["smallest"] is not None
-        ]
-        if not mine:
-            continue
-        low, high = min(row["smallest"] for row in mine), max(row["smallest"] for row in mine)
-        needed = [row["seeds_for_a_point"] for row in mine]
-        count = "more than 10000" if None in needed else str(max(needed))
-        spread = f"{low:.3f}" if f"{low:.3f}" == f"{high:.3f}" else f"{low:.3f} to {high:.3f}"
-        said.append(f"{name} {spread} ({count} seeds for {POINT})")
+        said.append(f"{max(row['smallest'] for row in rows if row['measure'] == key):.3f} on {name}")
+    needed = [row["seeds_for_a_point"] for row in rows if row["measure"] == "clean"]
+    count = "more than 10000" if None in needed else str(max(needed))
     return (
-        f"What could have been seen: with {seeds} seeds and {tests} tests, a true difference of this size would be "
-        f"found four times in five: {'; '.join(said)}. Smaller ones may exist unseen."
+        f"What could have been seen: with {seeds} seeds and {table['tests']} tests, a true difference of this size "
+        f"would be found four times in five: {_join(said)}. Smaller ones may be there unseen. One point of F1 "
+        f"({POINT}) on clean test images would take {count} seeds."
     )
 
 
-def _list(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
-    return _join([f"{names[row['measure']]} ({signed(row)})" for row in rows])
+def _list(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], *, numbers: bool = True) -> str:
+    return _join([names[row["measure"]] + (f" ({signed(row)})" if numbers else "") for row in rows])
 
 
 def _join(texts: Sequence[str]) -> str:

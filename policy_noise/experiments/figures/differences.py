@@ -10,6 +10,9 @@ from .style import figure as new_figure
 
 __all__ = ["forest", "rows_of_images"]
 
+PANELS = 4
+"""Side by side."""
+
 
 def forest(
     panels: Mapping[str, Sequence[Mapping[str, Any]]], rows: Sequence[str], path: PathLike, *, xlabel: str, alpha: float
@@ -24,11 +27,14 @@ def forest(
         alpha: Dots are filled where ``p_holm`` is below it.
     """
     with style():
-        longest = max(map(len, rows))
-        figure = new_figure(1.2 + 0.065 * longest + 2.3 * len(panels), 1.1 + 0.34 * len(rows))
-        axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        columns = min(PANELS, len(panels))
+        lines = -(-len(panels) // columns)
+        width = 1.2 + 0.065 * max(map(len, rows)) + 2.3 * columns
+        figure = new_figure(width, 0.4 + lines * (0.7 + 0.34 * len(rows)))
+        grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
+        axes = grid.ravel()
         places = np.arange(len(rows))[::-1]
-        for axis, (title, found) in zip(axes, panels.items(), strict=True):
+        for axis, (title, found) in zip(axes, panels.items(), strict=False):
             axis.axvline(0, color=INK, linewidth=0.9)
             for place, row in zip(places, found, strict=True):
                 shown = row["p_holm"] is not None and row["p_holm"] < alpha
@@ -43,6 +49,8 @@ def forest(
             axis.locator_params(axis="x", nbins=5)
             axis.margins(x=0.08)
             axis.grid(axis="y", visible=False)
+        for axis in axes[len(panels) :]:
+            axis.set_visible(False)
         axes[0].set_yticks(places, [plain(row) for row in rows])
         axes[0].set_ylim(-0.6, len(rows) - 0.4)
         figure.supxlabel(xlabel, fontsize=9)
@@ -50,7 +58,7 @@ def forest(
 
 
 def rows_of_images(rows: Mapping[str, np.ndarray], path: PathLike) -> None:
-    """Draw rows of images, a name before each.
+    """Draw rows of images, a name above each.
 
     Args:
         rows: By name uint8 images side by side, (H, W) or (H, W, 3), all of one size.
@@ -58,13 +66,9 @@ def rows_of_images(rows: Mapping[str, np.ndarray], path: PathLike) -> None:
     """
     with style():
         height, width = next(iter(rows.values())).shape[:2]
-        longest = max(map(len, rows))
-        figure = new_figure(0.075 * longest + 8.0, len(rows) * (8.0 * height / width + 0.06))
+        figure = new_figure(8.0, len(rows) * (8.0 * height / width + 0.3))
         for axis, (name, strip) in zip(figure.subplots(len(rows), 1, squeeze=False).ravel(), rows.items(), strict=True):
             axis.imshow(strip, cmap="gray", vmin=0, vmax=255, aspect="equal", interpolation="nearest")
-            axis.set_xticks([])
-            axis.set_yticks([height / 2], [plain(name)])
-            axis.tick_params(length=0)
-            axis.spines[:].set_visible(False)
-            axis.grid(False)
+            axis.set_title(plain(name), fontsize=9, fontweight="normal", pad=2)
+            axis.set_axis_off()
         save(figure, path)

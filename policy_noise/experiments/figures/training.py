@@ -20,6 +20,8 @@ def training_diagnostics(
 ) -> None:
     """Draw curves over training: thin lines for single seeds, a thick one for their mean.
 
+    A dotted line marks where masks end and training goes on without them.
+
     Args:
         histories: For each method and seed the log: entries with ``epoch`` and any of the panels' values.
         path: PNG to write.
@@ -30,7 +32,7 @@ def training_diagnostics(
         "loss": "loss: training, dashed on validation",
         "val_balanced_accuracy": "validation: balanced accuracy",
         "reward": "reward (minus loss), masked images",
-        "entropy": "entropy of the policy, nats an image",
+        "entropy": "entropy of the policy, nats per image",
         "mask_std": "mask: standard deviation",
         "policy_grad_norm": "policy: gradient norm",
     }
@@ -53,10 +55,25 @@ def training_diagnostics(
             axes[0].plot([], [], color=colours[method], linewidth=2.2, label=plain(LABELS.get(method, method)))[0]
             for method in histories
         ]
+        if any(len(logs) > 1 for logs in histories.values()):
+            handles += axes[0].plot([], [], color="0.6", linewidth=0.9, label="single seeds")
+        end = _end_of_masks(histories)
+        for axis, value in zip(axes, panels, strict=False):
+            if end is not None and value in ("loss", "val_balanced_accuracy"):
+                line = axis.axvline(end, color="0.3", linewidth=1, linestyle=":", label="masks off from here")
+                handles += [line] if line.axes is axes[0] else []
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
         if heading:
             figure.suptitle(plain(heading), fontweight="bold", fontsize=11)
         save(figure, path)
+
+
+def _end_of_masks(histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> float | None:
+    """The last epoch with a reward, if a loss was logged after it."""
+    entries = [entry for logs in histories.values() for log in logs for entry in log]
+    rewarded = [entry["epoch"] for entry in entries if entry.get("reward") is not None]
+    trained = [entry["epoch"] for entry in entries if entry.get("loss") is not None]
+    return max(rewarded) if rewarded and max(trained, default=0) > max(rewarded) else None
 
 
 def _curves(axis: Any, logs: Sequence[Sequence[Mapping[str, float]]], value: str, colour: str, linestyle: str) -> None:

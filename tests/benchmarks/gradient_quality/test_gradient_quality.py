@@ -1,6 +1,7 @@
 """The estimators that gradient quality is measured of, on toys whose gradients are known."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from benchmarks.gradient_quality.__main__ import main
 from benchmarks.gradient_quality.estimators import ESTIMATORS, Pool, draw_pool
 from benchmarks.gradient_quality.measure import quality
+from benchmarks.study.tasks import build_task
 from policy_noise.policy import SpatialPolicy
 
 SAMPLES = 4096
@@ -109,7 +111,12 @@ def test_quality_of_gradients_with_a_known_ratio():
     assert quality(-samples.unflatten(0, (-1, 8)).mean(1), samples, 8)["cosine"] < -0.7
 
 
-def test_files(tmp_path):
+def test_files(tmp_path, monkeypatch):
+    def every_eighth_image(*arguments):
+        data = build_task(*arguments)
+        return replace(data, images=data.images[::8], labels=data.labels[::8])
+
+    monkeypatch.setattr("benchmarks.gradient_quality.__main__.build_task", every_eighth_image)
     arguments = ["--seeds", "2", "--samples", "32", "--epochs", "1", "--grids", "2", "--batches", "4", "8"]
     main([*arguments, "--output", str(tmp_path)])
     assert {path.suffix for path in tmp_path.iterdir()} == {".md", ".json", ".png"}

@@ -235,6 +235,6 @@ def test_a_step_is_compared_with_the_rest_of_itself():
     results = {"suite": "cpu", "command": "", "date": "", "machine": machine, "configurations": [record]}
     table = report.to_markdown(results)
     assert "| resnet18 | default | 2000.00 | 1.000 | 1.000 to 1.000 | 7 |  |  | 400.00 | 1.2500 |" in table
-    assert "beside the plain step, default: 0.800 (0.800 to 0.800; geometric mean of 7 pairs)" in table
+    assert "divided by the plain step, default: 0.800 (0.800 to 0.800; geometric mean of 7 pairs)" in table
     del clocked["seconds_in_hooks"]
     assert "in hooks" not in report.to_markdown(results)

@@ -1,19 +1,12 @@
-"""A small training in a process of its own, for tests that kill it or start several.
-
-Usage: child.py FOLDER NAME[,NAME] WHEN, for runs in FOLDER/NAME, with WHEN one of ``finish``, ``log`` (killed in the
-middle of an epoch) and ``save`` (killed when half of a checkpoint is written).
-"""
+"""A small training for processes of its own, which tests kill or start several of."""
 
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-
+from ranks import under_torchrun
 from training_case import RECIPES, organs, run_of
 
 import policy_noise
@@ -22,9 +15,8 @@ from policy_noise.experiments.runs import Run
 from policy_noise.experiments.training import train
 
 
-def main() -> None:
-    folder, names, when = sys.argv[1:]
-    torch.set_num_threads(1)
+def kill_in(when: str) -> None:
+    """Have this process killed within an epoch (``log``), or when half of a checkpoint is written (``save``)."""
     if when == "log":
         log = Run.log
 
@@ -44,6 +36,22 @@ def main() -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         torch.save = save_half
+
+
+def train_apart(rank: int, folder: str, names: list[str], when: str = "", port: int = 0) -> None:
+    """Train the named recipes in folders of their own.
+
+    Args:
+        rank: Of this process.
+        folder: Where the runs' folders are.
+        names: Of the recipes and their folders.
+        when: See :func:`kill_in`; empty where nobody is killed.
+        port: Where two processes meet; 0 for one alone.
+    """
+    torch.set_num_threads(1)
+    if port:
+        under_torchrun(rank, port)
+    kill_in(when)
     hooks: list[policy_noise.ReinforceHook] = []
     attach = policy_noise.attach
 
@@ -53,13 +61,9 @@ def main() -> None:
 
     policy_noise.attach = attach_and_remember
     with world() as here:
-        for name in names.split(","):
+        for name in names:
             place = Path(folder, name)
             model = train(run_of(place, RECIPES[name], here), RECIPES[name], organs(), here)
             # What each rank ended with, to compare them.
             policy = {key: value for hook in hooks for key, value in hook.mask.state_dict().items()}
             torch.save({"model": model.state_dict(), "policy": policy}, place / f"rank{here.rank}.pt")
-
-
-if __name__ == "__main__":
-    main()

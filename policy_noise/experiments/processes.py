@@ -1,0 +1,61 @@
+"""Pools of worker processes that end with their parent, and with the first failure."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["end_with_parent", "usable_cores", "worker_pool"]
+
+
+@contextmanager
+def worker_pool(jobs: int, initializer: Callable[..., Any], *arguments: Any) -> Iterator[ProcessPoolExecutor]:
+    """Processes that import everything anew. Whatever goes wrong inside the ``with`` stops them all.
+
+    Args:
+        jobs: How many.
+        initializer: Called once in each.
+        arguments: Its arguments.
+
+    Raises:
+        OSError: If a process dies.
+    """
+    start = (initializer, *arguments)
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_start, initargs=start) as pool:
+        try:
+            yield pool
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise OSError("a process ended before its run did, as for want of memory: try fewer --jobs") from error
+            raise
+
+
+def _start(initializer: Callable[..., Any], *arguments: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    end_with_parent()
+    initializer(*arguments)
+
+
+def end_with_parent() -> None:
+    """Let a pool's worker end with its parent, however that comes. Otherwise it goes on with its task, then waits."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def usable_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

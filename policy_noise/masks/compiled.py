@@ -1,0 +1,108 @@
+"""A mask's own work as a few compiled kernels."""
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .. import functional as PF
+from ..augmentation import Sample
+from ..functional.distribution import draw_pairs
+from ..functional.rendering import without_autocast
+from ..utils.compat import of_any_batch
+from .samples import ShadingSample
+
+if TYPE_CHECKING:
+    from .base import SmoothMask
+    from .policy_mask import PolicyNoiseMask
+
+__all__ = ["CompiledMask", "CompiledPolicyMask"]
+
+
+class CompiledMask:
+    """Multiply as a mask does, compiled: what a hook calls in its place.
+
+    Args:
+        mask: The mask.
+    """
+
+    def __init__(self, mask: "SmoothMask") -> None:
+        self.mask = mask
+        self.works = True
+        self._multiply = _Compiled(self, mask.multiply)
+
+    @property
+    def uses_generator(self) -> bool:
+        """That of the mask."""
+        return self.mask.uses_generator
+
+    def sample(self, images: Tensor, generator: torch.Generator | None = None) -> Sample:
+        """The mask's own :meth:`sample`, which is a draw and nothing to compile."""
+        return self.mask.sample(images, generator)
+
+    def __call__(self, images: Tensor, sample: Sample) -> Tensor:
+        """The mask's own :meth:`transform`."""
+        assert isinstance(sample, ShadingSample)
+        images = self.mask.as_batch(images)
+        expected = sample.expected if self.mask.center_brightness else None
+        operators = self.mask.operators(images, sample)
+        return self._multiply(images, sample.action, sample.applied, expected, fixed=operators)
+
+
+class CompiledPolicyMask(CompiledMask):
+    """The same with a policy, of which all is compiled but the random numbers.
+
+    These come from the hook's generators, which no compiler takes into a graph. So there are three graphs: the policy
+    up to the concentrations, the score of the drawn actions, and the rendering with the multiplication.
+
+    Args:
+        mask: The mask.
+    """
+
+    def __init__(self, mask: "PolicyNoiseMask") -> None:
+        super().__init__(mask)
+        self._concentrations = _Compiled(self, mask.concentrations)
+        self._score = _Compiled(self, _score)
+        self._sample_of = mask.sample_of
+
+    def sample(self, images: Tensor, generator: torch.Generator | None = None) -> Sample:
+        """The mask's own :meth:`sample`."""
+        images = self.mask.as_batch(images)
+        with without_autocast(images.device.type):
+            concentration = self._concentrations(images)
+            action = draw_pairs(concentration, generator)
+            return self._sample_of(concentration, action, self._score(action, concentration), generator)
+
+
+def _score(action: Tensor, concentration: Tensor) -> Tensor:
+    return PF.beta_log_prob(action, *concentration.unbind(-1)).flatten(1).sum(1)
+
+
+class _Compiled:
+    """A function of batches, compiled when it is first called."""
+
+    def __init__(self, mask: CompiledMask, function: Callable[..., Tensor]) -> None:
+        self._mask = mask
+        self._plain = function
+        self._compiled: Callable[..., Tensor] | None = None
+
+    def __call__(self, *batches: Tensor | None, fixed: Any = None) -> Tensor:
+        """Call it with arguments that are as long as the batch, and perhaps a last one that is not."""
+        last = () if fixed is None else (fixed,)
+        if not self._mask.works:
+            return self._plain(*batches, *last)
+        try:
+            if self._compiled is None:
+                self._compiled = torch.compile(self._plain)
+            return self._compiled(*(None if batch is None else of_any_batch(batch) for batch in batches), *last)
+        except Exception as error:
+            result = self._plain(*batches, *last)  # what fails here as well is no matter of compiling
+            self._mask.works = False
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            warnings.warn(
+                f"compile=True has no effect: torch.compile failed ({reason}); the mask goes on uncompiled",
+                stacklevel=2,
+            )
+            return result

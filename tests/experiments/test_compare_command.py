@@ -1,0 +1,312 @@
+"""``policy-noise compare``, from files to its page."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from policy_noise.experiments import training
+from policy_noise.experiments.commands import compare as command
+from policy_noise.experiments.commands import main
+from policy_noise.experiments.comparison.plan import estimate
+from policy_noise.experiments.npz import load_npz
+
+TINY = ["model=test_vit", "epochs=2", "clean_epochs=1", "batch_size=8", "image_size=16", "load_size=16",
+        'model_options={"img_size": 16, "patch_size": 8}']  # fmt: skip
+
+
+def compare(*arguments, tiny=TINY):
+    main(["compare", *map(str, arguments), "--set", *tiny])
+
+
+def write_npz(path, classes=2, images=24, **more):
+    rng = np.random.default_rng(0)
+    content = dict(more)
+    for split in ("train", "val", "test"):
+        labels = np.arange(images) % classes
+        grey = (labels * 160 // classes)[:, None, None]
+        content[f"{split}_images"] = (rng.integers(0, 60, (images, 16, 16)) + grey).astype(np.uint8)
+        content[f"{split}_labels"] = labels[:, None]
+    np.savez(path, **content)
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_estimate():
+    """Timing a few steps of each method costs more than these trainings; one test does without this."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "estimate", lambda plan, here: {method.name: 1.0 for method in plan.methods})
+        yield
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A set of three named classes, and a site that has two of them and another."""
+    folder = tmp_path_factory.mktemp("sets")
+    write_npz(folder / "mine.npz", 3, names=np.array(["liver", "lung", "knee"]))
+    write_npz(folder / "other.npz", 3, names=np.array(["lung", "zebra", "liver"]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, files):
+    """Three seeds of two methods, with a site and a target."""
+    folder = tmp_path_factory.mktemp("compare") / "out"
+    compare(*arguments(files), "--seeds", 3, "--output", folder)
+    return folder
+
+
+def arguments(files, *methods):
+    own = 'mild={"noise": "policy", "preset": "learned", "noise_options": {"p": 1.0}}'
+    return ["--npz", files / "mine.npz", "--site", f"B={files / 'other.npz'}", "--target", files / "other.npz",
+            "--methods", *(methods or ["conventional"]), "--method", own]  # fmt: skip
+
+
+def copied(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_the_page_and_its_numbers(finished):
+    results = json.loads((finished / "results.json").read_text())
+    assert [method["name"] for method in results["methods"]] == ["conventional", "mild"]
+    assert len(results["runs"]) == 6
+    table = results["tables"]["f1"]
+    assert [m["key"] for m in table["measures"]] == ["clean", "site:B", "shifts", "few-shot:other"]
+    assert table["tests"] == sum(row["p"] is not None for row in table["differences"]) == 4
+    site = results["record"]["data"]["sites"][0]
+    assert (site["classes"], site["unknown"], site["absent"]) == (["liver", "lung"], ["zebra"], ["knee"])
+    assert site["images"] == 48
+    page = (finished / "report.html").read_text()
+    assert results["verdict"][0] in page.replace("&#x27;", "'")
+    assert page.count("data:image/png;base64,") == 4  # forest, gallery, curves, few-shot
+    assert "http" not in page
+    assert "zebra" in page
+    assert not list(finished.glob("runs/*/checkpoints"))
+
+
+def test_a_site_is_scored_among_the_classes_that_it_has(finished, files):
+    """A model of the page's scores, asked again: its images of the shared classes, and no third answer."""
+    site = load_npz(files / "other.npz")
+    images = np.concatenate([getattr(site, split).images for split in ("train", "val", "test")])
+    labels = np.concatenate([getattr(site, split).labels for split in ("train", "val", "test")])
+    recipe = json.loads((finished / "runs" / "mild-1" / "recipe.json").read_text())["recipe"]
+    model = training.create_model(
+        training.TrainRecipe(**recipe), 3, init=finished / "runs" / "mild-1" / "model.safetensors"
+    )
+    x = (torch.from_numpy(images[labels != 1]).unsqueeze(1).float() / 255 - 0.5) / 0.25
+    with torch.no_grad():
+        predicted = model.eval()(x)[:, :2].argmax(1).numpy()  # liver, lung
+    truth = np.where(labels[labels != 1] == 2, 0, 1)
+    from sklearn.metrics import f1_score
+
+    scores = json.loads((finished / "runs" / "mild-1" / "comparison.json").read_text())["scores"]
+    assert scores["site:B"]["f1"] == pytest.approx(f1_score(truth, predicted, average="macro"))
+
+
+def test_runs_of_a_seed_share_weights_order_and_geometry(tmp_path, monkeypatch, files):
+    seen, started = {}, {}
+    augment, create = training.augment, training.create_model
+    name = None
+
+    def look(images, recipe, step, *rest, **options):
+        x = augment(images, recipe, step, *rest, **options)
+        if options.get("train", True):
+            seen.setdefault(name, []).append(x.clone())
+        return x
+
+    def begin(recipe, *rest, **options):
+        nonlocal name
+        name = (recipe.noise, recipe.preset, recipe.extra_augmentation, recipe.seed)
+        model = create(recipe, *rest, **options)
+        started[name] = {key: value.clone() for key, value in model.state_dict().items()}
+        return model
+
+    monkeypatch.setattr(training, "augment", look)
+    monkeypatch.setattr(training, "create_model", begin)
+    compare("--npz", files / "mine.npz", "--methods", "augment", "policy", "mixup", "--seeds", 1,
+            "--output", tmp_path / "out")  # fmt: skip
+    first, *others = seen
+    assert len(others) == 3
+    for key in others:
+        assert len(seen[key]) == len(seen[first]) == 6
+        assert all(map(torch.equal, seen[key], seen[first]))
+        assert all(torch.equal(value, started[first][part]) for part, value in started[key].items())
+
+
+def test_resuming_adds_methods_and_leaves_finished_runs(tmp_path, capsys, finished, files):
+    folder = copied(finished, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/model.safetensors")}
+    scores = json.loads((folder / "runs" / "mild-1" / "comparison.json").read_text())["scores"]
+    (folder / "runs" / "mild-1" / "comparison.json").unlink()
+    compare(*arguments(files, "bias-field"), "--seeds", 3, "--output", folder, "--resume")
+    again = {path: path.stat().st_mtime_ns for path in before}
+    assert {path.parent.name for path in before if again[path] != before[path]} == {"mild-1"}
+    assert json.loads((folder / "runs" / "mild-1" / "comparison.json").read_text())["scores"] == scores
+    assert "4 of 9 runs to go" in capsys.readouterr().err
+    assert len(json.loads((folder / "results.json").read_text())["runs"]) == 9
+
+
+def test_two_runs_at_a_time_are_those_of_one(tmp_path, monkeypatch, finished, files):
+    folder = copied(finished, tmp_path)
+    for name in ("conventional-0", "mild-2"):
+        shutil.rmtree(folder / "runs" / name)
+    monkeypatch.setenv("TQDM_DISABLE", "1")  # as the command sets it, and put back
+    compare(*arguments(files), "--seeds", 3, "--jobs", 2, "--resume", "--output", folder)
+    for name in ("conventional-0", "mild-2"):
+        one, other = (load_file(place / "runs" / name / "model.safetensors") for place in (finished, folder))
+        assert all(torch.allclose(one[part], other[part], atol=1e-5) for part in one)
+
+
+def test_under_torchrun_one_process_writes(tmp_path, files):
+    script = tmp_path / "script.py"
+    script.write_text("import sys; from policy_noise.experiments.commands import main; main(sys.argv[1:])\n")
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, "compare", "--npz",
+             files / "mine.npz", "--methods", "augment", "--site", f"B={files / 'other.npz'}", "--seeds", 1,
+             "--output", tmp_path / "out", "--set", *TINY]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("No verdict from 1 seed:") == 1
+    log = (tmp_path / "out" / "runs" / "augment-0" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in log if "val_f1" in line] == [1, 2]
+
+
+def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, monkeypatch, capsys, files):
+    monkeypatch.setattr(command, "estimate", estimate)
+    compare(*arguments(files, "augment", "paper"), "--seeds", 4, "--output", tmp_path / "out", "--dry-run")
+    printed = capsys.readouterr().out
+    assert "site B: 48 images of 2 shared classes, only tested on" in printed
+    assert "24 images left out, of classes not trained on: zebra" in printed
+    assert re.search(
+        r'paper \(learned as published, preset="paper"\): seeds 0, 1, 2, 3 to run, about \d+ s a run', printed
+    )
+    assert re.search(r"16 of 16 runs to go, about .* in all, without few-shot transfer", printed)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_report_can_be_written_again(tmp_path, finished):
+    folder = copied(finished, tmp_path)
+    page = (folder / "report.html").read_text()
+    (folder / "report.html").unlink()
+    main(["report", str(folder)])
+    assert len((folder / "report.html").read_text()) == pytest.approx(len(page), rel=0.01)
+
+
+# -- other sources -----------------------------------------------------------------------------------------------------
+
+
+def write_images(root, folders, splits, images=4):
+    rng = np.random.default_rng(0)
+    for split in splits:
+        for label, folder in enumerate(folders):
+            (root / split / folder).mkdir(parents=True)
+            for index in range(images):
+                grey = rng.integers(0, 60, (18, 16)) + 60 * label
+                Image.fromarray(grey.astype(np.uint8)).save(root / split / folder / f"{index}.png")
+    return root
+
+
+def measures(folder):
+    table = json.loads((folder / "results.json").read_text())["tables"]["f1"]
+    return [measure["key"] for measure in table["measures"]]
+
+
+def test_a_folder_of_images_with_a_second_site(tmp_path):
+    mine = write_images(tmp_path / "mine", ["a", "b", "c"], ("train", "val", "test"))
+    site = write_images(tmp_path / "site", ["B", "c"], (".",))
+    (site / "c" / "0.png").write_bytes(b"broken")
+    compare("--image-folder", mine, "--site", f"siteB={site}", "--skip-bad-files", "--methods", "color-jitter",
+            "--seeds", 1, "--output", tmp_path / "out")  # fmt: skip
+    assert measures(tmp_path / "out") == ["clean", "site:siteB", "shifts"]
+    scores = json.loads((tmp_path / "out" / "runs" / "color-jitter-0" / "comparison.json").read_text())["scores"]
+    assert scores["site:siteB"]["files_skipped"] == 1
+
+
+def test_radimagenet_with_a_tree_as_its_site(tmp_path):
+    folders = ("CT/lung/nodule", "MR/knee/acl", "US/liver")
+    root = tmp_path / "rin"
+    write_images(root / "radiology_ai", folders, (".",), images=12)
+    for number, split in enumerate(("train", "val", "test")):
+        with (root / f"RadiologyAI_{split}.csv").open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["filename", "label"])
+            for folder in folders:
+                for index in range(4 * number, 4 * number + 4):
+                    table.writerow([f"radiology_ai/{folder}/{index}.png", folder.rpartition("/")[2]])
+    site = write_images(tmp_path / "site", ["CT__lung__nodule", "MR__knee__acl"], ("test",))
+    compare("--radimagenet", root, "--site", f"clinic={site}", "--methods", "augment", "--seeds", 1,
+            "--output", tmp_path / "out")  # fmt: skip
+    record = json.loads((tmp_path / "out" / "recipe.json").read_text())["data"]
+    assert record["sites"][0]["classes"] == ["CT/lung/nodule", "MR/knee/acl"]
+
+
+def test_medmnist_with_another_of_its_sets_as_site_and_target(tmp_path):
+    for flag in ("organamnist", "organsmnist"):
+        write_npz(tmp_path / f"{flag}.npz", 11, images=33)
+    compare("--medmnist", "organamnist", "--root", tmp_path, "--site", "sagittal=organsmnist", "--target",
+            "organsmnist", "--methods", "augment", "--seeds", 1, "--output", tmp_path / "out")  # fmt: skip
+    assert measures(tmp_path / "out") == ["clean", "site:sagittal", "shifts", "few-shot:organsmnist"]
+    record = json.loads((tmp_path / "out" / "recipe.json").read_text())["data"]
+    assert len(record["sites"][0]["classes"]) == 11
+    assert record["transfer"]["shots"] == [8, 16, 32]  # of 33 images
+
+
+# -- complaints --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["--jobs", "0"], "--jobs must be at least 1, got 0"),
+        (["--methods", "augmnt"], "--methods must be of"),
+        (["--site", "B=nowhere.npz"], r"nowhere\.npz does not exist"),
+        (["--site", "B=nowhere"], "nowhere does not exist: it must be an npz file"),
+        (["--site", "A=OTHER", "A=OTHER"], r"--site: names must differ from one another, got \['A', 'A'\]"),
+        (["--target", "OTHER", "OTHER"], "--target: names must differ"),
+        (["--set", "noise=policy"], "--set noise: that is what methods differ by; give --method NAME=JSON"),
+        (["--set", "seed=3"], "--set seed: runs have the seeds"),
+        (["--set", "clean_epochs=10"], "clean_epochs must be fewer than epochs, got 10 of 10"),
+        (["--set", "batch_size=25"], "needs 25 training images, got 24"),
+        (
+            ["--method", 'm={"preset": "loud", "noise": "policy"}'],
+            "method m: noise_options .* do not suit preset='loud'",
+        ),
+    ],
+)
+def test_bad_input_before_any_training(tmp_path, files, changed, message):
+    changed = [text.replace("OTHER", str(files / "other.npz")) for text in changed]
+    words = ["compare", "--npz", str(files / "mine.npz"), "--output", str(tmp_path / "out")]
+    words += ["--set", "batch_size=8", *changed]
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert re.search(message, str(stop.value))
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_images_or_sites_are_not_resumed(tmp_path, finished, files):
+    folder = copied(finished, tmp_path)
+    with pytest.raises(SystemExit, match="holds a run already: pass --resume"):
+        compare(*arguments(files), "--seeds", 3, "--output", folder)
+    line = arguments(files)
+    line[line.index("--site") + 1] = f"C={files / 'other.npz'}"
+    with pytest.raises(SystemExit, match=r"belongs to another run: data\.sites\[0\]\.name was \"B\" and is \"C\""):
+        compare(*line, "--seeds", 3, "--output", folder, "--resume")
+
+
+def test_a_run_that_diverges_is_named(tmp_path, files):
+    with pytest.raises(SystemExit, match=r"conventional, seed 0: training diverged"):
+        compare("--npz", files / "mine.npz", "--methods", "augment", "--seeds", 1, "--output", tmp_path / "out",
+                tiny=[*TINY, "lr=1e30"])  # fmt: skip

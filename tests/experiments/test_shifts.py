@@ -1,0 +1,76 @@
+"""Shifted test images, and hand-set augmentations in a run."""
+
+import numpy as np
+import pytest
+import torch
+
+from policy_noise.experiments.data import Split
+from policy_noise.experiments.rivals import RIVALS, RunAugmentation
+from policy_noise.experiments.shifts import SEVERITIES, SHIFTS, ShiftedSplit
+
+
+@pytest.fixture(scope="module", params=[(), (3,)], ids=["grey", "colour"])
+def split(request):
+    waves = np.sin(np.arange(32) * np.linspace(0.5, 0.9, 6)[:, None])  # each image has its own
+    images = 120 + 70 * waves[:, None, :] * np.cos(np.arange(32) / 2)[:, None]
+    images = np.stack([images] * 3, axis=-1) if request.param else images
+    return Split(images.astype(np.uint8), np.arange(6) % 2)
+
+
+@pytest.mark.parametrize("name", SHIFTS)
+def test_a_shift_changes_images_more_with_its_severity_and_not_their_kind(split, name):
+    distances = []
+    for severity in SEVERITIES:
+        images, kept = ShiftedSplit(split, name, severity).read(np.arange(6))
+        assert (images.shape, images.dtype, kept.tolist()) == (split.images.shape, np.uint8, list(range(6)))
+        distances.append(np.abs(images.astype(int) - split.images).mean())
+    assert 0 < distances[0] < distances[1] < distances[2]
+
+
+@pytest.mark.parametrize("name", SHIFTS)
+def test_an_image_is_shifted_alike_in_every_batch(split, name):
+    shifted = ShiftedSplit(split, name, 2)
+    whole, _ = shifted.read(np.arange(6))
+    alone, kept = shifted.read([4, 1])
+    assert kept.tolist() == [4, 1]
+    assert (alone == whole[[4, 1]]).all()
+
+
+def test_shifts_differ_between_images_and_seeds():
+    split = Split(np.full((2, 16, 16), 100, np.uint8), np.array([0, 1]))
+    first, _ = ShiftedSplit(split, "bias_field", 3).read([0, 1])
+    other, _ = ShiftedSplit(split, "bias_field", 3, seed=1).read([0, 1])
+    assert (first[0] != first[1]).any()
+    assert (first != other).any()
+
+
+def rival(name, rank=0, seed=0):
+    return RunAugmentation(name, 3, torch.device("cpu"), seed=seed, rank=rank, mean=0.5, std=0.25)
+
+
+@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_augmentation_depends_on_seed_step_and_process_alone(name, channels):
+    images = (torch.rand(9, channels, 16, 16) - 0.5) / 0.25
+    labels = torch.arange(9) % 3
+    kept, numpys = torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
+    x, y = rival(name)(images, labels, 7)
+    assert torch.equal(torch.get_rng_state(), kept)
+    assert (np.random.get_state()[1] == numpys).all()  # noqa: NPY002
+    assert x.shape == images.shape
+    assert len(y) == 9
+    assert not torch.equal(x, images)
+    again, _ = rival(name)(images, labels, 7)
+    assert torch.equal(x, again)
+    for other, step in ((rival(name), 8), (rival(name, rank=1), 7), (rival(name, seed=1), 7)):
+        assert not torch.equal(other(images, labels, step)[0], x)
+
+
+def test_mixup_gives_probabilities_of_the_classes():
+    _, targets = rival("mixup")(torch.zeros(9, 1, 8, 8), torch.arange(9) % 3, 0)
+    assert targets.shape == (9, 3)
+    assert torch.allclose(targets.sum(1), torch.ones(9))
+
+
+def test_severities_are_those_of_every_shift():
+    assert all(len(levels) == len(SEVERITIES) for _, levels in SHIFTS.values())
