@@ -1,5 +1,6 @@
 """Intervals and tests for few repeated runs, on SciPy."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
+        if math.isnan(self.low):  # of one value alone
+            return f"{self.mean:.3f}"
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
@@ -41,6 +44,8 @@ class Difference(NamedTuple):
     p_value: float
 
     def __str__(self) -> str:
+        if math.isnan(self.low):
+            return f"{self.mean:+.3f}"
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 

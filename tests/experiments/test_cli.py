@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -437,6 +438,21 @@ def test_stopping_prints_the_line_that_resumes(tmp_path, monkeypatch, capsys, fi
     assert end.value.code == 130
     line = capsys.readouterr().err.strip().rpartition("go on with: ")[2]
     assert shlex.split(line) == ["policy-noise", "pretrain", *map(str, words), "--resume"]
+
+
+def test_a_warning_is_one_line_without_source(monkeypatch, capsys):
+    from policy_noise.experiments.commands import report
+
+    before = warnings.formatwarning
+    monkeypatch.setattr(report, "run", lambda _: warnings.warn("7 files are left out", stacklevel=1))
+    monkeypatch.setattr(
+        warnings,
+        "showwarning",
+        lambda message, category, file, line, *_: print(warnings.formatwarning(message, category, file, line), end=""),
+    )
+    main(["report", "runs/none"])
+    assert capsys.readouterr().out == "warning: 7 files are left out\n"
+    assert warnings.formatwarning is before
 
 
 def test_the_command_is_installed_and_lists_its_subcommands(capsys):

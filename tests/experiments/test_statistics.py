@@ -34,6 +34,7 @@ def test_single_value_has_no_interval():
     mean, low, high = t_interval([0.5])
     assert mean == 0.5
     assert np.isnan([low, high]).all()
+    assert str(t_interval([0.25])) == "0.250"
 
 
 def test_paired_difference():

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 
 from ..distributed import started_first
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if missing:
         verb = "is" if len(missing) == 1 else "are"
         sys.exit(f'error: {", ".join(missing)} {verb} not installed: pip install "policy_noise[examples]"')
+    python_format, warnings.formatwarning = warnings.formatwarning, _one_line
     try:
         modules[parsed.command.replace("-", "_")].run(parsed)
     except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -52,6 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if started_first():
             print(f"\nstopped{_resumption(parsed, words)}", file=sys.stderr)
         sys.exit(130)
+    finally:
+        warnings.formatwarning = python_format
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as a user of the command line reads it: without the package's source line."""
+    return f"warning: {message}\n"
 
 
 def _resumption(parsed: argparse.Namespace, words: Sequence[str]) -> str:
