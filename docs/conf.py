@@ -58,6 +58,7 @@ intersphinx_mapping = (
 html_theme = "furo"
 html_title = f"policy_noise {__version__}"
 html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 
 OUTSIDE = re.compile(r"\[([^\]]+)\]\((\.\./[^)#]+\.md)\)")
 """Links to Markdown files that are no page of the site: result pages and READMEs."""
@@ -69,6 +70,16 @@ def link_as_download(app: Any, docname: str, source: list[str]) -> None:
     source[0] = OUTSIDE.sub(r"{download}`\1 <\2>`", source[0])
 
 
+def shapes_without_bullets(app: Any, kind: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Give napoleon the entries of ``Shape:``, which are written as a list, like those of ``Args:``."""
+    inside = False
+    for number, line in enumerate(lines):
+        inside = line.strip() == "Shape:" or (inside and (line.startswith(" ") or not line))
+        if inside:
+            lines[number] = re.sub(r"^(\s+)- ", r"\1", line)
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("source-read", link_as_download)
+    app.connect("autodoc-process-docstring", shapes_without_bullets, priority=400)  # before napoleon

@@ -31,30 +31,39 @@ NAMED = (
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that name where images come from."""
-    group = parser.add_argument_group("data, one kind of, or --npz and --medmnist together")
+    group = parser.add_argument_group("data: choose one source; --npz and --medmnist may be combined")
     group.add_argument(
-        "--npz", nargs="+", metavar="PATH[:PREFIX]", help="files in MedMNIST's layout; several are joined"
+        "--npz", nargs="+", metavar="PATH[:PREFIX]", help="npz files in MedMNIST's layout; several are joined"
     )
-    group.add_argument("--medmnist", nargs="+", metavar="FLAG", help="sets of the medmnist package; several are joined")
-    group.add_argument("--radimagenet", type=Path, metavar="ROOT", help="folder of radiology_ai/ and the three tables")
+    group.add_argument("--medmnist", nargs="+", metavar="FLAG", help="names of medmnist's sets; several are joined")
+    group.add_argument(
+        "--radimagenet", type=Path, metavar="ROOT", help="folder with radiology_ai/ and the three CSV files"
+    )
     group.add_argument("--image-folder", type=Path, metavar="ROOT", help="tree {train,val,test}/CLASS/IMAGE")
-    group.add_argument("--root", type=Path, default=Path("data"), help="folder of the medmnist files (default: data)")
-    group.add_argument("--medmnist-size", type=int, default=28, help="28 (default), 64, 128 or 224")
-    group.add_argument("--split-seed", type=int, default=0, help="of npz files without splits (default: 0)")
-    group.add_argument("--download", action="store_true", help="let medmnist fetch missing files")
+    group.add_argument("--root", type=Path, default=Path("data"), help="folder of medmnist's files (default: data)")
+    group.add_argument("--medmnist-size", type=int, default=28, help="size in pixels: 28 (default), 64, 128 or 224")
     group.add_argument(
-        "--skip-bad-files", action="store_true", help="leave out missing and corrupt files, named, counted"
+        "--split-seed", type=int, default=0, help="seed to split npz files that have no splits (default: 0)"
     )
-    group.add_argument("--multi-label", action="store_true", help="keep one-hot labels of npz files as several labels")
+    group.add_argument("--download", action="store_true", help="let medmnist download missing files")
+    group.add_argument(
+        "--skip-bad-files", action="store_true", help="leave out missing and corrupt files; they are named and counted"
+    )
+    group.add_argument(
+        "--multi-label", action="store_true", help="read one-hot labels of npz files as several labels per image"
+    )
     group.add_argument(
         "--window",
         nargs="+",
         metavar="VALUE",
-        help="LOW HIGH: the values of images of more than 8 bits that become black and white; or auto: each image's "
-        "own",
+        help="for images of more than 8 bits: the values LOW HIGH that become black and white, or 'auto' for each "
+        "image's own minimum and maximum",
     )
     group.add_argument(
-        "--exclude", type=Path, metavar="FILE", help="images to leave out: a name a line, or the table of check-data"
+        "--exclude",
+        type=Path,
+        metavar="FILE",
+        help="images to leave out: a file with one name per line, or check-data's table",
     )
 
 

@@ -513,6 +513,19 @@ def test_functional_and_module_agree(batch):
     assert torch.equal(mask(images, sample), expected)
 
 
+def test_without_gradients_the_log_probability_is_computed_when_it_is_read():
+    mask, images = PolicyNoiseMask(grid_size=3), torch.rand(4, 3, 32, 32)
+    expected = mask.sample(images, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        sample = mask.sample(images, torch.Generator().manual_seed(1))
+    assert "log_prob" not in vars(sample)
+    assert torch.equal(sample.action, expected.action)
+    torch.testing.assert_close(sample.log_prob, expected.log_prob.detach())
+    torch.testing.assert_close(sample.detach().log_prob, expected.log_prob.detach())
+    with pytest.raises(AttributeError, match="MaskSample has no attribute 'no_such'"):
+        sample.no_such  # noqa: B018
+
+
 def test_masks_are_drawn_inside_functional_transforms():
     mask = moved(PolicyNoiseMask(grid_size=4))
     images = torch.rand(3, 3, 32, 32)

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
-        prog="policy-noise", description="Train, fine-tune, score and compare classifiers under a noise mask."
+        prog="policy-noise", description="Train, fine-tune, score and compare classifiers under shading masks."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     modules = {name: importlib.import_module(f".{name}", __name__) for name in COMMANDS}
@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parser.parse_args(words)
     missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
-        sys.exit(f'error: {", ".join(missing)} is not installed: pip install "policy_noise[examples]"')
+        verb = "is" if len(missing) == 1 else "are"
+        sys.exit(f'error: {", ".join(missing)} {verb} not installed: pip install "policy_noise[examples]"')
     try:
         modules[parsed.command.replace("-", "_")].run(parsed)
     except (ValueError, OSError, ModuleNotFoundError) as error:

@@ -37,7 +37,7 @@ TRAININGS = LABELS | {"conventional": "conventional training"}
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Add the options of a run's numbers and its folder."""
     parser.add_argument(
-        "--recipe", choices=sorted(RECIPES), default="small", help="the declared numbers (default: small)"
+        "--recipe", choices=sorted(RECIPES), default="small", help="set of training settings (default: small)"
     )
     parser.add_argument(
         "--set",
@@ -45,10 +45,10 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="NAME=VALUE",
-        help="change the recipe, as in epochs=3 seed=1; any unknown name lists them all",
+        help="change settings of the recipe, as in epochs=3 seed=1; an unknown name lists all of them",
     )
     parser.add_argument("--output", type=Path, required=True, help="the run's folder")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in that folder")
+    parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
 
 
 def weights_of(path: Path) -> Path:

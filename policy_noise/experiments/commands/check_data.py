@@ -1,4 +1,4 @@
-"""Read every image once: which are unreadable, constant, or equal to another in a split, across splits or classes."""
+"""Read every image once, and list unreadable, constant and duplicate ones, within and across splits and classes."""
 
 import argparse
 import os
@@ -18,10 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="CSV",
-        help="table of the images found, for --exclude; beside it a journal, with which a stopped check goes on",
+        help="table of the images that were found, for --exclude; a journal beside it lets a stopped check continue",
     )
     parser.add_argument(
-        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that read (default: cores, up to 8)"
+        "--workers",
+        type=int,
+        default=min(8, os.cpu_count() or 1),
+        help="processes that read images (default: one per core, up to 8)",
     )
 
 

@@ -1,4 +1,4 @@
-"""Does it help on my data? Trains by several methods and seeds, and reports what differs, and what could have.
+"""Does it help on my data? Trains by several methods and seeds, and reports what differs and what could have been seen.
 
 All methods of a seed have equal epochs, initial weights, order and geometric augmentation. Each model is scored on the
 test split, on the test images under eight shifts, and on every site, other data that are only tested on. Differences
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=list(DEFAULT),
         metavar="NAME",
-        help=f"of {', '.join(METHODS)} (default: {' '.join(DEFAULT)}); conventional is always run",
+        help=f"any of {', '.join(METHODS)} (default: {' '.join(DEFAULT)}); conventional is always run",
     )
     group.add_argument(
         "--method",
@@ -69,8 +69,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"sets for few-shot transfer: each {NAMED}",
     )
     group.add_argument("--seeds", type=int, default=5, help="runs of each method, with seeds 0, 1, ... (default: 5)")
-    group.add_argument("--jobs", type=int, default=1, help="runs at a time, in processes of their own (default: 1)")
-    group.add_argument("--dry-run", action="store_true", help="say what would run and how long it takes, and stop")
+    group.add_argument(
+        "--jobs", type=int, default=1, help="runs at the same time, each in its own process (default: 1)"
+    )
+    group.add_argument(
+        "--dry-run", action="store_true", help="print what would run and how long it would take, and stop"
+    )
     add_recipe(parser)
 
 

@@ -1,4 +1,4 @@
-"""Score a heated model on a test split: macro metrics, per class, per modality and anatomy."""
+"""Score a trained model on a test split: macro metrics, per class, per modality and anatomy."""
 
 import argparse
 import re
@@ -23,12 +23,12 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("--model", type=Path, required=True, help="a run's folder, or a heated model's file")
+    parser.add_argument("--model", type=Path, required=True, help="a run's folder, or a model file that a run wrote")
     parser.add_argument(
         "--output",
         type=Path,
-        help="JSON to write, and nothing else; by default, beside the model, scores.json for the run's own data and a "
-        "file of its own for any other set, and the run's page with it",
+        help="JSON file to write; nothing else is written then. By default scores.json beside the model for the run's "
+        "own data, another file for any other set, and the run's page",
     )
     add_source_arguments(parser)
 

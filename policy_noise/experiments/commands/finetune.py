@@ -1,4 +1,4 @@
-"""Fine-tune a heated model on clean images; the classes may be others."""
+"""Fine-tune a trained model on unmasked images, also with other classes."""
 
 import argparse
 import dataclasses
@@ -19,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--init",
         type=Path,
         required=True,
-        help="a run's folder, or a heated model's file; model, image size, normalisation and augmentation are kept, "
-        "its head where the classes are the same",
+        help="a run's folder, or a model file that a run wrote. Model, image size, normalization and augmentation are "
+        "kept, and the last layer if the classes are the same",
     )
     add_source_arguments(parser)
     add_recipe(parser)

@@ -1,4 +1,4 @@
-"""Train a classifier from scratch: conventionally, under frozen noise or under policy noise."""
+"""Train a classifier from scratch: without masks, under masks that never learn, or under learned masks."""
 
 import argparse
 
@@ -14,7 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser)
     add_recipe(parser)
     parser.add_argument(
-        "--noise", choices=NOISES, default="policy", help="what the images are multiplied by (default: policy)"
+        "--noise",
+        choices=NOISES,
+        default="policy",
+        help="conventional: no masks; frozen: masks that never learn; policy: learned masks (default: policy)",
     )
 
 

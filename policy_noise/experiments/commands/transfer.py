@@ -1,4 +1,4 @@
-"""Compare initialisations on few images of other sets."""
+"""Compare pretrained weights on a few images of other sets."""
 
 import argparse
 import dataclasses
@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="LABEL=RUN",
-        help="runs; 'random'; 'imagenet' (timm's weights, fetched) or imagenet=FILE (the same, a safetensors file); a "
-        "label that comes again is another seed of the same method",
+        help="what to start from: runs; 'random'; 'imagenet' (downloads timm's weights); imagenet=FILE (the same from "
+        "a safetensors file). Repeat a label for another seed of the same method",
     )
     parser.add_argument("--model", help="timm model for 'random' and 'imagenet' (default: the first run's)")
     add_source_arguments(parser)
