@@ -1,9 +1,9 @@
-"""Train with masks, learned and not, and without, on CT patches; one table, two pictures.
+"""Compare plain training, frozen and learned masks on CT patches: one table, two pictures.
 
 The patches are organs of one CT patient. Three methods start from equal weights and see equal batches: conventional
-training, frozen noise (masks of the same policy, which never learns) and policy noise. Each model is fine-tuned on
-clean images, then tested on that patient, another patient and an MR scan. The trainings run side by side, and the table
-does not depend on how many do. It takes about a minute on two CPU cores.
+training, frozen noise (masks of a policy that never learns) and policy noise (learned masks). Each model is fine-tuned
+on clean images, and tested on that patient, on another patient and on an MR scan. Several trainings run at a time. The
+table does not depend on how many. It takes about a minute on two CPU cores.
 """
 
 import argparse
