@@ -1,9 +1,11 @@
 """The policy networks."""
 
+import copy
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from policy_noise.policy import BackbonePolicy, SpatialPolicy, StaticPolicy, create_policy
@@ -198,3 +200,47 @@ def test_create_policy_by_name():
 def test_create_policy_refuses(policy, grid_size, error, message):
     with pytest.raises(error, match=message):
         create_policy(policy, 3, grid_size)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(32, 32), (64, 48), (224, 96), (33, 64), (28, 28), (50, 37)])
+def test_thumbnail_is_adaptive_pooling(size, layout):
+    policy = SpatialPolicy(3, (4, 4))
+    seen = []
+    policy.stem.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    images = torch.randn(2, 3, *size).contiguous(memory_format=layout)
+    policy(images)
+    torch.testing.assert_close(seen[0], F.adaptive_avg_pool2d(images, (16, 16)))
+
+
+def test_thumbnail_of_volumes_is_adaptive_pooling():
+    policy = SpatialPolicy(1, (2, 2, 4))
+    seen = []
+    policy.stem.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    images = torch.randn(2, 1, 16, 24, 32)
+    policy(images)
+    torch.testing.assert_close(seen[0], F.adaptive_avg_pool3d(images, (8, 8, 16)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_thumbnail_of_half_precision_images_is_averaged_in_fp32(dtype):
+    policy = SpatialPolicy(3, (4, 4))
+    seen = []
+    policy.stem.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    images = torch.randn(2, 3, 64, 64).to(dtype)
+    policy(images)
+    torch.testing.assert_close(seen[0], F.adaptive_avg_pool2d(images.float(), (16, 16)))
+
+
+def test_backbone_gives_the_same_channels_last():
+    policy = BackbonePolicy("resnet10t", 3, (4, 4))
+    twin = copy.deepcopy(policy)
+    seen = []
+    policy.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    images = torch.randn(4, 3, 128, 128)
+    features = twin.backbone(images)
+    for own, head, base in zip(
+        policy(images), (twin.head1, twin.head0), (twin.base_concentration1, twin.base_concentration0), strict=True
+    ):
+        torch.testing.assert_close(own, 0.9 * base + 0.1 * head(features), rtol=1e-3, atol=1e-4)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)

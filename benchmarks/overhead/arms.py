@@ -122,11 +122,9 @@ def make_arm(name: str, configuration: Configuration, device: torch.device) -> A
             settings["grid_size"] = configuration.grid
         if name == SPARSE:
             settings["update_every"] = EVERY
+        settings["compile"] = name == "default, compiled mask"
         hook = policy_noise.attach(model, optimizer, criterion, **settings)
-        if name == "default, compiled mask":
-            hook.augmentation.sample = torch.compile(hook.augmentation.sample)  # type: ignore[method-assign]
-            hook.augmentation.compile()
-        elif name == "default, policy as graphs":  # CUDA graphs, of its forward and of its backward
+        if name == "default, policy as graphs":  # CUDA graphs, of its forward and of its backward
             hook.augmentation.policy.compile(mode="reduce-overhead")
     elif name == "paper":
         hook = policy_noise.attach(model, optimizer, criterion, preset="paper", grid_size=grid)

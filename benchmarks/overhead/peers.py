@@ -8,6 +8,8 @@ import functools
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from statistics import median
 from typing import Any
 
@@ -108,6 +110,15 @@ def measure_peers(kind: str, seconds: float = 0.05) -> dict[str, Any]:
     return {name: found[name] for name in peers(kind)}
 
 
+def library_versions() -> dict[str, str]:
+    """Versions of the compared libraries that are there."""
+    found = {}
+    for library in ("kornia", "monai", "timm", "torchio", "torchvision"):
+        with suppress(PackageNotFoundError):
+            found[library] = version(library)
+    return found
+
+
 def _cpu_seconds(call: Callable[[], Any], times: int) -> float:
     start = time.process_time()
     for _ in range(times):
@@ -117,7 +128,7 @@ def _cpu_seconds(call: Callable[[], Any], times: int) -> float:
 
 def tables(results: dict[str, Any]) -> list[str]:
     """The tables of the page, fastest first."""
-    lines = []
+    lines = ["", ", ".join(f"{library} {number}" for library, number in results["libraries"].items()) + "."]
     for kind, found in results["peers"].items():
         middle = {name: 1e3 * median(seconds) for name, seconds in found.items() if isinstance(seconds, list)}
         columns = [name for name in (BESIDE[kind], OURS) if name in middle]

@@ -59,6 +59,8 @@ class Configuration:
 SUITES = ("quick", "cpu", "compiled", "launches", "gpu", "scaling")
 PEERS = "peers"
 """A suite without training steps: augmentations by themselves."""
+KERNELS = "kernels"
+"""Another: what a compiler makes of the masks."""
 
 
 def suite(name: str) -> list[Configuration]:

@@ -9,7 +9,7 @@
 ``run`` appends one JSON line a run and leaves out the runs whose configuration is there already, so that it can be
 cut off and called again; jobs are sorted by seed, so that a cut leaves every condition with nearly the same seeds.
 ``analyse`` reads such files and trains nothing; ``pack`` makes them small enough to keep.
-``choose`` applies the rule of suite entropy-screen, and ``explain`` prints drift and encoding.
+``choose`` applies the rule of suite entropy-screen, and ``explain`` prints what may keep learning from helping.
 """
 
 import argparse
@@ -75,10 +75,10 @@ def _choose_command(args: argparse.Namespace) -> int:
 
 
 def _explain_command(args: argparse.Namespace) -> int:
-    from benchmarks.study.explanations import drift_table, encoding_table
+    from benchmarks.study.explanations import drift_table, encoding_table, gap_table
 
     records = [record for path in args.results for record in read_results(path)]
-    print("\n".join([*drift_table(records), "", *encoding_table(records)]))
+    print("\n".join([*drift_table(records), "", *gap_table(records), "", *encoding_table(records)]))
     return 0
 
 

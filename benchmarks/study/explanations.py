@@ -1,10 +1,12 @@
-"""Two numbers on why learning does not help: drift and encoding.
+"""Numbers on why learning does not help: drift, what the gap to the unlearned twin goes with, and encoding.
 
 Drift: where the policies' cells end, and the constant brightening or darkening that follows from it, which no test
-image has. Encoding: how well the class is named from the mask alone, and how much worse the classifier's training loss
-is under another image's mask.
+image has. The gap under bias fields goes with drift, or with the spread of the cells that a policy has left. Encoding:
+how well the class is named from the mask alone, and how much worse the classifier's training loss is under another
+image's mask.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,12 +14,17 @@ import numpy as np
 import torch
 
 from benchmarks.pages import head, row
+from benchmarks.study.comparisons import meant_by
 from benchmarks.study.conditions import CONDITIONS, Condition
+from benchmarks.study.results import Results
 from policy_noise.experiments.statistics import t_interval
 from policy_noise.functional import mask_brightness
 
 SHARE = 0.2
 """A constant change of brightness by more than this counts as drift: one standard deviation of the default's masks."""
+
+FEWEST = 10
+"""Degrees of freedom below which no correlation is given."""
 
 
 def implied_brightness(condition: Condition, cell_mean: float) -> float | None:
@@ -52,6 +59,41 @@ def drift_table(records: Iterable[dict[str, Any]]) -> list[str]:
         of_brightness = [_spread(factors), f"{drifted} of {len(factors)}"] if factors else ["", ""]
         lines.append(row([name, str(len(means)), _spread(means), *of_brightness]))
     return lines
+
+
+def gap_table(records: Iterable[dict[str, Any]]) -> list[str]:
+    """Learned conditions with their unlearned twin: correlations over runs of the test gap under bias fields.
+
+    The gap is the run's score minus that of the twin's run of the same task and seed. All numbers are centred within
+    each task, so that tasks do not make the correlation. Intervals are Fisher's, 95 %.
+    """
+    results = Results(records, "test")
+    lines = head(["condition", "runs", "with the cells' deviation", "with drift"])
+    for name in (name for name, family in results.family.items() if family == "learned"):
+        groups: dict[str, list[tuple[float, float, float]]] = {}
+        for record in (record for record in results.records if record["condition"] == name):
+            task, seed, last = record["task"], record["seed"], record["policy"][-1]
+            twin = results.by_seed(task, meant_by(name, "frozen twin"), "bias_field").get(seed)
+            brightness = implied_brightness(CONDITIONS[name], last["cell_mean"])
+            if twin is not None and brightness is not None:
+                gap = results.by_seed(task, name, "bias_field")[seed] - twin
+                groups.setdefault(task, []).append((gap, last["cell_std"], abs(math.log(brightness))))
+        runs = [np.array(group) for group in groups.values()]
+        freedom = sum(len(group) - 1 for group in runs)
+        if freedom > FEWEST:
+            gaps, *others = np.concatenate([group - group.mean(0) for group in runs]).T
+            cells = [_correlation(gaps, other, freedom) for other in others]
+            lines.append(row([name, str(sum(map(len, runs))), *cells]))
+    return lines
+
+
+def _correlation(a: np.ndarray, b: np.ndarray, freedom: int) -> str:
+    """Of centred numbers; empty where one of them is constant."""
+    scale = float(np.linalg.norm(a) * np.linalg.norm(b))
+    if scale < 1e-9:
+        return ""
+    middle, half = np.arctanh(a @ b / scale), 1.96 / math.sqrt(freedom - 2)
+    return f"{a @ b / scale:+.2f} [{np.tanh(middle - half):+.2f}, {np.tanh(middle + half):+.2f}]"
 
 
 def _spread(values: list[float]) -> str:

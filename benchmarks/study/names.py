@@ -67,6 +67,8 @@ def condition_in_words(name: str) -> str:
         elif re.fullmatch(r"\dx\d", part):
             cells = part
             parts += [part.replace("x", " x ")] if cells != "1x1" else []
+        elif part.startswith("entropy"):
+            parts.append(f"entropy -.{number:03d}" if number else "entropy 0")
         elif re.fullmatch(r"s\d+", part):
             parts.append(f"strength {number} %")
         elif part != "half":

@@ -258,8 +258,9 @@ def assemble(
         splits[split] = whole.take(np.setdiff1d(np.arange(len(whole)), absent)) if len(absent) else whole
     splits, twice = _once(splits)
     if missing and not skip_bad_files:
+        what = "1 file is" if len(missing) == 1 else f"{len(missing)} files are"
         raise FileNotFoundError(
-            f"{len(missing)} files are missing below {root}, such as {missing[:5]}; --skip-bad-files leaves them out"
+            f"{what} missing below {root}, such as {missing[:5]}; --skip-bad-files leaves such files out"
         )
     for split, files in splits.items():
         counts = np.bincount(files.labels, minlength=len(classes))
@@ -299,7 +300,7 @@ def _once(splits: dict[str, FileSplit]) -> tuple[dict[str, FileSplit], list[str]
             notes.append(f"{split}: {rows} a file again, such as {first}: each is taken once")
             splits[split] = files.take(np.setdiff1d(np.arange(len(files)), repeated))
     if shared:
-        more = f", and so do {len(shared) - 1} more" if len(shared) > 1 else ""
+        more = f" ({len(shared)} files in two splits in all)" if len(shared) > 1 else ""
         raise ValueError(f"{shared[0]}{more}: an image must belong to one split; --exclude leaves it out of both")
     return splits, notes
 

@@ -119,7 +119,7 @@ def train(
     images, targets = to_tensor(organs.train.images, MEAN, STD), torch.from_numpy(organs.train.labels)
     steps = len(images) // BATCH
     start = int(history[-1]["epoch"]) if history else 0
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps)
     criterion = nn.CrossEntropyLoss()
     hook = None if noise is None else policy_noise.attach(model, optimizer, criterion, **noise)  # the one added line

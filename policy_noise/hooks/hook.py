@@ -68,8 +68,9 @@ class ReinforceHook(PolicyTrainer):
 
     Note:
         A loss counts only if it comes before the next step. A forward pass that runs ahead of a step (prefetching) is
-        masked, but not learned from. Ranks must be data parallel: tensor-parallel ranks, which need equal inputs, would
-        get different masks.
+        masked, but not learned from. If the loop calls the criterion several times on one forward's output, the first
+        call gives the reward; to reward another loss, call :meth:`observe`. Ranks must be data parallel:
+        tensor-parallel ranks, which need equal inputs, would get different masks.
 
     Raises:
         TypeError: If an argument is of the wrong kind.

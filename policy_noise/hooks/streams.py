@@ -121,10 +121,8 @@ def check_sample(augmentation: object, sample: Any, batch: int, *, with_graph: b
     name = f"{type(augmentation).__name__}.sample"
     if not isinstance(sample, Sample):
         raise TypeError(f"{name} must return a policy_noise.Sample, got {type(sample).__name__}")
-    for field in ("log_prob", "applied"):
+    for field in ("log_prob", "applied") if with_graph else ("applied",):
         value = getattr(sample, field)
-        if value is None and field == "log_prob" and not with_graph:
-            continue
         if not isinstance(value, Tensor) or value.shape != (batch,):
             shape = tuple(value.shape) if isinstance(value, Tensor) else value
             raise ValueError(f"{name} must give {field} of shape ({batch},), one for each image, got {shape}")

@@ -73,7 +73,8 @@ class CompiledPolicyMask(CompiledMask):
         with without_autocast(images.device.type):
             concentration = self._concentrations(images)
             action = draw_pairs(concentration, generator)
-            return self._sample_of(concentration, action, self._score(action, concentration), generator)
+            log_prob = self._score(action, concentration) if torch.is_grad_enabled() else None
+            return self._sample_of(concentration, action, log_prob, generator)
 
 
 def _score(action: Tensor, concentration: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as PF
+from ..functional.distribution import draw_pairs
 from ..functional.rendering import without_autocast
 from ..policy import SpatialPolicy, StaticPolicy, create_policy
 from ..presets import get_preset
@@ -147,11 +148,15 @@ class PolicyNoiseMask(SmoothMask):
             generator: Source of randomness on the images' device; by default the global one.
 
         Returns:
-            The sample, whose ``log_prob`` and ``entropy`` carry the policy's graph.
+            The sample, whose ``log_prob`` and ``entropy`` carry the policy's graph. Without gradients the former is
+            computed when it is read.
         """
         images = self.as_batch(images)
         with without_autocast(images.device.type):
-            return self.sample_of(*PF.draw(self._logarithms(images), LOW, HIGH, generator), generator)
+            if torch.is_grad_enabled() or torch.compiler.is_compiling():
+                return self.sample_of(*PF.draw(self._logarithms(images), LOW, HIGH, generator), generator)
+            concentration = self.concentrations(images)
+            return self.sample_of(concentration, draw_pairs(concentration, generator), None, generator)
 
     def compiled(self) -> CompiledPolicyMask:
         """This mask with its policy and its own work compiled, for a hook."""
@@ -162,7 +167,7 @@ class PolicyNoiseMask(SmoothMask):
         return self._logarithms(images).clamp(LOW, HIGH).exp()
 
     def sample_of(
-        self, concentration: Tensor, action: Tensor, log_prob: Tensor, generator: torch.Generator | None
+        self, concentration: Tensor, action: Tensor, log_prob: Tensor | None, generator: torch.Generator | None
     ) -> MaskSample:
         """The sample of drawn actions; whether an image is masked is drawn here."""
         batch = len(concentration)

@@ -34,7 +34,8 @@ class MaskSample(ShadingSample):
     """Masks that a policy drew. Passed to the module again, they are the same masks.
 
     Args:
-        log_prob: Log-probability of each image's whole action, (B,), differentiable in the policy.
+        log_prob: Log-probability of each image's whole action, (B,), differentiable in the policy; None has it computed
+            when it is read.
         applied: Which images are masked, (B,) bool.
         action: Sampled values in (0, 1), detached, ``(B, 1, *grid)``.
         concentration1: Alpha of each cell, ``(B, 1, *grid)``.
@@ -43,6 +44,15 @@ class MaskSample(ShadingSample):
 
     concentration1: Tensor
     concentration0: Tensor
+
+    def __post_init__(self) -> None:
+        if self.log_prob is None:
+            del self.__dict__["log_prob"]
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name == "log_prob":
+            return self.cell_log_prob().sum(1)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     @property
     def entropy(self) -> Tensor:

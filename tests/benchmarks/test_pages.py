@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.overhead.suites import PEERS
+from benchmarks.overhead.suites import KERNELS, PEERS
 from benchmarks.overhead.suites import SUITES as OVERHEAD_SUITES
 from benchmarks.study.conditions import CONDITIONS
 from benchmarks.study.suites import SUITES
@@ -56,4 +56,4 @@ def test_every_suite_of_the_study_is_run_on_a_page_and_every_name_there_is_decla
 
 def test_commands_of_the_overhead_page_name_its_suites():
     named = re.findall(r"--suite (\S+)", "\n".join(commands(BENCHMARKS / "overhead" / "README.md")))
-    assert set(named) == ({*OVERHEAD_SUITES, PEERS}) - {"quick"}
+    assert set(named) == ({*OVERHEAD_SUITES, PEERS, KERNELS}) - {"quick"}

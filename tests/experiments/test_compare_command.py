@@ -66,7 +66,7 @@ def finished(tmp_path_factory, files):
 
 
 def arguments(files, *methods):
-    own = 'mild={"noise": "policy", "preset": "learned", "noise_options": {"p": 1.0}}'
+    own = 'mild={"noise": "frozen", "preset": "augment", "noise_options": {"pattern_std": 0.05}}'
     return ["--npz", files / "mine.npz", "--site", f"B={files / 'other.npz'}", "--target", files / "other.npz",
             "--methods", *(methods or ["conventional"]), "--method", own]  # fmt: skip
 
@@ -261,6 +261,24 @@ def test_medmnist_with_another_of_its_sets_as_site_and_target(tmp_path):
     record = json.loads((tmp_path / "out" / "recipe.json").read_text())["data"]
     assert len(record["sites"][0]["classes"]) == 11
     assert record["transfer"]["shots"] == [8, 16, 32]  # of 33 images
+
+
+def test_several_labels_an_image(tmp_path):
+    rng = np.random.default_rng(0)
+    content = {}
+    for split in ("train", "val", "test"):
+        labels = rng.integers(0, 2, (24, 3))
+        content[f"{split}_images"] = (rng.integers(0, 60, (24, 16, 16)) + 60 * labels.sum(1)[:, None, None]).astype(
+            np.uint8
+        )
+        content[f"{split}_labels"] = labels
+    np.savez(tmp_path / "several.npz", **content)
+    line = ["--npz", tmp_path / "several.npz", "--multi-label", "--site", f"B={tmp_path / 'several.npz'}",
+            "--seeds", 1, "--output", tmp_path / "out", "--methods"]  # fmt: skip
+    compare(*line, "augment")
+    assert measures(tmp_path / "out") == ["clean", "site:B", "shifts"]
+    with pytest.raises(SystemExit, match="method mixup: mixup needs one label an image, and several has several"):
+        compare(*line, "mixup", "--resume")
 
 
 # -- complaints --------------------------------------------------------------------------------------------------------

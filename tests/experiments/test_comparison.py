@@ -170,7 +170,7 @@ def comparison(tmp_path):
         rng = np.random.default_rng(0)
         names = ["conventional", *gains]
         methods = [{"name": n, "label": METHODS[n].label, "about": "", "changes": {}} for n in names]
-        data = {"sites": [{"name": "B"}], "targets": []}
+        data = {"classes": 5, "sites": [{"name": "B", "classes": ["a", "b"]}], "targets": []}
         for path, value in (
             ("plan.json", {"methods": methods, "seeds": list(range(seeds))}),
             ("recipe.json", {"data": data}),
@@ -231,16 +231,23 @@ def test_the_mean_of_shifts_is_over_all_severities(comparison):
 def test_the_verdict_says_what_helps_and_what_it_costs(comparison):
     gains = {"augment": (-0.05, 0.1), "policy": (-0.05, 0.1), "color-jitter": (0.0, 0.0), "mixup": (0.06, 0.0)}
     answer, *others = verdict(results_of(comparison(gains)))
-    assert answer.startswith(
-        "MixUp is better than conventional training somewhere and nowhere shown to be worse; random"
-    )
-    assert "random masks and learned masks are better on some test sets and worse on others" in answer
+    assert answer.startswith("MixUp (on clean test images) is better than conventional training and nowhere shown")
+    trade = "(better on site B; worse on clean test images)"
+    assert f"Random masks {trade} and learned masks {trade} are better on some test sets and worse on others" in answer
     assert "ColorJitter is not shown to differ" in answer
     assert answer.endswith("On clean test images MixUp gained.")
     assert any(text.startswith("Random masks: better on site B (+0.") and "worse on clean" in text for text in others)
     learned = next(text for text in others if text.startswith("Learned masks against random masks"))
     assert learned.endswith("Learning is not shown to add anything here.")
     assert any("What could have been seen: with 8 seeds and 15 tests" in text for text in others)
+
+
+def test_scores_near_guessing_are_called_so(comparison):
+    texts = verdict(results_of(comparison({"augment": (0.0, 0.0)})))
+    (near,) = (text for text in texts if "guessing" in text)
+    assert near.startswith("No method does much better than guessing on site B (0.")  # 0.3 of two classes
+    assert "guessing among 2 gives 0.500" in near
+    assert "clean" not in near
 
 
 def test_an_interval_beside_zero_without_a_significant_test_is_no_finding(comparison):

@@ -60,6 +60,18 @@ def test_histogram(tmp_path, groups):
     assert not np.array_equal(pixels(tmp_path / "one.png"), pixels(tmp_path / "two.png"))
 
 
+def test_many_classes_are_counted_instead_of_named(monkeypatch):
+    drawn = []
+    monkeypatch.setattr("policy_noise.experiments.figures.data.save", lambda figure, path: drawn.append(figure))
+    for classes in (40, 41):
+        class_histogram(organs([3] * classes, {}), "unused.png")
+    few, many = (figure.axes[0] for figure in drawn)
+    assert [text.get_text() for text in few.get_xticklabels()] == [f"c{i}" for i in range(40)]
+    assert not few.get_xlabel()
+    assert not many.get_xticklabels()
+    assert many.get_xlabel() == "41 classes"
+
+
 def test_intensities_have_a_panel_for_each_modality(tmp_path):
     labels = np.repeat([0, 1, 2], 8)
     grey = (np.array([20, 120, 220])[labels, None, None] * np.ones((24, 4, 4))).astype(np.uint8)

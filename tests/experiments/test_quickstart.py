@@ -79,7 +79,7 @@ def die(index, training):
 
 def test_a_worker_that_dies_ends_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(quickstart, "_work", die)
-    with pytest.raises(SystemExit, match="error: a process ended before its run did.*try fewer --jobs"):
+    with pytest.raises(SystemExit, match=r"error: a process ended before its run did.*try fewer --jobs"):
         start(tmp_path, 2)
     assert not list(tmp_path.iterdir())
 

@@ -74,7 +74,7 @@ def test_missing_parts_say_how_to_ask_for_access(root, lacking):
 
 def test_missing_files_are_named_and_skipped_only_when_asked(root):
     (root / "radiology_ai/MR/knee/acl/train1.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 files are missing.*train1\.png.*--skip-bad-files"):
+    with pytest.raises(FileNotFoundError, match=r"1 file is missing.*train1\.png.*--skip-bad-files"):
         load_radimagenet(root, size=8)
     data, missing = load_radimagenet(root, size=8, skip_bad_files=True)
     assert missing == [str(root / "radiology_ai/MR/knee/acl/train1.png")]

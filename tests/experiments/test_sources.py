@@ -155,6 +155,13 @@ def test_channels_follow_the_files_unless_they_are_given(tree):
     assert open_joined(parse("--image-folder", tree), 8, 1).in_chans == 1
 
 
+def test_looking_for_colours_says_nothing_of_a_file_that_cannot_be_read(tree, recwarn):
+    (tree / "train" / "dog" / "0.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"0\.png cannot be read as an image.*--skip-bad-files"):
+        open_joined(parse("--image-folder", tree), 8, None)
+    assert not [warning for warning in recwarn if "left out" in str(warning.message)]
+
+
 def test_a_prefix_that_is_not_there_is_answered_with_those_that_are(tmp_path):
     content = {}
     for prefix in ("", "ct2_", "mr_"):

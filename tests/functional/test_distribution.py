@@ -66,3 +66,56 @@ def test_entropy_of_the_uniform_distribution_is_zero_and_the_largest(pairs):
     one = torch.ones(1)
     assert PF.beta_entropy(one, one).item() == pytest.approx(0, abs=1e-6)
     assert (PF.beta_entropy(*(value.double() for value in pairs)) <= 1e-12).all()
+
+
+def draw_plainly(logarithm, low, high, generator):
+    """What :func:`policy_noise.functional.draw` computes, as it reads in a book."""
+    concentration = logarithm.clamp(low, high).exp()
+    action = PF.sample_beta(*concentration.unbind(-1), generator)
+    return concentration, action, PF.beta_log_prob(action, *concentration.unbind(-1)).flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_draws_and_their_scores_and_gradients_are_those_of_the_plain_formulas(dtype):
+    logarithm = (2 * torch.randn(6, 1, 5, 4, 2, dtype=dtype)).requires_grad_()  # a good part beyond the bounds
+    weight, plain_weight = torch.randn(6, dtype=dtype), torch.randn(6, 1, 5, 4, 2, dtype=dtype)
+    results = []
+    for function in (PF.draw, draw_plainly):
+        drawn = function(logarithm, -3.0, 3.0, torch.Generator().manual_seed(1))
+        concentration, action, log_prob = drawn
+        assert not action.requires_grad
+        outputs = {"score": (log_prob * weight).sum(), "concentration": (concentration * plain_weight).sum()}
+        outputs["both"] = outputs["score"] + outputs["concentration"]
+        first = [torch.autograd.grad(output, logarithm, create_graph=True)[0] for output in outputs.values()]
+        second = [torch.autograd.grad(gradient.square().sum(), logarithm, retain_graph=True)[0] for gradient in first]
+        results.append((drawn, first, second))
+    (drawn, first, second), (expected, expected_first, expected_second) = results
+    assert torch.equal(drawn[0], expected[0])
+    assert torch.equal(drawn[1], expected[1])
+    tolerance = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-8}
+    torch.testing.assert_close(drawn[2], expected[2], **tolerance)
+    torch.testing.assert_close(first, expected_first, **tolerance)
+    torch.testing.assert_close(second, expected_second, rtol=10 * tolerance["rtol"], atol=10 * tolerance["atol"])
+    assert 0 < (first[0] == 0).float().mean() < 0.5
+
+
+def test_a_concentration_that_is_no_number_gets_the_gradient_of_the_plain_formula():
+    logarithm = torch.zeros(2, 1, 2, 2, 2)
+    logarithm[0, 0, 0, 0, 0] = torch.nan
+    logarithm.requires_grad_()
+    gradients = []
+    for function in (PF.draw, draw_plainly):
+        _, _, log_prob = function(logarithm, -1.0, 1.0, torch.Generator().manual_seed(1))
+        gradients += torch.autograd.grad(log_prob[1], logarithm)
+    torch.testing.assert_close(*gradients, equal_nan=True)
+    assert gradients[0][0, 0, 0, 0, 0] == 0
+
+
+def test_draws_that_a_compiler_traces_are_the_same():
+    concentration1, concentration0 = torch.rand(2, 64, 1, 8, 8) * 3 + 0.05
+    compiled = torch.compile(PF.sample_beta, backend="aot_eager", fullgraph=True)
+    draws = []
+    for function in (PF.sample_beta, compiled):
+        torch.manual_seed(3)
+        draws.append(function(concentration1, concentration0))
+    torch.testing.assert_close(*draws)

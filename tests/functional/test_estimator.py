@@ -196,3 +196,16 @@ def _legendre(count):
 def test_paper_objective_refuses(shape):
     with pytest.raises(ValueError, match=r"log_prob must have shape \(B, G \* G\)"):
         PF.paper_objective(torch.zeros(shape), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("baseline", ["leave_one_out", "batch", "none", 1.3])
+def test_weights_are_advantages_over_their_number(baseline, normalize, count):
+    loss, valid = torch.rand(9) * 3, torch.arange(9) < count
+    average = torch.tensor(1.3)
+    moments = PF.LossMoments.of(loss, valid, average)
+    alone = count < 2 and baseline in ("leave_one_out", "batch")
+    advantage = PF.advantage(loss, baseline=1.3 if alone else baseline, normalize=normalize, valid=valid)
+    torch.testing.assert_close(moments.weights(baseline, normalize), advantage / max(count, 1))
+    assert (moments.weights(baseline, normalize)[count:] == 0).all()

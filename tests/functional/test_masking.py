@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from kornia.filters import gaussian_blur2d
 
 from policy_noise import functional as PF
 
@@ -102,3 +104,96 @@ def test_noise_mask_is_its_parts():
         images, action, kernel_size=5, sigma=1.5, strength=0.5, mean_preserving=True, black=black.view(1, 1, 1, 1)
     )
     torch.testing.assert_close(own, PF.apply_mask(images, mask, black.view(1, 1, 1, 1)))
+
+
+def plain_noise_mask(
+    images,
+    action,
+    kernel_size,
+    sigma,
+    strength,
+    black,
+    applied,
+    mean_preserving=False,
+    pattern_std=None,
+    brightness_std=0.0,
+):
+    """Every step on the pixels, with Kornia's blur."""
+    enlarged = F.interpolate(action, images.shape[2:], mode="nearest")
+    mask = gaussian_blur2d(enlarged, (kernel_size, kernel_size), (sigma, sigma), border_type="reflect")
+    mean = mask.mean((1, 2, 3), keepdim=True)
+    if pattern_std is not None:
+        lowest = action.amin((1, 2, 3), keepdim=True)
+        scale = torch.maximum(mask.std((1, 2, 3), keepdim=True, correction=0) / pattern_std, mean - lowest)
+        mask = 1 + (mask - mean) / scale * (1 - 1e-6)
+    elif mean_preserving:
+        mask = mask / mean
+    z = (action.flatten(1).mean(1) - 0.5) / (1 / (12 * action[0].numel())) ** 0.5
+    mask = mask * torch.exp(brightness_std * z).view(-1, 1, 1, 1)
+    mask = 1 + strength * (mask - 1)
+    if applied is not None:
+        mask = torch.where(applied.view(-1, 1, 1, 1), mask, 1.0)
+    return images * mask if black is None else black + mask * (images - black)
+
+
+@pytest.mark.parametrize("applied", [None, torch.tensor([True, False, True])])
+@pytest.mark.parametrize("black", [None, torch.tensor([-2.0, -1.5, -1.0]).double().view(1, 3, 1, 1)])
+@pytest.mark.parametrize(
+    "scaling", [{}, {"mean_preserving": True}, {"pattern_std": 0.2}, {"pattern_std": 1.0, "brightness_std": 0.3}]
+)
+@pytest.mark.parametrize("strength", [1.0, 0.4, 0.0])
+def test_noise_mask_scales_cells_as_it_would_scale_pixels(strength, scaling, black, applied):
+    images = torch.randn(3, 3, 30, 41, dtype=torch.float64)
+    action = torch.rand(3, 1, 5, 7, dtype=torch.float64, requires_grad=True)
+    settings = {"kernel_size": 7, "sigma": 2.5, "strength": strength, "black": black, "applied": applied, **scaling}
+    expected = plain_noise_mask(images, action, **settings)
+    result = PF.noise_mask(images, action, **settings)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
+    weight = torch.randn_like(images)
+    gradients = [torch.autograd.grad((value * weight).sum(), action)[0] for value in (result, expected)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.3])
+@pytest.mark.parametrize("shape", [(37, 64), (8, 9, 10)])
+def test_images_left_out_come_back_bit_for_bit_at_any_strength(shape, strength):
+    grid = [4] * len(shape)
+    images, applied = torch.randn(6, 2, *shape), torch.tensor([True, False] * 3)
+    black = torch.full((1, 2, *[1] * len(shape)), -1.7)
+    for level in (None, black):
+        masked = PF.noise_mask(
+            images, torch.rand(6, 1, *grid), strength=strength, mean_preserving=True, black=level, applied=applied
+        )
+        assert torch.equal(masked[~applied], images[~applied])
+        assert not torch.equal(masked[applied], images[applied])
+
+
+def test_cells_of_zero_leave_images_that_are_left_out_alone():
+    images = torch.randn(2, 1, 16, 16)
+    action = torch.stack([torch.zeros(1, 4, 4), torch.rand(1, 4, 4)])
+    masked = PF.noise_mask(images, action, mean_preserving=True, applied=torch.tensor([False, True]))
+    assert torch.equal(masked[0], images[0])
+    assert masked.isfinite().all()
+
+
+def test_volumes_are_scaled_by_cells_too():
+    images, action = torch.ones(2, 1, 8, 12, 10), torch.rand(2, 1, 2, 3, 4)
+    mask = PF.scale_mask(PF.render_mask(action, (8, 12, 10)), strength=0.6, mean_preserving=True)
+    torch.testing.assert_close(PF.noise_mask(images, action, strength=0.6, mean_preserving=True), mask)
+
+
+def test_operators_made_in_inference_mode_enter_a_later_backward():
+    images, action = torch.rand(2, 1, 23, 29), torch.rand(2, 1, 3, 4)
+    arguments = {"mean_preserving": True, "applied": torch.tensor([True, True])}
+    with torch.inference_mode():
+        PF.noise_mask(images, action, **arguments)  # the first call of these sizes fills the cache
+    action.requires_grad_()
+    PF.noise_mask(images, action, **arguments).square().sum().backward()
+    assert action.grad.abs().sum() > 0
+
+
+def test_noise_mask_keeps_its_precision_under_autocast():
+    images, action = torch.rand(2, 3, 32, 32), torch.rand(2, 1, 4, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = PF.noise_mask(images, action, mean_preserving=True)
+    assert torch.equal(inside, PF.noise_mask(images, action, mean_preserving=True))

@@ -1,12 +1,18 @@
 """torch.compile of the model, with every graph counted, and of the mask itself."""
 
+import shutil
+import warnings
+
 import pytest
 import torch
+from policies import moved
 from tiny import DEVICE, SETTINGS, TinyNet, policy_vector, tiny_data
 from torch import nn
 from torch._dynamo.backends.debugging import aot_eager
 
 import policy_noise
+import policy_noise.functional as PF
+from policy_noise import PolicyNoiseMask
 
 IMAGES, TARGETS = (tensor.to(DEVICE) for tensor in tiny_data().tensors)
 
@@ -107,3 +113,49 @@ def test_mask_compiles_in_one_graph(dims):
         log_prob.sum().backward()
         assert all(parameter.grad.isfinite().all() for parameter in mask.parameters())
     assert backend.graphs == 1
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_mask_compiles_whole_and_anew_only_for_new_sizes(backend):
+    mask = moved(PolicyNoiseMask(mean=0.4, std=0.2))
+    graphs = 0
+
+    def count(graph, inputs):
+        nonlocal graphs
+        graphs += 1
+        return torch._dynamo.lookup_backend(backend)(graph, inputs)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(mask, backend=count, fullgraph=True)
+    images = torch.rand(4, 3, 32, 32)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*lru_cache.*")  # what is traced through a cache is not cached
+        for _ in range(3):
+            results = []
+            for function in (mask, compiled):
+                torch.manual_seed(5)
+                results.append(function(images))
+            torch.testing.assert_close(*results)
+    assert graphs == 1
+    for batch in (5, 6, 7):
+        compiled(torch.rand(batch, 3, 32, 32))
+    assert graphs == 2  # the second for a batch of any size
+    compiled(torch.rand(4, 3, 48, 40))
+    torch._dynamo.reset()
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="inductor needs a C++ compiler")
+def test_compiled_rendering_is_the_same_and_leaves_the_cached_operators_alone():
+    images, action = torch.rand(2, 3, 32, 32), torch.rand(2, 1, 4, 4)
+    applied, black = torch.tensor([True, False]), torch.full((1, 3, 1, 1), -1.0)
+
+    def render(images, action):
+        return PF.noise_mask(images, action, pattern_std=0.2, brightness_std=0.1, black=black, applied=applied)
+
+    expected = render(images, action)
+    torch._dynamo.reset()
+    compiled = torch.compile(render, fullgraph=True)
+    for _ in range(2):
+        torch.testing.assert_close(compiled(images, action), expected)
+    assert torch.equal(render(images, action), expected)
+    torch._dynamo.reset()

@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
+from policies import moved, observed
 from ranks import run_ranks
 from torch import nn
 
@@ -507,3 +508,55 @@ def test_ranks_share_one_policy_and_draw_different_masks(two_ranks, seeds):
     assert first["actions"].shape == (6, 6, 1, 4, 4)
     for own, others in zip(first["actions"], second["actions"], strict=True):
         assert not torch.isclose(own, others).any(dim=(1, 2, 3)).all()
+
+
+def gradients_of(function, parameters):
+    return torch.cat([g.flatten() for g in torch.autograd.grad(function, parameters, retain_graph=True)])
+
+
+@pytest.mark.parametrize("sizes", [(8,), (5, 3)])
+@pytest.mark.parametrize("entropy_coef", [0.0, 0.05])
+@pytest.mark.parametrize("reward", ["cooperative", "adversarial"])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("baseline", ["leave_one_out", "batch", "none", "moving_average"])
+def test_weights_handed_to_autograd_give_the_gradient_of_the_surrogate(
+    baseline, normalize, reward, entropy_coef, sizes
+):
+    mask = moved(PolicyNoiseMask(p=0.7, grid_size=4))
+    learner = PolicyLearner(
+        mask, baseline=baseline, normalize_advantage=normalize, reward=reward, entropy_coef=entropy_coef, frozen=True
+    )
+    learner._moving_average = torch.tensor(1.3)
+    samples, losses = observed(learner, sizes, bad=[(0, 1, torch.nan)])
+    loss, log_prob, entropy, applied = (
+        torch.cat(parts)
+        for parts in zip(
+            *((x, s.log_prob, s.entropy, s.applied) for s, x in zip(samples, losses, strict=True)), strict=True
+        )
+    )
+    expected = gradients_of(
+        PF.reinforce_loss(
+            log_prob,
+            loss,
+            baseline=1.3 if baseline == "moving_average" else baseline,
+            normalize=normalize,
+            reward=reward,
+            entropy=entropy,
+            entropy_coef=entropy_coef,
+            valid=applied & loss.isfinite(),
+        ),
+        learner.parameters,
+    )
+    with pytest.warns(UserWarning, match="non-finite"):
+        learner.step({"lr": 0.1})
+    result = learner._last.gradient
+    assert expected.abs().sum() > 0
+    torch.testing.assert_close(result, expected)
+
+
+def test_entropy_in_the_metrics_is_that_of_the_whole_window():
+    learner = PolicyLearner(moved(PolicyNoiseMask(grid_size=4)))
+    samples, _ = observed(learner)
+    learner.step({"lr": 0.1})
+    expected = torch.cat([sample.entropy for sample in samples]).mean().item()
+    assert learner.metrics(None)["entropy"] == pytest.approx(expected)

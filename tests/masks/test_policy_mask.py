@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from policies import moved
 from torch import nn
 from torchvision.transforms import v2
 
@@ -21,14 +22,6 @@ NORMALIZATIONS = [
     {"scale_about": "black"},
     {"scale_about": "black", "mean": 0.4, "std": 0.3},
 ]
-
-
-def moved(mask):
-    """The mask with a policy away from its start, so that nothing is trivially equal."""
-    with torch.no_grad():
-        for parameter in mask.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return mask
 
 
 # -- modes -------------------------------------------------------------------------------------------------------------
@@ -518,3 +511,37 @@ def test_functional_and_module_agree(batch):
         applied=sample.applied,
     )
     assert torch.equal(mask(images, sample), expected)
+
+
+def test_without_gradients_the_log_probability_is_computed_when_it_is_read():
+    mask, images = PolicyNoiseMask(grid_size=3), torch.rand(4, 3, 32, 32)
+    expected = mask.sample(images, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        sample = mask.sample(images, torch.Generator().manual_seed(1))
+    assert "log_prob" not in vars(sample)
+    assert torch.equal(sample.action, expected.action)
+    torch.testing.assert_close(sample.log_prob, expected.log_prob.detach())
+    torch.testing.assert_close(sample.detach().log_prob, expected.log_prob.detach())
+    with pytest.raises(AttributeError, match="MaskSample has no attribute 'no_such'"):
+        sample.no_such  # noqa: B018
+
+
+def test_masks_are_drawn_inside_functional_transforms():
+    mask = moved(PolicyNoiseMask(grid_size=4))
+    images = torch.rand(3, 3, 32, 32)
+    parameters = {name: parameter.detach() for name, parameter in mask.named_parameters()}
+
+    class Draw(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mask = mask
+
+        def forward(self, images):
+            return self.mask.sample(images, torch.Generator().manual_seed(2)).log_prob.sum()
+
+    def score(parameters):
+        return torch.func.functional_call(Draw(), {f"mask.{k}": v for k, v in parameters.items()}, (images,))
+
+    gradients = torch.func.grad(score)(parameters)
+    plain = torch.autograd.grad(Draw()(images), list(mask.parameters()))
+    torch.testing.assert_close(list(gradients.values()), list(plain), rtol=1e-4, atol=1e-4)

@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parser.parse_args(words)
     missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
-        sys.exit(f'error: {", ".join(missing)} is not installed: pip install "policy_noise[examples]"')
+        verb = "is" if len(missing) == 1 else "are"
+        sys.exit(f'error: {", ".join(missing)} {verb} not installed: pip install "policy_noise[examples]"')
     try:
         modules[parsed.command.replace("-", "_")].run(parsed)
     except (ValueError, OSError, ModuleNotFoundError) as error:

@@ -1,4 +1,4 @@
-"""Does it help on my data? Trains by several methods and seeds, and reports what differs, and what could have.
+"""Does it help on my data? Trains by several methods and seeds, and reports what differs and what could have been seen.
 
 All methods of a seed have equal epochs, initial weights, order and geometric augmentation. Each model is scored on the
 test split, on the test images under eight shifts, and on every site, other data that are only tested on. Differences

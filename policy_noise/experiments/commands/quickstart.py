@@ -13,9 +13,12 @@ import time
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import closing
 from functools import partial
+from importlib.metadata import version
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ...utils.files import write_atomic
 from ..figures import LABELS, training_diagnostics
@@ -34,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument("--output", type=Path, default=Path("outputs/quickstart"), help="folder for table and pictures")
     parser.add_argument("--seeds", type=int, default=3, help="repeats, with seeds 0, 1, ...")
-    parser.add_argument("--epochs", type=int, default=6, help="epochs of pretraining; a third is added to fine-tune")
+    parser.add_argument("--epochs", type=int, default=5, help="epochs of pretraining; a third is added to fine-tune")
     parser.add_argument("--jobs", type=int, default=usable_cores(), help="trainings at a time (default: cores)")
     parser.add_argument("--quick", action="store_true", help="one seed, two epochs: only to see it run")
 
@@ -51,9 +54,6 @@ def run(arguments: argparse.Namespace) -> None:
         raise FileNotFoundError(
             f"{DATA} does not exist: run the quickstart from a clone of the repository, which has it"
         )
-    import timm
-    import torch
-
     begun = time.perf_counter()
     finetune_epochs = max(1, epochs // 3)
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
     text = (
         f"{table(outcomes)}\n\n"
         f"{interval}; {epochs} + {finetune_epochs} epochs of {MODEL}; CPU, torch {torch.__version__}, "
-        f"timm {timm.__version__}, {datetime.date.today()}; "
+        f"timm {version('timm')}, {datetime.date.today()}; "
         f"`python examples/quickstart.py --seeds {seeds} --epochs {epochs}`\n"
     )
     write_atomic(arguments.output / "table.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -15,7 +15,8 @@ from ..transfer import summarise
 from .methods import REFERENCE
 from .plan import in_words
 from .results import ALPHA, POINT, results_of
-from .verdict import finding, signed, verdict
+from .scoring import transfer_lines
+from .verdict import finding, signed, size, verdict
 
 __all__ = ["write_comparison"]
 
@@ -58,7 +59,7 @@ def write_comparison(folder: Path) -> list[str]:
         "<ul>" + "".join(f"<li>{html.escape(text)}</li>" for text in sentences[1:]) + "</ul>",
     ]
     if results["missing"]:
-        left = f"Not finished, and left out with their seeds: {', '.join(results['missing'])}."
+        left = f"{len(results['missing'])} runs are not finished; only seeds with all methods count."
         body.append(f"<p>{html.escape(left)}</p>")
     table = results["tables"]["f1"]
     _forest(table, labels, figures / "forest.png")
@@ -129,7 +130,7 @@ def _power(table: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     def cell(row: Mapping[str, Any]) -> str:
         if row["smallest"] is None:
             return "too few seeds"
-        return f"{row['smallest']:.3f}; {row['seeds_for_a_point'] or 'over 10000'} seeds for {POINT}"
+        return f"{size(row['smallest'])}; {row['seeds_for_a_point'] or 'over 10000'} seeds for {POINT}"
 
     return _rows(table, labels, cell)
 
@@ -161,7 +162,7 @@ def _data(results: Mapping[str, Any]) -> list[str]:
         [
             "eight shifts",
             f"{data['test']} each",
-            "the test images changed in 3 severities of each shift; see the table below",
+            "the test images changed, 3 severities of each shift; the mean of all",
         ],
     ]
     for site in data["sites"]:
@@ -217,7 +218,7 @@ def _pictures(folder: Path, results: Mapping[str, Any], labels: Mapping[str, str
         line | {"init": labels[name]}
         for name in labels
         for seed in results["seeds"]
-        for line in read_lines(runs / f"{name}-{seed}" / "transfer" / "metrics.jsonl")
+        for line in transfer_lines(runs / f"{name}-{seed}")
     ]
     if lines:
         few_shot_curves(summarise(lines, "f1"), figures / "few-shot.png", metric="macro F1")

@@ -78,12 +78,19 @@ def results_of(folder: Path) -> dict[str, Any]:
     }
 
 
-def _measures(data: Mapping[str, Any]) -> list[dict[str, str]]:
+def _measures(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What is scored; ``classes`` are those that a prediction is made among."""
     return [
-        {"key": "clean", "label": "clean test images"},
-        *({"key": f"site:{site['name']}", "label": f"site {site['name']}"} for site in data["sites"]),
-        {"key": "shifts", "label": "eight shifts, mean"},
-        *({"key": f"few-shot:{target['name']}", "label": f"few-shot, {target['name']}"} for target in data["targets"]),
+        {"key": "clean", "label": "clean test images", "classes": data["classes"]},
+        *(
+            {"key": f"site:{site['name']}", "label": f"site {site['name']}", "classes": len(site["classes"])}
+            for site in data["sites"]
+        ),
+        {"key": "shifts", "label": "the eight shifts", "classes": data["classes"]},
+        *(
+            {"key": f"few-shot:{target['name']}", "label": f"few-shot, {target['name']}", "classes": target["classes"]}
+            for target in data["targets"]
+        ),
     ]
 
 
@@ -95,7 +102,7 @@ def _value(scores: Mapping[str, Mapping[str, float]], key: str, metric: str) -> 
     return float(np.mean([score[metric] for name, score in scores.items() if name.startswith(start)]))
 
 
-def _table(scores: Scores, measures: Sequence[Mapping[str, str]], metric: str) -> dict[str, Any]:
+def _table(scores: Scores, measures: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
     """Means and differences of some measures; all its tests are one family."""
     values = {
         (name, measure["key"]): [_value(run, measure["key"], metric) for run in by_seed.values()]

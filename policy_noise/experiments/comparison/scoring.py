@@ -1,5 +1,6 @@
 """A run's scores: clean test images, the same under shifts, each site, and few-shot transfer."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,12 @@ from ..distributed import World
 from ..initialisation import Initialisation
 from ..metrics import classification_metrics
 from ..recipes import TrainRecipe
-from ..runs import Run
+from ..runs import Run, read_lines
 from ..shifts import SEVERITIES, SHIFTS, ShiftedSplit
 from ..transfer import compare
 from .plan import Job, Plan
 
-__all__ = ["METRICS", "score_run"]
+__all__ = ["METRICS", "score_run", "transfer_lines"]
 
 METRICS = {"f1": "macro F1", "roc_auc": "ROC-AUC"}
 
@@ -45,6 +46,12 @@ def score_run(plan: Plan, job: Job, model: nn.Module, recipe: TrainRecipe, here:
     return scores | (_few_shot(plan, job, here) if plan.targets else {})
 
 
+def transfer_lines(folder: Path) -> list[dict[str, Any]]:
+    """A run's few-shot trials; those from when its folder lay elsewhere do not count, as they were made again."""
+    lines = read_lines(folder / "transfer" / "metrics.jsonl")
+    return [line for line in lines if line["source"] == lines[-1]["source"]]
+
+
 def _among(probabilities: np.ndarray, classes: tuple[int, ...], *, renormalise: bool) -> np.ndarray:
     """Probabilities among the classes that a site has."""
     chosen = probabilities[:, list(classes)].astype(np.float64)
@@ -69,7 +76,9 @@ def _few_shot(plan: Plan, job: Job, here: World) -> dict[str, dict[str, float]]:
     record = {"name": ", ".join(sizes), "sets": sizes, "init": job.name}
     place = folder / "transfer"
     run = here.agree(lambda: Run(place, "transfer", plan.transfer, record, resume=True, writes=here.main))
-    lines = compare(run, plan.transfer, plan.targets, [init], here)
+    compare(run, plan.transfer, plan.targets, [init], here)
+    here.barrier()
+    lines = transfer_lines(folder)
     scores = {}
     for target in plan.targets:
         for shots in plan.transfer.shots:

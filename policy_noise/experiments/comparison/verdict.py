@@ -6,7 +6,10 @@ from typing import Any
 from .methods import REFERENCE
 from .results import ALPHA, POINT
 
-__all__ = ["finding", "signed", "verdict"]
+__all__ = ["finding", "signed", "size", "verdict"]
+
+NEAR_CHANCE = 1.5
+"""A best F1 below so many times that of guessing is called near it."""
 
 
 def signed(row: Mapping[str, Any]) -> str:
@@ -14,6 +17,11 @@ def signed(row: Mapping[str, Any]) -> str:
     if row["low"] is None:
         return f"{row['mean']:+.3f}"
     return f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+
+
+def size(difference: float) -> str:
+    """A difference without a sign; no score differs by more than 1."""
+    return f"{difference:.3f}" if difference < 1 else "over 1"
 
 
 def finding(row: Mapping[str, Any]) -> str:
@@ -45,6 +53,7 @@ def verdict(results: Mapping[str, Any]) -> list[str]:
         *(_of_method(labels[name], rows_, names) for name, rows_ in own.items()),
         *_controls(rows, labels, names),
         _highest(table, labels, names),
+        *([] if results["record"]["data"].get("multi_label") else _near_chance(table)),
         _power(table, names, seeds),
         "Numbers are differences of macro F1 with 95 % intervals over training seeds: they tell a method's effect from "
         "luck in training. All runs share their test images and sites, so this does not say that another site or other "
@@ -56,23 +65,25 @@ def _answer(own: Mapping[str, Sequence[Mapping[str, Any]]], labels: Mapping[str,
     """The first sentence: which methods help, at what cost."""
     kinds: dict[str, list[str]] = {"helps": [], "trades": [], "harms": [], "nothing": []}
     for name, rows in own.items():
-        found = {finding(row) for row in rows}
-        kind = "trades" if {"better", "worse"} <= found else "helps" if "better" in found else None
-        kinds[kind or ("harms" if "worse" in found else "nothing")].append(labels[name])
+        better, worse = (
+            _join([names[row["measure"]] for row in rows if finding(row) == kind]) for kind in ("better", "worse")
+        )
+        if better and worse:
+            kinds["trades"].append(f"{labels[name]} (better on {better}; worse on {worse})")
+        elif better or worse:
+            kinds["helps" if better else "harms"].append(f"{labels[name]} (on {better or worse})")
+        else:
+            kinds["nothing"].append(labels[name])
     parts = [
-        (kinds["helps"], "better than conventional training somewhere and nowhere shown to be worse"),
+        (kinds["helps"], "better than conventional training and nowhere shown to be worse"),
         (kinds["trades"], "better on some test sets and worse on others"),
-        (kinds["harms"], "worse somewhere and nowhere shown to be better"),
+        (kinds["harms"], "worse than conventional training and nowhere shown to be better"),
         (kinds["nothing"], "not shown to differ from conventional training on any test set"),
     ]
     said = [f"{_join(who)} {'are' if len(who) > 1 else 'is'} {what}" for who, what in parts if who]
     on_clean = [labels[name] for name, rows in own.items() if finding(rows[0]) == "better"]
-    clean = (
-        f"On clean test images {_join(on_clean)} gained."
-        if on_clean
-        else "On clean test images no method is shown to gain."
-    )
-    return f"{_capital('; '.join(said))}. {clean}"
+    clean = f"{_join(on_clean)} gained" if on_clean else "no method is shown to gain"
+    return f"{'. '.join(map(_capital, said))}. On clean test images {clean}."
 
 
 def _of_method(label: str, rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
@@ -110,12 +121,26 @@ def _highest(table: Mapping[str, Any], labels: Mapping[str, str], names: Mapping
     return f"Highest mean F1, which alone is no finding: {'; '.join(best)}."
 
 
+def _near_chance(table: Mapping[str, Any]) -> list[str]:
+    """Test sets on which even the best method is hardly better than guessing: differences say little there."""
+    found = []
+    for measure in table["measures"]:
+        best, chance = max(means[measure["key"]][0] for means in table["means"].values()), 1 / measure["classes"]
+        if best < NEAR_CHANCE * chance:
+            found.append(
+                f"{measure['label']} ({best:.3f} at most; guessing among {measure['classes']} gives {chance:.3f})"
+            )
+    if not found:
+        return []
+    return [f"No method does much better than guessing on {_join(found)}: differences there say little."]
+
+
 def _power(table: Mapping[str, Any], names: Mapping[str, str], seeds: int) -> str:
     """What could have been seen on each measure, by the method whose differences spread most."""
     said = []
     rows = [row for row in table["differences"] if row["versus"] == REFERENCE]
     for key, name in names.items():
-        said.append(f"{max(row['smallest'] for row in rows if row['measure'] == key):.3f} on {name}")
+        said.append(f"{size(max(row['smallest'] for row in rows if row['measure'] == key))} on {name}")
     needed = [row["seeds_for_a_point"] for row in rows if row["measure"] == "clean"]
     count = "more than 10000" if None in needed else str(max(needed))
     return (
@@ -130,7 +155,7 @@ def _list(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], *, number
 
 
 def _join(texts: Sequence[str]) -> str:
-    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
+    return "".join(texts) if len(texts) < 2 else f"{', '.join(texts[:-1])} and {texts[-1]}"
 
 
 def _capital(text: str) -> str:

@@ -32,11 +32,12 @@ def class_histogram(data: Any, path: PathLike) -> None:
             unit = "images" if labels.ndim == 1 else "labels"
             axis.set_title(f"{plain(name) or 'other'}\n{int(counts[members].sum())} {unit}", fontsize=9)
             axis.grid(axis="x", visible=False)
-            texts = [plain(data.class_names[label].rpartition("/")[2].replace("_", " ")[:22]) for label in members]
-            many = len(members) > 40  # 116 classes: names would be a smear
-            axis.set_xticks([] if many else range(len(members)), None if many else texts, rotation=60, ha="right")
-            if many:
+            if len(members) > 40:  # 116 classes: names would be a smear
+                axis.set_xticks([])
                 axis.set_xlabel(f"{len(members)} classes")
+            else:
+                texts = [plain(data.class_names[label].rpartition("/")[2].replace("_", " ")[:22]) for label in members]
+                axis.set_xticks(range(len(members)), texts, rotation=60, ha="right")
         if counts.max() > 20 * max(1, counts.min()):
             axes[0].set_yscale("log")
         axes[0].set_ylabel("training images")

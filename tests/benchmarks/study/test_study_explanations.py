@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from benchmarks.study import __main__ as command_line
 from benchmarks.study.conditions import CONDITIONS
-from benchmarks.study.explanations import drift_table, encoding_table, implied_brightness
+from benchmarks.study.explanations import drift_table, encoding_table, gap_table, implied_brightness
 from benchmarks.study.results import pack
 
 DEFAULT = CONDITIONS["coop-2x2-dose10-level20"]
@@ -38,6 +39,28 @@ def _records() -> list[dict]:
 def test_drift_is_how_the_last_cell_means_are_spread():
     *_, line = drift_table(_records())
     assert line == f"| {DEFAULT.name} | 3 | 0.50, 0.55, 1.00 | 1.00, 1.07, 1.82 | 1 of 3 |"
+
+
+def test_the_gap_goes_with_what_it_was_made_of():
+    """Within each task the gap is the cells' deviation and noise, and tasks that differ in both do not count."""
+    twin, records = "frozen-2x2-dose10-level20", []
+    for offset, task in enumerate(("one", "two")):
+        for seed in range(8):
+            deviation = 0.1 + 0.01 * seed
+            noise = 0.01 * (-1) ** seed
+            field = {twin: 0.5, DEFAULT.name: 0.3 + 0.2 * (1 - offset) + deviation + noise}
+            for name, score in field.items():
+                point = {"cell_mean": 0.5, "cell_std": deviation + 0.3 * offset}
+                record = {"key": f"{task}{seed}{name}", "task": task, "condition": name, "seed": seed}
+                record |= {"family": CONDITIONS[name].family, "policy": [point]}
+                records.append(record | {"scores": {"test": {"clean": 0.5, "bias_field:1": score}}})
+    seeds = np.arange(8)
+    z = np.arctanh(np.corrcoef(seeds, seeds + (-1.0) ** seeds)[0, 1])
+    half = 1.96 / math.sqrt(16 - 2 - 2)  # two tasks' means are taken off
+    *_, line = gap_table(records)
+    cell = f"{np.tanh(z):+.2f} [{np.tanh(z - half):+.2f}, {np.tanh(z + half):+.2f}]"
+    assert line == f"| {DEFAULT.name} | 16 | {cell} |  |"
+    assert len(gap_table(records[:12])) == 2  # too few for a correlation
 
 
 def test_encoding_is_the_mean_over_seeds_with_its_interval():

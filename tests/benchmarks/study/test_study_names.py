@@ -16,6 +16,7 @@ from benchmarks.study.tasks import TASKS
         ("frozen-1x1-dose20-level", "random, brightness .20"),
         ("frozen-smooth-s50-p100", "random, smooth, strength 50 %, on all images"),
         ("coop-dose20-shuffled", "learned, low loss, pattern .20, masks swapped"),
+        ("adv-2x2-dose10-entropy075-centred", "learned, high loss, 2 x 2, pattern .10, entropy -.075, centred"),
         ("relative-adv", "learned, high loss (relative)"),
         ("bias-field-throughout", "random bias field, to the end"),
         ("color-jitter-2x2-dose10", "ColorJitter, then random, 2 x 2, pattern .10"),

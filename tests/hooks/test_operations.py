@@ -1,0 +1,42 @@
+"""How many operations a hooked step adds to the plain one."""
+
+from collections import Counter
+
+import torch
+from torch import nn
+
+import policy_noise
+from benchmarks.overhead.launches import Launches
+from policy_noise.learning.window import SampleCount
+
+
+def test_a_step_asks_little_of_the_device_and_reads_nothing_back(make_model, batch, monkeypatch):
+    """Launches and waits are what a small policy costs on a GPU, so their number is part of the contract."""
+    images, targets = batch
+    model, criterion = make_model(), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    def step():
+        optimizer.zero_grad()
+        criterion(model(images), targets).backward()
+        optimizer.step()
+
+    def recorded():
+        step()
+        with Launches() as launches:
+            step()
+        return Counter(name for (_, name) in launches.counts.elements())
+
+    plain = recorded()
+    # On a GPU dropped samples are told of only when the metrics are read.
+    monkeypatch.setattr(SampleCount, "warn_dropped", lambda self: None)
+    hook = policy_noise.attach(model, optimizer, criterion, mean=4.0, std=1.0)
+    counts = recorded()
+    hook.remove()
+    extra = counts - plain
+    for name in ("local_scalar_dense", "nonzero", "is_nonzero", "equal", "item"):
+        assert extra[name] == 0, name
+    assert extra["sample_dirichlet"] == 1
+    assert extra["adaptive_avg_pool2d"] == 0
+    assert extra["lerp"] >= 1
+    assert 80 < extra.total() <= 115, extra

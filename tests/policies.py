@@ -1,0 +1,25 @@
+"""Masks whose policy has left its start, and learners that have seen samples."""
+
+import torch
+
+
+def moved(mask):
+    """A mask whose policy has left its start, where all gradients of the head's input are zero."""
+    with torch.no_grad():
+        for parameter in mask.policy.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return mask
+
+
+def observed(learner, sizes=(5, 3), bad=()):
+    """Samples of some batches and their losses, observed."""
+    samples, losses = [], []
+    for size in sizes:
+        sample = learner.augmentation.sample(torch.rand(size, 3, 32, 32))
+        loss = torch.rand(size) * 3
+        learner.observe(sample, loss)
+        samples.append(sample)
+        losses.append(loss)
+    for batch, index, value in bad:
+        losses[batch][index] = value
+    return samples, losses
