@@ -150,11 +150,11 @@ def other_combinations(results: list[tuple[str, bool]]) -> list[str]:
 
 
 def criteria_table() -> list[str]:
-    """How the losses of each library are taken apart, by what tests/integrations/criteria.py makes of them."""
+    """How the losses of the samples are computed for each library, by tests/integrations/criteria.py."""
     sys.path.insert(0, str(ROOT / "tests" / "integrations"))
     import criteria
 
-    lines = ["| library | losses | how one loss for each sample is had |", "| --- | --- | --- |"]
+    lines = ["| library | losses | how the losses of the samples are computed |", "| --- | --- | --- |"]
     for library in criteria.LIBRARIES:
         if installed(library) == "not installed":
             lines.append(f"| {library} | not installed | - |")
@@ -190,45 +190,44 @@ def page(outcomes: Outcomes) -> str:
         f"{datetime.date.today()}, {device}, Python {platform.python_version()}, {versions}. "
         f"Tests passed: {count(total)}.",
         "## Frameworks",
-        "Each is trained with the installed library: the policy learned, validation saw no mask, and a resumed run "
-        "ended where the uninterrupted one did.",
+        "Each framework trains with the installed library. The tests check that the policy learned, that validation "
+        "saw no mask, and that a resumed run ended where the uninterrupted one did.",
         "\n".join(framework_table(outcomes, "../examples/integrations")),
         "## Precisions, networks and optimizers",
-        "fp16 is autocast with GradScaler, bf16 autocast alone. Each run: the policy moved, the loss is the unhooked "
-        "network's on the same masked images, evaluation is clean, and a run that was stopped and resumed ends bit for "
-        "bit where the uninterrupted one does. Two runs a cell are one and two microbatches a step. A dash: the parts "
-        "do not go together without the plug-in either (closures and GradScaler; optimizers that flatten gradients, on "
-        "channels_last).",
+        "fp16 is autocast with GradScaler, bf16 is autocast alone. Each run checks that the policy learned, that the "
+        "loss equals that of the network without a hook on the same masked images, that evaluation is not masked, and "
+        "that a run that was stopped and resumed ends bit for bit like the uninterrupted one. The two runs of a cell "
+        "have one and two microbatches per step. A dash means that the parts do not work together without the package "
+        "either (closures with GradScaler; optimizers that flatten gradients with channels_last).",
         "\n".join(matrix_table(outcomes["matrix"])),
-        "## EMA, compiled networks, a checkpointed call",
+        "## EMA, compiled networks, checkpointing",
         "\n".join(other_combinations(outcomes["matrix"])),
         "## Losses",
-        "Every loss of these libraries that can be made with its defaults. The losses of the samples give the loss of "
-        "the batch, the criterion's state and the random generators are those of a loop without the hook, or the loss "
-        f"is refused. Runs passed: {count(outcomes['criteria'])}.",
+        "All losses of these libraries that can be made with their defaults. Either the losses of the samples give the "
+        "loss of the batch, and the criterion's state and the random generators are those of a loop without the hook, "
+        f"or the loss is refused. Runs passed: {count(outcomes['criteria'])}.",
         "\n".join(criteria_table()),
         "## Everything else",
         "\n".join(all_tests(outcomes)),
-        "## What a reward is where targets or views are mixed",
-        "- Mixup and CutMix come before the model: the mask lies on the mixed image, and the reward is the loss on the "
-        "mixed targets.\n"
-        "- AugMix splits with the Jensen-Shannon loss: every view has a mask of its own, and each is rewarded with the "
-        "whole loss of its image. On timm's JsdCrossEntropy no hook fires: in a task it is served, in a loop without "
-        "one call `hook.observe(policy_noise.losses.per_sample_loss(criterion, output, target))`.\n"
+        "## The reward with mixed targets or several views",
+        "- Mixup and CutMix come before the model. The mixed image is masked, and the reward is the loss on the mixed "
+        "targets.\n"
+        "- AugMix with the Jensen-Shannon loss: every view gets its own mask, and each is rewarded with the whole loss "
+        "of its image. Forward hooks do not run on timm's JsdCrossEntropy. In a timm task it works; in your own loop "
+        "call `hook.observe(policy_noise.losses.per_sample_loss(criterion, output, target))`.\n"
         "- Distillation: the teacher sees the masked image, and the reward is the loss on the targets.\n"
-        "- Segmentation: masks lie on images alone, and the reward is a sample's mean over its pixels or its own "
-        "overlap. Losses that sum over the batch before they divide (MONAI's `batch=True`) are taken a sample at a "
-        "time.",
+        "- Segmentation: only images are masked. The reward is a sample's mean over its pixels, or its own overlap. "
+        "Losses that sum over the batch before they divide (MONAI's `batch=True`) are computed for each sample alone.",
         "## Limits",
         "- Activation checkpointing of the hooked call itself needs `use_reentrant=False`. Blocks inside the model can "
-        "be checkpointed anyhow.\n"
-        "- Closures that are evaluated several times a step (LBFGS, SAM) draw new masks each time: their line search "
-        "and their second gradient see a noisy loss.\n"
-        "- A forward whose loss comes after the next step (prefetching) is masked and not learned from.\n"
-        "- Tensor-parallel ranks would get different masks; ranks must be data parallel.\n"
-        "- Strategies that gather the optimizer's state (FSDP's, DeepSpeed's) drop the policy from it: there "
-        "`state_in_optimizer=False`, and `hook.state_dict()` beside it. The Lightning and transformers callbacks do so "
-        "by themselves.",
+        "be checkpointed either way.\n"
+        "- Closures that are evaluated several times per step (LBFGS, SAM) draw new masks each time. So their line "
+        "search and their second gradient see a noisy loss.\n"
+        "- A forward pass whose loss comes after the next step (prefetching) is masked, but not learned from.\n"
+        "- Ranks must be data parallel: tensor-parallel ranks would get different masks.\n"
+        "- Strategies that gather the optimizer's state (FSDP, DeepSpeed) drop the policy from it. There, pass "
+        "`state_in_optimizer=False` and save `hook.state_dict()`. The Lightning and transformers callbacks do this "
+        "themselves.",
     ]
     return "\n\n".join(sections) + "\n"
 

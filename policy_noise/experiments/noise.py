@@ -16,7 +16,7 @@ __all__ = ["attach_noise"]
 def attach_noise(
     model: nn.Module, optimizer: Any, criterion: nn.Module, recipe: TrainRecipe, steps: int, generator: torch.Generator
 ) -> tuple[Any, Any]:
-    """Hook the recipe's mask on, with a cosine of its own where the recipe has one. Cosines move once an epoch.
+    """Attach the recipe's mask, with its own cosine schedule if the recipe has one. Cosines move once per epoch.
 
     In the recipe's ``clean_epochs`` nothing is masked.
     """

@@ -1,4 +1,4 @@
-"""A first real run: a classifier of organs under noise masks, learned and not, against conventional training.
+"""A first real run: a classifier of organs under random and learned masks, and conventional training beside it.
 
 One training of one method and seed, its scores on four tasks, and the table over all. Every training with a seed starts
 from equal weights and sees equal batches, whichever process it runs in.
@@ -44,10 +44,10 @@ class Training(NamedTuple):
 
     Args:
         data: The embedded organ patches.
-        seed: Of weights, batches and masks.
+        seed: Seed of weights, batches and masks.
         method: One of :data:`METHODS`.
-        epochs: Of pretraining.
-        finetune_epochs: On clean images, after it.
+        epochs: Epochs of pretraining.
+        finetune_epochs: Epochs of fine-tuning on unmasked images, afterwards.
         gallery: PNG to write with the trained masks, or None.
     """
 
@@ -115,7 +115,7 @@ def train(
     history: list[Scores],
     report: Report,
 ) -> policy_noise.StochasticAugmentation | None:
-    """An ordinary loop, with one added line where noise is asked for. Gives back the mask, for a picture of it."""
+    """An ordinary loop, with one added line for masks. Returns the mask, to draw it."""
     images, targets = to_tensor(organs.train.images, MEAN, STD), torch.from_numpy(organs.train.labels)
     steps = len(images) // BATCH
     start = int(history[-1]["epoch"]) if history else 0

@@ -1,4 +1,4 @@
-"""Declared recipes: the paper's numbers, and those of a small machine."""
+"""Recipes: the paper's settings, and settings for a small machine."""
 
 import dataclasses
 import json
@@ -54,7 +54,7 @@ def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
 
 @dataclass(frozen=True)
 class TrainRecipe:
-    """How a classifier is trained: all of it, so that a run can be repeated from its file.
+    """All settings of a training, so that a run can be repeated from its file.
 
     Args:
         model: Name of a timm model, trained from scratch.
@@ -64,27 +64,27 @@ class TrainRecipe:
         epochs: Passes over the training split.
         optimizer: ``"sgd"`` (with momentum 0.9) or ``"adamw"``.
         lr: Learning rate, not scaled by the number of processes.
-        weight_decay: Of the optimizer.
+        weight_decay: Weight decay of the optimizer.
         schedule: ``"step"`` (times 0.1 every 30 epochs), ``"onecycle"``, or ``"warmup"`` (linear from 1 % over
             ``warmup_epochs``, then constant).
         warmup_epochs: See ``schedule``.
         augmentation: ``"resized_crop"`` (with flips), ``"shift"`` (by a tenth of the side) or ``"none"``.
-        mean: Of the normalisation, all channels.
-        std: Of the normalisation, all channels.
+        mean: Mean of the normalization, one for all channels.
+        std: Standard deviation of the normalization, one for all channels.
         in_chans: Channels that the model takes: 1 or 3.
         noise: ``"conventional"`` (none), ``"frozen"`` (masks of a policy that never learns) or ``"policy"``.
-        preset: Of the mask: ``"learned"``, ``"augment"`` or ``"paper"``.
-        noise_options: Arguments of :func:`policy_noise.attach` beside the preset.
-        policy_lr: A learning rate for the policy that falls to 0 along a cosine; by default the preset's own rule.
+        preset: The mask's preset: ``"learned"``, ``"augment"`` or ``"paper"``.
+        noise_options: More arguments of :func:`policy_noise.attach`.
+        policy_lr: Learning rate of the policy, which falls to 0 along a cosine; by default the preset's own rule.
         extra_augmentation: Of intensities, before any mask: ``"none"`` or one of
             :data:`~policy_noise.experiments.rivals.RIVALS`.
         clean_epochs: Last epochs without noise and extra augmentation.
         model_options: Arguments of :func:`timm.create_model`.
-        seed: Of weights, order, augmentation and masks.
+        seed: Seed of weights, order, augmentation and masks.
         workers: Processes that read files; sets in memory need none.
         amp: Run the model in bfloat16.
-        keep_checkpoints: Weights of the last so many epochs stay on disk, for averaging.
-        checkpoint_steps: Also save the state every so many steps within an epoch; 0 for the ends of epochs only.
+        keep_checkpoints: Number of last epochs whose weights are kept on disk, for averaging.
+        checkpoint_steps: Also save the state every so many steps within an epoch; 0 saves it after epochs only.
     """
 
     model: str
@@ -142,20 +142,20 @@ class TrainRecipe:
 
 @dataclass(frozen=True)
 class TransferRecipe:
-    """How initialisations are compared on few images of another set.
+    """Settings to compare pretrained weights on few images of another set.
 
     Args:
         mode: ``"linear"`` (logistic regression on pooled features) or ``"full"`` (fine-tuning of all weights).
-        shots: Sample sizes, images in all.
-        trials: Draws of each size, the same for all initialisations.
+        shots: Sample sizes: number of images in all.
+        trials: Draws of each size, the same for all weights.
         image_size: Side in pixels.
-        mean: Of the normalisation.
-        std: Of the normalisation.
-        steps: Of full fine-tuning, with AdamW and a one-cycle schedule.
-        batch_size: Of full fine-tuning.
-        lr: Of full fine-tuning.
+        mean: Mean of the normalization.
+        std: Standard deviation of the normalization.
+        steps: Steps of full fine-tuning, with AdamW and a one-cycle schedule.
+        batch_size: Batch size of full fine-tuning.
+        lr: Learning rate of full fine-tuning.
         c: Inverse penalty of the linear probe.
-        seed: Of the draws.
+        seed: Seed of the draws.
     """
 
     mode: Literal["linear", "full"]
@@ -282,14 +282,14 @@ def override(recipe: Any, settings: Sequence[str]) -> Any:
 
 
 def recorded_recipe(metadata: Mapping[str, Any], path: Any) -> TrainRecipe:
-    """The recipe that a heated model's file carries.
+    """The recipe in the file of a trained model.
 
     Args:
-        metadata: Of the file.
+        metadata: The file's metadata.
         path: The file, for messages.
 
     Raises:
-        ValueError: If it carries none, as a model that was saved by hand, or one of another version.
+        ValueError: If there is none, as in a model that was saved by hand, or one of another version.
     """
     if "recipe" not in metadata or "classes" not in metadata:
         raise ValueError(
@@ -302,10 +302,10 @@ def recorded_recipe(metadata: Mapping[str, Any], path: Any) -> TrainRecipe:
 
 
 def departures(recipe: Mapping[str, Any], stage: str) -> dict[str, tuple[Any, Any]] | None:
-    """Where a run departs from the paper's recipe, its value and the paper's; None if it is another recipe altogether.
+    """Settings in which a run differs from the paper's recipe: its value and the paper's. None for other recipes.
 
-    Seeds, workers, the training's kind and what is kept on disk are nobody's departure. A run counts as the paper's
-    while its normalisation, schedule and optimizer are.
+    Seeds, workers, the kind of training and what is kept on disk do not count. A run has the paper's recipe if it has
+    its normalization, schedule and optimizer.
     """
     paper = json.loads(json.dumps(dataclasses.asdict(RECIPES["paper"][stage])))
     free = ("seed", "workers", "noise", "keep_checkpoints", "checkpoint_steps")

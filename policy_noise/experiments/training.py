@@ -1,4 +1,4 @@
-"""Pretraining and fine-tuning: one loop, resumable to the bit, on one process or several."""
+"""Pretraining and fine-tuning: one loop, resumable bit for bit, on one process or several."""
 
 import contextlib
 import math
@@ -31,13 +31,13 @@ LOGS_PER_EPOCH = 20
 def create_model(
     recipe: TrainRecipe, num_classes: int, *, init: Path | None = None, fresh_head: bool = False
 ) -> nn.Module:
-    """Make the recipe's classifier, from scratch under its seed or from a heated model's file.
+    """Make the recipe's classifier, from scratch with its seed or from the file of a trained model.
 
     Args:
-        recipe: Names the model.
-        num_classes: Of its head.
-        init: A heated model's file.
-        fresh_head: Do not take the file's head, whose classes are others.
+        recipe: The recipe, which names the model.
+        num_classes: Number of classes of its last layer.
+        init: File of a trained model.
+        fresh_head: Do not load the file's last layer, because its classes differ.
 
     Raises:
         ValueError: If timm does not know the model or refuses ``model_options``, or the file is of another
@@ -61,7 +61,7 @@ def create_model(
 
 
 def check_mask(model: nn.Module, recipe: TrainRecipe, *, multi_label: bool) -> None:
-    """Attach the recipe's mask and take it off again, so that what does not suit is found before a run begins.
+    """Attach the recipe's mask and remove it again, so that wrong settings are found before a run begins.
 
     Raises:
         ValueError: If ``preset``, ``noise_options`` or ``policy_lr`` are refused.
@@ -90,19 +90,19 @@ def train(
     fresh_head: bool = False,
     ancestry: Sequence[Mapping[str, Any]] = (),
 ) -> nn.Module:
-    """Train a classifier into a run's folder, going on from its last checkpoint if there is one.
+    """Train a classifier into a run's folder. Continue from its last checkpoint if there is one.
 
-    Writes the log, the weights of the last epochs, pictures of the masks over training, and ``model.safetensors``.
+    Writes the log, the weights of the last epochs, pictures of the masks during training, and ``model.safetensors``.
 
     Args:
         run: The run's folder.
-        recipe: How.
+        recipe: The settings.
         data: An :class:`~policy_noise.experiments.data.ImageSet` or
             :class:`~policy_noise.experiments.files.FileSet`.
         world: The processes.
-        init: Heated model to start from.
-        fresh_head: Do not take its head, whose classes are others.
-        ancestry: What that model went through, the first training first; it is written into the new model's file.
+        init: Trained model to start from.
+        fresh_head: Do not load its last layer, because its classes differ.
+        ancestry: The trainings of that model, the first one first; they are written into the new model's file.
 
     Returns:
         The trained model, without wrappers and hooks.

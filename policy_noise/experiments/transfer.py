@@ -157,7 +157,7 @@ def compare(
 
     Args:
         run: The run's folder.
-        recipe: How.
+        recipe: The settings.
         sets: Target sets.
         inits: Initialisations; several with one label are several pretraining seeds.
         world: The processes.

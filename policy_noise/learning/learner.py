@@ -22,7 +22,7 @@ from .window import Observation, SampleCount, WindowMoments, check_costs, check_
 __all__ = ["PolicyLearner"]
 
 MAX_WINDOW = 256
-"""Observations kept while the user's optimizer does not step; older ones are let go, with a warning."""
+"""Observations kept while the user's optimizer does not step; older ones are dropped, with a warning."""
 
 
 class PolicyLearner:
