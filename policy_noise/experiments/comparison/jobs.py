@@ -1,5 +1,6 @@
 """The runs of a comparison: one after the other, or several at a time in processes of their own."""
 
+import dataclasses
 import multiprocessing
 import os
 import shutil
@@ -77,7 +78,6 @@ def run_all(plan: Plan, here: World, *, jobs: int, seconds: Mapping[str, float])
         for job in todo:
             note(job, run_job(plan, job, here))
         return
-    os.environ["TQDM_DISABLE"] = "1"  # of the workers, whose bars would overwrite one another
     context = multiprocessing.get_context("spawn")
     counter, threads = context.Value("i", 0), max(1, (os.cpu_count() or 1) // jobs)
     with ProcessPoolExecutor(jobs, context, initializer=_start, initargs=(plan, counter, threads)) as pool:
@@ -137,4 +137,4 @@ def _end_with_parent() -> None:
 
 def _work(job: Job) -> dict[str, Any]:
     with world() as here:
-        return run_job(_plan, job, here)
+        return run_job(_plan, job, dataclasses.replace(here, quiet=True))
