@@ -158,7 +158,7 @@ def outputs(model: nn.Module, split: Any, recipe: TrainRecipe, world: World, *, 
     ]
     positions, outputs = [], []
     loader = loader_of(split, batches, recipe.workers)
-    bar = tqdm(loader, desc="scoring", unit="batch", delay=5, leave=False, disable=not world.main)
+    bar = tqdm(loader, desc="scoring", unit="batch", delay=5, leave=False, disable=not world.shows)
     for indices, (images, _, present) in zip(batches.batches, bar, strict=True):
         if not len(images):
             continue

@@ -23,16 +23,23 @@ class World:
         rank: Its number.
         size: How many there are.
         device: Where it computes.
+        quiet: Without progress bars, as where several runs at a time would overwrite one another's.
     """
 
     rank: int
     size: int
     device: torch.device
+    quiet: bool = False
 
     @property
     def main(self) -> bool:
         """Whether this is the process that writes and prints."""
         return self.rank == 0
+
+    @property
+    def shows(self) -> bool:
+        """Whether this process shows progress bars."""
+        return self.main and not self.quiet
 
     def gather(self, value: Any) -> list[Any]:
         """The value of every process, in their order, on all of them."""

@@ -147,7 +147,7 @@ def train(
         initial=done,
         unit="step",
         desc=f"{stage}, {with_extra(LABELS[recipe.noise], run.record['recipe'])}" if stage == "pretrain" else stage,
-        disable=not world.main,
+        disable=not world.shows,
     )
     losses: list[Tensor] = []  # since the last look, which waits for the device
     for epoch in range(done // steps, recipe.epochs):

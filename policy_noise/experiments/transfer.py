@@ -172,7 +172,7 @@ def compare(
     done = {_key(line) for line in run.history()}
     world.barrier()  # nobody writes on before all have read
     total = len(sets) * len(inits) * len(recipe.shots) * recipe.trials
-    bar = tqdm(total=total, unit="trial", initial=len(done), disable=not world.main)
+    bar = tqdm(total=total, unit="trial", initial=len(done), disable=not world.shows)
     for data in sets:
         lines = [
             (init, {"data": data.name, "init": init.label, "source": init.source, "shots": shots, "trial": trial})

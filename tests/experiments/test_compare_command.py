@@ -157,15 +157,17 @@ def test_resuming_adds_methods_and_leaves_finished_runs(tmp_path, capsys, finish
     assert len(json.loads((folder / "results.json").read_text())["runs"]) == 9
 
 
-def test_two_runs_at_a_time_are_those_of_one(tmp_path, monkeypatch, finished, files):
+def test_two_runs_at_a_time_are_those_of_one(tmp_path, capfd, finished, files):
     folder = copied(finished, tmp_path)
     for name in ("conventional-0", "mild-2"):
         shutil.rmtree(folder / "runs" / name)
-    monkeypatch.setenv("TQDM_DISABLE", "1")  # as the command sets it, and put back
     compare(*arguments(files), "--seeds", 3, "--jobs", 2, "--resume", "--output", folder)
     for name in ("conventional-0", "mild-2"):
         one, other = (load_file(place / "runs" / name / "model.safetensors") for place in (finished, folder))
         assert all(torch.allclose(one[part], other[part], atol=1e-5) for part in one)
+    errors = capfd.readouterr().err
+    assert "[2/2]" in errors
+    assert "step/s" not in errors  # their bars would overwrite one another
 
 
 def compare_rank(rank, words, port, folder):

@@ -1,5 +1,6 @@
 """The runs of a comparison: one after the other, or several at a time in processes of their own."""
 
+import dataclasses
 import multiprocessing
 import os
 import shutil
@@ -75,7 +76,6 @@ def run_all(plan: Plan, here: World, *, jobs: int, seconds: Mapping[str, float])
         for job in todo:
             note(job, run_job(plan, job, here))
         return
-    os.environ["TQDM_DISABLE"] = "1"  # of the workers, whose bars would overwrite one another
     counter, threads = multiprocessing.get_context("spawn").Value("i", 0), max(1, (os.cpu_count() or 1) // jobs)
     with worker_pool(jobs, _start, plan, counter, threads) as pool:
         futures = {pool.submit(_work, job): job for job in todo}
@@ -117,4 +117,4 @@ def _start(plan: Plan, counter: Any, threads: int) -> None:
 
 def _work(job: Job) -> dict[str, Any]:
     with world() as here:
-        return run_job(_plan, job, here)
+        return run_job(_plan, job, dataclasses.replace(here, quiet=True))

@@ -1,8 +1,6 @@
 """What a comparison runs, and how long that may take."""
 
-import contextlib
 import dataclasses
-import io
 import tempfile
 import time
 import warnings
@@ -93,7 +91,7 @@ def estimate(plan: Plan, here: World) -> dict[str, float]:
 
     Nothing is written into the comparison's folder. Few-shot transfer is not counted.
     """
-    seconds = {}
+    seconds, here = {}, dataclasses.replace(here, quiet=True)
     data, seed = plan.data, plan.seeds[0]
     rows = min(len(data.train), PROBE_STEPS * plan.recipe.batch_size * here.size)
     whole = data.multi_label or getattr(data.val, "skip_corrupt", False)  # whose every class must be there
@@ -103,7 +101,8 @@ def estimate(plan: Plan, here: World) -> dict[str, float]:
     for method in plan.methods:
         recipe = recipe_for(method, plan.recipe, seed)
         probe = dataclasses.replace(recipe, epochs=2, clean_epochs=0, checkpoint_steps=0, keep_checkpoints=1)
-        with tempfile.TemporaryDirectory() as folder, _quiet():
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the runs themselves will warn
             run = Run(folder, "pretrain", probe, {"name": data.name}, resume=False, writes=here.main)
             model = train(run, probe, small, here)
             path = Path(folder) / "speed.json"
@@ -116,14 +115,6 @@ def estimate(plan: Plan, here: World) -> dict[str, float]:
         scored += recipe.epochs * len(data.val)
         seconds[method.name] = recipe.epochs * len(data.train) / rate + scored * clean + shifted_images * shifted
     return seconds
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Without the progress bars and warnings of a training that is only timed."""
-    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _seconds_an_image(model: Any, split: Any, recipe: TrainRecipe, here: World, multi_label: bool) -> float:
