@@ -75,12 +75,12 @@ def _answer(own: Mapping[str, Sequence[Mapping[str, Any]]], labels: Mapping[str,
         else:
             kinds["nothing"].append(labels[name])
     parts = [
-        (kinds["helps"], "better than conventional training and nowhere shown to be worse"),
-        (kinds["trades"], "better on some test sets and worse on others"),
-        (kinds["harms"], "worse than conventional training and nowhere shown to be better"),
-        (kinds["nothing"], "not shown to differ from conventional training on any test set"),
+        ("better than conventional training and nowhere shown to be worse", kinds["helps"]),
+        ("better on some test sets and worse on others", kinds["trades"]),
+        ("worse than conventional training and nowhere shown to be better", kinds["harms"]),
+        ("not shown to differ from conventional training", kinds["nothing"]),
     ]
-    said = [f"{_join(who)} {'are' if len(who) > 1 else 'is'} {what}" for who, what in parts if who]
+    said = [f"{what}: {', '.join(who)}" for what, who in parts if who]
     on_clean = [labels[name] for name, rows in own.items() if finding(rows[0]) == "better"]
     clean = f"{_join(on_clean)} gained" if on_clean else "no method is shown to gain"
     return f"{'. '.join(map(_capital, said))}. On clean test images {clean}."
