@@ -30,9 +30,7 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        if math.isnan(self.low):  # of one value alone
-            return f"{self.mean:.3f}"
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return _with_range(self.mean, self.low, self.high, ".3f")
 
 
 class Difference(NamedTuple):
@@ -44,9 +42,13 @@ class Difference(NamedTuple):
     p_value: float
 
     def __str__(self) -> str:
-        if math.isnan(self.low):
-            return f"{self.mean:+.3f}"
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+        return _with_range(self.mean, self.low, self.high, "+.3f")
+
+
+def _with_range(mean: float, low: float, high: float, form: str) -> str:
+    if math.isnan(low):  # of one value alone
+        return format(mean, form)
+    return f"{mean:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def t_interval(

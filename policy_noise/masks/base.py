@@ -131,13 +131,14 @@ class SmoothMask(StochasticAugmentation):
             sample.action,
             self.operators(ones, sample),
             self.strength,
-            self._expected(sample),
+            self.expected(sample),
             None,
             sample.applied,
             **self._scaling(),
         )
 
-    def _expected(self, sample: ShadingSample) -> Tensor | None:
+    def expected(self, sample: ShadingSample) -> Tensor | None:
+        """What brightness is centred on: the expected cells, or None for 1/2."""
         return sample.expected if self.center_brightness else None
 
     def _scaling(self) -> dict[str, Any]:
@@ -178,7 +179,7 @@ class SmoothMask(StochasticAugmentation):
         """Mask a batch. Images that are not ``applied`` are returned unchanged, bit for bit."""
         assert isinstance(sample, ShadingSample)
         return self.multiply(
-            images, sample.action, sample.applied, self._expected(sample), self.operators(images, sample)
+            images, sample.action, sample.applied, self.expected(sample), self.operators(images, sample)
         )
 
     def operators(self, images: Tensor, sample: ShadingSample) -> Operators:

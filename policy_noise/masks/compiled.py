@@ -46,9 +46,8 @@ class CompiledMask:
         """The mask's own :meth:`transform`."""
         assert isinstance(sample, ShadingSample)
         images = self.mask.as_batch(images)
-        expected = sample.expected if self.mask.center_brightness else None
         operators = self.mask.operators(images, sample)
-        return self._multiply(images, sample.action, sample.applied, expected, fixed=operators)
+        return self._multiply(images, sample.action, sample.applied, self.mask.expected(sample), fixed=operators)
 
 
 class CompiledPolicyMask(CompiledMask):

@@ -1,10 +1,10 @@
 """Read every image once, and list unreadable, constant and duplicate ones, within and across splits and classes."""
 
 import argparse
-import os
 from pathlib import Path
 
 from ..check import check, summary, write_table
+from ..processes import usable_cores
 from ..sources import add_source_arguments, open_sources
 
 __all__ = ["add_arguments", "run"]
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=int,
-        default=min(8, os.cpu_count() or 1),
+        default=min(8, usable_cores()),
         help="processes that read images (default: one per core, up to 8)",
     )
 

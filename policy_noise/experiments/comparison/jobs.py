@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..distributed import World, world
-from ..processes import worker_pool
+from ..processes import usable_cores, worker_pool
 from ..runs import Run, write_json
 from ..training import train
 from .methods import recipe_for
@@ -76,7 +76,7 @@ def run_all(plan: Plan, here: World, *, jobs: int, seconds: Mapping[str, float])
         for job in todo:
             note(job, run_job(plan, job, here))
         return
-    counter, threads = multiprocessing.get_context("spawn").Value("i", 0), max(1, (os.cpu_count() or 1) // jobs)
+    counter, threads = multiprocessing.get_context("spawn").Value("i", 0), max(1, usable_cores() // jobs)
     with worker_pool(jobs, _start, plan, counter, threads) as pool:
         futures = {pool.submit(_work, job): job for job in todo}
         for future in as_completed(futures):
