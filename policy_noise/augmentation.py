@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,10 +41,61 @@ class Sample:
         """Number of independent actions in each draw, such as a mask's cells; the unit of ``entropy_target``."""
         return 1
 
+    @property
+    def is_scored(self) -> bool:
+        """Whether ``log_prob`` is stored. A subclass may leave it out and compute it when it is read."""
+        return True
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether the draw can be differentiated in the augmentation's parameters."""
+        return self.log_prob is not None and self.log_prob.requires_grad
+
+    def finite(self) -> Tensor | None:
+        """Which draws have a finite log-probability, (B,) bool; None if all have one."""
+        return None if self.log_prob is None else self.log_prob.detach().isfinite()
+
+    def surrogate(self, weight: Tensor, entropy_weight: Tensor | None = None) -> tuple[list[Tensor], list[Tensor]]:
+        r"""What :func:`torch.autograd.grad` takes to differentiate a weighted sum over the images.
+
+        .. math:: \sum_i w_i \log p(a_i \mid x_i) - c_i H_i
+
+        A subclass whose gradient has a closed form may return it, instead of having autograd derive it.
+
+        Args:
+            weight: The factor w of each log-probability.
+            entropy_weight: The factor c of each entropy; None for no bonus.
+
+        Shape:
+            - weight, entropy_weight: (B,).
+
+        Returns:
+            ``outputs`` and ``grad_outputs``: tensors of the graph, and the derivative of the sum in each of them.
+
+        Raises:
+            TypeError: If the sample lacks what is weighted.
+        """
+        name = type(self).__name__
+        if self.log_prob is None:
+            raise TypeError(f"{name} has no log_prob to learn from: pass frozen=True")
+        if entropy_weight is None:
+            return [self.log_prob], [weight]
+        entropy = self.entropy
+        if entropy is None:
+            raise TypeError(
+                f"entropy_coef and entropy_target need an entropy, which {name} does not have: give it a property "
+                "entropy of shape (B,)"
+            )
+        return [self.log_prob, entropy], [weight, -entropy_weight]
+
     def detach(self) -> "Sample":
         """The same draw without its graph."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return dataclasses.replace(self, **{k: v.detach() for k, v in values.items() if isinstance(v, Tensor)})
+        kept: dict[str, Any] = {} if self.is_scored else {"log_prob": None}
+        for field in dataclasses.fields(self):
+            if field.name not in kept:
+                value = getattr(self, field.name)
+                kept[field.name] = value.detach() if isinstance(value, Tensor) else value
+        return dataclasses.replace(self, **kept)
 
 
 class Drawing(Protocol):

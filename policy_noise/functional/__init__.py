@@ -6,7 +6,7 @@ only on sizes.
 
 from . import library  # noqa: F401 (registers with torch)
 from .cells import mask_brightness
-from .distribution import ACTION_EPS, beta_entropy, beta_log_prob, draw, sample_beta
+from .distribution import ACTION_EPS, beta_entropy, beta_gradient, beta_log_prob, bounded_exp, sample_beta
 from .estimator import Baseline, LossMoments, Reward, advantage, average_or, paper_objective, reinforce_loss
 from .masking import apply_mask, noise_mask, scale_mask
 from .rendering import blur_parameters, render_mask
@@ -20,9 +20,10 @@ __all__ = [
     "apply_mask",
     "average_or",
     "beta_entropy",
+    "beta_gradient",
     "beta_log_prob",
     "blur_parameters",
-    "draw",
+    "bounded_exp",
     "mask_brightness",
     "noise_mask",
     "paper_objective",

@@ -3,14 +3,15 @@
 ``concentration1`` and ``concentration0`` are alpha and beta in the naming of :class:`torch.distributions.Beta`.
 """
 
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..utils.compat import are_transforms_active, sample_dirichlet
 
-__all__ = ["ACTION_EPS", "beta_entropy", "beta_log_prob", "draw", "sample_beta"]
+__all__ = ["ACTION_EPS", "beta_entropy", "beta_gradient", "beta_log_prob", "bounded_exp", "sample_beta"]
 
 ACTION_EPS = 1e-6
 """Distance that sampled actions keep from 0 and 1, where Beta densities can be infinite."""
@@ -62,75 +63,121 @@ def beta_log_prob(action: Tensor, concentration1: Tensor, concentration0: Tensor
     return (concentration1 - 1) * torch.log(action) + (concentration0 - 1) * torch.log1p(-action) - log_beta
 
 
-def draw(
-    logarithm: Tensor, low: float, high: float, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Bound the concentrations, draw from them and score the draw, in few operations forwards and backwards.
-
-    Args:
-        logarithm: Logarithms of alpha and beta of each cell.
-        low: Bound of the logarithms, beyond which they get no gradient.
-        high: Likewise.
-        generator: See :func:`sample_beta`.
+def bounded_exp(logarithm: Tensor, low: float, high: float) -> Tensor:
+    """``logarithm.clamp(low, high).exp()`` in fewer operations; beyond the bounds there is no gradient.
 
     Shape:
-        - logarithm: (B, ..., 2).
-        - Output: concentrations, (B, ..., 2); actions as of :func:`sample_beta`, (B, ...); the sum over cells of their
-          :func:`beta_log_prob`, (B,).
+        - logarithm: any shape.
+        - Output: that shape.
     """
     # Compilers fuse the plain form by themselves, and transforms need functions of another kind.
     if torch.compiler.is_compiling() or are_transforms_active():
-        concentration = logarithm.clamp(low, high).exp()
-        concentration1, concentration0 = concentration.unbind(-1)
-        action = sample_beta(concentration1, concentration0, generator)
-        return concentration, action, beta_log_prob(action, concentration1, concentration0).flatten(1).sum(1)
-    return _Draw.apply(logarithm, low, high, generator)
+        return logarithm.clamp(low, high).exp()
+    return _BoundedExp.apply(logarithm, low, high)
 
 
-class _Draw(torch.autograd.Function):
-    """The score is in closed form: log a - digamma(alpha) + digamma(alpha + beta), and with 1 - a for beta."""
-
+class _BoundedExp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logarithm: Tensor, low: float, high: float, generator: torch.Generator | None) -> Any:
+    def forward(ctx: Any, logarithm: Tensor, low: float, high: float) -> Tensor:
         bounded = logarithm.clamp(low, high)
-        concentration = bounded.exp()
-        action = draw_pairs(concentration, generator)
-        log_action = torch.stack([action, 1.0 - action], dim=-1).log_()
-        total = concentration.sum(-1, keepdim=True)
-        # Half of each cell's lgamma(alpha + beta) goes to each of its two terms.
-        terms = ((concentration - 1.0) * log_action).sub_(concentration.lgamma()).add_(total.lgamma(), alpha=0.5)
-        ctx.mark_non_differentiable(action)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logarithm, bounded, concentration, log_action)
-        return concentration, action, terms.flatten(1).sum(1)
+        value = bounded.exp()
+        ctx.save_for_backward(logarithm, bounded, value)
+        return value
 
     @staticmethod
-    def backward(ctx: Any, of_concentration: Tensor | None, _: None, of_log_prob: Tensor | None) -> Any:
-        logarithm, bounded, concentration, log_action = ctx.saved_tensors
-        gradient = of_concentration
-        if of_log_prob is not None:
-            total = concentration.sum(-1, keepdim=True)
-            score = log_action - torch.digamma(concentration) + torch.digamma(total)
-            gradient = score * of_log_prob.view(-1, *[1] * (score.ndim - 1))
-            if of_concentration is not None:
-                gradient = gradient + of_concentration
-        if gradient is None:
-            return None, None, None, None
-        return (gradient * concentration).masked_fill_(bounded != logarithm, 0.0), None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        logarithm, bounded, value = ctx.saved_tensors
+        return (gradient * value).masked_fill(bounded != logarithm, 0.0), None, None
 
 
 def beta_entropy(concentration1: Tensor, concentration0: Tensor) -> Tensor:
-    """Differential entropy in nats of each cell's Beta distribution: 0 for Beta(1, 1), its largest value.
+    r"""Differential entropy in nats of each cell's Beta distribution: 0 for Beta(1, 1), its largest value.
+
+    .. math:: \log B(\alpha, \beta) - (\alpha - 1) \psi(\alpha) - (\beta - 1) \psi(\beta)
+        + (\alpha + \beta - 2) \psi(\alpha + \beta)
 
     Shape:
         - concentration1, concentration0: any shape, the same.
         - Output: that shape.
     """
-    total = concentration1 + concentration0
-    log_beta = torch.lgamma(concentration1) + torch.lgamma(concentration0) - torch.lgamma(total)
-    return (
-        log_beta
-        - (concentration1 - 1) * torch.digamma(concentration1)
-        - (concentration0 - 1) * torch.digamma(concentration0)
-        + (total - 2) * torch.digamma(total)
-    )
+    return BetaTerms.of(concentration1, concentration0).entropy()
+
+
+def beta_gradient(
+    action: Tensor,
+    concentration1: Tensor,
+    concentration0: Tensor,
+    weight: Tensor,
+    entropy_weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""Gradient of weighted log densities and entropies in the concentrations, in closed form.
+
+    .. math:: \partial_\alpha (w \log p - c H) = w (\log a - \psi(\alpha) + \psi(\alpha + \beta))
+        + c ((\alpha - 1) \psi'(\alpha) - (\alpha + \beta - 2) \psi'(\alpha + \beta))
+
+    and with 1 - a and beta in the places of a and alpha. It equals autograd's gradient of :func:`beta_log_prob` and
+    :func:`beta_entropy`, in fewer operations.
+
+    Args:
+        action: Drawn values in (0, 1).
+        concentration1: Alpha.
+        concentration0: Beta.
+        weight: The factor w of each log density.
+        entropy_weight: The factor c of each entropy; by default 0.
+
+    Shape:
+        - action, concentration1, concentration0: any shape, the same.
+        - weight, entropy_weight: broadcast to it.
+        - Output: two tensors of that shape.
+    """
+    with torch.no_grad():
+        return BetaTerms.of(concentration1, concentration0).gradient(action, weight, entropy_weight)
+
+
+class BetaTerms(NamedTuple):
+    """What entropy and gradient share. Alpha, beta and alpha + beta lie side by side: one operation serves all three.
+
+    Args:
+        values: Alpha, beta and alpha + beta.
+        excess: Alpha - 1, beta - 1 and alpha + beta - 2.
+        digamma: Of the values.
+
+    Shape:
+        - values, excess, digamma: (..., 3).
+    """
+
+    values: Tensor
+    excess: Tensor
+    digamma: Tensor
+
+    @classmethod
+    def of(cls, concentration1: Tensor, concentration0: Tensor) -> "BetaTerms":
+        """The terms of each cell."""
+        total = concentration1 + concentration0
+        values = torch.stack([concentration1, concentration0, total], dim=-1)
+        if torch.compiler.is_compiling():  # which follows no cache, and fuses this
+            excess = torch.stack([concentration1 - 1.0, concentration0 - 1.0, total - 2.0], dim=-1)
+        else:
+            excess = values - _modes(values.device, values.dtype)
+        return cls(values, excess, values.digamma())
+
+    def entropy(self) -> Tensor:
+        """:func:`beta_entropy`."""
+        terms = torch.addcmul(self.values.lgamma(), self.excess, self.digamma, value=-1)
+        return terms[..., 0] + terms[..., 1] - terms[..., 2]
+
+    def gradient(self, action: Tensor, weight: Tensor, entropy_weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        """:func:`beta_gradient`."""
+        gradient = torch.stack([action, 1.0 - action], dim=-1).log_()
+        gradient.sub_(self.digamma[..., :2]).add_(self.digamma[..., 2:]).mul_(weight.unsqueeze(-1))
+        if entropy_weight is not None:
+            slopes = self.excess * torch.polygamma(1, self.values)
+            gradient.addcmul_(slopes[..., :2] - slopes[..., 2:], entropy_weight.unsqueeze(-1))
+        first, second = gradient.unbind(-1)
+        return first, second
+
+
+@lru_cache(maxsize=16)
+def _modes(device: torch.device, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        return torch.tensor([1.0, 1.0, 2.0], device=device, dtype=dtype)

@@ -133,6 +133,10 @@ class LossMoments:
             scale = scale / torch.maximum(self.norm * self.factors[ROOT], self.factors[FLOOR])
         return distance * scale
 
+    def shares(self, total: Tensor | float) -> Tensor:
+        """A number split equally among the losses that count, (B,); 0 for the others."""
+        return self.valid * (self.factors[INVERSE] * total)
+
     def blend(self, average: Tensor | None, momentum: float) -> Tensor:
         """The moving average after this window: unchanged where no loss counts, NaN as long as none ever has."""
         blended = torch.lerp(self.mean, self.average, momentum)

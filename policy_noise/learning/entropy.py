@@ -5,9 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..augmentation import Sample
-
-__all__ = ["EntropyConstraint", "entropy_of"]
+__all__ = ["EntropyConstraint"]
 
 START = 0.1
 """Coefficient at the start."""
@@ -46,16 +44,5 @@ class EntropyConstraint:
         Args:
             entropy: Mean over the window's samples, in nats per action, a scalar; NaN changes nothing.
         """
-        step = torch.nan_to_num(RATE * (self.target - entropy), 0.0)
-        self.coefficient = (self.coefficient * step.exp()).clamp(*BOUNDS)
-
-
-def entropy_of(sample: Sample) -> Tensor:
-    """A sample's entropy, refused where it is not known."""
-    entropy = sample.entropy
-    if entropy is None:
-        raise TypeError(
-            f"entropy_coef and entropy_target need an entropy, which {type(sample).__name__} does not have: give it "
-            "a property entropy of shape (B,)"
-        )
-    return entropy
+        step = torch.rsub(entropy, RATE * self.target, alpha=RATE).nan_to_num_(0.0).exp_()
+        self.coefficient = step.mul_(self.coefficient).clamp_(*BOUNDS)

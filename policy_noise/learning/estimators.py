@@ -23,13 +23,16 @@ Terms = tuple[list[Tensor], list[Tensor]]
 class Estimator(Protocol):
     """What the learner asks of an estimator."""
 
-    def terms(self, samples: Sequence[Sample], moments: LossMoments, seen: int | Tensor) -> Terms:
+    def terms(
+        self, samples: Sequence[Sample], moments: LossMoments, seen: int | Tensor, entropy_coef: Tensor | float
+    ) -> Terms:
         """Outputs to differentiate and the weight of each, over all samples of the window.
 
         Args:
             samples: The window's draws, batch by batch.
             moments: Of their losses, joined; over all ranks where there are several.
             seen: Samples in the window, of all ranks.
+            entropy_coef: Weight of the entropy bonus; a plain 0 for none.
         """
 
     def loss_scale(self, sample: Sample) -> Tensor | None:
@@ -91,11 +94,23 @@ class Reinforce:
         self.baseline = baseline
         self.normalize = normalize
 
-    def terms(self, samples: Sequence[Sample], moments: LossMoments, seen: int | Tensor) -> Terms:
+    def terms(
+        self, samples: Sequence[Sample], moments: LossMoments, seen: int | Tensor, entropy_coef: Tensor | float
+    ) -> Terms:
         baseline: Baseline | Tensor = moments.average if self.baseline == "moving_average" else self.baseline  # type: ignore[assignment]
         weight = moments.weights(baseline, self.normalize)
         sizes = [len(sample.applied) for sample in samples]
-        return [_log_prob(sample) for sample in samples], [*(weight if self.sign > 0 else -weight).split(sizes)]
+        weights = (weight if self.sign > 0 else -weight).split(sizes)
+        bonus: Sequence[Tensor | None] = [None] * len(samples)
+        if isinstance(entropy_coef, Tensor) or entropy_coef:
+            bonus = moments.shares(entropy_coef).split(sizes)
+        outputs: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for sample, *factors in zip(samples, weights, bonus, strict=True):
+            found = sample.surrogate(*factors)
+            outputs += found[0]
+            gradients += found[1]
+        return outputs, gradients
 
     def loss_scale(self, sample: Sample) -> None:
         return None
@@ -104,7 +119,9 @@ class Reinforce:
 class PaperEstimator:
     """The published surrogate, :func:`policy_noise.functional.paper_objective` of each batch."""
 
-    def terms(self, samples: Sequence[Sample], moments: LossMoments, seen: int | Tensor) -> Terms:
+    def terms(
+        self, samples: Sequence[Sample], moments: LossMoments, seen: int | Tensor, entropy_coef: Tensor | float
+    ) -> Terms:
         sizes = [len(sample.applied) for sample in samples]
         outputs = [
             paper_objective(_cells(sample), losses)
@@ -115,12 +132,6 @@ class PaperEstimator:
 
     def loss_scale(self, sample: Sample) -> Tensor:
         return paper_objective(_cells(sample).detach(), sample.applied.new_ones((), dtype=torch.float32))
-
-
-def _log_prob(sample: Sample) -> Tensor:
-    if sample.log_prob is None:
-        raise TypeError(f"{type(sample).__name__} has no log_prob to learn from: pass frozen=True")
-    return sample.log_prob
 
 
 def _cells(sample: Sample) -> Tensor:

@@ -11,7 +11,7 @@ from .. import functional as PF
 from ..augmentation import Sample, StochasticAugmentation
 from ..utils.distributed import is_distributed
 from ..utils.renames import refuse_renamed
-from .entropy import EntropyConstraint, entropy_of
+from .entropy import EntropyConstraint
 from .estimators import PaperEstimator, create_estimator
 from .metrics import KEYS, LastStep
 from .optimizer import PolicyOptimizer, flat_gradient
@@ -201,16 +201,16 @@ class PolicyLearner:
                 self._moving_average,
                 self.device,
                 distributed=distributed,
-                with_entropy=self.entropy is not None,
+                with_entropy=self.entropy is not None and not self.frozen,
             )
             if moments is None:
                 return
             self._moving_average = moments.loss.blend(self._moving_average, self.baseline_momentum)
             samples, sizes = [seen.sample for seen in window], [len(seen.loss) for seen in window]
             # The samples' own checks leave finite numbers here; a policy must outlive whatever they missed.
-            gradient = torch.nan_to_num_(self._gradient(samples, sizes, moments), 0.0, 0.0, 0.0)
+            gradient = torch.nan_to_num_(self._gradient(samples, moments), 0.0, 0.0, 0.0)
         if self.entropy is not None and moments.entropy is not None:
-            self.entropy.update(moments.entropy[1])
+            self.entropy.update(moments.entropy)
         self._count.seen += sum(sizes)
         previous = () if self._last is None else self._last.samples
         self._last = LastStep(moments, gradient, [sample.detach() for sample in samples] or previous)
@@ -221,15 +221,12 @@ class PolicyLearner:
         """Let a window pass that was not to be learned from; its learning rate may still be the largest seen."""
         self.rate(group)
 
-    def _gradient(self, samples: list[Sample], sizes: list[int], moments: WindowMoments) -> Tensor:
+    def _gradient(self, samples: list[Sample], moments: WindowMoments) -> Tensor:
         """One backward through all samples of the window, flat; with several processes that of all ranks."""
         gradient = None
-        if samples and self.parameters and samples[0].log_prob is not None:
-            outputs, weights = self.estimator.terms(samples, moments.loss, moments.seen)
+        if samples and self.parameters and samples[0].has_graph:
             coefficient = self.entropy_coef if self.entropy is None else self.entropy.coefficient
-            if self.entropy is not None or self.entropy_coef:
-                outputs += [entropy_of(sample) for sample in samples]
-                weights += (-coefficient * moments.loss.valid / moments.loss.samples).split(sizes)
+            outputs, weights = self.estimator.terms(samples, moments.loss, moments.seen, coefficient)
             gradient = flat_gradient(outputs, weights, self.parameters)
         if gradient is None:
             gradient = torch.zeros(sum(parameter.numel() for parameter in self.parameters), device=self.device)

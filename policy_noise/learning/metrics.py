@@ -48,7 +48,7 @@ class LastStep:
         }
 
     def _entropy(self) -> float:
-        if self.moments.entropy is not None:
-            return float(self.moments.entropy[0])
+        if self.moments.total_entropy is not None:
+            return float(self.moments.total_entropy)
         entropies = [entropy for sample in self.samples if (entropy := sample.entropy) is not None]
         return float(torch.cat(entropies).mean()) if entropies else math.nan

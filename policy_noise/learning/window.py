@@ -64,8 +64,10 @@ class SampleCount:
     def valid(self, observation: Observation) -> Tensor:
         """Samples that count, (B,) bool: transformed, with a finite loss."""
         sample, loss = observation.sample, observation.loss
-        total = loss if sample.log_prob is None else loss + sample.log_prob.detach()
-        finite = total.abs() < math.inf  # one is infinite or NaN: so is the sum
+        finite = loss.abs() < math.inf
+        drawn = sample.finite()
+        if drawn is not None:
+            finite = finite & drawn
         self._checked += len(finite)
         self._uncounted.append(finite)
         if len(self._uncounted) > MAX_UNCOUNTED:
@@ -116,13 +118,14 @@ class WindowMoments:
     Args:
         loss: Moments of the losses.
         seen: Samples in the window.
-        entropy: Mean entropy of the samples' draws in nats, and the same per action, (2,); NaN where it is not known,
-            and None where it was not asked for.
+        entropy: Mean entropy per action in nats, over the samples; NaN if it is unknown, None if nobody asked for it.
+        total_entropy: Mean entropy of a whole draw, over the ranks' samples; None with one process, whose samples tell.
     """
 
     loss: LossMoments
     seen: int | Tensor
     entropy: Tensor | None
+    total_entropy: Tensor | None = None
 
 
 def moments_of(
@@ -149,31 +152,30 @@ def moments_of(
     """
     loss = _join([seen.loss for seen in window], torch.float32, device)
     valid = _join([count.valid(seen) for seen in window], torch.bool, device)
-    entropy = None
-    if with_entropy or distributed:
-        entropy = _entropy_sums([seen.sample for seen in window], device)
+    samples = [seen.sample for seen in window]
     if not distributed:
-        return WindowMoments(
-            LossMoments.of(loss, valid, average), len(loss), None if entropy is None else entropy / len(loss)
-        )
-    assert entropy is not None
-    sums = torch.cat([LossMoments.sums(loss, valid, average), loss.new_tensor([len(loss)]), entropy])
+        entropy = _entropy_sum(samples, device, len(loss)) if with_entropy else None
+        return WindowMoments(LossMoments.of(loss, valid, average), len(loss), entropy)
+    entropies = torch.stack([_entropy_sum(samples, device, per_action=per_action) for per_action in (True, False)])
+    sums = torch.cat([LossMoments.sums(loss, valid, average), loss.new_tensor([len(loss)]), entropies])
     dist.all_reduce(sums)
     if not window and not bool(sums[3]):
         return None  # so all ranks stop here; only one without any sample has to look (and wait)
     seen = sums[3].clamp(min=1)
-    return WindowMoments(LossMoments.of_all_ranks(loss, valid, sums[:3], average), seen, sums[4:] / seen)
+    return WindowMoments(LossMoments.of_all_ranks(loss, valid, sums[:3], average), seen, *(sums[4:] / seen))
 
 
-def _entropy_sums(samples: list[Sample], device: torch.device) -> Tensor:
-    """Entropy of all draws, and the same per action, (2,)."""
-    total = torch.zeros(2, device=device)
-    for sample in samples:
-        entropy = sample.entropy
-        if entropy is None:
-            return torch.full((2,), math.nan, device=device)
-        total = total + entropy.detach().sum() * total.new_tensor([1.0, 1.0 / sample.actions])
-    return total
+def _entropy_sum(samples: list[Sample], device: torch.device, count: int = 1, *, per_action: bool = True) -> Tensor:
+    """Entropy of all draws, per action or not, over a count; NaN where it is not known."""
+    total = None
+    with torch.no_grad():
+        for sample in samples:
+            entropy = sample.entropy
+            if entropy is None:
+                return torch.full((), math.nan, device=device)
+            share = entropy.sum() / (count * (sample.actions if per_action else 1))
+            total = share if total is None else total + share
+    return torch.zeros((), device=device) if total is None else total
 
 
 def sum_over_ranks(gradient: Tensor, module: nn.Module) -> Tensor:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from ..augmentation import Sample
 from ..functional.distribution import draw_pairs
 from ..functional.rendering import without_autocast
 from ..utils.compat import of_any_batch
-from .samples import ShadingSample
+from .samples import MaskSample, ShadingSample
 
 if TYPE_CHECKING:
     from .base import SmoothMask
@@ -53,8 +54,9 @@ class CompiledMask:
 class CompiledPolicyMask(CompiledMask):
     """The same with a policy, of which all is compiled but the random numbers.
 
-    These come from the hook's generators, which no compiler takes into a graph. So there are three graphs: the policy
-    up to the concentrations, the score of the drawn actions, and the rendering with the multiplication.
+    These come from the hook's generators, which no compiler takes into a graph. So there are separate graphs: the
+    policy up to the concentrations, the rendering with the multiplication, and the gradient of the drawn actions in the
+    concentrations, with the entropy where it is held.
 
     Args:
         mask: The mask.
@@ -63,21 +65,46 @@ class CompiledPolicyMask(CompiledMask):
     def __init__(self, mask: "PolicyNoiseMask") -> None:
         super().__init__(mask)
         self._concentrations = _Compiled(self, mask.concentrations)
-        self._score = _Compiled(self, _score)
         self._sample_of = mask.sample_of
+        self.gradient = _Compiled(self, _gradient)
+        self.entropy = _Compiled(self, _entropy)
 
     def sample(self, images: Tensor, generator: torch.Generator | None = None) -> Sample:
         """The mask's own :meth:`sample`."""
         images = self.mask.as_batch(images)
         with without_autocast(images.device.type):
             concentration = self._concentrations(images)
-            action = draw_pairs(concentration, generator)
-            log_prob = self._score(action, concentration) if torch.is_grad_enabled() else None
-            return self._sample_of(concentration, action, log_prob, generator)
+            drawn = self._sample_of(concentration, draw_pairs(concentration, generator), generator)
+            return _CompiledSample(**{**vars(drawn), "log_prob": None}, compiled=self)
 
 
-def _score(action: Tensor, concentration: Tensor) -> Tensor:
-    return PF.beta_log_prob(action, *concentration.unbind(-1)).flatten(1).sum(1)
+@dataclass(frozen=True)
+class _CompiledSample(MaskSample):
+    """A draw whose gradient and entropy are compiled."""
+
+    compiled: CompiledPolicyMask
+
+    @property
+    def entropy(self) -> Tensor:
+        if torch.is_grad_enabled() and self.has_graph:
+            return super().entropy
+        return self.compiled.entropy(self.concentration1, self.concentration0)
+
+    def surrogate(self, weight: Tensor, entropy_weight: Tensor | None = None) -> tuple[list[Tensor], list[Tensor]]:
+        with torch.no_grad():
+            tensors = (self.action, self.concentration1, self.concentration0, weight, entropy_weight)
+            gradients = self.compiled.gradient(*tensors)
+        return [self.concentration1, self.concentration0], [*gradients.unbind(-1)]
+
+
+def _gradient(action: Tensor, alpha: Tensor, beta: Tensor, weight: Tensor, entropy_weight: Tensor | None) -> Tensor:
+    broad = (-1, *[1] * (action.ndim - 1))
+    bonus = None if entropy_weight is None else entropy_weight.view(broad)
+    return torch.stack(PF.beta_gradient(action, alpha, beta, weight.view(broad), bonus), dim=-1)
+
+
+def _entropy(alpha: Tensor, beta: Tensor) -> Tensor:
+    return PF.beta_entropy(alpha, beta).flatten(1).sum(1)
 
 
 class _Compiled:

@@ -148,15 +148,17 @@ class PolicyNoiseMask(SmoothMask):
             generator: Source of randomness on the images' device; by default the global one.
 
         Returns:
-            The sample, whose ``log_prob`` and ``entropy`` carry the policy's graph. Without gradients the former is
-            computed when it is read.
+            The sample. Its ``log_prob`` and ``entropy`` carry the policy's graph and are computed when they are read.
         """
         images = self.as_batch(images)
         with without_autocast(images.device.type):
-            if torch.is_grad_enabled() or torch.compiler.is_compiling():
-                return self.sample_of(*PF.draw(self._logarithms(images), LOW, HIGH, generator), generator)
             concentration = self.concentrations(images)
-            return self.sample_of(concentration, draw_pairs(concentration, generator), None, generator)
+            if torch.compiler.is_compiling():
+                concentration1, concentration0 = concentration.unbind(-1)
+                action = PF.sample_beta(concentration1, concentration0, generator)
+            else:
+                action = draw_pairs(concentration, generator)
+            return self.sample_of(concentration, action, generator)
 
     def compiled(self) -> CompiledPolicyMask:
         """This mask with its policy and its own work compiled, for a hook."""
@@ -164,11 +166,9 @@ class PolicyNoiseMask(SmoothMask):
 
     def concentrations(self, images: Tensor) -> Tensor:
         """Alpha and beta of each cell, ``(B, 1, *grid, 2)``, with the policy's graph: what comes before the draw."""
-        return self._logarithms(images).clamp(LOW, HIGH).exp()
+        return PF.bounded_exp(self._logarithms(images), LOW, HIGH)
 
-    def sample_of(
-        self, concentration: Tensor, action: Tensor, log_prob: Tensor | None, generator: torch.Generator | None
-    ) -> MaskSample:
+    def sample_of(self, concentration: Tensor, action: Tensor, generator: torch.Generator | None) -> MaskSample:
         """The sample of drawn actions; whether an image is masked is drawn here."""
         batch = len(concentration)
         if self.p < 1.0:
@@ -182,7 +182,7 @@ class PolicyNoiseMask(SmoothMask):
             action=action,
             concentration1=concentration1,
             concentration0=concentration0,
-            log_prob=log_prob,
+            log_prob=None,
             applied=applied,
         )
 

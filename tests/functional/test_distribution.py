@@ -1,5 +1,7 @@
 """The Beta distribution, against those of torch and scipy."""
 
+import math
+
 import pytest
 import torch
 from torch.distributions import Beta
@@ -68,47 +70,41 @@ def test_entropy_of_the_uniform_distribution_is_zero_and_the_largest(pairs):
     assert (PF.beta_entropy(*(value.double() for value in pairs)) <= 1e-12).all()
 
 
-def draw_plainly(logarithm, low, high, generator):
-    """What :func:`policy_noise.functional.draw` computes, as it reads in a book."""
-    concentration = logarithm.clamp(low, high).exp()
-    action = PF.sample_beta(*concentration.unbind(-1), generator)
-    return concentration, action, PF.beta_log_prob(action, *concentration.unbind(-1)).flatten(1).sum(1)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_draws_and_their_scores_and_gradients_are_those_of_the_plain_formulas(dtype):
+def test_the_exponential_between_bounds_is_that_of_the_plain_formula(dtype):
     logarithm = (2 * torch.randn(6, 1, 5, 4, 2, dtype=dtype)).requires_grad_()  # a good part beyond the bounds
-    weight, plain_weight = torch.randn(6, dtype=dtype), torch.randn(6, 1, 5, 4, 2, dtype=dtype)
-    results = []
-    for function in (PF.draw, draw_plainly):
-        drawn = function(logarithm, -3.0, 3.0, torch.Generator().manual_seed(1))
-        concentration, action, log_prob = drawn
-        assert not action.requires_grad
-        outputs = {"score": (log_prob * weight).sum(), "concentration": (concentration * plain_weight).sum()}
-        outputs["both"] = outputs["score"] + outputs["concentration"]
-        first = [torch.autograd.grad(output, logarithm, create_graph=True)[0] for output in outputs.values()]
-        second = [torch.autograd.grad(gradient.square().sum(), logarithm, retain_graph=True)[0] for gradient in first]
-        results.append((drawn, first, second))
-    (drawn, first, second), (expected, expected_first, expected_second) = results
-    assert torch.equal(drawn[0], expected[0])
-    assert torch.equal(drawn[1], expected[1])
-    tolerance = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-8}
-    torch.testing.assert_close(drawn[2], expected[2], **tolerance)
-    torch.testing.assert_close(first, expected_first, **tolerance)
-    torch.testing.assert_close(second, expected_second, rtol=10 * tolerance["rtol"], atol=10 * tolerance["atol"])
-    assert 0 < (first[0] == 0).float().mean() < 0.5
+    weight = torch.randn_like(logarithm)
+    own, plain = PF.bounded_exp(logarithm, -3.0, 1.0), logarithm.clamp(-3.0, 1.0).exp()
+    assert torch.equal(own, plain)
+    first, expected = (
+        torch.autograd.grad((value * weight).sum(), logarithm, create_graph=True)[0] for value in (own, plain)
+    )
+    torch.testing.assert_close(first, expected)
+    assert 0 < (first == 0).float().mean() < 0.5
+    second = [torch.autograd.grad(gradient.square().sum(), logarithm)[0] for gradient in (first, expected)]
+    torch.testing.assert_close(*second)
 
 
-def test_a_concentration_that_is_no_number_gets_the_gradient_of_the_plain_formula():
-    logarithm = torch.zeros(2, 1, 2, 2, 2)
-    logarithm[0, 0, 0, 0, 0] = torch.nan
-    logarithm.requires_grad_()
-    gradients = []
-    for function in (PF.draw, draw_plainly):
-        _, _, log_prob = function(logarithm, -1.0, 1.0, torch.Generator().manual_seed(1))
-        gradients += torch.autograd.grad(log_prob[1], logarithm)
-    torch.testing.assert_close(*gradients, equal_nan=True)
-    assert gradients[0][0, 0, 0, 0, 0] == 0
+def test_a_logarithm_that_is_no_number_gets_no_gradient():
+    logarithm = torch.tensor([torch.nan, 0.5], requires_grad=True)
+    value = PF.bounded_exp(logarithm, -1.0, 1.0)
+    assert value[0].isnan()
+    value[1].backward()
+    assert logarithm.grad.tolist() == pytest.approx([0.0, math.exp(0.5)])
+
+
+@pytest.mark.parametrize("with_entropy", [False, True])
+def test_the_closed_gradient_is_that_of_autograd(pairs, with_entropy):
+    concentration1, concentration0 = (value.double().requires_grad_() for value in pairs)
+    action = PF.sample_beta(concentration1, concentration0)
+    weight, entropy_weight = torch.randn_like(action), torch.randn_like(action) if with_entropy else None
+    total = weight * PF.beta_log_prob(action, concentration1, concentration0)
+    if entropy_weight is not None:
+        total = total - entropy_weight * PF.beta_entropy(concentration1, concentration0)
+    expected = torch.autograd.grad(total.sum(), (concentration1, concentration0))
+    found = PF.beta_gradient(action, concentration1, concentration0, weight, entropy_weight)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    assert not any(gradient.requires_grad for gradient in found)
 
 
 def test_draws_that_a_compiler_traces_are_the_same():

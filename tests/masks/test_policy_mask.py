@@ -1,6 +1,7 @@
 """The mask module."""
 
 import copy
+import dataclasses
 import io
 import math
 import pickle
@@ -360,7 +361,7 @@ def test_a_sample_can_be_kept_in_a_file(batch):
     mask = PolicyNoiseMask()
     sample = mask.sample(images).detach()
     file = io.BytesIO()
-    torch.save(vars(sample), file)
+    torch.save(dataclasses.asdict(sample), file)
     file.seek(0)
     again = MaskSample(**torch.load(file, weights_only=True))
     assert torch.equal(mask(images, again), mask(images, sample))
