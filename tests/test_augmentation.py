@@ -214,7 +214,7 @@ class AnotherSample(Bandit):
         (WithoutSample(), NotImplementedError, r"WithoutSample must define sample\(images, generator\)"),
         (WithoutTransform(), NotImplementedError, r"WithoutTransform must define transform\(images, sample\)"),
         (AnotherSample(), TypeError, r"AnotherSample\.sample must return a policy_noise\.Sample, got dict"),
-        (changed(log_prob=lambda s: None), ValueError, r"must give log_prob of shape \(32,\), .* got None"),
+        (changed(log_prob=lambda s: None), ValueError, r"must return log_prob of shape \(32,\), .* got None"),
         (changed(log_prob=lambda s: s.log_prob[1:]), ValueError, r"log_prob of shape \(32,\), .* got \(31,\)"),
         (changed(log_prob=lambda s: s.logits), ValueError, r"log_prob of shape \(32,\), .* got \(32, 5\)"),
         (changed(log_prob=lambda s: s.log_prob.detach()), ValueError, "log_prob without a graph: .* pass frozen=True"),

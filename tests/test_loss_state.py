@@ -160,7 +160,7 @@ def test_without_the_state_before_a_criterion_that_has_moved_on_is_refused():
     criterion = Counting()
     criterion(DATA[0], LABELS[0])
     value = criterion(DATA[0], LABELS[0])
-    with pytest.raises(CriterionError, match=r"is no mean or sum over samples"):
+    with pytest.raises(CriterionError, match=r"is not a mean or sum over samples"):
         LossSplitter(criterion)((DATA[0], LABELS[0]), {}, value)
     assert criterion.calls == 2
 
@@ -246,7 +246,7 @@ def test_what_agrees_only_while_the_state_is_new_is_refused_at_the_next_look():
         return splitter((DATA[0], LABELS[0]), {}, criterion(DATA[0], LABELS[0]))
 
     step()
-    with pytest.raises(CriterionError, match="is no mean or sum"):
+    with pytest.raises(CriterionError, match="is not a mean or sum"):
         step()
 
 

@@ -176,7 +176,7 @@ class Branching(nn.Module):
 @pytest.mark.parametrize("criterion", [Focal(), Focal("mean"), Branching()], ids=lambda c: type(c).__name__)
 def test_a_function_of_the_batchs_mean_is_refused(criterion):
     """Each sample has a loss of its own, but the loop trains on something else."""
-    with pytest.raises(CriterionError, match=r"is no mean or sum over samples.*hook\.observe.*leave_one_out"):
+    with pytest.raises(CriterionError, match=r"is not a mean or sum over samples.*hook\.observe.*leave_one_out"):
         per_sample_loss(criterion, LOGITS, LABELS)
 
 

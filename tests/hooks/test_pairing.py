@@ -177,7 +177,9 @@ def test_forwards_without_losses_are_refused_in_the_end(loop):
     refused = images()
     random = torch.get_rng_state()
     for _ in range(2):
-        with pytest.raises(PairingError, match=r"3 masked forwards in a row had no loss .*max_pending=3.*paused"):
+        with pytest.raises(
+            PairingError, match=r"no loss was observed for the first 3 masked forwards .*max_pending=3.*paused"
+        ):
             loop.model(refused)
     assert len(loop.drawn) == 3
     assert torch.equal(torch.get_rng_state(), random)

@@ -154,7 +154,7 @@ def test_an_optimizers_state_was_loaded_before(batch, recwarn, kind):
     optimizer = kind(model.parameters(), lr=0.1)
     optimizer.load_state_dict(first.state_dict())
     attach(model, optimizer, criterion)
-    assert_one(recwarn, "has a state already", "attach before optimizer.load_state_dict")
+    assert_one(recwarn, "already has a state", "attach before optimizer.load_state_dict")
 
 
 def test_torch_func(batch, recwarn):
