@@ -417,7 +417,10 @@ def test_repr_names_the_settings():
             {"grid_size": (1, 1), "brightness_std": 0},
             r"grid_size=\(1, 1\) is a single cell, .*pattern_std=0\.1 and brightness_std=0:",
         ),
-        ({"grid_size": 1, "pattern_std": None, "brightness_std": 0}, "grid_size=1 is a single cell, .*got pattern_std=None"),
+        (
+            {"grid_size": 1, "pattern_std": None, "brightness_std": 0},
+            "grid_size=1 is a single cell, .*got pattern_std=None",
+        ),
         ({"scale_about": "frequency"}, "scale_about must be .*'frequency'"),
         ({"mean": 0.5}, r"mean and std belong together, got mean=0\.5 and std=None"),
         ({"mean": [0.5, 0.5], "std": 1.0}, r"mean must be one finite number or 3 \(in_chans\), got \[0\.5, 0\.5\]"),
