@@ -40,7 +40,7 @@ def test_sample_has_no_gradient_and_keeps_away_from_the_ends():
     assert not action.requires_grad
     assert action.min() >= 1e-6
     assert action.max() <= 1 - 1e-6
-    assert action.min() < 1e-5  # the ends are reached: the clamp is at work
+    assert action.min() < 1e-5  # the clamp is reached
     assert torch.isfinite(PF.beta_log_prob(action, tiny, tiny)).all()
 
 
@@ -69,7 +69,7 @@ def test_entropy_of_the_uniform_distribution_is_zero_and_the_largest(pairs):
 
 
 def draw_plainly(logarithm, low, high, generator):
-    """What :func:`policy_noise.functional.draw` computes, as it reads in a book."""
+    """The textbook formula for :func:`policy_noise.functional.draw`."""
     concentration = logarithm.clamp(low, high).exp()
     action = PF.sample_beta(*concentration.unbind(-1), generator)
     return concentration, action, PF.beta_log_prob(action, *concentration.unbind(-1)).flatten(1).sum(1)

@@ -1,4 +1,4 @@
-"""Masks whose own work is compiled by the hook."""
+"""Masks that the hook compiles."""
 
 import functools
 import warnings
@@ -16,7 +16,7 @@ BACKEND = torch.compile
 
 @pytest.fixture(autouse=True)
 def traced(monkeypatch):
-    """Graphs are traced and not built, which takes no compiler."""
+    """Trace graphs without building them, which needs no compiler."""
     torch._dynamo.reset()
     counters.clear()
     monkeypatch.setattr(torch, "compile", functools.partial(BACKEND, backend="aot_eager"))
