@@ -22,7 +22,7 @@ FEW_CELLS = 64
 
 
 def mask_brightness(action: Tensor, brightness_std: float, expected: Tensor | None = None) -> Tensor:
-    r"""How much brighter or darker an image becomes as a whole, by a mask whose own mean is 1.
+    r"""Compute the factor by which each image is brightened or darkened as a whole. The mask itself has mean 1.
 
     .. math:: \exp(\sigma z), \qquad z = \sqrt{12 n} \, (\overline{a} - \mu)
 

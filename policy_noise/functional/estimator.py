@@ -91,7 +91,7 @@ class LossMoments:
     def sums(loss: Tensor, valid: Tensor, average: Tensor | None = None) -> Tensor:
         """One rank's contribution to :meth:`of_all_ranks`: count, sum and sum of squares, (3,).
 
-        To lose no precision, the moving average, which is equal on all ranks, is subtracted first.
+        The moving average is subtracted first, to keep precision. It is equal on all ranks.
         """
         shifted = torch.where(valid, loss - average_or(loss.new_zeros(()), average), 0)
         return torch.stack([valid.sum().to(loss.dtype), shifted.sum(), shifted.square().sum()])
@@ -136,7 +136,7 @@ class LossMoments:
         return distance * scale
 
     def blend(self, average: Tensor | None, momentum: float) -> Tensor:
-        """The moving average after this window. If no loss counts, it does not change; NaN until one ever has."""
+        """The moving average after this window. It does not change if no loss counts, and is NaN at first."""
         blended = torch.lerp(self.mean, self.average, momentum)
         previous = torch.full_like(self.mean, torch.nan) if average is None else average
         return torch.where(self.count > 0, blended, previous).detach()

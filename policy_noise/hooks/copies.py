@@ -9,9 +9,7 @@ import torch
 
 __all__ = ["Functor"]
 
-REASON = (
-    "policy_noise masks the input outside the graph: compile the model first, then attach to what torch.compile gave"
-)
+REASON = "policy_noise masks the input outside the graph: compile the model first, then attach to the compiled model"
 
 
 class Functor:
@@ -45,8 +43,8 @@ class Functor:
 
 def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
     # torch.compile(fullgraph=True) shows the reason, since torch 2.7.
-    told = {"reason": REASON} if "reason" in inspect.signature(torch.compiler.disable).parameters else {}
-    return torch.compiler.disable(function, **told)
+    options = {"reason": REASON} if "reason" in inspect.signature(torch.compiler.disable).parameters else {}
+    return torch.compiler.disable(function, **options)
 
 
 def _inert(*args: Any, **kwargs: Any) -> None:

@@ -12,8 +12,8 @@ from .rows import Rows, columns
 __all__ = ["REMEDY", "Match", "PairingError", "Pending", "check_index", "match_of", "start"]
 
 REMEDY = (
-    "say for each row of the loss which image it belongs to with hook.observe(losses, index=...), or run forwards that "
-    "have no loss under hook.paused()"
+    "pass the image number of each row of the loss with hook.observe(losses, index=...), or run forwards that have no "
+    "loss under hook.paused()"
 )
 
 
@@ -98,7 +98,7 @@ def start(pending: Pending | None, shape: tuple[int, ...] | None) -> Rows | None
 
 
 def match_of(pending: Pending, several: list[Rows], rows: int) -> Match | None:
-    """Match a loss of so many rows with a forward, by the rows of the tensors it came from. None if they don't fit."""
+    """Match a loss with a forward, given the rows of the tensors that it came from. None if they don't fit."""
     kept: list[Rows] = []
     for part in several:
         beside = rows > 1 and part.last_axis > 0 and not part.varies(0)  # columns of a similarity matrix
@@ -115,7 +115,7 @@ def match_of(pending: Pending, several: list[Rows], rows: int) -> Match | None:
 
 
 def check_index(index: Any, rows: int, images: int) -> Tensor:
-    """Check the user's index of a loss with so many rows into a batch of so many images.
+    """Check the user's index: one number per row of the loss, each from -1 to ``images - 1``.
 
     Raises:
         TypeError: If it does not hold integers.

@@ -105,8 +105,8 @@ class PairingQueue:
             rows: The loss's length, if it is known.
 
         Returns:
-            The matches. None if no batch waits, or if the graph leads elsewhere: to a batch that was not masked or that
-            already has a loss (so this one is an auxiliary loss), or to another network (a teacher, a peer).
+            The matches. The list is empty if no batch waits, or if the graph leads elsewhere: to a batch that was not
+            masked, to one that already has a loss (so this one is auxiliary), or to another network (a teacher).
 
         Raises:
             PairingError: If the graph leads to waiting batches, but the rows cannot be followed.

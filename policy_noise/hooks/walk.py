@@ -56,9 +56,9 @@ def follow(
         if key not in values:
             if node not in shapes:
                 shapes[node] = node_shapes(node)
-            told = shapes[node]
-            if told is not None:
-                shape = told[output]
+            known = shapes[node]
+            if known is not None:
+                shape = known[output]
             if node in marks:
                 rows = start(marks[node], shape)
                 values[key] = {marks[node]: () if rows is None else (rows,)}
@@ -138,14 +138,14 @@ def _replay(
     shape: tuple[int, ...] | None,
     parents: Edges,
     values: dict[tuple[Any, int], Origins],
-    told: dict[Any, list[tuple[int, ...]] | None],
+    known: dict[Any, list[tuple[int, ...]] | None],
 ) -> Origins:
     given = [values.get(edge, {}) for edge in parents]
     numbers = dict.fromkeys(number for origins in given for number in origins)
     name = node.name().removesuffix("Backward0").removesuffix("Backward1").removesuffix("Backward2")
     # Cat and stack need the lengths of all their inputs, also of those that come from elsewhere.
     shapes = [
-        told.get(parent) if origins else node_shapes(parent) if name in JOINS else ()
+        known.get(parent) if origins else node_shapes(parent) if name in JOINS else ()
         for (parent, _), origins in zip(parents, given, strict=True)
     ]
     if shape is None or any(s is None for s, origins in zip(shapes, given, strict=True) if origins):

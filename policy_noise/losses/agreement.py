@@ -80,7 +80,7 @@ def agree_weighted(unreduced: Parts, alone: Parts, loss: Tensor, tolerance: floa
 
 
 def supervised(criterion: Any, parts: Parts, call: Call) -> Tensor | None:
-    """Find the samples that have a label, (N,) bool. None if nothing says so.
+    """Find the samples that have a label, (N,) bool. None if there are no labels to look at.
 
     A sample has no label if its labels are all ignored or masked out and its loss is 0 or not finite. A mask is a
     boolean tensor, or a floating-point tensor that comes after output and target. 0 means masked out.
