@@ -87,8 +87,8 @@ class PolicyNoiseCallback(Callback):  # type: ignore[misc]
         try:
             if hook.learner.scales_loss and not by_module:
                 raise ValueError(
-                    "estimator 'paper' scales the loss, which must be a torch.nn.Module then, such as "
-                    f"nn.CrossEntropyLoss(), and not replaced by MixUp; got {loss!r}"
+                    "estimator='paper' scales the loss, so the loss must be a torch.nn.Module, such as "
+                    f"nn.CrossEntropyLoss(), and MixUp must not replace it; got {loss!r}"
                 )
             if self._policy is not None and (self._model is None or self._model() is model):
                 hook.load_state_dict(self._policy)
