@@ -70,8 +70,8 @@ class PolicyNoiseCallback(Callback):
         # The optimizers exist by now, and their checkpoint is not loaded yet.
         if not 0 <= self.optimizer < len(trainer.optimizers):
             raise ValueError(
-                f"optimizer must be an index into the {len(trainer.optimizers)} optimizers of configure_optimizers, got "
-                f"{self.optimizer}"
+                f"optimizer must be an index into the {len(trainer.optimizers)} optimizers of configure_optimizers, "
+                f"got {self.optimizer}"
             )
         if not self.model and trainer.strategy.model is not pl_module:
             raise ValueError(
