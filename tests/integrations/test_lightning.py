@@ -198,7 +198,7 @@ def test_loss_functions_are_observed_by_hand():
     [
         ({"model": "network"}, "model must name a submodule of Classifier .*'net'"),
         ({"criterion": "loss"}, "criterion must name a submodule"),
-        ({"optimizer": 1}, "index into the 1 that configure_optimizers gives, got 1"),
+        ({"optimizer": 1}, "index into the 1 optimizers of configure_optimizers, got 1"),
     ],
 )
 def test_wrong_names(wrong, words):
