@@ -1,8 +1,9 @@
 """After training under masks: recompute statistics, average weights, save and load.
 
 The paper calls a classifier that was trained under masks *heated*. It is used and fine-tuned without masks. Its
-BatchNorm statistics are those of masked images, and can be recomputed. The weights of its last epochs can be averaged,
-as in the paper. It is saved as safetensors with metadata, and loads into a model with another number of classes.
+BatchNorm statistics come from masked images; :func:`recalibrate_batchnorm` recomputes them. Its weights can be averaged
+over the last epochs, as in the paper. :func:`save_heated` writes it as safetensors with metadata, and
+:func:`load_heated` also loads it into a model with another number of classes.
 """
 
 import json
@@ -35,10 +36,10 @@ def recalibrate_batchnorm(model: nn.Module, loader: Iterable[Any], *, num_batche
         num_batches: Number of batches to use; a few dozen are plenty. By default the whole loader.
 
     Returns:
-        The number of batches used. 0 if the model has no BatchNorm; it is not changed then.
+        The number of batches used. If the model has no BatchNorm, it is not changed, and 0 is returned.
 
     Raises:
-        ValueError: If the loader is empty. The statistics are not changed then.
+        ValueError: If the loader is empty. The statistics do not change then.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
@@ -72,7 +73,7 @@ def recalibrate_batchnorm(model: nn.Module, loader: Iterable[Any], *, num_batche
         for norm, momentum in momenta.items():
             norm.momentum = momentum
     if used == 0:
-        raise ValueError("loader gave no batch: there is nothing to compute BatchNorm statistics from")
+        raise ValueError("loader must give at least one batch to compute BatchNorm statistics from, got none")
     return used
 
 
@@ -84,12 +85,12 @@ def average_checkpoints(paths: Sequence[PathLike]) -> dict[str, Tensor]:
             ``model``. Prefixes of DDP and torch.compile are removed. Files are loaded without unpickling code.
 
     Returns:
-        Floating-point tensors, averaged in fp64 and returned in their own dtype. Integers (counters) are the last
-        file's.
+        The state dict. Floating-point tensors are averaged in fp64 and keep their dtype. Integer tensors (counters) are
+        taken from the last file.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If ``paths`` is empty, or the files are of different models.
+        ValueError: If ``paths`` is empty, a file cannot be read, or the files belong to different models.
     """
     from timm.models import load_state_dict  # knows the layouts, and loads weights only
 
@@ -103,13 +104,13 @@ def average_checkpoints(paths: Sequence[PathLike]) -> dict[str, Tensor]:
     for path in paths:
         try:
             state = load_state_dict(os.fspath(path), use_ema=False)
-        except Exception as error:  # a broken zip archive, header or pickle: each reader has errors of its own
+        except Exception as error:  # zip, safetensors and pickle readers raise different errors for broken files
             raise ValueError(f"checkpoint {os.fspath(path)} cannot be read without running code: {error}") from error
         values = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         if last and {n: v.shape for n, v in values.items()} != {n: v.shape for n, v in last.items()}:
             raise ValueError(
                 f"checkpoint {os.fspath(path)} holds another model than {os.fspath(paths[0])}: "
-                "names or shapes of its tensors differ"
+                "the names or shapes of their tensors differ"
             )
         for name, value in values.items():
             if value.is_floating_point():
@@ -123,15 +124,15 @@ def average_checkpoints(paths: Sequence[PathLike]) -> dict[str, Tensor]:
 
 
 def save_heated(model: nn.Module, path: PathLike, metadata: Mapping[str, Any] | None = None) -> None:
-    """Save a model's weights as safetensors. An interrupted write leaves no half file.
+    """Save a model's weights as safetensors. An interrupted write leaves no partial file.
 
-    Of a DDP or compiled wrapper the model inside is saved. The metadata always holds this package's version, and for
-    timm models the architecture, the number of classes and the normalization.
+    If the model is a DDP or compiled wrapper, the model inside is saved. The metadata always contains this package's
+    version, and for timm models the architecture, the number of classes and the normalization.
 
     Args:
         model: The trained model.
         path: File to write.
-        metadata: Anything that JSON can hold, such as data set, recipe and scores.
+        metadata: Additional metadata that JSON can represent, such as data set, recipe and scores.
 
     Raises:
         TypeError: If the metadata cannot be written as JSON.
@@ -151,7 +152,7 @@ def save_heated(model: nn.Module, path: PathLike, metadata: Mapping[str, Any] | 
     try:
         text = json.dumps({**record, **(metadata or {})})
     except TypeError as error:
-        raise TypeError(f"metadata must be JSON, got {metadata!r}: {error}") from error
+        raise TypeError(f"metadata must be JSON-serializable, got {metadata!r}: {error}") from error
     write_atomic(path, lambda temporary: save_model(inner, str(temporary), metadata={"heated": text}))
 
 
@@ -172,7 +173,7 @@ def read_heated_metadata(path: PathLike) -> dict[str, Any]:
     except SafetensorError as error:
         raise ValueError(f"{os.fspath(path)} is not a safetensors file: {error}") from error
     if "heated" not in metadata:
-        raise ValueError(f"{os.fspath(path)} carries no metadata of a heated model")
+        raise ValueError(f"{os.fspath(path)} has no metadata of a heated model")
     return json.loads(metadata["heated"])
 
 
@@ -184,8 +185,8 @@ def load_heated(
     Args:
         model: Model to load into. It is changed only if everything fits.
         path: File written by :func:`save_heated`.
-        classifier: Name of the classification layer. If its shape differs, it keeps its fresh weights. By default the
-            name is read from timm's configuration of the model.
+        classifier: Name of the classification layer. If its shape differs from the file's, the model keeps its own. By
+            default the name is read from timm's configuration of the model.
         fresh_classifier: Keep the model's own classification layer even if the file's has the same shape. Set this if
             the classes differ but their number is the same.
 
@@ -215,21 +216,22 @@ def load_heated(
         for name in own.keys() | loaded.keys()
         if name not in own or (name in loaded and own[name].shape != loaded[name].shape)
     )
-    # Tensors that share storage are saved once, under one of their names.
+    # Tensors that share storage are saved only once, under one of their names.
     stored = {own[name].data_ptr() for name in loaded if name in own}
     wrong += sorted(name for name in own.keys() - loaded.keys() if own[name].data_ptr() not in stored)
     of_head = [name for name in own if any(name == head or name.startswith(f"{head}.") for head in heads)]
     if fresh_classifier and not of_head:
         raise ValueError(
-            f"fresh_classifier needs the name of the classification layer: classifier=... must name one, got {heads}"
+            f"fresh_classifier needs the name of the classification layer: pass classifier=... with the name of a "
+            f"layer, got {heads}"
         )
     kept = of_head if fresh_classifier else [name for name in of_head if name in wrong]
     foreign = [name for name in wrong if name not in of_head]
     if foreign:
         raise ValueError(
             f"{os.fspath(path)} holds another architecture ({metadata.get('architecture', 'unnamed')}): "
-            f"{len(foreign)} tensors differ in name or shape, such as {foreign[:3]}; name the classification layer "
-            "with classifier=... if it is that one"
+            f"{len(foreign)} tensors differ in name or shape, such as {foreign[:3]}; if they belong to the "
+            "classification layer, pass its name as classifier=..."
         )
     inner.load_state_dict({name: value for name, value in loaded.items() if name not in kept}, strict=False)
     return {**metadata, "kept": kept}

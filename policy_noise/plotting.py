@@ -1,4 +1,4 @@
-"""Plots of masks and of a policy's training, and its numbers for TensorBoard.
+"""Plots of masks and of a policy's training, and logging of its metrics to TensorBoard.
 
 The plots need matplotlib: ``pip install "policy_noise[examples]"``. They are plain :class:`matplotlib.figure.Figure`
 objects. Notebooks show them after ``%matplotlib inline``, and ``figure.savefig`` saves them.
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["log_metrics", "plot_masks", "plot_metrics"]
 
 MEAN_OF = 64
-"""Draws over which the mean factor of a learned mask is taken."""
+"""Number of draws that the mean factor of a learned mask is averaged over."""
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")
-"""Okabe and Ito's, which colour-blind readers can tell apart."""
+"""From Okabe and Ito's palette, which colour-blind readers can tell apart."""
 PANELS = {
     "reward": ("reward", "baseline"),
     "entropy (nats per image)": ("entropy",),
@@ -90,7 +90,7 @@ def plot_masks(
     generator = torch.Generator(images.device)
     generator.manual_seed(seed)
     training = mask.training
-    mask.eval()  # a backbone policy's statistics stay as they are
+    mask.eval()  # so that a backbone policy's statistics do not change
     try:
         with own_randomness(images.device, seed):
             samples = [_sample(mask, images, generator) for _ in range(draws)]
@@ -128,7 +128,7 @@ def plot_metrics(history: Sequence[Mapping[str, float]], *, x: str = "step") -> 
     known = {name for entry in history for name, value in entry.items() if not math.isnan(value)}
     panels = {title: kept for title, names in PANELS.items() if (kept := [name for name in names if name in known])}
     if not panels:
-        raise ValueError(f"history must hold some of hook.metrics, got {sorted(known) or 'nothing that is a number'}")
+        raise ValueError(f"history must hold some of hook.metrics, got {sorted(known) or 'no numbers'}")
     places = [float(entry.get(x, number)) for number, entry in enumerate(history)]
     figure = _figure(3.2 * len(panels), 2.6)
     for axes, (title, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
@@ -202,7 +202,7 @@ def _grid(
             axes.spines[:].set_visible(False)
         line[0].set_ylabel(label, fontsize=8)
     for axes, title in zip(grid[0], titles or (), strict=False):
-        # Names of classes may hold dollar signs, and bytes that are no text.
+        # Class names may contain dollar signs, and surrogates that cannot be encoded.
         axes.set_title(title.encode("utf-8", "replace").decode(), fontsize=8, parse_math=False)
     if shaded is not None:
         bar = figure.colorbar(shaded, ax=grid, fraction=0.03, aspect=30, label="factor (1: unchanged)")

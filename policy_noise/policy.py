@@ -22,11 +22,11 @@ AVERAGE: dict[int, Callable[..., Tensor]] = {2: F.adaptive_avg_pool2d, 3: F.adap
 
 
 CHANNELS_LAST_PIXELS = 128 * 128
-"""Pixels of an image from which a backbone trains faster channels last on a CPU; below it is slower."""
+"""Image size, in pixels, from which channels-last makes a backbone faster on a CPU. Below it, it makes it slower."""
 
 
 class SpatialPolicy(nn.Module):
-    """A small convolutional policy that knows where in the image it is.
+    """A small convolutional policy with a learned map of positions.
 
     Three small convolutions look at an area-averaged thumbnail with four pixels per cell along each axis. A summary of
     the whole image and a learned map of positions are added, and a 1x1 head follows. The norm is GroupNorm, because
@@ -77,7 +77,7 @@ class SpatialPolicy(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            # The images are no parameter of the policy. One bad pixel must not reach the other samples' gradients.
+            # The policy needs no gradient for the images. One bad pixel must not spoil the other samples' gradients.
             thumbnail = _area_average(images, self.thumbnail_size)
             thumbnail = torch.nan_to_num(thumbnail, 0.0, 0.0, 0.0).clamp(-1e4, 1e4)
         x = self.stem(thumbnail)
@@ -90,9 +90,10 @@ class SpatialPolicy(nn.Module):
 
 
 def _area_average(images: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Adaptive average pooling, in fp32, by one axis after the other where the size divides the image's.
+    """Adaptive average pooling in fp32.
 
-    The images are then read once, along runs of memory, where the pooling kernel gathers windows.
+    If the size divides the image's, one axis is averaged after the other. This is faster than the pooling kernel,
+    because it reads memory in order.
     """
     if any(pixels % cells for pixels, cells in zip(images.shape[2:], size, strict=True)):
         return AVERAGE[len(size)](images, size).float()
@@ -106,12 +107,12 @@ def _area_average(images: Tensor, size: tuple[int, ...]) -> Tensor:
 class StaticPolicy(nn.Module):
     """The same distribution for every image: one learnable pair of concentrations per cell, and no network.
 
-    Learned, it is the control that shows whether it helps to look at the image. Frozen, it is plain Beta noise.
+    When learned, it is the control that shows whether looking at the image helps. When frozen, it is plain Beta noise.
 
     Args:
         grid_size: Cells along each axis.
-        concentration1: Alpha at the start.
-        concentration0: Beta at the start.
+        concentration1: Initial alpha.
+        concentration0: Initial beta.
 
     Shape:
         - images: (B, C, H, W) or (B, C, D, H, W).
@@ -129,14 +130,14 @@ class StaticPolicy(nn.Module):
 
 
 class BackbonePolicy(nn.Module):
-    """The paper's policy: a timm backbone on the full image, two MLP heads and moving-average base parameters.
+    """The paper's policy: a timm backbone on the full image, two MLP heads and moving averages of their outputs.
 
     Each head is (Linear, BatchNorm, ReLU) twice, then Linear to the grid. With heads h(x) and a base b,
 
         log alpha = decay * b + (1 - decay) * h(x),        b <- momentum * b + (1 - momentum) * mean over the batch of h
 
-    where the output uses the base from before its update (decay 0.9, momentum 0.99; b starts uniform in [0, 1)). The
-    bases are buffers, so they are in the state dict and follow the module to a device.
+    with decay 0.9 and momentum 0.99. The output uses the base from before its update. b starts uniform in [0, 1). The
+    bases are buffers, so they are in the state dict and move with the module.
 
     Args:
         backbone: Any timm model name; created from scratch.
@@ -151,7 +152,7 @@ class BackbonePolicy(nn.Module):
         - Output: two tensors ``(B, 1, *grid_size)``.
 
     Raises:
-        ValueError: If timm knows no such backbone, or the grid has not two axes.
+        ValueError: If timm has no such backbone, or the grid does not have two axes.
     """
 
     base_concentration1: Tensor
@@ -167,7 +168,7 @@ class BackbonePolicy(nn.Module):
         momentum: float = 0.99,
     ) -> None:
         super().__init__()
-        import timm  # heavy, as the next is with older releases of torch, and only this policy needs them
+        import timm  # slow to import, as is einops.layers with older torch; only this policy needs them
         from einops.layers.torch import Rearrange
 
         if len(grid_size) != 2:
@@ -177,7 +178,7 @@ class BackbonePolicy(nn.Module):
                 f"policy must be 'spatial', 'static', a module or the name of a timm model, got {backbone!r}"
             )
         self.backbone = timm.create_model(backbone, pretrained=False, num_classes=0, in_chans=in_chans)
-        # Where timm keeps a projection before the classifier (mobilenetv3), its width is what comes out.
+        # Some models (mobilenetv3) keep a projection before the classifier, whose width is the output's.
         features = int(getattr(self.backbone, "head_hidden_size", self.backbone.num_features))  # type: ignore[arg-type]
         cells = math.prod(grid_size)
 
@@ -204,7 +205,7 @@ class BackbonePolicy(nn.Module):
         images = torch.nan_to_num(images.float(), 0.0, 0.0, 0.0)
         if images.device.type == "cpu" and images.shape[2] * images.shape[3] >= CHANNELS_LAST_PIXELS:
             images = images.contiguous(memory_format=torch.channels_last)
-        # One image has no batch statistics: a last batch of one takes the running ones.
+        # One image has no batch statistics, so a batch of one uses the running ones.
         with _running_statistics(self) if self.training and len(images) == 1 else nullcontext():
             features = self.backbone(images)
             outputs = self.head1(features), self.head0(features)
@@ -217,14 +218,14 @@ class BackbonePolicy(nn.Module):
         mixed = self.decay * base + (1 - self.decay) * head
         if self.training:
             with torch.no_grad():
-                # Out of place in the formula above, in place here: autograd saved no reference to the base.
+                # Updating in place is safe: autograd did not save the base for the formula above.
                 base.lerp_(head.mean(dim=0, keepdim=True), 1 - self.momentum)
         return mixed
 
 
 @contextmanager
 def _running_statistics(module: nn.Module) -> Iterator[None]:
-    """Let BatchNorm take its running statistics inside the block."""
+    """Let BatchNorm use its running statistics inside the block."""
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.training]
     for norm in norms:
         norm.training = False
@@ -239,7 +240,7 @@ def create_policy(policy: "str | nn.Module", in_chans: int, grid_size: Grid) -> 
     """Make a policy from its name.
 
     Args:
-        policy: ``"spatial"``, ``"static"``, the name of a timm backbone, or a policy, which is returned.
+        policy: ``"spatial"``, ``"static"`` or the name of a timm backbone. A module is returned as it is.
         in_chans: Channels of the images.
         grid_size: Cells along each axis.
 

@@ -1,4 +1,4 @@
-"""Settings as types, so that editors complete them and type checkers read them."""
+"""Types of the settings, so that editors complete them and type checkers check them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypedDict

@@ -13,13 +13,13 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_finish():
-    """Leave what all the imports made out of garbage collections, which some tests ask for often."""
+    """Exclude imported objects from garbage collection, because some tests collect often."""
     gc.collect()
     gc.freeze()
 
 
 def pytest_unconfigure():
-    """Let it go at the end, where extension modules would otherwise speak of leaks."""
+    """Undo this at the end. Otherwise extension modules report leaks."""
     gc.unfreeze()
 
 

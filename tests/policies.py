@@ -1,10 +1,10 @@
-"""Masks whose policy has left its start, and learners that have seen samples."""
+"""Masks with a policy that has been trained a little, and learners that have seen samples."""
 
 import torch
 
 
 def moved(mask):
-    """A mask whose policy has left its start, where all gradients of the head's input are zero."""
+    """A mask whose policy has moved from its start, where the gradients of the head's input are all zero."""
     with torch.no_grad():
         for parameter in mask.policy.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

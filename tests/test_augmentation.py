@@ -1,4 +1,4 @@
-"""An augmentation of one's own: the hook's guarantees are the hook's, not the mask's."""
+"""A user's own augmentation: the hook gives it the same guarantees as the mask."""
 
 import copy
 import runpy
@@ -31,7 +31,7 @@ class Choice(Sample):
 
 
 class Bandit(StochasticAugmentation):
-    """Adds noise of five strengths, of which one is none; no gradient leads through it."""
+    """Adds noise of one of five strengths, one of which is 0. It has no gradient."""
 
     def __init__(self):
         super().__init__()
@@ -182,7 +182,7 @@ def test_two_ranks_keep_one_policy_and_one_coefficient_and_draw_apart(tmp_path):
 
 
 def changed(**fields):
-    """A bandit whose sample is another one."""
+    """A bandit whose sample is changed."""
 
     class Changed(Bandit):
         def sample(self, images, generator=None):
@@ -214,7 +214,7 @@ class AnotherSample(Bandit):
         (WithoutSample(), NotImplementedError, r"WithoutSample must define sample\(images, generator\)"),
         (WithoutTransform(), NotImplementedError, r"WithoutTransform must define transform\(images, sample\)"),
         (AnotherSample(), TypeError, r"AnotherSample\.sample must return a policy_noise\.Sample, got dict"),
-        (changed(log_prob=lambda s: None), ValueError, r"must give log_prob of shape \(32,\), .* got None"),
+        (changed(log_prob=lambda s: None), ValueError, r"must return log_prob of shape \(32,\), .* got None"),
         (changed(log_prob=lambda s: s.log_prob[1:]), ValueError, r"log_prob of shape \(32,\), .* got \(31,\)"),
         (changed(log_prob=lambda s: s.logits), ValueError, r"log_prob of shape \(32,\), .* got \(32, 5\)"),
         (changed(log_prob=lambda s: s.log_prob.detach()), ValueError, "log_prob without a graph: .* pass frozen=True"),

@@ -1,4 +1,4 @@
-"""README and documentation: their code runs, their links lead somewhere, and no warning goes unexplained."""
+"""README and documentation: the code runs, the links work, and every warning is explained."""
 
 import ast
 import re
@@ -84,7 +84,7 @@ def test_the_readme_is_short():
 
 
 def messages():
-    """Texts of all warnings, and of the errors that have a meaning beyond their argument."""
+    """Texts of all warnings, and of the errors that need more explanation than the argument's name."""
     for path in sorted(Path(policy_noise.__file__).parent.rglob("*.py")):
         if "experiments" in path.parts:
             continue

@@ -1,4 +1,4 @@
-"""The one added line."""
+"""``attach``."""
 
 import warnings
 
@@ -193,7 +193,7 @@ def test_a_hook_with_another_optimizer_gives_way_and_says_so(parts, batch):
 
 
 def test_the_readmes_loop():
-    """The issue's own words: a timm model, SGD, cross-entropy, and one line."""
+    """The shortest use: a timm model, SGD, cross-entropy, and one line."""
     model = timm.create_model("resnet10t", num_classes=7)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     criterion = nn.CrossEntropyLoss()

@@ -1,4 +1,4 @@
-"""Files are whole or not there, also where writing fails."""
+"""Files are written completely or not at all, even if writing fails."""
 
 import os
 import resource

@@ -1,4 +1,4 @@
-"""Tools for the model that is left when the policy is gone."""
+"""Tools for a model after training under masks."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A second evaluation leaves criterion and random generators as the loop's own call left them."""
+"""A second evaluation does not change the criterion or the random generators."""
 
 import collections
 import copy
@@ -69,7 +69,7 @@ class Queue(nn.Module):
 
 
 class Counting(nn.Module):
-    """A warm-up by a counter, and what cannot be copied."""
+    """A warm-up by a counter, and objects that cannot be copied."""
 
     def __init__(self):
         super().__init__()
@@ -82,7 +82,7 @@ class Counting(nn.Module):
 
 
 class Balanced(nn.Module):
-    """Running class frequencies, by which the next batch is weighed."""
+    """Running class frequencies that weight the next batch."""
 
     def __init__(self):
         super().__init__()
@@ -135,7 +135,7 @@ def test_the_users_losses_and_state_are_the_plain_loops(criterion):
 
 
 class Dropping(nn.Module):
-    """Draws from every global generator, and from one of its own."""
+    """Draws from every global generator, and from its own."""
 
     reduction = "mean"
 
@@ -160,7 +160,7 @@ def test_without_the_state_before_a_criterion_that_has_moved_on_is_refused():
     criterion = Counting()
     criterion(DATA[0], LABELS[0])
     value = criterion(DATA[0], LABELS[0])
-    with pytest.raises(CriterionError, match=r"is no mean or sum over samples"):
+    with pytest.raises(CriterionError, match=r"is not a mean or sum over samples"):
         LossSplitter(criterion)((DATA[0], LABELS[0]), {}, value)
     assert criterion.calls == 2
 
@@ -246,7 +246,7 @@ def test_what_agrees_only_while_the_state_is_new_is_refused_at_the_next_look():
         return splitter((DATA[0], LABELS[0]), {}, criterion(DATA[0], LABELS[0]))
 
     step()
-    with pytest.raises(CriterionError, match="is no mean or sum"):
+    with pytest.raises(CriterionError, match="is not a mean or sum"):
         step()
 
 

@@ -1,4 +1,4 @@
-"""One loss a sample, against loops."""
+"""One loss per sample, compared with loops."""
 
 import pytest
 import timm.loss
@@ -99,7 +99,7 @@ def test_an_image_without_a_kept_pixel_costs_nothing():
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])
 def test_other_reductions(reduction):
-    """With ``none`` the loop's own mean decides, so that any common factor is as good; each sample's sum is taken."""
+    """With ``none`` the loop reduces the losses itself. Each sample's sum is used; a common factor does not matter."""
     losses = per_sample_loss(nn.CrossEntropyLoss(reduction=reduction), LOGITS, LABELS)
     torch.testing.assert_close(losses, F.cross_entropy(LOGITS, LABELS, reduction="none"))
 
@@ -134,7 +134,7 @@ def test_no_gradient_and_the_criterion_is_left_alone():
 
 
 class Focal(nn.Module):
-    """A criterion of one's own, with another inside."""
+    """A user's criterion with another one inside."""
 
     def __init__(self, reduction=None):
         super().__init__()
@@ -155,7 +155,7 @@ class Squeezed(nn.CrossEntropyLoss):
 
 
 class Picky(nn.Module):
-    """Refuses the reduction that it was not made for."""
+    """A criterion that raises an error for a reduction that it does not know."""
 
     reduction = "mean"
 
@@ -166,7 +166,7 @@ class Picky(nn.Module):
 
 
 class Branching(nn.Module):
-    """Looks at values, which vmap cannot."""
+    """A criterion that branches on values, which vmap cannot do."""
 
     def forward(self, output, target):
         loss = F.cross_entropy(output, target)
@@ -175,8 +175,8 @@ class Branching(nn.Module):
 
 @pytest.mark.parametrize("criterion", [Focal(), Focal("mean"), Branching()], ids=lambda c: type(c).__name__)
 def test_a_function_of_the_batchs_mean_is_refused(criterion):
-    """Each sample has a loss of its own, but the loop trains on something else."""
-    with pytest.raises(CriterionError, match=r"is no mean or sum over samples.*hook\.observe.*leave_one_out"):
+    """Each sample has its own loss, but the loop trains on something else."""
+    with pytest.raises(CriterionError, match=r"is not a mean or sum over samples.*hook\.observe.*leave_one_out"):
         per_sample_loss(criterion, LOGITS, LABELS)
 
 
@@ -214,7 +214,7 @@ def test_a_call_without_a_batch_is_refused():
 
 
 def split(criterion, *args, **kwargs):
-    """Losses by a splitter that sees what the loop's own call returned."""
+    """Losses from a splitter that gets what the loop's own call returned."""
     return LossSplitter(criterion)(args, kwargs, criterion(*args, **kwargs))
 
 
@@ -325,7 +325,7 @@ def test_leave_one_out_gives_uncoupled_samples_their_own_loss(reduction):
 
 
 def test_leave_one_out_in_closed_form():
-    """Variance about the mean: leaving one out takes n / (n - 1) of its squared distance away."""
+    """Variance about the mean: leaving one sample out removes n / (n - 1) of its squared distance."""
 
     def spread(output):
         return ((output - output.mean(0)) ** 2).sum()

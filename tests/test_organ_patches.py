@@ -18,7 +18,7 @@ SPLITS = ("train", "val", "test")
 
 @pytest.fixture(scope="module")
 def builder():
-    """The script, loaded from its path: examples/ is no package."""
+    """The script, loaded from its path, because examples/ is not a package."""
     spec = importlib.util.spec_from_file_location("build_organ_patches", ROOT / "examples" / "build_organ_patches.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -158,7 +158,7 @@ def test_resampling_keeps_means_and_label_places(builder):
     np.testing.assert_allclose(small, image.reshape(2, 10, 3, 15, 3).mean(axis=(2, 4)), atol=1e-5)
     assert small_labels.shape == small.shape
     assert small_labels[:, 4:6, 6:9].min() == 3
-    # A step that is no whole number still averages: a constant stays what it is.
+    # A fractional step still averages: a constant does not change.
     uneven, _ = builder.resample_in_plane(np.full((1, 50, 50), 7.0), np.zeros((1, 50, 50), np.uint8), 0.9765625, 3.0)
     assert uneven.shape == (1, 16, 16)
     np.testing.assert_allclose(uneven, 7.0)

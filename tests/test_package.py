@@ -1,4 +1,4 @@
-"""The package as a whole: light to import, its examples run, its names are there."""
+"""The package as a whole: it imports quickly, its examples run, its names exist."""
 
 import ast
 import doctest
@@ -102,7 +102,7 @@ BELOW = {
     "hooks": {"functional", "augmentation", "learning", "losses", "utils"},
     "heated": {"utils", "version"},
 }
-"""What each room may import of the package; those above (the factory, integrations, experiments) may all of it."""
+"""What each subpackage may import from the package. Those above (factory, integrations, experiments) may import all."""
 ABOVE = {"factory", "integrations", "experiments", "plotting", "__init__"}
 
 

@@ -12,7 +12,7 @@ from policy_noise.policy import BackbonePolicy, SpatialPolicy, StaticPolicy, cre
 
 
 def shake(policy):
-    """Give a policy, which starts blind, weights that look at the image."""
+    """Give a policy weights that look at the image. It starts with zeros, which ignore it."""
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))

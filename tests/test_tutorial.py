@@ -15,7 +15,7 @@ def notebook():
 
 
 def test_the_tutorial_runs(notebook):
-    """With an epoch each on a sixth of the images; CI runs the whole of it."""
+    """One epoch per stage on a sixth of the images. CI runs the whole notebook."""
     shorter = {"EPOCHS, BATCH = 5, 32": "EPOCHS, BATCH = 1, 32", 'split("train")': 'split("train", 6)'}
     shorter["def split(name):"] = "def split(name, step=1):"
     shorter['file[f"{name}_images"])'] = 'file[f"{name}_images"][::step])'

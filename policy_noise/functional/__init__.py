@@ -1,7 +1,7 @@
 """The mathematics of the noise mask, without state.
 
-All functions are pure. Random ones take a generator. The only cache is that of the rendering operators, which depend
-only on sizes.
+All functions are pure. Random ones take a generator. Only the rendering operators are cached. They depend on nothing
+but sizes, device and dtype.
 """
 
 from . import library  # noqa: F401 (registers with torch)

@@ -1,4 +1,4 @@
-"""What is done to the few cells of a mask in place of its pixels: rendering is linear."""
+"""Scale a mask by its few cells instead of its many pixels. This gives the same mask, because rendering is linear."""
 
 import math
 from collections.abc import Sequence
@@ -14,21 +14,21 @@ from .rendering import get_operators, render
 __all__ = ["mask_brightness", "prepared", "scaled_cells"]
 
 FLAT = 1e-3
-"""A mask whose lowest cell lies no further than this below its mean counts as flat."""
+"""A mask is flat if its lowest cell is at most this far below its mean."""
 BRIGHTNESS_REACH = 3.0
-"""Standard deviations that the brightness keeps to, which unlearned actions pass once in thousands of draws."""
+"""The brightness is clipped at this many standard deviations. A random 2 x 2 grid exceeds it in 1 of 2300 draws."""
 FEW_CELLS = 64
-"""Grids of no more cells have one matrix for all that is linear in them."""
+"""Up to this many cells, one matrix computes everything that is linear in the cells."""
 
 
 def mask_brightness(action: Tensor, brightness_std: float, expected: Tensor | None = None) -> Tensor:
-    r"""How much brighter or darker an image becomes as a whole, by a mask whose own mean is 1.
+    r"""Compute the factor by which each image is brightened or darkened as a whole. The mask itself has mean 1.
 
     .. math:: \exp(\sigma z), \qquad z = \sqrt{12 n} \, (\overline{a} - \mu)
 
-    where :math:`\overline{a}` is the mean of the mask's n actions and :math:`\mu = 1/2`. If the actions are uniform, as
-    those of random masks, z has a standard deviation of 1, and images brighten as often as they darken, as under a
-    random bias field. z is clipped at +-3, which limits what a policy can do.
+    where :math:`\overline{a}` is the mean of the mask's n actions and :math:`\mu = 1/2`. The actions of random masks
+    are uniform. z then has a standard deviation of 1, and images brighten as often as they darken, as under a random
+    bias field. z is clipped at +-3, which limits what a policy can do.
 
     Args:
         action: One value in (0, 1) per cell.
@@ -70,7 +70,7 @@ def prepared(
     pattern_std: float | None,
     brightness_std: float,
 ) -> Operators:
-    """The operators for an action at a size, with what :func:`scaled_cells` needs of them."""
+    """Return the operators for an action at a size, with everything that :func:`scaled_cells` needs."""
     operators = get_operators(action, size, kernel_size, sigma)
     count = len(operators.share)
     if pattern_std is None or count > FEW_CELLS or torch.compiler.is_compiling():
@@ -86,11 +86,11 @@ def scaled_cells(
     brightness_std: float,
     expected: Tensor | None,
 ) -> Tensor:
-    """The cells that render as a mask of full strength; see :func:`policy_noise.functional.noise_mask`.
+    """Scale the cells so that they render as a mask of full strength; see :func:`policy_noise.functional.noise_mask`.
 
     Shape:
         - action, expected: (B, 1, G, G) or (B, 1, G, G, G).
-        - Output: that of the action.
+        - Output: the action's shape.
     """
     cells, few = action.flatten(1), operators.few_cells_map
     count = cells.shape[1]
@@ -112,9 +112,9 @@ def scaled_cells(
         rendered = render(darkness.view_as(action), operators.factors).flatten(1)
         deviation = rendered.norm(dim=1, keepdim=True) / pattern_std
         deepest = darkness.amax(1, keepdim=True).clamp(min=FLAT)
-    # Rendering averages cells, so that no pixel is darker than the darkest cell.
+    # Rendering averages cells, so no pixel is darker than the darkest cell.
     scale = torch.maximum(deviation, deepest)
-    # A little less than all, so that rounding leaves no light negative.
+    # Slightly less than 1, so that rounding cannot make a factor negative.
     less = 1.0 - ACTION_EPS
     if mean is None:
         return torch.rsub(darkness / scale, 1.0, alpha=less).view_as(action)
@@ -123,10 +123,11 @@ def scaled_cells(
 
 @lru_cache(maxsize=256)
 def _with_few_cells_map(operators: Operators, pattern_std: float, slope: float) -> Operators:
-    """The operators with offset and matrix of what is linear in the cells.
+    """Add the offset and the matrix that compute everything linear in the cells.
 
-    That is, one part after the other: the cells' distance below the mean rendered with the operators' factors, over
-    ``pattern_std``; this distance itself; :data:`FLAT`, beside it for their maximum; the logarithm of the brightness.
+    Their columns are, in this order: the cells' distances below the mean, rendered with the operators' factors and
+    divided by ``pattern_std``; the distances themselves; :data:`FLAT`, so that one maximum covers it too; and the
+    logarithm of the brightness.
     """
     with torch.inference_mode(False), torch.no_grad():
         share = operators.share.double().cpu()

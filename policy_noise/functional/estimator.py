@@ -24,15 +24,15 @@ def advantage(
 
     .. math:: A_i = \frac{l_i - b_i}{s}
 
-    with :math:`b_i` 0 (``"none"``), the batch mean (``"batch"``), the mean of the other samples
-    (``"leave_one_out"``, which leaves the score-function estimator unbiased) or a given number (a moving average); and
-    s the batch's standard deviation with ``normalize``, else 1.
+    The baseline :math:`b_i` is 0 (``"none"``), the batch mean (``"batch"``), the mean of the other samples
+    (``"leave_one_out"``, which keeps the score-function estimator unbiased) or a given number (a moving average). The
+    scale s is the batch's standard deviation with ``normalize``, else 1.
 
     Args:
         loss: Loss of each sample; detached here.
         baseline: A name, or the value itself.
         normalize: Divide by the standard deviation of the valid losses, if there are two or more.
-        valid: Samples that count; the others get an advantage of exactly 0, whatever their loss (also NaN).
+        valid: Samples that count. The others get an advantage of exactly 0, whatever their loss (also NaN).
 
     Shape:
         - loss: (B,).
@@ -51,18 +51,20 @@ def advantage(
 
 @dataclass(frozen=True)
 class LossMoments:
-    """What the valid losses of a window have in common, and what sets them apart; each computed once.
+    """Statistics of the valid losses of a window, each computed once.
+
+    With several ranks, ``count`` and everything after it except ``centred`` cover all ranks.
 
     Args:
-        valid: Losses that count, (B,) bool.
-        kept: The losses, 0 where they do not count.
-        count: How many count; over all ranks where there are several, as all that follow.
+        valid: Which losses count, (B,) bool.
+        kept: The losses, 0 where they do not count, (B,).
+        count: Number of losses that count.
         factors: :func:`_factors_of` the count.
-        mean: Of the losses that count.
-        average: A moving average of earlier losses, or the mean where there is none yet. One loss that counts alone is
-            compared with it.
-        centred: Distance from the mean (or from the average), 0 where a loss does not count, (B,).
-        norm: Root of the sum of the squared distances.
+        mean: Mean of the losses that count.
+        average: Moving average of earlier losses, or the mean if there is none yet. A single valid loss is compared
+            with it.
+        centred: Each loss minus the mean (or minus the average), 0 where it does not count, (B,).
+        norm: Square root of the sum of the squared distances from the mean (or from the average).
     """
 
     valid: Tensor
@@ -76,7 +78,7 @@ class LossMoments:
 
     @classmethod
     def of(cls, loss: Tensor, valid: Tensor, average: Tensor | None = None) -> "LossMoments":
-        """Of one process's losses (B,); see :func:`average_or` for the average."""
+        """Statistics of one process's losses (B,); see :func:`average_or` for the average."""
         kept = torch.where(valid, loss, 0)
         count = valid.sum()
         factors = _factors_up_to(len(loss), loss.device, loss.dtype).index_select(0, count.view(1))[0]
@@ -87,16 +89,16 @@ class LossMoments:
 
     @staticmethod
     def sums(loss: Tensor, valid: Tensor, average: Tensor | None = None) -> Tensor:
-        """What one rank adds to :meth:`of_all_ranks`: count, sum and sum of squares, (3,).
+        """One rank's contribution to :meth:`of_all_ranks`: count, sum and sum of squares, (3,).
 
-        Losses are centred on the moving average, which is equal on all ranks, to keep digits.
+        The moving average is subtracted first, to keep precision. It is equal on all ranks.
         """
         shifted = torch.where(valid, loss - average_or(loss.new_zeros(()), average), 0)
         return torch.stack([valid.sum().to(loss.dtype), shifted.sum(), shifted.square().sum()])
 
     @classmethod
     def of_all_ranks(cls, loss: Tensor, valid: Tensor, sums: Tensor, average: Tensor | None = None) -> "LossMoments":
-        """Of this rank's losses (B,) among those of all ranks, whose :meth:`sums` were added up."""
+        """Statistics of this rank's losses (B,) and those of all ranks, whose :meth:`sums` were added up."""
         count, total, squares = sums
         factors = _factors_of(count)
         distance = total * factors[INVERSE]
@@ -109,16 +111,16 @@ class LossMoments:
 
     @property
     def samples(self) -> Tensor:
-        """How many count, at least 1."""
+        """Number of losses that count, at least 1."""
         return self.count.clamp(min=1)
 
     @property
     def variance(self) -> Tensor:
-        """Biased, of the losses that count."""
+        """Biased variance of the losses that count."""
         return self.norm.square() / self.samples
 
     def weights(self, baseline: Baseline | Tensor | float, normalize: bool) -> Tensor:
-        """The advantage over the number of samples, with all that is one number a batch multiplied first."""
+        """The advantage divided by the number of samples. Scalars are multiplied first, to save operations on (B,)."""
         scale = self.factors[INVERSE]
         if not isinstance(baseline, str):
             distance = torch.where(self.valid, self.kept - baseline, 0)
@@ -138,7 +140,7 @@ class LossMoments:
         return self.valid * (self.factors[INVERSE] * total)
 
     def blend(self, average: Tensor | None, momentum: float) -> Tensor:
-        """The moving average after this window: unchanged where no loss counts, NaN as long as none ever has."""
+        """The moving average after this window. It does not change if no loss counts, and is NaN at first."""
         blended = torch.lerp(self.mean, self.average, momentum)
         previous = torch.full_like(self.mean, torch.nan) if average is None else average
         return torch.where(self.count > 0, blended, previous).detach()
@@ -149,10 +151,10 @@ INVERSE, MANY, OTHERS, ROOT, FLOOR = range(5)
 
 
 def _factors_of(count: Tensor) -> Tensor:
-    """What only depends on how many losses n count, in the order of their places; the last axis.
+    """Compute the factors that depend only on the number n of losses that count, along a new last axis.
 
-    1 / n, of at least one loss; whether n > 1; 1 / (n - 1), of at least two; 1 / sqrt(n), and the least deviation that
-    is divided by. One loss has no deviation, and none has neither: they are divided by 1.
+    These are 1 / n (n at least 1); whether n > 1; 1 / (n - 1) (n at least 2); 1 / sqrt(n); and the smallest standard
+    deviation to divide by. With n = 0 or 1 there is no standard deviation, so the divisor is 1.
     """
     many = count > 1
     root = torch.where(many, count.clamp(min=1).rsqrt(), 0.0)
@@ -163,13 +165,13 @@ def _factors_of(count: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _factors_up_to(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """:func:`_factors_of` for 0 to ``size`` losses: looking a row up is one operation on the device."""
+    """:func:`_factors_of` for 0 to ``size`` losses. Looking a row up takes one operation on the device."""
     with torch.inference_mode(False), torch.no_grad():
         return _factors_of(torch.arange(size + 1, device=device, dtype=torch.float64)).to(dtype)
 
 
 def average_or(mean: Tensor, average: Tensor | None) -> Tensor:
-    """A moving average, or the mean where there is none yet: None, or NaN as long as no sample has counted."""
+    """The moving average, or the mean if there is none yet (None, or NaN because no loss has counted so far)."""
     return mean if average is None else torch.where(average.isnan(), mean, average)
 
 
@@ -194,7 +196,7 @@ def reinforce_loss(
 
     Args:
         log_prob: Log-probability of each sample's whole mask.
-        loss: One loss per sample; a scalar would credit no image for its own mask. Detached here.
+        loss: One loss per sample, detached here. With a scalar, no image would be credited for its own mask.
         baseline: See :func:`advantage`.
         normalize: See :func:`advantage`.
         reward: ``"cooperative"`` if a low loss is good, as in the paper, or ``"adversarial"``.
@@ -218,7 +220,7 @@ def reinforce_loss(
     """
     if log_prob.ndim != 1 or loss.shape != log_prob.shape:
         raise ValueError(
-            "log_prob and loss must both have shape (B,), one number a sample, got "
+            "log_prob and loss must both have shape (B,), one number per sample, got "
             f"{tuple(log_prob.shape)} and {tuple(loss.shape)}"
         )
     if reward not in ("cooperative", "adversarial"):
@@ -246,10 +248,10 @@ def paper_objective(log_prob: Tensor, loss: Tensor) -> Tensor:
 
     .. math:: L = \frac{1}{B} \sum_b \log \Big( \sum_j p_j(a_{bj}) \Big) \cdot \overline{l}
 
-    with the scalar mean loss of the batch. It is here for comparison. It is not the score-function estimator: it takes
-    the logarithm of the sum of the densities, not of their product. So its expected gradient is not zero for a constant
-    loss, and every image gets the same credit. One backward pass trains both networks, and scales the classifier's
-    gradient by the first factor. It is computed with logsumexp, which does not overflow.
+    where the last factor is the batch's mean loss. This function is here for comparison. It is not the score-function
+    estimator: it takes the logarithm of the sum of the densities, not of their product. So its expected gradient is not
+    zero for a constant loss, and every image gets the same credit. One backward pass trains both networks, and scales
+    the classifier's gradient by the first factor. It is computed with logsumexp, which does not overflow.
 
     Args:
         log_prob: Log density of each cell.
@@ -261,5 +263,5 @@ def paper_objective(log_prob: Tensor, loss: Tensor) -> Tensor:
         - Output: a scalar.
     """
     if log_prob.ndim != 2:
-        raise ValueError(f"log_prob must have shape (B, G * G), one number a cell, got {tuple(log_prob.shape)}")
+        raise ValueError(f"log_prob must have shape (B, G * G), one number per cell, got {tuple(log_prob.shape)}")
     return torch.logsumexp(log_prob, dim=1).mean() * loss.mean()

@@ -1,6 +1,7 @@
-"""What compilers call as it is: they cannot trace the sampler, which has no meta kernel, nor keep a cache.
+"""Operations that torch.compile calls without tracing into them.
 
-The plain form of registration, because ``torch.library.custom_op`` imports Dynamo in older releases, which takes a
+It cannot trace the sampler, which has no meta kernel, and it would not use the cache of operators. They are registered
+with ``torch.library.Library``, because ``torch.library.custom_op`` imports Dynamo in older releases, which takes a
 second.
 """
 
@@ -34,7 +35,7 @@ def _operators_for_compiler(
     return [operator.clone() for operator in [*found.axes, *found.factors, found.share]]
 
 
-# A compiler would trace through the cache and make the operators anew in each step.
+# torch.compile would trace through the cache, and make the operators again in each step.
 _LIBRARY.define("operators(Tensor action, int[] size, int[] kernel_size, float[] sigma) -> Tensor[]")
 _LIBRARY.impl("operators", _operators_for_compiler, "CompositeExplicitAutograd")
 

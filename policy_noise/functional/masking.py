@@ -1,4 +1,4 @@
-"""What a rendered mask does to an image: its mean, its strength, and the multiplication."""
+"""Set a rendered mask's mean and strength, and multiply images by it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,9 +18,9 @@ def scale_mask(mask: Tensor, *, strength: float = 1.0, mean_preserving: bool = F
 
     Args:
         mask: A rendered mask in (0, 1).
-        strength: Share by which the mask moves from 1: ``1 + strength * (mask - 1)``. 0 switches it off.
-        mean_preserving: First divide each image's mask by its own spatial mean, as drop_path's ``scale_by_keep`` keeps
-            the expected value. Otherwise a mask mainly lowers the contrast, because its mean starts at one half.
+        strength: How far the mask moves from 1: ``1 + strength * (mask - 1)``. 0 switches it off.
+        mean_preserving: First divide each image's mask by its own spatial mean. (Compare ``scale_by_keep`` of timm's
+            drop_path.) Without it, a mask mainly lowers the contrast, because its mean starts at one half.
 
     Shape:
         - mask: (B, 1, H, W) or (B, 1, D, H, W).
@@ -53,12 +53,12 @@ def apply_mask(images: Tensor, mask: Tensor, black: Tensor | None = None) -> Ten
 
 
 def _apply(images: Tensor, distance: Tensor, black: Tensor) -> Tensor:
-    """Multiply about a black level by a mask of this distance from 1."""
+    """Multiply about a black level. ``distance`` is the mask minus 1."""
     dtype = images.dtype
     mask = (distance + 1.0).to(dtype)
-    # What was rounded is taken from 1 again, so that black stays black in half precision.
+    # Subtract 1 from the rounded mask, so that black stays black in half precision.
     distance = distance if distance.dtype == dtype else mask - 1.0
-    # A mask of 1 leaves all values as they are, also the infinite ones with which scanners pad.
+    # A mask of 1 changes no value, not even the infinite ones that some scanners pad with.
     return (images * mask).addcmul_(black.to(dtype), distance, value=-1)
 
 
@@ -86,8 +86,8 @@ def noise_mask(
         strength: See :func:`scale_mask`.
         mean_preserving: See :func:`scale_mask`.
         pattern_std: Instead of ``mean_preserving``: give each mask a spatial mean of 1 and this standard deviation,
-            before ``strength`` is applied. So an action decides where the mask varies and not how much. The standard
-            deviation is smaller if a cell would fall below 0, and 0 if the action is constant.
+            before ``strength`` is applied. So an action decides where the mask varies, not how much. The standard
+            deviation is smaller if a cell would otherwise fall below 0, and 0 if the action is constant.
         brightness_std: Multiply each mask by its :func:`mask_brightness`, before ``strength`` is applied.
         expected: See :func:`mask_brightness`.
         black: See :func:`apply_mask`.
@@ -119,9 +119,9 @@ def multiply(
     applied: Tensor | None,
     **settings: Any,
 ) -> Tensor:
-    """:func:`noise_mask` with the operators at hand, and the settings of the cells."""
+    """:func:`noise_mask` with operators that exist already. ``settings`` go to :func:`scaled_cells`."""
     with without_autocast(action.device.type):
-        # Distances from 1: those of 0 render as exactly 1.
+        # Work with the mask minus 1: a distance of 0 renders as a mask of exactly 1.
         distance = scaled_cells(action, operators, expected=expected, **settings) - 1.0
         if strength != 1.0:
             distance = distance * strength

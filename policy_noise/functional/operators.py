@@ -1,4 +1,4 @@
-"""The matrices that render a grid of actions, made by Kornia's own blur."""
+"""The matrices that render a grid of actions, computed with Kornia's blur."""
 
 import math
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ __all__ = ["Operators", "make_operators", "operator_shapes"]
 def _axis_operator(
     cells: int, pixels: int, kernel_size: int, sigma: float, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Nearest enlargement then Gaussian blur along one axis as a matrix (pixels, cells), from Kornia's own blur."""
-    from kornia.filters import gaussian_blur2d  # heavy, and needed once a size
+    """Nearest-neighbour enlargement, then Gaussian blur, along one axis: a matrix (pixels, cells)."""
+    from kornia.filters import gaussian_blur2d  # slow to import, and needed only once per size
 
-    # The cache outlives the call, and a tensor born in inference mode could not enter a later backward.
+    # The result is cached, and autograd cannot save a tensor that was made in inference mode.
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-        # Which cell is nearest depends on the precision in which torch scales the index: that of the input.
+        # Torch scales the index in the input's precision, which can change which cell is nearest.
         precision = torch.float64 if dtype == torch.float64 else torch.float32
         basis = torch.eye(cells, dtype=precision).view(1, 1, cells, cells)
         enlarged = F.interpolate(basis, (pixels, cells), mode="nearest").double()
@@ -30,15 +30,15 @@ def _axis_operator(
 
 
 class Operators(NamedTuple):
-    """What renders a grid at a size.
+    """The matrices that render a grid at one size.
 
     Args:
-        axes: For each axis nearest enlargement and blur, (pixels, cells).
-        factors: Their triangular factors R / sqrt(pixels), from a QR decomposition: rendered with them, which are as
-            small as the grid, a mask keeps its root mean square.
+        axes: One matrix per axis, (pixels, cells): nearest-neighbour enlargement and blur.
+        factors: Their triangular factors R / sqrt(pixels) from a QR decomposition, one per axis, (cells, cells).
+            Rendering with them gives as few values as the grid has cells, with the root mean square of the real mask.
         share: Each cell's share of a rendered mask's spatial mean, (cells,).
-        few_cells_map: For small grids the offset (2 * cells + 2,) and the matrix (cells, 2 * cells + 2) of all that is
-            asked of the cells together; see :func:`policy_noise.functional.cells.prepared`.
+        few_cells_map: For small grids, an offset (2 * cells + 2,) and a matrix (cells, 2 * cells + 2) that compute
+            everything linear in the cells at once; see :func:`policy_noise.functional.cells.prepared`.
     """
 
     axes: tuple[Tensor, ...]
@@ -48,12 +48,12 @@ class Operators(NamedTuple):
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor], axes: int) -> "Operators":
-        """From :func:`make_operators`, for so many axes."""
+        """Build from the output of :func:`make_operators` for this number of axes."""
         return cls(tuple(tensors[:axes]), tuple(tensors[axes : 2 * axes]), tensors[2 * axes])
 
 
 def operator_shapes(size: Sequence[int], grid: Sequence[int]) -> list[tuple[int, ...]]:
-    """Shapes of :func:`make_operators`."""
+    """Shapes of the tensors that :func:`make_operators` returns."""
     return [*zip(size, grid, strict=True), *zip(grid, grid, strict=True), (math.prod(grid),)]
 
 
@@ -65,7 +65,7 @@ def make_operators(
     device: torch.device,
     dtype: torch.dtype,
 ) -> list[Tensor]:
-    """The :class:`Operators`, one after the other."""
+    """Make the tensors of :class:`Operators`, as a flat list: axes, factors, share."""
     axes = [_axis_operator(*values, device, dtype) for values in zip(grid, size, kernel_size, sigma, strict=True)]
     with torch.inference_mode(False), torch.no_grad():
         share = torch.ones(1, device=device, dtype=dtype)

@@ -1,7 +1,7 @@
 """From a grid of actions to a smooth mask at an image's size.
 
-Nearest-neighbour enlargement and Gaussian blur are linear and separable, so that each axis is one small matrix, made
-once per size by Kornia and kept.
+Nearest-neighbour enlargement and Gaussian blur are linear and separable. So each axis needs one small matrix. Kornia
+makes it once per size, and it is cached.
 """
 
 import math
@@ -22,7 +22,7 @@ __all__ = ["blur_parameters", "render", "render_mask"]
 SIGMAS_PER_CELL = 3
 """Default sigma: one third of a cell."""
 KERNEL_IN_SIGMAS = 13 / 6
-"""Width of the kernel: the paper's ratio."""
+"""Default width of the kernel, in sigmas: the paper's ratio."""
 
 
 def blur_parameters(
@@ -54,7 +54,7 @@ def blur_parameters(
         (((17, 35), (8.0, 16.0)), ((13, 13), (6.0, 6.0)))
     """
     asked = tuple(size), tuple(grid), kernel_size, sigma
-    # A compiler warns of what it traces through a cache; lists, and what is no number at all, have no hash.
+    # torch.compile warns about lru_cache. Lists and wrong types may not be hashable.
     cached = not torch.compiler.is_compiling() and isinstance(kernel_size, Hashable) and isinstance(sigma, Hashable)
     return _resolved(*asked) if cached else _resolve(*asked)
 
@@ -153,13 +153,13 @@ def render_mask(
             return gaussian_blur2d(enlarged, (kernels[0], kernels[1]), (sigmas[0], sigmas[1]), border_type="reflect")
     if method != "matmul":
         raise ValueError(f"method must be 'matmul' or 'kornia', got {method!r}")
-    # In the action's precision: a mask rounded to bf16 would be another mask than the one that is replayed outside.
+    # Render in the action's precision. Under autocast the mask would be rounded, and differ from its replay outside.
     with without_autocast(action.device.type):
         return render(action, get_operators(action, size, kernel_size, sigma).axes)
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """Operations in the precision of what they are given. Free where autocast is off anyway."""
+    """Turn autocast off. Costs nothing if it is off already."""
     enabled = torch.is_autocast_enabled(device_type)
     return torch.autocast(device_type, enabled=False) if enabled else nullcontext()
 
@@ -170,8 +170,8 @@ def _check_rendering(
     kernel_size: int | Sequence[int] | None,
     sigma: float | Sequence[float] | None,
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]:
-    """Size, kernels and sigmas, refused where they do not fit an action's shape or one another."""
-    # This turns a compiler's symbolic sizes into the numbers they are.
+    """Check that size, kernels and sigmas fit the action's shape and each other, and return them."""
+    # Under torch.compile, this turns symbolic sizes into plain integers.
     size, grid = (tuple(len(range(length)) for length in lengths) for lengths in (size, shape[2:]))
     if len(shape) not in (4, 5) or shape[1] != 1:
         raise ValueError(f"action must have shape (B, 1, G, G) or (B, 1, G, G, G), got {tuple(shape)}")
@@ -186,7 +186,7 @@ def get_operators(
     kernel_size: int | Sequence[int] | None,
     sigma: float | Sequence[float] | None,
 ) -> Operators:
-    """The operators for an action at a size, also while compiling.
+    """Return the operators for an action at a size. Also works under torch.compile.
 
     Raises:
         ValueError: If the size does not fit the grid, or kernel and sigma do not fit the size.
@@ -208,14 +208,14 @@ def cached_operators(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Operators:
-    """:func:`get_operators` for an action of this shape without its first axis."""
+    """:func:`get_operators`, by the action's shape without the batch axis."""
     resolved = _check_rendering((1, *shape), size, kernel_size, sigma)
     return Operators.of(make_operators(shape[1:], *resolved, device, dtype), len(size))
 
 
 def render(action: Tensor, axes: Sequence[Tensor]) -> Tensor:
-    """The separable product with one operator an axis; where autocast is off."""
-    # The last axis last: the whole is then one matrix product, whose result is contiguous.
+    """Multiply by one operator per axis. Call it with autocast off."""
+    # The last axis comes last, so that one matrix product gives a contiguous result.
     if len(axes) == 3:
         action = (axes[0] @ action.flatten(3)).unflatten(3, action.shape[3:])
     return axes[-2] @ action @ axes[-1].mT

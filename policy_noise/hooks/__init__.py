@@ -1,1 +1,1 @@
-"""Hooks into a training loop: which loss belongs to which masked batch."""
+"""The hook for training loops. Most modules here find out which loss belongs to which masked batch."""

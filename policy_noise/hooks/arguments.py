@@ -1,4 +1,4 @@
-"""Refusing what cannot be hooked, before anything is touched."""
+"""Check a hook's arguments before anything is hooked."""
 
 import math
 from typing import Any
@@ -33,7 +33,7 @@ def check_arguments(
         )
     if criterion is not None and not is_hookable(criterion):
         raise TypeError(
-            f"criterion {type(criterion).__name__} overrides __call__, so that forward hooks never fire: omit "
+            f"criterion {type(criterion).__name__} overrides __call__, so its forward hooks never run: omit "
             "criterion and call hook.observe(policy_noise.losses.per_sample_loss(criterion, output, target))"
         )
     if output_loss is not None and (model is None or criterion is not None):

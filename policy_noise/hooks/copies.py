@@ -1,4 +1,4 @@
-"""Hook functions that do not follow their model into copies and pickles."""
+"""Hook functions that are left out when their model is copied or pickled."""
 
 import inspect
 import sys
@@ -9,26 +9,24 @@ import torch
 
 __all__ = ["Functor"]
 
-REASON = (
-    "policy_noise masks the input outside the graph: compile the model first, then attach to what torch.compile gave"
-)
+REASON = "policy_noise masks the input outside the graph: compile the model first, then attach to the compiled model"
 
 
 class Functor:
-    """A registered hook function. Everything that the package does in a training step runs in a call of one.
+    """A registered hook function. All work of the package in a training step runs inside such a call.
 
-    Copies of a model (EMA, pickles) are not part of the training. A closure would be shared with the copy, and a bound
-    method would clone the whole policy; a functor's copy does nothing.
+    Copies of a model (EMA, pickles) are not trained. A closure would be shared with the copy, and a bound method would
+    clone the whole policy. The copy of a functor does nothing.
 
     Args:
-        function: What to call.
-        on_copy: Told of each copy.
+        function: The function to call.
+        on_copy: Called for each copy.
     """
 
     def __init__(self, function: Callable[..., Any], on_copy: Callable[[], None] | None = None) -> None:
         self.on_copy = on_copy
-        # Around a module that is compiled from outside this is a graph break. Importing Dynamo takes seconds: where it
-        # is not loaded nothing has been compiled yet, and what is compiled later breaks its graph here as well.
+        # Inside a compiled module this causes a graph break. Importing Dynamo takes seconds. If it is not loaded,
+        # nothing is compiled yet, and a module that is compiled later breaks its graph here anyway.
         self.function = _uncompiled(function) if "torch._dynamo" in sys.modules else function
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -44,13 +42,13 @@ class Functor:
 
 
 def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    # The reason is shown by torch.compile(fullgraph=True), since torch 2.7.
-    told = {"reason": REASON} if "reason" in inspect.signature(torch.compiler.disable).parameters else {}
-    return torch.compiler.disable(function, **told)
+    # torch.compile(fullgraph=True) shows the reason, since torch 2.7.
+    options = {"reason": REASON} if "reason" in inspect.signature(torch.compiler.disable).parameters else {}
+    return torch.compiler.disable(function, **options)
 
 
 def _inert(*args: Any, **kwargs: Any) -> None:
-    """What a copy of a hook function is."""
+    """The copy of a hook function. It does nothing."""
 
 
 def _get_inert() -> Callable[..., None]:

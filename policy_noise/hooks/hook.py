@@ -1,7 +1,7 @@
-"""The hook: masks a model's inputs, listens to its criterion and steps the policy with the user's optimizer.
+"""The hook: masks a model's inputs, observes its losses and steps the policy after the user's optimizer.
 
-The sampled mask and the reward are both detached, so the policy's graph and the classifier's are disjoint. That is why
-nothing of the user's loop changes: loss, scaler, clipping, reducer and parameter groups stay as they are.
+The sampled mask and the reward are both detached, so the policy's graph and the classifier's are disjoint. Therefore
+the user's loop does not change: loss, scaler, clipping, reducer and parameter groups stay as they are.
 """
 
 from collections.abc import Callable
@@ -37,16 +37,16 @@ class ReinforceHook(PolicyTrainer):
     """Train an augmentation's policy inside an existing training loop.
 
     With ``model``, its images are transformed whenever it runs in training mode with gradients on. With ``criterion``,
-    one loss per image is computed from every call of it. Without them, call :meth:`apply` and :meth:`observe` yourself.
-    The policy has its own optimizer, which steps after each ``optimizer.step()``.
+    each call of it gives one loss per image. Without them, call :meth:`apply` and :meth:`observe` yourself. The policy
+    has its own optimizer, which steps after each ``optimizer.step()``.
 
     Args:
         augmentation: What to train: a :class:`policy_noise.PolicyNoiseMask` or any
             :class:`policy_noise.StochasticAugmentation`.
-        optimizer: The loop's optimizer, or a wrapper of it; the torch optimizer inside is found. None for loops that
-            have no torch optimizer: call :meth:`step` after each of their steps.
-        model: The module whose images are transformed: the outermost one that the loop calls (the DDP or compiled
-            wrapper, not the module inside).
+        optimizer: The loop's optimizer, or a wrapper that holds a torch optimizer. None for loops without a torch
+            optimizer: call :meth:`step` after each of their steps.
+        model: The module whose images are transformed. Pass the one that the loop calls (the DDP or compiled wrapper,
+            not the module inside).
         criterion: The loss module that the loop calls with the model's output. Several hooked models may share it.
         output_loss: Instead of ``criterion``, for models that compute their loss inside: a function of the model's
             output, its positional arguments and its keyword arguments that returns one loss per image, (B,).
@@ -63,7 +63,7 @@ class ReinforceHook(PolicyTrainer):
             :class:`policy_noise.StrengthSchedule`.
         compile: Compile a mask's own work with :func:`torch.compile`. Policy, scores and rendering become a few fused
             kernels, for batches of any size; another image size compiles again. The draws stay outside and keep their
-            generators. Where nothing can be compiled, the hook warns once and runs uncompiled.
+            generators. If compiling fails, the hook warns once and runs uncompiled.
         **learner: How the policy learns; see :class:`policy_noise.learning.PolicyLearner`.
 
     Note:
@@ -107,7 +107,7 @@ class ReinforceHook(PolicyTrainer):
         **learner: Any,
     ) -> None:
         stepping = None if optimizer is None else stepping_optimizer(optimizer)
-        known = registry.was_hooked(stepping)  # its state may be of steps that this process has seen
+        known = registry.was_hooked(stepping)  # then its state may come from this process, not from a checkpoint
         check_arguments(augmentation, stepping, optimizer, model, criterion, output_loss, max_pending)
         self.augmentation = augmentation
         self.learner = PolicyLearner(augmentation, **learner)
@@ -149,7 +149,7 @@ class ReinforceHook(PolicyTrainer):
             self._equalize()
 
     def rebind(self, optimizer: Any) -> None:
-        """Follow another optimizer from now on, for example a new one that was made when layers were unfrozen."""
+        """Switch to another optimizer, for example one that was made when layers were unfrozen."""
         stepping = stepping_optimizer(optimizer)
         check_arguments(self.augmentation, stepping, optimizer, None, None, None, self._queue.max_pending)
         self._unhook_optimizer()
@@ -184,7 +184,7 @@ class ReinforceHook(PolicyTrainer):
         if self._paused or not self.augmentation.training:
             self._watch.masked()
             return None
-        # The hooked module's own mode decides: eval() on the user's model never reaches a mask that is not its child.
+        # Check the hooked module's mode. The mask is not its child, so model.eval() does not reach the mask.
         self._watch.evaluating += not module.training
         self._watch.without_gradients += not torch.is_grad_enabled()
         if not module.training or not torch.is_grad_enabled():
@@ -223,7 +223,7 @@ class ReinforceHook(PolicyTrainer):
         return None if factor is None else loss * factor
 
     def after_foreign_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """An optimizer of this process has stepped, perhaps in the place of the hooked one."""
+        """Called after each step of any optimizer in the process, to notice one that replaced the hooked one."""
         waiting = self._queue or self.learner.observations or self._watch.suspects_copy
         if optimizer is self.learner.optimizer or not waiting:
             return

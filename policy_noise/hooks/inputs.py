@@ -1,4 +1,4 @@
-"""Where the images are in a model's call."""
+"""Find the images among the arguments of a model's call."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -12,14 +12,17 @@ Path = tuple[Any, ...]
 
 
 def find_images(args: tuple[Any, ...], kwargs: Mapping[str, Any], name: int | str | None, axes: int) -> Path:
-    """Where the images are in (args, kwargs): a path of keys.
+    """Find the images in (args, kwargs).
 
     Args:
         args: The call's positional arguments.
         kwargs: Its keyword arguments.
-        name: A position, a keyword's name or a key in a mapping; None takes the first floating-point tensor of so many
-            axes.
+        name: A position, a keyword's name or a key in a mapping. None takes the first floating-point tensor with this
+            number of axes.
         axes: Axes of a batch of images.
+
+    Returns:
+        The path of keys that leads to them.
 
     Raises:
         TypeError: If there are none.
@@ -48,7 +51,7 @@ def find_images(args: tuple[Any, ...], kwargs: Mapping[str, Any], name: int | st
 
 
 def replace(container: Any, path: Path, function: Callable[[Any], Any]) -> Any:
-    """A copy of nested tuples and mappings in which the item at a path went through a function."""
+    """Copy nested tuples and mappings, with a function applied to the item at a path."""
     if not path:
         return function(container)
     item = replace(container[path[0]], path[1:], function)

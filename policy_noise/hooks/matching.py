@@ -1,4 +1,4 @@
-"""A loss's match: the masked forward that it belongs to, and which of its images each of its rows came from."""
+"""The match of a loss: the masked forward that it belongs to, and the image that each of its rows came from."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,8 @@ from .rows import Rows, columns
 __all__ = ["REMEDY", "Match", "PairingError", "Pending", "check_index", "match_of", "start"]
 
 REMEDY = (
-    "say for each row of the loss which image it belongs to with hook.observe(losses, index=...), or run forwards that "
-    "have no loss under hook.paused()"
+    "pass the image number of each row of the loss with hook.observe(losses, index=...), or run forwards that have no "
+    "loss under hook.paused()"
 )
 
 
@@ -35,15 +35,15 @@ class Pending:
 
 @dataclass(frozen=True)
 class Match:
-    """A waiting forward that a loss belongs to, and which of its images each of the loss's rows came from.
+    """A waiting forward that a loss belongs to, and the image that each of the loss's rows came from.
 
     Args:
         pending: The forward.
-        index: None where the loss's rows are the forward's.
+        index: For each row of the loss, the number of its image, or -1 if it came from elsewhere. None if the rows are
+            the forward's images in order.
 
     Shape:
-        - index: (N,), or (N, K) where a row came from several images (views that are averaged or compared); -1 where
-          it came from elsewhere.
+        - index: (N,), or (N, K) if a row came from several images (views that are averaged or compared).
     """
 
     pending: Pending
@@ -53,28 +53,28 @@ class Match:
         """Average the rows of each image.
 
         Args:
-            values: One loss for each row.
-            valid: Which of them count; by default all.
+            values: One loss per row.
+            valid: Which losses count; by default all.
 
         Shape:
             - values, valid: (N,).
 
         Returns:
-            The losses of the forward's images, (B,), and which images have one; None for all.
+            The losses of the forward's images, (B,), and which images have one (None if all have).
 
         Raises:
-            PairingError: If there is not one loss for each row of the index.
+            PairingError: If there is not one loss per row of the index.
         """
         if self.index is None:
             return values, valid
         if values.ndim != 1 or len(values) != len(self.index):
             raise PairingError(
-                f"the loss has shape {tuple(values.shape)}, and its index {len(self.index)} rows: {REMEDY}"
+                f"the loss has shape {tuple(values.shape)}, but its index {len(self.index)} rows: {REMEDY}"
             )
         images = len(self.pending)
         index = self.index.to(values.device, non_blocking=True).reshape(len(values), -1)
         counts = index >= 0 if valid is None else (index >= 0) & valid.unsqueeze(1)
-        place = torch.where(counts, index, images).reshape(-1)  # one place more, for the rows that don't count
+        place = torch.where(counts, index, images).reshape(-1)  # one extra place, for rows that don't count
         spread = torch.where(counts, values.unsqueeze(1), 0).reshape(-1)
         total = values.new_zeros(images + 1).index_add(0, place, spread)[:images]
         number = values.new_zeros(images + 1).index_add(0, place, torch.ones_like(spread))[:images]
@@ -82,7 +82,10 @@ class Match:
 
 
 def start(pending: Pending | None, shape: tuple[int, ...] | None) -> Rows | None:
-    """Rows of a forward's output: along its first axis, else along the only one that has the batch's length."""
+    """Return the rows of a forward's output.
+
+    They lie along the first axis if it has the batch's length, else along the only axis that has it.
+    """
     if pending is None:
         return None
     if shape is None:
@@ -95,6 +98,7 @@ def start(pending: Pending | None, shape: tuple[int, ...] | None) -> Rows | None
 
 
 def match_of(pending: Pending, several: list[Rows], rows: int) -> Match | None:
+    """Match a loss with a forward, given the rows of the tensors that it came from. None if they don't fit."""
     kept: list[Rows] = []
     for part in several:
         beside = rows > 1 and part.last_axis > 0 and not part.varies(0)  # columns of a similarity matrix
@@ -111,12 +115,18 @@ def match_of(pending: Pending, several: list[Rows], rows: int) -> Match | None:
 
 
 def check_index(index: Any, rows: int, images: int) -> Tensor:
+    """Check the user's index: one number per row of the loss, each from -1 to ``images - 1``.
+
+    Raises:
+        TypeError: If it does not hold integers.
+        ValueError: If its length or a number in it does not fit.
+    """
     index = torch.as_tensor(index)
     if index.is_floating_point() or index.dtype == torch.bool:
         raise TypeError(f"index must hold integers, got {index.dtype}")
     if index.ndim != 1 or len(index) != rows:
-        raise ValueError(f"index must have one row number for each of the {rows} losses, got {tuple(index.shape)}")
-    # On another device looking at it would wait; there the gathering refuses what lies outside.
+        raise ValueError(f"index must have one image number for each of the {rows} losses, got {tuple(index.shape)}")
+    # Reading the numbers on another device would wait for it. There, out-of-range numbers fail when gathering.
     if index.device.type == "cpu" and rows and not -1 <= int(index.min()) <= int(index.max()) < images:
         raise ValueError(
             f"index must lie in -1 (elsewhere) to {images - 1}, got {int(index.min())} to {int(index.max())}"

@@ -1,4 +1,8 @@
-"""What each of autograd's nodes does to rows."""
+"""How each kind of autograd node moves rows; see :mod:`policy_noise.hooks.walk`.
+
+A function here takes the node as a :class:`Step`, the number of the input, and that input's rows. It returns the
+output's rows, or an empty tuple if they cannot be followed.
+"""
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
@@ -14,7 +18,7 @@ __all__ = ["JOINS", "MOVES", "STAYS", "keep"]
 
 
 def keep(step: Step, edge: int, rows: Rows) -> Several:
-    """Any other node: a cast, an activation, a layer. Leading axes that it leaves alone keep their rows."""
+    """Any other node: a cast, an activation, a layer. Rows stay if the node does not change the leading axes."""
     source, shape = step.sources[edge], step.shape
     name = step.node.name()
     if hasattr(step.node, "_saved_dim") and hasattr(step.node, "_saved_keepdim"):
@@ -22,7 +26,7 @@ def keep(step: Step, edge: int, rows: Rows) -> Several:
     if hasattr(step.node, "_saved_dim") and not name.startswith(("Softmax", "LogSoftmax")):
         saved = step.saved("dim")
         if isinstance(saved, int | tuple) and any(rows.varies(axis) for axis in axes_of(saved, len(source))):
-            return ()  # sorted, accumulated or chosen across rows
+            return ()  # it sorts, accumulates or selects across rows
     if source == shape:
         return (rows,)
     leading = rows.last_axis + 1
@@ -43,7 +47,7 @@ def _refuse(step: Step, edge: int, rows: Rows) -> Several:
 
 
 def _reduce(step: Step, edge: int, rows: Rows) -> Several:
-    """Mean, sum, max, norm: rows that are joined become the several origins of one."""
+    """Mean, sum, max, norm. A row that combines several rows has several origins."""
     ndim = len(step.sources[edge])
     axes = axes_of(step.saved("dim"), ndim) or list(range(ndim))
     joined = [axis for axis in axes if rows.varies(axis)]
@@ -55,13 +59,13 @@ def _reduce(step: Step, edge: int, rows: Rows) -> Several:
         return (rows.like(sizes),)
     count = prod(rows.sizes[axis] for axis in joined)
     if prod(rows.sizes) == count or count > MAX_ORIGINS:
-        return ()  # over the batch
+        return ()  # reduced over the whole batch
     numbers = rows.tensor().movedim(joined, tuple(range(len(joined)))).flatten(0, len(joined) - 1)
     return tuple(rows.of(part.reshape(sizes)) for part in numbers.unbind(0))
 
 
 def _view(step: Step, edge: int, rows: Rows) -> Several:
-    """A new shape. Axes along which nothing differs stay out of it, so that pixels and channels cost nothing."""
+    """A new shape. Axes along which the rows do not differ are left out, so pixels and channels cost nothing."""
     source, shape = step.sources[edge], step.shape
     if rows.last_axis <= 0 and source[:1] == shape[:1] and prod(source[1:]) == prod(shape[1:]):
         return (rows.like(rows.sizes[:1] + (1,) * (len(shape) - 1)),)
@@ -169,7 +173,7 @@ def _roll(step: Step, edge: int, rows: Rows) -> Several:
 
 
 def _matmul(step: Step, edge: int, rows: Rows) -> Several:
-    """Rows of the left factor stay rows, columns of the right one columns; what is summed over is mixed."""
+    """Rows of the left factor stay rows, and columns of the right factor stay columns. The summed axis mixes rows."""
     left = edge == len(step.sources) - 2
     if edge < len(step.sources) - 2:  # the bias
         return keep(step, edge, rows) if step.sources[edge] == step.shape else ()
@@ -178,7 +182,7 @@ def _matmul(step: Step, edge: int, rows: Rows) -> Several:
 
 
 def _join(step: Step, inputs: list[Several]) -> Several:
-    """Cat and stack: where they lengthen the rows' own axis, the other parts' rows come from elsewhere."""
+    """Cat and stack. If they join along the rows' axis, rows of parts from other sources are marked with -1."""
     stacks = step.node.name().startswith("Stack")
     axis = step.axis("dim", len(step.shape))
     if stacks:
@@ -197,7 +201,7 @@ def _join(step: Step, inputs: list[Several]) -> Several:
     elsewhere = torch.full((1,) * len(sizes), -1, device=device)
     lengths = [1 if stacks else source[axis] if source else None for source in step.sources]
     if lengths.count(None) > 1:
-        return ()  # parts without a graph don't tell how long they are
+        return ()  # the lengths of parts without a graph are unknown
     rest = step.shape[axis] - sum(length or 0 for length in lengths)
     joined = []
     for place in range(max(len(part) for part in inputs)):
@@ -229,5 +233,6 @@ MOVES: dict[str, Callable[[Step, int, Rows], Several]] = {
     "Roll": _roll,
 }
 STAYS = ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Mm", "Addmm", "Bmm", "Baddbmm")
-"""Moves that mostly leave the first axis alone: where shapes are not told, the loss's length is the check."""
+"""Nodes in MOVES that usually keep the first axis. If shapes are unknown, that is assumed, and the loss's length is
+checked."""
 JOINS: dict[str, Callable[[Step, list[Several]], Several]] = {"Cat": _join, "Stack": _join}

@@ -1,4 +1,4 @@
-"""Which optimizer really steps."""
+"""Find the torch optimizer inside a wrapper."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,16 +16,15 @@ WRAPPED_OPTIMIZER = (
     "_base_optimizer",
     "base",
 )
-"""Where wrappers keep the optimizer that they step: accelerate and DeepSpeed, Lightning, Opacus, PostLocalSGD, SAM,
+"""Attributes in which wrappers keep their optimizer: accelerate and DeepSpeed, Lightning, Opacus, PostLocalSGD, SAM,
 timm's Lookahead, schedule-free."""
 
 
 def stepping_optimizer(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimizer whose ``step()`` really runs, found inside wrappers.
+    """Find the optimizer whose ``step()`` really runs.
 
-    A ``torch.optim.Optimizer`` is looked through only where wrappers are known to keep the one that they step: an
-    ordinary optimizer may hold another for purposes of its own. Anything else is searched, whatever its attributes are
-    called.
+    Inside a ``torch.optim.Optimizer``, only the attributes that known wrappers use are searched, because an ordinary
+    optimizer may hold another one for its own purposes. In any other wrapper, all attributes are searched.
 
     Args:
         optimizer: A torch optimizer or a wrapper that holds exactly one.
@@ -39,7 +38,7 @@ def stepping_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     if isinstance(optimizer, torch.optim.Optimizer):
         return _innermost(optimizer)
     found = dict(_inside(optimizer, "", {id(optimizer)}))
-    if not found:  # Proxies show what they wrap as properties.
+    if not found:  # some proxies expose the optimizer as a property
         named = ((name, getattr(optimizer, name, None)) for name in WRAPPED_OPTIMIZER)
         found = {name: _innermost(value) for name, value in named if isinstance(value, torch.optim.Optimizer)}
     kind = type(optimizer).__name__
@@ -58,7 +57,7 @@ def stepping_optimizer(optimizer: Any) -> torch.optim.Optimizer:
 
 
 def _innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """What a torch optimizer that is a wrapper itself steps."""
+    """Unwrap torch optimizers that are wrappers themselves."""
     for name in WRAPPED_OPTIMIZER:
         inner = getattr(optimizer, name, None)
         if isinstance(inner, torch.optim.Optimizer) and inner is not optimizer:
@@ -67,7 +66,7 @@ def _innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 def _inside(holder: Any, path: str, seen: set[int]) -> Iterator[tuple[str, torch.optim.Optimizer]]:
-    """The optimizers that an object holds, with the attributes that lead to them."""
+    """Iterate over the optimizers that an object holds, each with its path of attributes."""
     items: Iterator[tuple[Any, Any]] | Any
     if isinstance(holder, dict):
         items = ((f"{path}[{key!r}]", value) for key, value in holder.items())
@@ -85,7 +84,7 @@ def _inside(holder: Any, path: str, seen: set[int]) -> Iterator[tuple[str, torch
 
 
 def _may_hold(value: Any) -> bool:
-    """Whether to search a value: containers, and whatever steps. Models and trainers lead too far."""
+    """Whether to search a value: containers and objects with ``step()``, but not models or trainers."""
     if isinstance(value, torch.nn.Module | torch.Tensor | type):
         return False
     return isinstance(value, dict | list | tuple) or callable(getattr(value, "step", None))

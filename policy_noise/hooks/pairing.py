@@ -1,4 +1,4 @@
-"""Which loss belongs to which masked batch."""
+"""Find the masked batch that a loss belongs to."""
 
 import itertools
 import warnings
@@ -19,13 +19,14 @@ MARK = "policy_noise"
 
 
 class PairingQueue:
-    """Masked batches that wait for their loss, few at a time.
+    """A queue of masked batches that wait for their losses.
 
-    A model's output is marked in autograd's own metadata, so that a loss finds the batches that it came from, and their
-    rows, whatever else ran in between; where no graph leads there, the oldest batch is meant.
+    The model's output is marked in autograd's node metadata. So the batches and rows that a loss came from are found,
+    whatever else ran in between. A loss without a graph belongs to the oldest batch.
 
     Args:
-        max_pending: Masked forwards that wait at a time. The first so many must not all stay without a loss.
+        max_pending: Maximum number of waiting batches. If none of the first ``max_pending`` batches gets a loss, that
+            is an error.
     """
 
     _owners = itertools.count()
@@ -43,7 +44,7 @@ class PairingQueue:
         return len(self._pending)
 
     def check_room(self) -> None:
-        """Refuse another masked batch where losses plainly never come; else let the oldest go, with one warning.
+        """Make room for another batch. If the queue is full, drop the oldest batch and warn once.
 
         Raises:
             PairingError: If the first ``max_pending`` batches all had no loss.
@@ -51,9 +52,9 @@ class PairingQueue:
         if not self._observed:
             if self._unpaired >= self.max_pending:
                 raise PairingError(
-                    f"{self._unpaired} masked forwards in a row had no loss observed (max_pending={self.max_pending}), "
-                    "and none before: call the hooked criterion or hook.observe(per_sample_loss) once for each, or run "
-                    "forwards that have no loss under hook.paused()"
+                    f"no loss was observed for the first {self._unpaired} masked forwards "
+                    f"(max_pending={self.max_pending}): call the hooked criterion or hook.observe(per_sample_loss) "
+                    "once for each, or run forwards that have no loss under hook.paused()"
                 )
             return
         if len(self._pending) >= self.max_pending:
@@ -64,51 +65,51 @@ class PairingQueue:
             warnings.warn(
                 "a masked forward had no loss, and nothing is learned from it: run forwards that have no loss "
                 "(Grad-CAM, a sliding window) under torch.no_grad() or hook.paused(). If several must wait for their "
-                f"losses, raise max_pending (now {self.max_pending}). Losses that come after the next step are too "
-                "late. There will be no further warning.",
+                f"losses, raise max_pending (now {self.max_pending}). A loss must be observed before the next step. "
+                "This warning is not repeated.",
                 stacklevel=4,
             )
 
     def make_room(self) -> None:
-        """Let the oldest batch go where losses need not come."""
+        """Drop the oldest batch if the queue is full, without a warning. For hooks that do not learn from losses."""
         if len(self._pending) >= self.max_pending:
             self._pending.popleft()
 
     def push(self, sample: Sample) -> None:
-        """Let a masked batch wait."""
+        """Add a masked batch that waits for its loss."""
         self._number += 1
         self._unpaired += 1
         self._pending.append(Pending(self._number, sample))
 
     @property
     def newest(self) -> Pending:
-        """The batch masked last."""
+        """The batch that was masked last."""
         return self._pending[-1]
 
     def mark(self, output: Any, *, masked: bool) -> None:
-        """Mark a model's output as the newest batch's, or as none's. The mark holds no reference to the graph."""
+        """Mark a model's output as the newest batch's, or as unmasked. The mark holds no reference to the graph."""
         nodes = [tensor.grad_fn for tensor in tensors_of(output) if tensor.grad_fn is not None]
         for node in nodes:
             node.metadata.setdefault(MARK, {})[self._owner] = self._number if masked else 0  # type: ignore[attr-defined]
-        # A module that computes its own loss (a timm task) has had it observed by now.
+        # If the module computes its own loss (a timm task), it was already observed and the batch is gone.
         if nodes and masked and self._pending and self.newest.number == self._number:
             self.newest.marked = True
 
     def find(self, tensors: Sequence[Tensor], rows: int | None = None) -> list[Match]:
-        """The waiting batches that tensors came from, by their autograd graph.
+        """Find the waiting batches that tensors came from, by their autograd graph.
 
-        Without a graph, or for a batch whose output was never marked, it is the oldest.
+        Without a graph, or if the batch's output was never marked, the oldest batch is returned.
 
         Args:
-            tensors: What the criterion got, or the loss itself.
-            rows: The loss's length, where it is known.
+            tensors: The criterion's inputs, or the loss itself.
+            rows: The loss's length, if it is known.
 
         Returns:
-            Nothing if no batch waits, or if the graph leads elsewhere: to a batch that was not masked or whose loss has
-            come already (an auxiliary loss), or to another network (a teacher, a peer).
+            The matches. The list is empty if no batch waits, or if the graph leads elsewhere: to a batch that was not
+            masked, to one that already has a loss (so this one is auxiliary), or to another network (a teacher).
 
         Raises:
-            PairingError: If the graph leads to waiting batches, and not to rows of any.
+            PairingError: If the graph leads to waiting batches, but the rows cannot be followed.
         """
         if not self._pending:
             return []
@@ -123,7 +124,7 @@ class PairingQueue:
             free = [pending for pending in self._pending if not (rooted and pending.marked)]
             fitting = [pending for pending in free if rows is None or len(pending) == rows]
             if free and not fitting and not any(pending.marked for pending in free):
-                raise PairingError(f"the loss has {rows} rows, the batch that waits {len(free[0])} images: {REMEDY}")
+                raise PairingError(f"the loss has {rows} rows, but the waiting batch {len(free[0])} images: {REMEDY}")
             return [Match(pending) for pending in fitting[:1]]
         numbers = [number for number in reached if number in waiting]
         if rows is None:
@@ -138,26 +139,26 @@ class PairingQueue:
         if numbers and not matches:
             shapes = [tuple(tensor.shape) for tensor in rooted]
             raise PairingError(
-                f"the loss was computed from a masked batch of {len(waiting[numbers[0]])} images by way of tensors of "
+                f"the loss was computed from a masked batch of {len(waiting[numbers[0]])} images through tensors of "
                 f"shape {shapes}, whose rows can't be followed back to the images: {REMEDY}"
             )
         return matches
 
     def given(self, index: Any, rows: int, tensors: Sequence[Tensor] = ()) -> list[Match]:
-        """Matches as the user tells them.
+        """Make matches from the user's index.
 
         Args:
-            index: For each row of the loss the image it belongs to, -1 for none; or a list of (forward, index) pairs,
-                where forwards count among those that wait: 0 is the oldest, -1 the newest.
+            index: For each row of the loss, the number of its image, or -1 for none. Or a list of (forward, index)
+                pairs, where forward 0 is the oldest waiting batch and -1 the newest.
             rows: The loss's length.
-            tensors: The loss; its graph tells which forward is meant where several wait.
+            tensors: The loss. If several batches wait, its graph shows which one is meant.
 
         Shape:
             - index: (N,), integers.
 
         Raises:
-            PairingError: If it is not told which of the waiting forwards is meant.
-            TypeError: If an index is not made of integers.
+            PairingError: If several batches wait and it is not clear which one is meant.
+            TypeError: If an index does not hold integers.
             ValueError: If an index does not fit.
         """
         if isinstance(index, Tensor) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in index):
@@ -167,14 +168,14 @@ class PairingQueue:
                 meant = [pending for pending in meant if any(pending.number in origins for origins in found)]
             if len(meant) != 1:
                 raise PairingError(
-                    f"index belongs to one masked forward, and {len(self._pending)} wait: pass a list of "
-                    "(forward, index) pairs, where 0 is the oldest forward that waits and -1 the newest"
+                    f"index belongs to one masked forward, but {len(self._pending)} wait for their losses: pass a list "
+                    "of (forward, index) pairs, where 0 is the oldest waiting forward and -1 the newest"
                 )
             return [Match(meant[0], check_index(index, rows, len(meant[0])))]
         matches = []
         for forward, part in index:
             if not isinstance(forward, int) or not -len(self._pending) <= forward < len(self._pending):
-                raise ValueError(f"index names forward {forward!r}, and {len(self._pending)} wait for their loss")
+                raise ValueError(f"index names forward {forward!r}, but {len(self._pending)} wait for their losses")
             pending = self._pending[forward]
             matches.append(Match(pending, check_index(part, rows, len(pending))))
         return matches
@@ -184,7 +185,7 @@ class PairingQueue:
         return None if marks is None else marks.get(self._owner)
 
     def _direct(self, tensors: list[Tensor], rows: int | None) -> list[Match] | None:
-        """The common case: each tensor is a forward's output, or a cast of it."""
+        """Handle the common case: each tensor is a model's output, or a cast of it. None if it is not the case."""
         matches: dict[int, Match] = {}
         for tensor in tensors:
             node: Any = tensor.grad_fn
@@ -203,13 +204,13 @@ class PairingQueue:
         return list(matches.values()) if tensors else None
 
     def pop(self, pending: Pending) -> None:
-        """A loss has come."""
+        """Remove a batch whose loss was observed."""
         self._pending.remove(pending)
         self._unpaired = len(self._pending)
         self._observed = True
 
     def invalidate(self) -> None:
-        """Let the waiting samples go, but go on counting the forwards without a loss."""
+        """Drop the waiting batches, but count them as batches without a loss."""
         self._lost += len(self._pending)
         self._pending.clear()
 
@@ -220,5 +221,5 @@ class PairingQueue:
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
-    """The tensors in a model's output or a call's arguments, however nested."""
+    """Iterate over the tensors in a model's output or a call's arguments, however nested."""
     return (leaf for leaf in leaves_of(value) if isinstance(leaf, Tensor))

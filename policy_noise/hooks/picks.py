@@ -1,4 +1,4 @@
-"""What nodes do that pick rows by an index or a mask."""
+"""How autograd nodes that select by index or mask change the rows; see :mod:`policy_noise.hooks.moves`."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ def index_select(step: Step, edge: int, rows: Rows) -> Several:
 
 
 def _positions(mask: Tensor, count: int) -> Tensor:
-    """Where a mask is true, whose count is known: :func:`torch.nonzero` would wait for the device."""
+    """Positions where a mask is true, if their count is known. :func:`torch.nonzero` would wait for the device."""
     mask = mask.reshape(-1)
     places = torch.where(mask, mask.cumsum(0) - 1, count)
     positions = torch.zeros(count + 1, dtype=torch.long, device=mask.device)

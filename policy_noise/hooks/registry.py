@@ -1,4 +1,4 @@
-"""Which hooks are on what."""
+"""Keep track of the hooks on each model, criterion and optimizer."""
 
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,10 @@ _REGISTERED: list[Any] = []
 
 
 def follow_steps(hook: "ReinforceHook") -> None:
-    """Tell a hook of the steps of all optimizers of the process.
+    """Notify a hook of the steps of all optimizers in the process.
 
-    One function is registered with torch for all hooks and stays: one for each hook would keep model and optimizer
-    alive, and one that a garbage collection takes off can do so while torch calls them.
+    One function is registered with torch for all hooks, and never removed. One function per hook would keep model and
+    optimizer alive, or be removed by a garbage collection while torch iterates over the functions.
     """
     if not _REGISTERED:
         _REGISTERED.append(register_optimizer_step_post_hook(_after_any_step))
@@ -30,7 +30,7 @@ def follow_steps(hook: "ReinforceHook") -> None:
 
 
 def leave_steps(hook: "ReinforceHook") -> None:
-    """The opposite of :func:`follow_steps`."""
+    """Undo :func:`follow_steps`."""
     _FOLLOWING.discard(hook)
 
 
@@ -45,7 +45,7 @@ def enter(target: Any, hook: "ReinforceHook") -> None:
 
 
 def leave(target: Any, hook: "ReinforceHook") -> None:
-    """Note that it is off again."""
+    """Undo :func:`enter`."""
     _HOOKED.get(target, set()).discard(hook)
 
 

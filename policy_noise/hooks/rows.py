@@ -1,4 +1,4 @@
-"""Rows: where each element of a tensor comes from, and a node of autograd's graph as it is replayed on them."""
+"""Row numbers: the image that each element of a tensor comes from. And the autograd nodes that move them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from torch import Tensor
 __all__ = ["MAX_ORIGINS", "Origins", "Rows", "Several", "Step", "axes_of", "columns", "distinct", "signed", "union"]
 
 MAX_ORIGINS = 64
-"""Images that one row may come from: views that are averaged or compared."""
+"""Maximum number of images that one row may come from (views that are averaged or compared)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Where each element of a tensor comes from: row numbers, in a shape that broadcasts to the tensor's.
+    """The row number that each element of a tensor comes from, in a shape that broadcasts to the tensor's.
 
     Args:
-        sizes: For each axis of the tensor its length, or 1 where the rows are the same all along it.
-        numbers: The row numbers, flat; -1 where an element comes from elsewhere. None: 0, 1, 2, ...
-        device: Where numbers are made once they are needed.
+        sizes: For each axis of the tensor, its length, or 1 if the rows do not differ along it.
+        numbers: The row numbers, flat; -1 if an element comes from elsewhere. None means 0, 1, 2, ...
+        device: Device of the numbers.
     """
 
     sizes: tuple[int, ...]
@@ -36,11 +36,11 @@ class Rows:
         return numbers.reshape(self.sizes)
 
     def like(self, sizes: Sequence[int]) -> "Rows":
-        """The same numbers in the same order, in another shape."""
+        """The same numbers in the same order, with other sizes."""
         return Rows(tuple(sizes), self.numbers, self.device)
 
     def of(self, numbers: Tensor) -> "Rows":
-        """Other numbers."""
+        """Rows with other numbers and their shape, on the same device."""
         return Rows(tuple(numbers.shape), numbers.reshape(-1), self.device)
 
     def varies(self, axis: int) -> bool:
@@ -49,24 +49,24 @@ class Rows:
 
     @property
     def last_axis(self) -> int:
-        """The last axis along which the rows differ; -1 where all are the same."""
+        """The last axis along which the rows differ, or -1 if they do not differ."""
         return max((axis for axis, size in enumerate(self.sizes) if size != 1), default=-1)
 
     def same(self, other: "Rows") -> bool:
-        """Whether the two are known to be the same, without looking at numbers."""
+        """Whether both are certainly equal, judged without comparing numbers."""
         return self.sizes == other.sizes and self.numbers is other.numbers
 
 
 Several = tuple[Rows, ...]
-"""Rows of a tensor that comes from a forward: several where images are joined. None: it cannot be told."""
+"""The rows of a tensor: several if each element combines several images. Empty if the rows are unknown."""
 
 Origins = dict[int, Several]
-"""For each forward that a tensor comes from, by its number, its rows."""
+"""The rows of a tensor in each forward that it comes from, by the forward's number."""
 
 
 @dataclass
 class Step:
-    """A node as it is replayed: the shape of one of its outputs, and what it got."""
+    """A node that is replayed: which output, that output's shape, and the shapes of the inputs (``sources``)."""
 
     node: Any
     output: int
@@ -81,7 +81,7 @@ class Step:
 
 
 def union(parts: Iterable[Several]) -> Several:
-    """All of them, without those that are known to be the same."""
+    """Concatenate, leaving out rows that are certainly equal to earlier ones."""
     result: list[Rows] = []
     for part in parts:
         for rows in part:
@@ -91,7 +91,7 @@ def union(parts: Iterable[Several]) -> Several:
 
 
 def distinct(several: Several) -> Several:
-    """Rows without those whose numbers turn out to be equal: one of each, the one with the fewest numbers."""
+    """Compare the numbers of rows, and keep one of each group of equal ones: the one with the fewest numbers."""
     shape = torch.broadcast_shapes(*(rows.sizes for rows in several))
     numbers = torch.stack([rows.tensor().expand(shape).reshape(-1) for rows in several])
     groups = torch.unique(numbers, dim=0, return_inverse=True)[1].tolist()
@@ -103,7 +103,7 @@ def distinct(several: Several) -> Several:
 
 
 def columns(rows: Rows, length: int) -> Tensor | None:
-    """The row numbers of each of a loss's rows, (length, K); None where they don't differ from row to row."""
+    """The row numbers of each row of a loss, (length, K). None if they don't differ from row to row."""
     if (
         not rows.sizes
         or (rows.sizes[0] not in (1, length))
@@ -115,11 +115,12 @@ def columns(rows: Rows, length: int) -> Tensor | None:
 
 
 def axis_of(value: int, ndim: int) -> int:
-    """An axis as torch saves it: negative ones may come as unsigned numbers."""
+    """Convert an axis that torch saved. Negative axes may be saved as unsigned numbers."""
     return signed(value) % max(ndim, 1)
 
 
 def signed(value: int) -> int:
+    """Undo the wrap-around of a negative number that was saved as an unsigned one."""
     return value - 2**64 if value >= 2**63 else value
 
 

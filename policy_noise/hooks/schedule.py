@@ -1,4 +1,4 @@
-"""How strong the masks are from step to step."""
+"""The strength of the masks over the course of training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class StrengthSchedule:
             raise ValueError(f"warmup and clean must leave some steps, got {self.warmup!r} and {self.clean!r}")
 
     def __call__(self, step: int) -> float:
-        """The share of the full strength at a step. Steps count from 0."""
+        """Return the share of the full strength at a step. Steps count from 0."""
         if step >= self.total_steps * (1.0 - self.clean):
             return 0.0
         rising = self.total_steps * self.warmup
@@ -45,30 +45,30 @@ class StrengthSchedule:
 
 
 class ScheduledStrength:
-    """An augmentation's strength under a schedule.
+    """Set an augmentation's strength by a schedule.
 
     Args:
-        augmentation: It must have a ``strength``.
+        augmentation: An augmentation with a ``strength``.
         schedule: Share of the strength at each step.
 
     Raises:
-        TypeError: If there is no strength.
+        TypeError: If the augmentation has no strength.
     """
 
     def __init__(self, augmentation: StochasticAugmentation, schedule: Callable[[int], float]) -> None:
         full = getattr(augmentation, "strength", None)
         if not isinstance(full, float | int):
-            raise TypeError(f"strength_schedule needs a strength, which {type(augmentation).__name__} does not have")
+            raise TypeError(f"strength_schedule needs a strength, but {type(augmentation).__name__} has none")
         self.augmentation = augmentation
         self.schedule = schedule
         self.full = float(full)
 
     def set(self, step: int) -> bool:
-        """Set the strength for a step; False where it is 0, and nothing is to be masked."""
+        """Set the strength for a step. Returns False if it is 0, so that nothing needs to be masked."""
         strength = self.full * float(self.schedule(step))
         self.augmentation.strength = strength  # type: ignore[assignment]
         return strength > 0
 
     def restore(self) -> None:
-        """Give the augmentation its full strength back."""
+        """Restore the full strength."""
         self.augmentation.strength = self.full  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""What a hook reports and what resuming needs; and its place in the optimizer's state."""
+"""A hook's metrics and state, which is also saved in the optimizer's state dict."""
 
 import warnings
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ from .watch import Watch, is_saved_without_policy
 __all__ = ["HookState"]
 
 STATE_KEY = "policy_noise"
-"""Key under which the policy travels in the optimizer's state dict."""
+"""Key of the policy in the optimizer's state dict."""
 
 
 class HookState:
-    """The part of :class:`policy_noise.ReinforceHook` that outlives a step."""
+    """The part of :class:`policy_noise.ReinforceHook` that reports, saves and restores, and hooks the optimizer."""
 
     learner: PolicyLearner
     _draws: Draws
@@ -41,18 +41,18 @@ class HookState:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Diagnostics of the last step. The keys are the same from the start; a value is NaN until there is a number.
+        """Diagnostics of the last step. The keys never change. A value is NaN as long as there is no number.
 
         ``reward``, ``baseline``, ``advantage_std``, ``entropy`` (nats per image), ``policy_grad_norm``,
-        ``entropy_coef`` (with an ``entropy_target``), what the augmentation says of itself (for masks ``mask_mean`` and
-        ``mask_std``, after blur and scaling), ``samples_seen`` (images of the batches that were observed, unmasked and
-        unlabelled ones included, in total) and ``samples_dropped`` (those with a loss that is not finite, in total).
-        Reading them waits for the device; a step does not.
+        ``entropy_coef`` (with an ``entropy_target``), the augmentation's own metrics (``mask_mean`` and ``mask_std``
+        for masks, after blur and scaling), ``samples_seen`` (images of all observed batches, unmasked and unlabelled
+        ones included) and ``samples_dropped`` (images whose loss was not finite). Reading the metrics waits for the
+        device; a step does not.
         """
         return self.learner.metrics(self._size)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that is needed to resume; loads with ``torch.load(weights_only=True)``."""
+        """Return everything needed to resume. It can be loaded with ``torch.load(weights_only=True)``."""
         generator = self._draws.generator
         return {
             **self.learner.state_dict(),
@@ -65,14 +65,14 @@ class HookState:
         """Restore a :meth:`state_dict`. If it does not fit, nothing is changed.
 
         Raises:
-            ValueError: If the state belongs to something else.
+            ValueError: If the state belongs to another policy, or is not a hook's.
         """
         if isinstance(state_dict, Mapping) and isinstance(state_dict.get(STATE_KEY), Mapping):
             state_dict = state_dict[STATE_KEY]
         self.learner.check_state_dict(state_dict)
         missing = {"generator", "seed", "steps"} - state_dict.keys()
         if missing:
-            raise ValueError(f"state_dict is not a hook's: it lacks {sorted(missing)}")
+            raise ValueError(f"state_dict must be from a hook's state_dict(), got one without {sorted(missing)}")
         if self._draws.generator is not None and state_dict["generator"] is not None:
             self._draws.generator.set_state(state_dict["generator"].cpu())
         self.learner.load_state_dict(state_dict)
@@ -87,7 +87,7 @@ class HookState:
         self._optimizer_handles = [stepping.register_step_post_hook(Functor(self._after_step))]
         saved = stepping
         if self._state_in_optimizer:
-            # Wrappers pass state_dict() on to the inner optimizer, or (SAM) inherit it as it is.
+            # Most wrappers forward state_dict() to the inner optimizer. Some (SAM) inherit torch's own.
             inherits = isinstance(optimizer, torch.optim.Optimizer) and (
                 type(optimizer).state_dict is torch.optim.Optimizer.state_dict
             )
@@ -110,7 +110,7 @@ class HookState:
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
-            return  # a fused optimizer under GradScaler was called and skipped the step itself
+            return  # GradScaler calls a fused optimizer even after an overflow; it skips the step itself
         self._step(optimizer.param_groups[0])
 
     def _step(self, group: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Draws with random numbers of the hook's own, so that the user's generators stay as they are."""
+"""The hook's own random streams, which leave the user's generators unchanged."""
 
 import weakref
 from collections import deque
@@ -18,18 +18,18 @@ from ..utils.distributed import is_distributed
 __all__ = ["Draws", "derived_seed", "own_randomness"]
 
 RECENT = 64
-"""Draws since the last step that activation checkpointing can repeat."""
+"""How many draws since the last step are kept, so that activation checkpointing can repeat them."""
 
 
 class Draws:
-    """Draws for batches, each from a generator that is seeded by its place: seed, rank, step and number in the step.
+    """Draw for batches. Each draw has its own generator, seeded from seed, rank, step and number within the step.
 
-    Four numbers say it all, so that any rank's checkpoint resumes all ranks. Equal seeds on all ranks, which loops set
-    as often as not, still give each rank draws of its own.
+    These four numbers determine every draw, so the checkpoint of any rank resumes all ranks. Ranks get different draws
+    even if the loop seeds them all alike, as many loops do.
 
     Args:
-        augmentation: What draws, or its compiled form.
-        generator: Draw from this one instead; None derives the seed from ``torch.initial_seed()``.
+        augmentation: The augmentation that draws, or its compiled form.
+        generator: Draw from this generator instead. None derives the seed from ``torch.initial_seed()``.
     """
 
     def __init__(self, augmentation: Drawing, generator: torch.Generator | None) -> None:
@@ -42,52 +42,56 @@ class Draws:
         self._recent: deque[tuple[weakref.ref[Tensor], tuple[Any, ...], Sample]] = deque(maxlen=RECENT)
 
     def draw(self, images: Tensor, *, with_graph: bool) -> Sample:
-        """Draw for a batch, by default with the graph of the policy.
+        """Draw for a batch.
+
+        Args:
+            images: The batch.
+            with_graph: Keep the policy's graph, to learn from this draw.
 
         Raises:
-            RuntimeError: If the process group came after the hook.
+            RuntimeError: If the process group was initialized after the hook was made.
         """
         seed = self._next_seed()
         generator = self.generator or torch.Generator(images.device).manual_seed(seed)
-        # Dropout in a policy, or an augmentation that does not use the generator, draws from the global ones.
+        # Dropout in a policy, and augmentations that do not use the generator, draw from the global generators.
         isolated = nullcontext() if self.augmentation.uses_generator else own_randomness(images.device, seed)
         with own_graph(), torch.set_grad_enabled(with_graph), isolated:
-            # A subclass (MONAI's MetaTensor) would go on through the policy into its gradients and its checkpoint.
+            # A tensor subclass (MONAI's MetaTensor) would end up in the policy's gradients and its checkpoint.
             sample = self.augmentation.sample(plain_tensor(images), generator)
         check_sample(self.augmentation, sample, len(images), with_graph=with_graph)
-        if is_saved_elsewhere():  # checkpointing may run this forward again
+        if is_saved_elsewhere():  # checkpointing may repeat this forward pass
             self._recent.append((weakref.ref(images), _place(images), sample.detach()))
         return sample
 
     def repeat(self, images: Tensor) -> Sample:
-        """The draw that these images had already, for activation checkpointing, which recomputes the hooked model.
+        """Return the earlier draw for the same images. Activation checkpointing recomputes the hooked model with them.
 
         Raises:
-            RuntimeError: If they had none, or several.
+            RuntimeError: If there was none, or more than one.
         """
         place = _place(images)
-        # Where memory was used again the older images are gone.
+        # If memory was reused, the older images no longer exist.
         drawn = [sample for of, at, sample in self._recent if of() is images or (at == place and of() is not None)]
         if len(drawn) > 1:
             raise RuntimeError(
-                f"{len(drawn)} forwards of the hooked model under torch.utils.checkpoint had the very same tensor, "
-                "and which of their masks to repeat is not known: give each its own copy, model(images.clone())"
+                f"{len(drawn)} forwards of the hooked model under torch.utils.checkpoint had the very same tensor, so "
+                "it is not known which of their masks to repeat: give each its own copy, model(images.clone())"
             )
         if drawn:
             return drawn[0]
         raise RuntimeError(
-            "the hooked model itself runs under torch.utils.checkpoint, which cannot replay its masks here: "
-            "checkpoint the blocks inside the model, or use use_reentrant=False"
+            "the hooked model itself runs under torch.utils.checkpoint, where its masks cannot be repeated: "
+            "checkpoint the blocks inside the model, or pass use_reentrant=False"
         )
 
     def advance(self) -> None:
-        """The next step begins."""
+        """Go on to the next step."""
         self.steps += 1
         self._number = 0
         self._recent.clear()
 
     def restore(self, seed: int, steps: int) -> None:
-        """Go on where others were."""
+        """Continue from a saved seed and step."""
         self.seed, self.steps, self._number = seed, steps, 0
         self._recent.clear()
 
@@ -96,8 +100,8 @@ class Draws:
         if is_distributed():
             if not self._equal:
                 raise RuntimeError(
-                    "the hook was made before torch.distributed.init_process_group, so that each rank has a policy of "
-                    "its own: attach after it"
+                    "the hook was made before torch.distributed.init_process_group, so each rank has its own policy: "
+                    "attach after it"
                 )
             rank = dist.get_rank()
         self._number += 1
@@ -105,18 +109,18 @@ class Draws:
 
 
 def derived_seed(seed: int, *place: int) -> int:
-    """A seed for a place: one step of a linear congruential generator (Knuth's MMIX) for each number."""
+    """Derive a seed from numbers: one step of a linear congruential generator (Knuth's MMIX) for each."""
     for part in place:
         seed = (seed * 6364136223846793005 + part + 1442695040888963407) % 2**64
     return seed >> 1
 
 
 def check_sample(augmentation: object, sample: Any, batch: int, *, with_graph: bool) -> None:
-    """Refuse a draw that the hook cannot learn from, naming what a subclass lacks.
+    """Check that the hook can learn from a draw. The errors say what a user's subclass must return.
 
     Raises:
-        TypeError: If it is no sample, or has no log-probability.
-        ValueError: If its length or its graph is wrong.
+        TypeError: If it is not a sample.
+        ValueError: If ``log_prob`` or ``applied`` is missing or has a wrong shape, dtype or graph.
     """
     name = f"{type(augmentation).__name__}.sample"
     if not isinstance(sample, Sample):
@@ -125,13 +129,13 @@ def check_sample(augmentation: object, sample: Any, batch: int, *, with_graph: b
         value = getattr(sample, field)
         if not isinstance(value, Tensor) or value.shape != (batch,):
             shape = tuple(value.shape) if isinstance(value, Tensor) else value
-            raise ValueError(f"{name} must give {field} of shape ({batch},), one for each image, got {shape}")
+            raise ValueError(f"{name} must return {field} of shape ({batch},), one per image, got {shape}")
     if sample.applied.dtype != torch.bool:
-        raise ValueError(f"{name} must give applied as bool, got {sample.applied.dtype}")
+        raise ValueError(f"{name} must return applied as bool, got {sample.applied.dtype}")
     if with_graph and not sample.has_graph:
         raise ValueError(
-            f"{name} gave a log_prob without a graph: compute it from the augmentation's parameters with gradients, or "
-            "pass frozen=True"
+            f"{name} returned a log_prob without a graph: compute it from the augmentation's parameters with gradients "
+            "on, or pass frozen=True"
         )
 
 
@@ -141,11 +145,11 @@ def _place(images: Tensor) -> tuple[Any, ...]:
 
 @contextmanager
 def own_randomness(device: torch.device, seed: int) -> Iterator[None]:
-    """Run a block that draws from torch's global generators, seeded, and put these back.
+    """Seed torch's global generators for a block, and restore them afterwards.
 
     Args:
-        device: Besides the CPU's generator, this device's is kept.
-        seed: Of the block.
+        device: If it is a GPU, its generator is seeded and restored too.
+        seed: Seed for the block.
     """
     kept = torch.get_rng_state()
     kept_cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None

@@ -1,12 +1,12 @@
-"""timm's training tasks: ``policy_noise.attach(task, optimizer)`` comes here by itself.
+"""timm's training tasks, for ``policy_noise.attach(task, optimizer)``.
 
-A task holds network and criterion, and one call of it is a forward with its loss. It is the right module to hook: timm
-compiles, wraps and copies (EMA) the network inside, and validates with that network alone.
+A task holds network and criterion. One call of it is a forward pass with its loss. It is the right module to hook:
+timm compiles, wraps and copies (EMA) the network inside, and validates with that network alone.
 
-Mixup and CutMix come before the task, so a mask lies on the mixed image, and the reward is the loss on the mixed
-targets. With AugMix splits every view gets a mask of its own; the Jensen-Shannon loss couples an image's views, so each
-of their masks is rewarded with the whole of that image's loss. A distillation task's teacher sees the masked image too,
-and the reward is the loss on the targets.
+Mixup and CutMix come before the task, so the mixed image is masked, and the reward is the loss on the mixed targets.
+With AugMix splits every view gets its own mask. The Jensen-Shannon loss couples an image's views, so each of their
+masks is rewarded with the image's whole loss. A distillation task's teacher sees the masked image too, and the reward
+is the loss on the targets.
 """
 
 from typing import Any
@@ -25,10 +25,10 @@ def task_network(task: nn.Module) -> nn.Module:
 
 
 def task_rewards(task: nn.Module) -> dict[str, Any]:
-    """Hook arguments that get one loss a sample out of a task.
+    """Return the hook arguments that give one loss per sample for a task.
 
-    A module that can be hooked is; a plain function, or timm's JsdCrossEntropy (on which no hook fires), is called once
-    more with the task's ``"output"``.
+    A criterion that is a module is hooked. A plain function, or timm's JsdCrossEntropy (whose forward hooks never run),
+    is called once more with the task's ``"output"``.
 
     Raises:
         ValueError: If the task has no ``criterion``.
@@ -46,7 +46,7 @@ def task_rewards(task: nn.Module) -> dict[str, Any]:
 
     def output_loss(output: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         target = kwargs["target"] if "target" in kwargs else args[1]
-        # A distillation task's loss has more terms, so that the first look evaluates the criterion itself.
+        # A distillation task's loss has more terms, so do not compare with it: evaluate the criterion itself.
         return splitter((output["output"], target), {}, None).values
 
     return {"output_loss": output_loss}

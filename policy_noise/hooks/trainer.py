@@ -1,4 +1,4 @@
-"""Masking batches, taking their losses and stepping the policy: what a loop can do by hand."""
+"""The steps that a loop can also call by hand: mask a batch, observe its losses, step the policy."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ __all__ = ["PolicyTrainer"]
 
 
 class PolicyTrainer(HookState):
-    """The part of :class:`policy_noise.ReinforceHook` that needs no hooks."""
+    """The part of :class:`policy_noise.ReinforceHook` that works without hooks on model and criterion."""
 
     augmentation: StochasticAugmentation
     _splitter: LossSplitter | None
@@ -30,7 +30,7 @@ class PolicyTrainer(HookState):
 
     @property
     def mask(self) -> StochasticAugmentation:
-        """The augmentation, by its older name."""
+        """Older name of ``augmentation``."""
         return self.augmentation
 
     # -- for loops that mask and observe by hand -----------------------------------------------------------------------
@@ -41,7 +41,7 @@ class PolicyTrainer(HookState):
         Outside training (gradients off, ``hook.augmentation.eval()``, :meth:`paused`) it returns the images unchanged.
 
         Raises:
-            PairingError: If ``max_pending`` batches had no loss, and none before.
+            PairingError: If none of the first ``max_pending`` batches had a loss.
         """
         if self._paused or not torch.is_grad_enabled() or not self.augmentation.training:
             return images
@@ -79,21 +79,22 @@ class PolicyTrainer(HookState):
         """Tell the policy the loss of each image of a masked batch.
 
         If the loss's autograd graph leads to an output of the hooked model, the loss belongs to that batch. Otherwise
-        it belongs to the oldest batch that waits for a loss.
+        it belongs to the oldest batch that still waits for its loss.
 
         Args:
             per_sample_loss: One loss per image, with or without gradient.
             valid: Which losses count, bool; by default all.
-            index: If there is not one loss per image of one batch: for each loss the number of its image, or -1 for
-                none. Or a list of (forward, index) pairs, where 0 is the oldest batch that waits and -1 the newest.
+            index: Needed if there is not exactly one loss per image of one batch. For each loss, the number of its
+                image, or -1 for none. Or a list of (forward, index) pairs, where forward 0 is the oldest waiting batch
+                and -1 the newest.
 
         Shape:
             - per_sample_loss: (B,), or (N,) with an index.
             - valid, index: the same.
 
         Returns:
-            The loss to train on: the same loss, or the scaled one with the paper's estimator. While :meth:`paused` it
-            is always the same, and is not observed.
+            The loss to train on: the same loss, or with the paper's estimator the scaled one. While :meth:`paused`, the
+            loss is returned unchanged and not observed.
 
         Raises:
             RuntimeError: If no masked batch waits for a loss.
@@ -146,13 +147,13 @@ class PolicyTrainer(HookState):
 
     @property
     def _learning(self) -> bool:
-        """Whether this window is one that the policy learns from; it is the same on all ranks."""
+        """Whether the policy learns from this window (``update_every``). All ranks agree."""
         return self._draws.steps % self.learner.update_every == 0
 
     def _observe(
         self, matches: Sequence[Match], losses: Callable[[], SampleLosses], *, by_hand: bool = False
     ) -> Tensor | None:
-        """Give batches their losses, which are not even computed where nothing is learned from them."""
+        """Pass the losses of batches to the learner. They are not computed if nothing is learned from them."""
         if not matches:
             return None
         factors = []
@@ -175,7 +176,7 @@ class PolicyTrainer(HookState):
         else:
             self.learner.skip(group)
         self._draws.advance()
-        # A policy that has moved invalidates the graphs of masks drawn before.
+        # The policy has changed, so the graphs of earlier masks are no longer valid.
         self._queue.invalidate()
         self._watch.stepped(paused=bool(self._paused))
 
@@ -186,7 +187,7 @@ class PolicyTrainer(HookState):
         return f"{type(self.augmentation).__name__} on {shape}; losses: {how}; steps with {stepping}"
 
     def _equalize(self) -> None:
-        """Start all ranks with the first one's policy and seed. One broadcast, when the hook is made."""
+        """Copy the first rank's policy and seed to all ranks, with one broadcast when the hook is made."""
         content: list[Any] = [self.augmentation.state_dict(), self._draws.seed]
         dist.broadcast_object_list(content)
         self.augmentation.load_state_dict(content[0])

@@ -1,7 +1,7 @@
-"""Walk through autograd's graph, from what a criterion got to the forwards that it came from.
+"""Walk through autograd's graph from a criterion's inputs to the forward passes that they came from.
 
-Between a model's output and its criterion a loop may slice, index, concatenate and reshape. Autograd has recorded what
-it did: each node is replayed on row numbers, from the marked outputs down to the loss's inputs.
+Between a model's output and its criterion, a loop may slice, index, concatenate and reshape. Autograd has recorded
+these operations. Each is replayed on row numbers, from the marked outputs to the criterion's inputs.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -16,17 +16,17 @@ from .rows import MAX_ORIGINS, Origins, Rows, Step, distinct, union
 __all__ = ["follow"]
 
 SEARCH_LIMIT = 20_000
-"""Autograd nodes looked at. What lies further is taken for another network's."""
+"""Maximum number of autograd nodes to visit. A graph without a mark among them counts as another network's."""
 
 FEW = 4
-"""Origins of a row that are not compared. Each residual connection doubles them, mostly with equal ones; comparing them
-waits for the device."""
+"""Up to this many origins of a row are kept without comparing them. Each residual connection doubles the origins, and
+most of them are equal. Comparing them waits for the device."""
 
 Edges = tuple[tuple[Any, int], ...]
-"""A node's parents, each with which of its outputs is used."""
+"""A node's parents, each with the number of the output that is used."""
 
 Mark = Callable[[Any], int | None]
-"""Tells whose output a node is: a forward's number, or None."""
+"""Returns the number of the forward whose output a node is, or None."""
 
 
 def follow(
@@ -35,13 +35,13 @@ def follow(
     """Follow tensors to the forwards that they came from.
 
     Args:
-        tensors: What a criterion got.
-        mark: Tells whether a node is a forward's output, and which forward's.
-        start: Rows of a forward's output of a shape; None where they cannot be told. The shape is None
-            where torch does not tell it.
+        tensors: The criterion's inputs.
+        mark: Returns the number of the forward whose output a node is, or None.
+        start: Returns the rows of a forward's output, given its number and the output's shape. The result is None if
+            they are unknown; the shape is None if torch does not provide it.
 
     Returns:
-        For each tensor its origins. A forward that is there without rows was reached and cannot be followed.
+        The origins of each tensor. If a forward has no rows there, it was reached, but its rows cannot be followed.
     """
     edges, marks = _search(tensors, mark)
     if not marks:
@@ -51,14 +51,14 @@ def follow(
     shapes: dict[Any, list[tuple[int, ...]] | None] = {}
 
     def value(node: Any, output: int, shape: tuple[int, ...] | None = None) -> Origins:
-        """What has been found out about a node's output; its parents have had their turn."""
+        """Return the origins of a node's output. Its parents must have been visited before."""
         key = (node, output)
         if key not in values:
             if node not in shapes:
                 shapes[node] = node_shapes(node)
-            told = shapes[node]
-            if told is not None:
-                shape = told[output]
+            known = shapes[node]
+            if known is not None:
+                shape = known[output]
             if node in marks:
                 rows = start(marks[node], shape)
                 values[key] = {marks[node]: () if rows is None else (rows,)}
@@ -82,7 +82,7 @@ def follow(
 
 
 def _search(tensors: Sequence[Tensor], mark: Mark) -> tuple[dict[Any, Edges], dict[Any, int]]:
-    """All nodes behind tensors with their parents, and those of them that are marked. Most graphs lead to no mark."""
+    """Collect all nodes behind tensors with their parents, and the marked ones among them. Most graphs have no mark."""
     edges: dict[Any, Edges] = {}
     marks: dict[Any, int] = {}
     stack = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
@@ -103,7 +103,7 @@ def _search(tensors: Sequence[Tensor], mark: Mark) -> tuple[dict[Any, Edges], di
 
 
 def _above(marks: Iterable[Any], edges: dict[Any, Edges]) -> set[Any]:
-    """Nodes from which a marked one is reached: the only ones that are replayed."""
+    """Nodes that lead to a marked one. Only these are replayed."""
     children: dict[Any, list[Any]] = {}
     for node, parents in edges.items():
         for parent, _ in parents:
@@ -138,18 +138,18 @@ def _replay(
     shape: tuple[int, ...] | None,
     parents: Edges,
     values: dict[tuple[Any, int], Origins],
-    told: dict[Any, list[tuple[int, ...]] | None],
+    known: dict[Any, list[tuple[int, ...]] | None],
 ) -> Origins:
     given = [values.get(edge, {}) for edge in parents]
     numbers = dict.fromkeys(number for origins in given for number in origins)
     name = node.name().removesuffix("Backward0").removesuffix("Backward1").removesuffix("Backward2")
-    # What is joined must tell its length also where it comes from elsewhere.
+    # Cat and stack need the lengths of all their inputs, also of those that come from elsewhere.
     shapes = [
-        told.get(parent) if origins else node_shapes(parent) if name in JOINS else ()
+        known.get(parent) if origins else node_shapes(parent) if name in JOINS else ()
         for (parent, _), origins in zip(parents, given, strict=True)
     ]
     if shape is None or any(s is None for s, origins in zip(shapes, given, strict=True) if origins):
-        # Shapes are not told: rows stay where they were, unless the node is one that moves them.
+        # Shapes are unknown: assume that rows stay where they are, unless this kind of node moves them.
         keeps = name in STAYS or (name not in MOVES and name not in JOINS)
         keeps = keeps or (name in ("Slice", "Select", "Cat") and 0 < node._saved_dim < 2**63)
         return {number: union(o.get(number, ()) for o in given) if keeps else () for number in numbers}
@@ -168,5 +168,5 @@ def _replay(
                 found = distinct(found)
             result[number] = found if len(found) <= MAX_ORIGINS else ()
         except (AttributeError, RuntimeError, IndexError, TypeError):
-            result[number] = ()  # its graph was freed, an index was changed in place, or torch saves something else
+            result[number] = ()  # freed graph, an index changed in place, or a torch that saves other things
     return result

@@ -1,4 +1,4 @@
-"""A hook that does nothing says so: one warning for each cause, within ten steps."""
+"""Warn if a hook has no effect: one warning per cause, within ten steps."""
 
 import logging
 import sys
@@ -14,15 +14,15 @@ __all__ = ["Watch", "is_saved_without_policy"]
 logger = logging.getLogger("policy_noise")
 
 PATIENCE = 5
-"""Steps without a masked batch after which something is wrong."""
+"""Warn after this many steps without a masked batch."""
 FOREIGN_STEPS = 5
-"""Steps of another optimizer with the model's parameters, without one of the hooked optimizer."""
+"""Warn after this many steps in which another optimizer, not the hooked one, trains the model's parameters."""
 SAVERS = {"torch.distributed.checkpoint.state_dict": "torch.distributed.checkpoint", "composer": "composer"}
-"""Modules that take parts out of an optimizer's state dict and leave the rest; saving a whole one keeps the policy."""
+"""Modules that save only the entries of an optimizer's state dict that they know, and so leave out the policy."""
 
 
 class Watch:
-    """Counts what a hook sees, and warns of what it never does.
+    """Count a hook's events, and warn if one that should happen does not.
 
     Args:
         model: The hooked model, if there is one.
@@ -40,46 +40,46 @@ class Watch:
         self._said: set[str] = set()
 
     def say(self, key: str, message: str) -> None:
-        """Warn once of each thing."""
+        """Warn, once per key."""
         if key not in self._said:
             self._said.add(key)
             warnings.warn(f"policy_noise: {message}", stacklevel=4)
 
     def was_copied(self) -> None:
-        """The hooked model was copied."""
+        """Note that the hooked model was copied."""
         self._copied = True
 
     def masked(self) -> None:
-        """A batch was masked, or is left alone on purpose."""
+        """Note that a batch was masked, or left unmasked on purpose."""
         self._masked = self._ever_masked = True
 
     @property
     def suspects_copy(self) -> bool:
-        """Whether there is a copy of a model that itself was never called."""
+        """Whether the hooked model was copied, and never called itself."""
         return self._copied and not self._ever_masked
 
     def transformed(self) -> None:
-        """The model was called under a transform."""
+        """Warn that the model was called under a torch.func transform."""
         self.masked()
         self.say(
             "functorch",
-            "the model runs under torch.func transforms, where nothing is masked and nothing learned: call "
+            "the model runs under torch.func transforms, where nothing is masked or learned: call "
             "hook.apply(images) before the transform and hook.observe(losses) after it, or compute gradients with "
             "loss.backward().",
         )
 
     def first_step(self, describe: Callable[[], str]) -> None:
-        """Log once what is hooked."""
+        """Log, once, what is hooked."""
         if "info" not in self._said:
             self._said.add("info")
             logger.info("policy_noise: %s", describe())
 
     def stepped(self, *, paused: bool) -> None:
-        """The hooked optimizer stepped."""
+        """Note a step of the hooked optimizer, and warn if no batch was masked for several steps."""
         self._foreign_steps = 0
         self._idle_steps = 0 if self._masked or paused else self._idle_steps + 1
         self._masked = False
-        # Evaluation between epochs is no cause: only what is seen at each of these steps.
+        # Evaluation between epochs is normal. A cause must be seen at each of these steps.
         self._evaluating = self._evaluating + 1 if self.evaluating else 0
         self._without_gradients = self._without_gradients + 1 if self.without_gradients else 0
         self.evaluating = self.without_gradients = 0
@@ -96,10 +96,10 @@ class Watch:
                 "the module that the loop calls (the wrapper of DDP or torch.compile, not the one inside, and not the "
                 "original of a copy)"
             )
-        self.say("idle", f"{PATIENCE} optimizer steps passed and no image was masked. {cause}.")
+        self.say("idle", f"{PATIENCE} optimizer steps passed, but no image was masked. {cause}.")
 
     def foreign_step(self, optimizer: torch.optim.Optimizer, own: torch.optim.Optimizer | None) -> bool:
-        """Another optimizer stepped: whether it trains the hooked model in the hooked one's place by now."""
+        """Note a step of another optimizer. Returns True if it trains the hooked model in place of the hooked one."""
         if optimizer is own or self.model is None:
             return False
         known = {id(parameter) for parameter in self.model.parameters()}
@@ -113,13 +113,13 @@ class Watch:
         self.say(
             "foreign",
             f"{type(optimizer).__name__} has stepped {FOREIGN_STEPS} times with parameters of "
-            f"{type(self.model).__name__}, and the hooked optimizer has not: the policy does not learn. Call "
+            f"{type(self.model).__name__}, but the hooked optimizer has not: the policy does not learn. Call "
             "hook.rebind(optimizer) after making a new optimizer.",
         )
         return True
 
     def _copy_step(self, trained: list[nn.Parameter]) -> None:
-        """Another model was trained: a copy of this one, which itself is never called?"""
+        """Note a step on another model. If it looks like a copy of the hooked model, which is never called, warn."""
         if self.model is None or not self.suspects_copy:
             return
         shapes = sorted(p.shape for p in self.model.parameters() if p.requires_grad)
@@ -129,12 +129,12 @@ class Watch:
         if self._copy_steps >= FOREIGN_STEPS:
             self.say(
                 "copy",
-                f"a copy of {type(self.model).__name__} is trained, and the hooked model is never called: copies have "
+                f"a copy of {type(self.model).__name__} is trained, but the hooked model is never called: copies have "
                 "no hooks. Attach to the copy.",
             )
 
     def attached(self, optimizer: torch.optim.Optimizer | None, *, wrapped: bool, resumable: bool) -> None:
-        """Look at model and optimizer once, when the hook is made."""
+        """Check model and optimizer once, when the hook is made."""
         if optimizer is None:
             return
         if self.model is not None and not wrapped:
@@ -149,19 +149,19 @@ class Watch:
         if resumable and any(_has_stepped(state) for state in optimizer.state.values()):
             self.say(
                 "late",
-                "the optimizer has a state already. If that was loaded from a checkpoint, the policy starts from "
+                "the optimizer already has a state. If it was loaded from a checkpoint, the policy starts from "
                 "scratch: attach before optimizer.load_state_dict(...), or call hook.load_state_dict(checkpoint[...]) "
                 "with the same state.",
             )
 
 
 def _has_stepped(state: Any) -> bool:
-    """Whether a parameter's state is of a step; some optimizers (Adagrad, Adahessian) have one from the start."""
+    """Whether a parameter's state comes from a step. Some optimizers (Adagrad, Adahessian) have one from the start."""
     return bool(state.get("step", any(isinstance(value, torch.Tensor) for value in state.values())))
 
 
 def is_saved_without_policy() -> str | None:
-    """The library that is reading an optimizer's state and will leave the policy out; None where all is kept."""
+    """Return the library that reads the optimizer's state and leaves the policy out, or None if there is none."""
     frame = sys._getframe(1)
     for _ in range(16):
         if frame.f_back is None:

@@ -1,4 +1,5 @@
-"""Callbacks for frameworks that need more than :func:`policy_noise.attach`: one module for each, imported by name.
+"""Callbacks for frameworks that need more than :func:`policy_noise.attach`.
 
-Each module imports its framework. If that is missing, the error names the extra that installs it.
+There is one module per framework. Each imports its framework. If that is missing, the error names the extra that
+installs it.
 """

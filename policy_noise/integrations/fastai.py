@@ -30,12 +30,12 @@ class PolicyNoiseCallback(Callback):  # type: ignore[misc]
     """Train a Learner's model under random or learned masks.
 
     The hook is attached when training begins and removed when ``fit`` ends. A later ``fit`` of the same model continues
-    with the same policy. Another learner's model gets its own. ``lr_find`` trains under masks, and afterwards restores
-    the policy, as it does the model.
+    with the same policy. Another learner's model gets its own policy. ``lr_find`` trains under masks. Afterwards the
+    policy is restored, like the model.
 
     All losses of fastai and torch work, and so does MixUp: each image's loss is computed with ``reduction="none"``, or
-    else image by image. The policy steps after each step of the optimizer, fastai's own or an ``OptimWrapper``. Its
-    learning rate follows that of the last parameter group, which is the one that fastai records.
+    else image by image. The policy steps after each optimizer step, with fastai's own optimizers and with an
+    ``OptimWrapper``. Its learning rate follows that of the last parameter group, which is the one that fastai records.
 
     ``learn.save`` saves the model and its optimizer. Save the policy beside them with
     ``torch.save(callback.state_dict(), path)``, and call ``callback.load_state_dict(torch.load(path))`` before the next
@@ -46,7 +46,7 @@ class PolicyNoiseCallback(Callback):  # type: ignore[misc]
             normalize with.
 
     Raises:
-        ValueError: When training begins, if the settings ask for the paper's estimator and the loss is no module.
+        ValueError: When training begins, if the settings ask for the paper's estimator but the loss is not a module.
 
     Example:
         >>> callback = PolicyNoiseCallback(mean=0.5, std=0.5)
@@ -71,11 +71,11 @@ class PolicyNoiseCallback(Callback):  # type: ignore[misc]
         self._training = self._stepped = False
 
     def before_fit(self) -> None:
-        """Take off what a fit left that an exception ended."""
-        self._take_off()
+        """Remove the hook of an earlier fit that an exception ended."""
+        self._remove_hook()
 
     def before_train(self) -> None:
-        """Attach in the first epoch. Validation alone never comes here."""
+        """Attach the hook in the first epoch. fastai does not call this for validation alone."""
         if self._training:
             return
         loss = self.learn.loss_func
@@ -87,8 +87,8 @@ class PolicyNoiseCallback(Callback):  # type: ignore[misc]
         try:
             if hook.learner.scales_loss and not by_module:
                 raise ValueError(
-                    "estimator 'paper' scales the loss, which must be a torch.nn.Module then, such as "
-                    f"nn.CrossEntropyLoss(), and not replaced by MixUp; got {loss!r}"
+                    "estimator='paper' scales the loss, so the loss must be a torch.nn.Module, such as "
+                    f"nn.CrossEntropyLoss(), and MixUp must not replace it; got {loss!r}"
                 )
             if self._policy is not None and (self._model is None or self._model() is model):
                 hook.load_state_dict(self._policy)
@@ -101,11 +101,11 @@ class PolicyNoiseCallback(Callback):  # type: ignore[misc]
         hook.learner.rate.peak = max(hook.learner.rate.peak, self._planned_peak())
 
     def before_step(self) -> None:
-        """A step may come."""
+        """Note that a step is about to run."""
         self._stepped = True
 
     def after_cancel_step(self) -> None:
-        """It did not, for a gradient that overflowed."""
+        """Note that the step was skipped, because the gradient overflowed."""
         self._stepped = False
 
     def after_step(self) -> None:
@@ -114,11 +114,11 @@ class PolicyNoiseCallback(Callback):  # type: ignore[misc]
             self.hook.step(float(self.learn.opt.hypers[-1]["lr"]))
 
     def after_fit(self) -> None:
-        """Take the hook off, and keep the policy."""
-        self._take_off()
+        """Remove the hook, but keep the policy."""
+        self._remove_hook()
 
     def state_dict(self) -> dict[str, Any]:
-        """The policy and all that is needed to resume; empty before the first fit. Safe for ``torch.load``."""
+        """Return everything needed to resume the policy. Empty before the first fit."""
         if self._training and self.hook is not None:
             return self.hook.state_dict()
         return dict(self._policy or {})
@@ -129,28 +129,28 @@ class PolicyNoiseCallback(Callback):  # type: ignore[misc]
         Raises:
             ValueError: When that fit begins, if the state belongs to another policy.
         """
-        self._take_off()
+        self._remove_hook()
         self._policy, self._model = dict(state_dict) or None, None
 
     def _planned_peak(self) -> float:
-        """The largest rate of the schedule that this fit is given; 0 where there is none."""
+        """The largest learning rate in this fit's schedule, or 0 without a schedule."""
         schedules = [
             each.scheds["lr"] for each in self.learn.cbs if isinstance(each, ParamScheduler) and "lr" in each.scheds
         ]
         rates = [schedule(place / 100) for schedule in schedules for place in range(101)]
         return max((float(rate[-1] if hasattr(rate, "__len__") else rate) for rate in rates), default=0.0)
 
-    def _take_off(self) -> None:
+    def _remove_hook(self) -> None:
         if self._training and self.hook is not None:
             self._policy = self.hook.state_dict() if self._start is None else self._start
             self.hook.remove()
         self._training = False
 
     def _losses(self, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | SampleLosses:
-        """One loss for each image, where the loss is no module."""
+        """Compute one loss per image, if the loss is not a module."""
         loss = self.learn.loss_func
         output, targets = to_float(output), self.learn.yb
-        reduced = getattr(getattr(loss, "__self__", None), "old_lf", loss)  # MixUp's own stands before the learner's
+        reduced = getattr(getattr(loss, "__self__", None), "old_lf", loss)  # MixUp wraps the learner's loss
         if not hasattr(reduced, "reduction"):
             assert self._splitter is not None
             return self._splitter((output, *targets), {}, None)

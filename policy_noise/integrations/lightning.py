@@ -24,8 +24,8 @@ class PolicyNoiseCallback(Callback):
     """Train a LightningModule under random or learned masks.
 
     The hook is attached when fitting starts and removed when it ends. A later ``fit`` of the same module continues with
-    the same policy. Another module (of the next fold) gets its own. The policy is saved in the callback's part of the
-    checkpoint, whatever the strategy does with optimizer states.
+    the same policy. Another module (for example of the next fold) gets its own policy. The policy is saved in the
+    callback's part of the checkpoint, whatever the strategy does with optimizer states.
 
     Automatic and manual optimization, accumulation and precision plugins work unchanged.
 
@@ -64,14 +64,14 @@ class PolicyNoiseCallback(Callback):
         self.hook: ReinforceHook | None = None
         self._state: dict[str, Any] | None = None
         self._module: weakref.ref[LightningModule] | None = None
-        self._standing_aside: AbstractContextManager[None] | None = None
+        self._pause: AbstractContextManager[None] | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # The optimizers exist from here on, and their checkpoint is loaded after it.
+        # The optimizers exist by now, and their checkpoint is not loaded yet.
         if not 0 <= self.optimizer < len(trainer.optimizers):
             raise ValueError(
-                f"optimizer must be an index into the {len(trainer.optimizers)} that configure_optimizers gives, got "
-                f"{self.optimizer}"
+                f"optimizer must be an index into the {len(trainer.optimizers)} optimizers of configure_optimizers, "
+                f"got {self.optimizer}"
             )
         if not self.model and trainer.strategy.model is not pl_module:
             raise ValueError(
@@ -97,37 +97,37 @@ class PolicyNoiseCallback(Callback):
             )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # StochasticWeightAveraging measures BatchNorm's statistics in one more epoch, in training mode with gradients.
+        # StochasticWeightAveraging runs one more epoch for BatchNorm's statistics, in training mode with gradients on.
         measuring = bool(getattr(trainer.fit_loop, "_skip_backward", False))
-        if self.hook is not None and measuring and self._standing_aside is None:
-            self._standing_aside = self.hook.paused()
-            self._standing_aside.__enter__()
+        if self.hook is not None and measuring and self._pause is None:
+            self._pause = self.hook.paused()
+            self._pause.__enter__()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # Reading them waits for the device, so that it is done only where Lightning logs.
+        # Reading the metrics waits for the device, so read them only when Lightning logs.
         due = trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == 1  # type: ignore[attr-defined]
         if self.log_metrics and self.hook is not None and due:
             pl_module.log_dict({f"policy_noise/{name}": float(value) for name, value in self.hook.metrics.items()})
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._take_off()
+        self._remove_hook()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._take_off()
+        self._remove_hook()
 
-    def _take_off(self) -> None:
-        if self._standing_aside is not None:
-            self._standing_aside.__exit__(None, None, None)
-            self._standing_aside = None
+    def _remove_hook(self) -> None:
+        if self._pause is not None:
+            self._pause.__exit__(None, None, None)
+            self._pause = None
         if self.hook is not None:
             self._state = self.hook.state_dict()
             self.hook.remove()
 
     @property
     def state_key(self) -> str:
-        """One for each model and optimizer, so that several callbacks keep their own policies."""
+        """The key differs by model and optimizer, so that several callbacks keep their own policies."""
         return self._generate_state_key(model=self.model, optimizer=self.optimizer)
 
     def state_dict(self) -> dict[str, Any]:

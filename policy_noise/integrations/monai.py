@@ -24,7 +24,7 @@ class PolicyNoiseHandler:
     Volumes get a mask with three axes. The policy is saved in the optimizer's state: put this handler before a
     ``CheckpointLoader`` in ``train_handlers``, and let the savers save the optimizer. Losses with a ``reduction``
     (DiceLoss, FocalLoss) and sums of them (DiceCELoss) give one loss per volume. A second run of the same network
-    continues with the same policy. Another network (of the next fold) gets its own.
+    continues with the same policy. Another network (for example of the next fold) gets its own policy.
 
     For your own ignite engine, pass its network, optimizer and loss. MONAI's trainer has them as attributes.
 
@@ -54,12 +54,12 @@ class PolicyNoiseHandler:
         self._network: weakref.ref[nn.Module] | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Register on an engine. Nothing is attached before it starts, as it has no network yet."""
+        """Register with an engine. The hook is attached when the engine starts, because it may have no network yet."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.COMPLETED, self._stop)
 
     def _start(self, engine: Engine) -> None:
-        self._stop(engine)  # a run that an exception ended has not come to it
+        self._stop(engine)  # a run that ended with an exception did not do this
         network = engine.network if self.network is None else self.network  # type: ignore[attr-defined]
         known = self._network is not None and self._network() is network
         self._network = weakref.ref(network)

@@ -24,7 +24,7 @@ except ImportError as error:
 __all__ = ["PolicyNoiseCallback"]
 
 CLASSIFICATION = ("ForImageClassification", "ForSequenceClassification")
-"""The ``loss_type`` of models whose loss can be taken from logits and labels alone."""
+"""The ``loss_type`` of models whose loss can be computed from logits and labels alone."""
 
 
 class PolicyNoiseCallback(TrainerCallback, ExportableState):
@@ -33,11 +33,12 @@ class PolicyNoiseCallback(TrainerCallback, ExportableState):
     Image classifiers that compute their loss inside work unchanged: each image's loss is computed from ``logits`` and
     ``labels`` with the model's own loss function. The policy is saved in ``trainer_state.json``, and restored by
     ``trainer.train(resume_from_checkpoint=...)``. Training the same model again continues with the same policy. Another
-    model (of the next fold) gets its own.
+    model (for example of the next fold) gets its own policy.
 
     Args:
         criterion: Loss module that your ``compute_loss_func`` calls, if the loss is computed outside the model.
-            (``label_smoothing_factor`` does that too: use ``nn.CrossEntropyLoss(label_smoothing=...)`` here instead.)
+            (With ``label_smoothing_factor`` the Trainer computes its own loss. Use
+            ``nn.CrossEntropyLoss(label_smoothing=...)`` instead.)
         settings: Any setting of :func:`policy_noise.attach`. Pass ``output_loss`` for models with other losses inside.
 
     Raises:
@@ -63,19 +64,19 @@ class PolicyNoiseCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         if self.hook is not None:
-            self.hook.remove()  # a run that an exception ended has not come to it
+            self.hook.remove()  # a run that ended with an exception did not do this
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         settings = dict(self.settings)
         if self.criterion is not None:
             settings["criterion"] = self.criterion
         elif "output_loss" not in settings:
             settings["output_loss"] = self._inside = _LossInside(args, model)
-        # A mapping of names once it is made. Saving fails where a resumed checkpoint's mapping lacks a callback.
+        # By now a mapping by class name. Saving would fail if the mapping of a resumed checkpoint lacked this callback.
         stateful: Any = state.stateful_callbacks
         known = self._model is None or self._model() is model
         self._model = weakref.ref(model)
         saved = stateful.setdefault(type(self).__name__, self.state())["attributes"].get("policy")
-        # The Trainer has loaded the optimizer's state already, so that the policy keeps a state of its own.
+        # The Trainer has already loaded the optimizer's state, so the policy's state is kept separately.
         self.hook = attach(model, optimizer, state_in_optimizer=False, **settings)
         if saved is not None and (known or state.global_step):
             stream = io.BytesIO(base64.b64decode(saved))
@@ -97,7 +98,7 @@ class PolicyNoiseCallback(TrainerCallback, ExportableState):
             self.hook.remove()
 
     def state(self) -> dict[str, Any]:
-        """The policy as text, which is what trainer_state.json can hold."""
+        """Return the policy as text, because trainer_state.json cannot hold tensors."""
         if self.hook is None:
             return {"args": {}, "attributes": {}}
         stream = io.BytesIO()
@@ -106,21 +107,21 @@ class PolicyNoiseCallback(TrainerCallback, ExportableState):
 
 
 class _LossInside:
-    """One loss for each image from logits and labels, by the model's own loss function.
+    """Compute one loss per image from logits and labels, with the model's own loss function.
 
     Raises:
-        ValueError: If the model's loss cannot be had so.
+        ValueError: If the model's loss cannot be computed this way.
     """
 
     def __init__(self, args: TrainingArguments, model: nn.Module) -> None:
         if args.label_smoothing_factor:
             raise ValueError(
-                f"label_smoothing_factor is {args.label_smoothing_factor}, with which the Trainer computes the loss in "
-                "a function of its own: use compute_loss_func with a loss module, and pass that module as criterion"
+                f"label_smoothing_factor is {args.label_smoothing_factor}, so the Trainer computes its own loss: use "
+                "compute_loss_func with a loss module, and pass that module as criterion"
             )
         if getattr(model, "loss_type", None) not in CLASSIFICATION:
             raise ValueError(
-                f"criterion must be given for {type(model).__name__}, whose loss cannot be taken from logits and "
+                f"criterion must be given for {type(model).__name__}, whose loss cannot be computed from logits and "
                 "labels: pass criterion (a module that compute_loss_func calls) or output_loss"
             )
 
@@ -145,9 +146,9 @@ class _LossInside:
         """Warn once, after the first step, if no gradient went through the loss that the model computed."""
         if self._waiting and not self._checked and not self._trained_on:
             warnings.warn(
-                "the model computed a loss from its labels, but training does not use it (an own compute_loss?): "
-                "the policy is rewarded with another loss than the one trained on; pass criterion (the loss module "
-                "that compute_loss calls) or output_loss to PolicyNoiseCallback",
+                "the model computed a loss from its labels, but training does not use it (does your Trainer override "
+                "compute_loss?): the policy's reward is not the loss that is trained on; pass criterion (the loss "
+                "module that compute_loss calls) or output_loss to PolicyNoiseCallback",
                 stacklevel=2,
             )
         self._checked = self._checked or self._waiting

@@ -1,4 +1,4 @@
-"""One loss per sample from any criterion: the policy's reward signal."""
+"""Compute one loss per sample from any criterion: the policy's reward signal."""
 
 from .batch import plain_tensor
 from .isolation import is_hookable

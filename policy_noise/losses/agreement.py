@@ -1,4 +1,4 @@
-"""Whether the samples' losses give the loss that the criterion returned, and which samples count."""
+"""Check per-sample losses against the loss that the criterion returned, and find out which samples count."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from .ways import Parts
 __all__ = ["TOLERANCE", "Agreement", "agree", "agree_weighted", "pools", "supervised"]
 
 POOLING = ("DiceLoss", "JaccardLoss", "TverskyLoss", "LovaszLoss", "MCCLoss")
-"""Losses of segmentation_models_pytorch that pool the batch before they divide."""
+"""Losses of segmentation_models_pytorch that sum over the batch before they divide."""
 IGNORED = -100
 """The label that torch and Hugging Face ignore by default."""
 
@@ -23,11 +23,11 @@ TOLERANCE = {False: 1e-3, True: 3e-2}
 
 @dataclass(frozen=True)
 class Agreement:
-    """The losses agree.
+    """The result of a comparison in which the losses agreed.
 
     Args:
-        sure: False where this batch proves nothing: a single sample, no loss at all, a loss that is not finite.
-        only_finite: Samples whose own loss is not finite did not count.
+        sure: False if this batch proves nothing: a single sample, losses that are all 0, or a loss that is not finite.
+        only_finite: True if samples whose own loss is not finite did not count.
     """
 
     sure: bool
@@ -35,7 +35,7 @@ class Agreement:
 
 
 def agree(parts: Parts, valid: Tensor | None, loss: Tensor, tolerance: float) -> Agreement | None:
-    """Compare a loss with the samples' mean, their sum, their weighted mean, and the mean of those that count.
+    """Compare a loss with the mean, the sum and the weighted mean of the samples that count.
 
     Shape:
         - valid: (N,), bool.
@@ -67,9 +67,10 @@ def agree(parts: Parts, valid: Tensor | None, loss: Tensor, tolerance: float) ->
 
 
 def agree_weighted(unreduced: Parts, alone: Parts, loss: Tensor, tolerance: float) -> bool:
-    """Whether a loss is the mean of unreduced losses, divided by the weights that they carry.
+    """Whether a loss is the weighted mean of unreduced losses that already include their weights.
 
-    A sample by itself shows its loss without its weight (class weights cancel out), so that the ratio is the weight.
+    The loss of a single sample does not include its weight, because class weights cancel out. So the ratio of the two
+    is the weight.
     """
     if loss.numel() != 1:
         return False
@@ -79,9 +80,10 @@ def agree_weighted(unreduced: Parts, alone: Parts, loss: Tensor, tolerance: floa
 
 
 def supervised(criterion: Any, parts: Parts, call: Call) -> Tensor | None:
-    """False for samples without a label: a loss of 0 or none at all, and labels that are all ignored or masked out.
+    """Find the samples that have a label, (N,) bool. None if there are no labels to look at.
 
-    A mask is a boolean tensor, or a floating-point one after output and target, that is 0 all over the sample.
+    A sample has no label if its labels are all ignored or masked out and its loss is 0 or not finite. A mask is a
+    boolean tensor, or a floating-point tensor that comes after output and target. 0 means masked out.
     """
     if parts.valid is not None:
         return parts.valid
@@ -100,7 +102,7 @@ def supervised(criterion: Any, parts: Parts, call: Call) -> Tensor | None:
 
 
 def pools(criterion: Any) -> bool:
-    """Whether a library says of its loss that it pools the batch before it divides."""
+    """Whether a library's loss is known to sum over the batch before it divides."""
     if type(criterion).__module__.startswith("segmentation_models_pytorch."):
         return type(criterion).__name__ in POOLING
     return isinstance(criterion, nn.Module) and any(

@@ -1,4 +1,4 @@
-"""What a criterion was called with: which tensors carry the batch, and the same call with other rows."""
+"""A call of the criterion: which of its tensors are batches, and how to repeat it with other rows."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten  # the one place where it is imported
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten  # private; imported only here
 
 __all__ = ["Call", "Structures", "devices_of", "loss_of", "plain_tensor"]
 
@@ -14,24 +14,24 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def plain_tensor(value: Tensor) -> Tensor:
-    """The tensor itself for a subclass's instance."""
+    """Return the tensor as a plain ``torch.Tensor``, not a subclass."""
     return value if type(value) is Tensor else value.as_subclass(Tensor)
 
 
 def _prepare(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
-    value = plain_tensor(value.detach())  # MONAI's MetaTensor keeps books that vmap cannot batch
+    value = plain_tensor(value.detach())  # vmap cannot batch the metadata of MONAI's MetaTensor
     return value.float() if value.dtype in HALF else value
 
 
 def devices_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[torch.device]:
-    """Where a call's tensors are."""
+    """The devices of a call's tensors."""
     return {leaf.device for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)}
 
 
 def loss_of(returned: Any) -> Tensor | None:
-    """The loss in what a criterion returned: the tensor, or the ``loss`` of a mapping or a named tuple."""
+    """Get the loss from what a criterion returned: a tensor, or the ``loss`` of a mapping or a named tuple."""
     if isinstance(returned, Tensor):
         return returned
     try:
@@ -43,15 +43,15 @@ def loss_of(returned: Any) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Call:
-    """A criterion's arguments, detached and in fp32, with the leaves that carry the batch.
+    """A criterion's arguments, detached and in fp32.
 
     Args:
-        leaves: Everything in ``(args, kwargs)``, however nested.
-        spec: How they were nested.
+        leaves: Everything in ``(args, kwargs)``, flattened.
+        spec: How the leaves were nested.
         batched: Positions of the leaves whose first axis is the batch.
-        size: The number of samples.
-        structure: What calls have in common whose leaves mean the same.
-        half: Whether a leaf came in half precision.
+        size: Number of samples.
+        structure: A key that is equal for calls whose leaves have the same meaning.
+        half: Whether any leaf was in half precision.
     """
 
     leaves: tuple[Any, ...]
@@ -63,16 +63,16 @@ class Call:
 
     @property
     def shapes(self) -> tuple[Any, ...]:
-        """The leaves' shapes, and the types of those that are no tensors."""
+        """The leaves' shapes, or their types if they are not tensors."""
         return tuple(leaf.shape if isinstance(leaf, Tensor) else type(leaf) for leaf in self.leaves)
 
     @property
     def tensors(self) -> list[Tensor]:
-        """The leaves that carry the batch."""
+        """The leaves whose first axis is the batch."""
         return [self.leaves[i] for i in self.batched]
 
     def on(self, function: Callable[..., Any], tensors: Sequence[Tensor] | None = None) -> Any:
-        """Call a function with these arguments, or with other tensors in the place of those that carry the batch."""
+        """Call a function with these arguments. ``tensors``, if given, replace the batched leaves."""
         leaves: Any = self.leaves
         if tensors is not None:
             leaves = list(leaves)
@@ -83,20 +83,20 @@ class Call:
 
 
 class Structures:
-    """Remembers which leaves carry the batch, for every structure of a call.
+    """Remember which leaves are batches, for each structure of a call.
 
-    The first tensor with a gradient is the model's output and gives the batch's size. A leaf carries the batch if it
-    has had that length in every call so far: class weights that happen to have the length of a short last batch don't.
+    The first tensor with a gradient is taken as the model's output. Its length is the batch size. A leaf is a batch if
+    it had that length in every call so far. So class weights that happen to be as long as a short last batch are not.
     """
 
     def __init__(self) -> None:
         self._batched: dict[Any, tuple[int, ...]] = {}
 
     def candidates(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Call]:
-        """Readings of a call, the likely one first; there are several while a length may be a coincidence.
+        """Interpret a call. There are several results, the likeliest first, as long as a length may be a coincidence.
 
         Raises:
-            ValueError: If no tensor has a batch.
+            ValueError: If there is no tensor with a batch axis.
         """
         leaves, spec = tree_flatten((args, kwargs))
         tensors = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.ndim > 0}
@@ -122,5 +122,5 @@ class Structures:
         return [Call(prepared, spec, reading, size, key, half) for reading in readings]
 
     def settle(self, call: Call) -> None:
-        """Keep the reading under which the losses agreed."""
+        """Keep the interpretation for which the losses agreed."""
         self._batched[call.structure] = call.batched

@@ -1,4 +1,4 @@
-"""A second evaluation that leaves no trace: copies of a criterion, and random generators put back."""
+"""Evaluate a criterion a second time without side effects: copy it, and restore the random generators."""
 
 import copy
 import random
@@ -14,27 +14,27 @@ from torch import Tensor, nn
 __all__ = ["RandomState", "Snapshot", "evaluator", "is_hookable", "is_stateless"]
 
 STATELESS = ("torch.nn.modules.loss", "timm.loss.")
-"""Modules whose criteria keep no state and draw no random numbers."""
+"""The criteria in these modules keep no state and draw no random numbers."""
 LARGE = 2**22
-"""Elements of a tensor from which its copy is kept while autograd's version counter says that it has not changed."""
+"""Copies of tensors with at least this many elements are reused, until autograd's version counter shows a change."""
 ATOMS = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.Size)
 
 _Copies = dict[int, tuple[Tensor, int, Tensor, int]]
-"""By id: a tensor, its version, its copy, the copy's version."""
+"""By a tensor's id: the tensor, its version, its copy and the copy's version."""
 
 
 def is_hookable(criterion: nn.Module) -> bool:
-    """Whether a module's forward hooks fire when it is called; timm's JsdCrossEntropy overrides ``__call__``."""
+    """Whether a module's forward hooks run when it is called. timm's JsdCrossEntropy overrides ``__call__``."""
     return type(criterion).__call__ is nn.Module.__call__
 
 
 def evaluator(criterion: Callable[..., Any]) -> Callable[..., Any]:
-    """What computes a criterion's loss without firing its hooks."""
+    """Return a function that computes a criterion's loss without running its forward hooks."""
     return criterion.forward if isinstance(criterion, nn.Module) and is_hookable(criterion) else criterion
 
 
 def is_stateless(criterion: Any) -> bool:
-    """Whether a call surely leaves a criterion as it was: functions, and the plain losses of torch and timm."""
+    """Whether a call certainly changes nothing in a criterion: functions, and the losses of torch and timm."""
     if not isinstance(criterion, nn.Module):
         return hasattr(criterion, "__code__") or isinstance(criterion, types.BuiltinFunctionType)
     return all(type(module).__module__.startswith(STATELESS) for module in criterion.modules())
@@ -55,7 +55,7 @@ class RandomState:
         self._numpy = None if numpy is None else numpy.random.get_state()
 
     def restore(self) -> None:
-        """Put them back."""
+        """Restore the states."""
         random.setstate(self._python)
         torch.set_rng_state(self._cpu)
         for device, state in self._devices:
@@ -65,20 +65,20 @@ class RandomState:
 
 
 def _index(device: torch.device) -> tuple[torch.device, ...]:
-    return () if device.type == "mps" else (device,)  # MPS has one device, and takes no argument
+    return () if device.type == "mps" else (device,)  # torch.mps takes no device argument
 
 
 class Snapshot:
-    """A criterion as it is now, to be evaluated any number of times, each time from this state.
+    """A copy of a criterion in its current state, which can be evaluated from this state any number of times.
 
-    Parameters are shared and detached; buffers and everything else in Python are copied. A large tensor that has not
-    changed since the snapshot before shares its copy, so that a bank that stands still is copied once. What cannot be
-    copied (a lock, an open file) is shared.
+    Parameters are shared and detached. Buffers and all other Python state are copied. If a large tensor has not changed
+    since the previous snapshot, its copy is reused, so a memory bank that never changes is copied once. Objects that
+    cannot be copied (locks, open files) are shared.
 
     Args:
         criterion: The criterion.
-        devices: Where its inputs are; the states of their random generators are kept.
-        since: The snapshot before this one.
+        devices: Devices of its inputs, whose random states are saved.
+        since: The previous snapshot.
     """
 
     def __init__(self, criterion: Any, devices: set[torch.device], since: "Snapshot | None" = None) -> None:
@@ -91,7 +91,7 @@ class Snapshot:
 
     @contextmanager
     def evaluate(self, *, last: bool = False) -> Iterator[Any]:
-        """The criterion to evaluate, and the random generators as they were; ``last`` spares another copy."""
+        """Yield the criterion to evaluate, with the saved random states. ``last`` saves a copy, for the last use."""
         now = RandomState(self._devices)
         self._random.restore()
         try:
@@ -124,10 +124,13 @@ def _copy(criterion: Any, known: _Copies) -> tuple[Any, _Copies]:
 
 
 def _parts(root: Any) -> Iterator[Any]:
-    """Tensors, generators and what is shared or cannot be copied, wherever they are kept inside an object."""
+    """Iterate over everything inside an object that deepcopy must not copy by itself.
+
+    These are tensors, generators, a module's own hooks, and objects that cannot be copied.
+    """
     seen: set[int] = set()
     if isinstance(root, nn.Module):
-        # The criterion's own hooks don't fire on a copy; what they hold (this package's hook) is not its state.
+        # The criterion's hooks don't run on a copy, and what they hold (such as this package's hook) is not its state.
         hooks = [value for name, value in vars(root).items() if name.startswith("_") and "_hooks" in name]
         seen.update(id(value) for value in hooks)
         yield from (value for value in hooks if value)
@@ -140,13 +143,13 @@ def _parts(root: Any) -> Iterator[Any]:
         if isinstance(value, Tensor | torch.Generator):
             yield value
         elif hasattr(type(value), "__deepcopy__"):
-            continue  # it copies itself
+            continue  # it has its own deepcopy
         elif isinstance(value, Mapping):
             stack += [*value.keys(), *value.values()]
         elif isinstance(value, list | tuple | set | frozenset) or type(value).__name__ == "deque":
             stack += value
         elif hasattr(value, "__code__"):
-            continue  # a function: shared by deepcopy too
+            continue  # a function; deepcopy shares it too
         elif getattr(value, "__self__", None) is not None and hasattr(value, "__func__"):
             stack.append(value.__self__)
         elif hasattr(value, "__dict__"):

@@ -1,4 +1,4 @@
-"""From any criterion to one loss for each sample, checked against the loss that the criterion returned."""
+"""Compute one loss per sample from any criterion, and check them against the loss that the criterion returned."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -26,12 +26,12 @@ WAYS: dict[str, Way] = {
 }
 OBSERVE = (
     "if it can give unreduced losses (reduction='none', a reducer), train on their mean and call hook.observe(losses) "
-    "with one loss for each image, shape (B,), in place of the hooked criterion"
+    "with one loss per image, shape (B,), instead of hooking the criterion"
 )
 
 
 LOOKS = 3
-"""Comparisons for criteria that may have a state: a state that is new can hide what couples the samples."""
+"""Number of comparisons for criteria that may have a state. A fresh state can hide that the samples are coupled."""
 
 
 class CriterionError(RuntimeError):
@@ -40,11 +40,11 @@ class CriterionError(RuntimeError):
 
 @dataclass(frozen=True)
 class SampleLosses:
-    """One loss for each sample.
+    """One loss per sample.
 
     Args:
         values: The losses, detached, in fp32; 0 for samples without supervision.
-        valid: False for samples without supervision: all their labels are ignored, or their mask is empty. None: all
+        valid: False for samples without supervision (all their labels are ignored, or their mask is empty). None if all
             samples count.
 
     Shape:
@@ -69,14 +69,15 @@ class LossSplitter:
     These ways are tried in turn: the criterion's own ``reduction="none"``, averaged over all axes but the batch
     (pixels, labels); the unreduced terms of pytorch-metric-learning; the criterion on each sample alone. The first way
     whose samples give the loss of the batch (as their mean, their sum or with the criterion's own weights) is used for
-    calls of these shapes. Criteria that may have a state are compared three times. Afterwards nothing is compared, and
-    nothing waits for the device.
+    calls of these shapes. For criteria that may have a state, three calls are compared. Afterwards nothing is compared,
+    and nothing waits for the device.
 
     The second evaluation runs on a copy, with the state that :meth:`before` saw. So the criterion, its buffers and the
     random generators stay as the loop left them. Criteria of torch and timm have no state and are not copied.
 
     Some losses sum over the batch before they divide (MONAI's ``batch=True``, the overlaps of
-    segmentation_models_pytorch), so they are no mean over samples. Each sample then gets the loss of its own overlap.
+    segmentation_models_pytorch), so they are not a mean over samples. Each sample then gets the loss of its own
+    overlap.
 
     Args:
         criterion: The loss module or function that the training loop calls. Its forward hooks do not run here.
@@ -105,7 +106,7 @@ class LossSplitter:
             self._before = self._last = Snapshot(self.criterion, devices_of(args, kwargs), self._last)
 
     def describe(self) -> str:
-        """How the losses are computed, in a phrase."""
+        """Describe in a phrase how the losses are computed."""
         return self._way or "not called yet"
 
     __str__ = describe
@@ -142,7 +143,7 @@ class LossSplitter:
                 self._way = plan.way
                 parts = WAYS[plan.way](self.criterion, call, state, True)
                 if parts is None:
-                    raise CriterionError(f"criterion {self._name} has changed: {plan.way} gives no losses any more")
+                    raise CriterionError(f"criterion {self._name} has changed: {plan.way} no longer gives losses")
                 return self._finish(parts, call, plan.only_finite)
             return self._look(calls, state, loss_of(loss), half)
 
@@ -159,7 +160,7 @@ class LossSplitter:
             ) from error
 
     def _look(self, calls: list[Call], state: Snapshot | None, loss: Tensor | None, half: bool) -> SampleLosses:
-        """Try the ways in turn until one gives the loss."""
+        """Try the ways in turn until the losses of one agree with the criterion's."""
         if loss is None:
             loss = self._evaluate(calls[0], state)
             half = False
@@ -184,7 +185,7 @@ class LossSplitter:
                 if agreement is None:
                     refused.append((way, call, parts))
                     if function is vectorized:
-                        break  # the loop gives the same
+                        break  # the loop would give the same losses
                     continue
                 return self._keep(way, call, parts, agreement)
         alone = [item for item in refused if item[0].startswith("one sample")]
@@ -202,7 +203,7 @@ class LossSplitter:
             raise CriterionError(f"criterion {self._name} fails on these arguments ({error})") from error
         loss = loss_of(returned)
         if loss is None:
-            raise CriterionError(f"criterion {self._name} returned {type(returned).__name__}, no loss; {OBSERVE}")
+            raise CriterionError(f"criterion {self._name} returned {type(returned).__name__}, not a loss; {OBSERVE}")
         return loss
 
     def _keep(self, way: str, call: Call, parts: Parts, agreement: Agreement) -> SampleLosses:
@@ -218,11 +219,12 @@ class LossSplitter:
         if not alone:
             why = f"gives no loss for a single sample ({failure})"
         elif loss.numel() != 1:
-            why = f"returned a loss of shape {tuple(loss.shape)}, neither one number nor one for each sample"
+            why = f"returned a loss of shape {tuple(loss.shape)}, neither one number nor one per sample"
         else:
             why = (
-                f"is no mean or sum over samples: alone they cost {float(alone[0].values.mean()):.4g} on average, and "
-                f"the batch {float(loss):.4g} (it couples samples, or draws random numbers)"
+                "is not a mean or sum over samples: the mean loss of single samples is "
+                f"{float(alone[0].values.mean()):.4g}, but the batch's loss is {float(loss):.4g} (it couples samples, "
+                "or draws random numbers)"
             )
         return f"criterion {self._name} {why}; {OBSERVE}, or choose method='leave_one_out' (B + 1 evaluations)"
 
@@ -246,7 +248,7 @@ def per_sample_loss(
     the mean over the samples that have a label is the criterion's own value.
 
     A criterion with ``num_splits`` (timm's :class:`JsdCrossEntropy`) couples that many views of an image. Their masks
-    caused the loss together, so each view gets the whole loss.
+    caused the loss together, so each view gets the whole loss of its image.
 
     Args:
         criterion: The loss module or function that the training loop calls. Its forward hooks do not run here.

@@ -1,4 +1,4 @@
-"""The ways to take a batch's loss apart, each from a call of the criterion to one loss for each sample."""
+"""The ways to compute one loss per sample from a call of the criterion."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,10 +19,11 @@ NOT_OF_SAMPLES = ("ProxyAnchorLoss", "VICRegLoss")
 
 @dataclass(frozen=True)
 class Parts:
-    """Losses of the samples, and what the criterion's mean weighs them with where that is not equal.
+    """The samples' losses, and if they are known their weights in the criterion's mean and which of them count.
 
     Shape:
         - values, weights: (N,).
+        - valid: (N,), bool.
     """
 
     values: Tensor
@@ -31,18 +32,18 @@ class Parts:
 
 
 def unreduced(criterion: Any, call: Call, state: Snapshot | None, last: bool = False) -> Parts | None:
-    """The criterion's own ``reduction="none"``, or None where it has none."""
+    """Use the criterion's own ``reduction="none"``. Returns None if it has none."""
     reduction = getattr(criterion, "reduction", None)
     if reduction not in ("mean", "sum", "none", "batchmean") or getattr(criterion, "batch", False) is True:
         return None  # MONAI's batch=True sums over the batch before it divides
     with _evaluated(criterion, state, last) as own:
-        # Shallow: it shares weights, and the user's object is left as it is.
+        # A shallow copy shares the weights, and the user's object is not changed.
         unreduced = object.__new__(type(own))
         unreduced.__dict__.update(own.__dict__)
         unreduced.reduction = "none"
         try:
             values = call.on(unreduced.forward)
-        except Exception:  # it knows reductions, and "none" is not among them
+        except Exception:  # it has reductions, but not "none"
             return None
     if not isinstance(values, Tensor) or values.ndim == 0 or len(values) != call.size:
         return None
@@ -67,14 +68,14 @@ def _class_average(criterion: nn.CrossEntropyLoss | nn.NLLLoss, values: Tensor, 
     if criterion.weight is not None:
         weight = weight * criterion.weight[torch.where(kept, target, 0)].to(values.dtype)
     tiny = torch.finfo(weight.dtype).tiny
-    if target.ndim > 1:  # many positions a sample: each sample's own weighted mean
+    if target.ndim > 1:  # several positions per sample: take each sample's weighted mean
         weight = weight.reshape(len(values), -1).sum(1)
         return Parts(rows.sum(1) / weight.clamp(min=tiny), weight, valid)
     return Parts(values * (kept.sum() / weight.sum().clamp(min=tiny)), valid=valid)
 
 
 def vectorized(criterion: Any, call: Call, state: Snapshot | None, last: bool = False) -> Parts:
-    """The criterion on batches of one image, all at once with :func:`torch.vmap`."""
+    """Call the criterion on batches of one image, all at once with :func:`torch.vmap`."""
     splits = _splits(criterion, call)
     samples = [tensor.unflatten(0, (splits, len(tensor) // splits)) for tensor in call.tensors]
     with _evaluated(criterion, state, last) as own:
@@ -84,7 +85,7 @@ def vectorized(criterion: Any, call: Call, state: Snapshot | None, last: bool = 
 
 
 def one_by_one(criterion: Any, call: Call, state: Snapshot | None, last: bool = False) -> Parts:
-    """The same in a loop, for data-dependent control flow and in-place writes, which vmap cannot batch."""
+    """Do the same in a loop, for criteria that vmap cannot batch (data-dependent control flow, in-place writes)."""
     splits = _splits(criterion, call)
     samples = [tensor.unflatten(0, (splits, len(tensor) // splits)).unbind(1) for tensor in call.tensors]
     losses = []
@@ -95,11 +96,11 @@ def one_by_one(criterion: Any, call: Call, state: Snapshot | None, last: bool = 
 
 
 def leave_one_out(criterion: Any, call: Call, state: Snapshot | None, last: bool = False) -> Parts:
-    r"""What each sample adds: the batch's loss against the loss without the sample, in B + 1 evaluations.
+    r"""Compare the batch's loss with the loss without each sample, in B + 1 evaluations.
 
-    With :math:`L` the loss of all n samples and :math:`L_{-i}` the loss without sample i it is
-    :math:`n L - (n - 1) L_{-i}`, or :math:`L - L_{-i}` with ``reduction="sum"``: in both cases the sample's own loss
-    where the samples are not coupled.
+    With :math:`L` the loss of all n samples and :math:`L_{-i}` the loss without sample i, the loss of sample i is
+    :math:`n L - (n - 1) L_{-i}`, or :math:`L - L_{-i}` with ``reduction="sum"``. If the samples are not coupled, this
+    is the sample's own loss.
     """
     size = call.size
     rows = torch.arange(size, device=call.tensors[0].device)
@@ -117,10 +118,10 @@ def leave_one_out(criterion: Any, call: Call, state: Snapshot | None, last: bool
 
 
 def from_reducer(criterion: Any, call: Call, state: Snapshot | None, last: bool = False) -> Parts | None:
-    """The terms that a loss of pytorch-metric-learning hands to its reducer, shared equally among their samples.
+    """Split the terms that a loss of pytorch-metric-learning passes to its reducer among their samples.
 
-    A pair's loss goes by halves to its two samples and a triplet's by thirds. The weight of a term is the reducer's
-    own: its derivative by the term.
+    Each of a pair's two samples gets half of its loss, and each of a triplet's three samples a third. A term's weight
+    is the derivative of the reduced loss with respect to the term.
     """
     if not callable(getattr(criterion, "compute_loss", None)) or not isinstance(
         getattr(criterion, "reducer", None), nn.Module
@@ -177,7 +178,7 @@ def _splits(criterion: Any, call: Call) -> int:
 def _scalar(returned: Any) -> Tensor:
     loss = loss_of(returned)
     if loss is None:
-        raise TypeError(f"returned {type(returned).__name__}, no loss")
+        raise TypeError(f"returned {type(returned).__name__}, not a loss")
     return loss.reshape(())
 
 

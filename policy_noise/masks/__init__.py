@@ -1,4 +1,4 @@
-"""Smooth masks that are multiplied into images: drawn by a policy, or at random."""
+"""Smooth masks that images are multiplied by: drawn by a policy, or at random."""
 
 from .policy_mask import PolicyNoiseMask
 from .random_shading import RandomShading

@@ -1,4 +1,4 @@
-"""What a smooth multiplicative mask is, however it is drawn: its settings, its rendering, and the multiplication."""
+"""What all smooth masks share, however they are drawn: settings, rendering and multiplication."""
 
 import math
 import warnings
@@ -53,18 +53,19 @@ class SmoothMask(StochasticAugmentation):
             raise ValueError(f"pattern_std must lie in (0, 1], got {pattern_std!r}")
         if not mean_preserving and (pattern_std is not None or brightness_std):
             raise ValueError(
-                "mean_preserving=False leaves the masks' deviation and mean to the policy: pass pattern_std=None and "
-                f"brightness_std=0 with it, got pattern_std={pattern_std!r} and brightness_std={brightness_std!r}"
+                "mean_preserving=False leaves the masks' mean and standard deviation to the policy: also pass "
+                f"pattern_std=None and brightness_std=0, got pattern_std={pattern_std!r} and "
+                f"brightness_std={brightness_std!r}"
             )
         if math.prod(self.grid_size) == 1 and (pattern_std is not None or (mean_preserving and not brightness_std)):
             raise ValueError(
-                f"grid_size={grid_size!r} is one cell, in which no mask of mean 1 can vary, got "
+                f"grid_size={grid_size!r} is a single cell, so a mask of mean 1 cannot vary, got "
                 f"pattern_std={pattern_std!r} and brightness_std={brightness_std!r}: use more cells, or "
                 "pattern_std=None and a brightness_std"
             )
         if scale_about not in ("black", "zero"):
             raise ValueError(f"scale_about must be 'black' or 'zero', got {scale_about!r}")
-        # A side of any length stands for the image, whose size is known later: this checks the numbers alone.
+        # The image size is not known yet. With a huge one in its place, this checks only the numbers themselves.
         PF.blur_parameters((10**6,) * len(self.grid_size), self.grid_size, kernel_size, sigma)
         self.spatial_dims = len(self.grid_size)
         self.in_chans = in_chans
@@ -77,9 +78,9 @@ class SmoothMask(StochasticAugmentation):
         self.brightness_std = brightness_std
         self.center_brightness = center_brightness
         self.scale_about = scale_about
-        # Not persistent: a policy's checkpoint says nothing about the normalisation of the next user's images.
+        # Not persistent: the images that the policy is used on later may be normalized differently.
         self.register_buffer("black", self._black_level(mean, std), persistent=False)
-        self._black_is_zero = self.black is not None and not bool(self.black.any())  # images in [0, 1], as a rule
+        self._black_is_zero = self.black is not None and not bool(self.black.any())  # usually images in [0, 1]
 
     def _black_level(self, mean: Any, std: Any) -> Tensor | None:
         if (mean is None) != (std is None):
@@ -102,7 +103,7 @@ class SmoothMask(StochasticAugmentation):
         return black.expand(shape[1]).reshape(shape).clone()
 
     def as_batch(self, images: Any) -> Tensor:
-        """The images, one of them as a batch of one; refused where the mask does not fit them."""
+        """Check that the mask fits the images. A single image is returned as a batch of one."""
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a tensor, got {type(images).__name__}")
         if not images.is_floating_point():
@@ -119,7 +120,7 @@ class SmoothMask(StochasticAugmentation):
                 f"grid_size {self.grid_size} does not fit images of size {tuple(size)}: "
                 "every cell needs a pixel; choose a smaller grid_size"
             )
-        # Before anything is drawn, so that a refusal leaves policy and random state as they were.
+        # Check before anything is drawn, so that an error leaves policy and random state as they were.
         PF.blur_parameters(size, self.grid_size, self.kernel_size, self.sigma)
         return batch
 
@@ -138,7 +139,7 @@ class SmoothMask(StochasticAugmentation):
         )
 
     def expected(self, sample: ShadingSample) -> Tensor | None:
-        """What brightness is centred on: the expected cells, or None for 1/2."""
+        """The value that the brightness is measured from: the expected cells, or None for 1/2."""
         return sample.expected if self.center_brightness else None
 
     def _scaling(self) -> dict[str, Any]:
@@ -155,11 +156,11 @@ class SmoothMask(StochasticAugmentation):
             images: A batch, or one image; see the class. As one of torchvision's v2 transforms it also takes a tuple or
                 dict that holds images, or images followed by labels. Labels are returned unchanged.
             *labels: See above.
-            sample: Use these masks again, in either mode; also by position. Without it masks are drawn, and only in
-                training mode.
+            sample: Use these masks, also in eval mode. May be passed by position. If omitted, masks are drawn in
+                training mode only.
 
         Returns:
-            The masked images. In eval mode and without a sample, the very same tensor.
+            The masked images. In eval mode and without a sample, the input itself.
         """
         if labels and isinstance(labels[0], Sample):
             sample, labels = labels[0], labels[1:]
@@ -183,25 +184,25 @@ class SmoothMask(StochasticAugmentation):
         )
 
     def operators(self, images: Tensor, sample: ShadingSample) -> Operators:
-        """What renders this sample on these images."""
+        """The operators that render this sample at the images' size."""
         placing = (self.kernel_size, self.sigma, self.pattern_std, self.brightness_std)
         return prepared(sample.action, images.shape[2:], *placing)
 
     def multiply(
         self, images: Tensor, action: Tensor, applied: Tensor, expected: Tensor | None, operators: Operators
     ) -> Tensor:
-        """:meth:`transform` from tensors alone, as a compiler takes it."""
+        """:meth:`transform` with tensors as its arguments, so that torch.compile can trace it."""
         black = None
         if self.scale_about == "black" and not self._black_is_zero:
             black = self.black if self.black is not None else _darkest(images)
         return multiply(images, action, operators, self.strength, expected, black, applied, **self._scaling())
 
     def compiled(self) -> CompiledMask:
-        """This mask with its own work compiled, for a hook."""
+        """Return a compiled version of this mask, for a hook."""
         return CompiledMask(self)
 
     def describe(self, sample: Sample | None, size: Sequence[int] | None) -> dict[str, float]:
-        """Mean and standard deviation of the last masks, after blur and scaling; NaN before there are any."""
+        """Mean and standard deviation of the last masks, after blur and scaling. NaN if there are none yet."""
         if sample is None or size is None or not len(sample.applied):
             return {"mask_mean": math.nan, "mask_std": math.nan}
         assert isinstance(sample, ShadingSample)
@@ -209,7 +210,7 @@ class SmoothMask(StochasticAugmentation):
         return {"mask_mean": float(mask.mean()), "mask_std": float(mask.std())}
 
     def check(self, images: Tensor) -> None:
-        """Warn if the images do not fit the normalization that says where black and white are."""
+        """Warn if the images' values do not fit the black and white that ``mean`` and ``std`` imply."""
         if self.black is None or not images.numel():
             return
         axes = (0, *range(2, images.ndim))
@@ -218,7 +219,7 @@ class SmoothMask(StochasticAugmentation):
         black, white = self.black.flatten().cpu(), torch.tensor(self._white)
         broad = (1, -1, *[1] * len(self.grid_size))
         low, high = (end.to(values).view(broad) for end in (black - 0.1, white + 0.1))
-        # Random erasing fills in normal noise, whose ends lie outside: a few pixels say nothing.
+        # Ignore a few pixels outside the range. Random erasing fills in normal noise, which exceeds it.
         share = ((values < low) | (values > high)).float().mean(dim=axes)
         outside = bool((share > 0.05).any())
         too_bright = bool((darkest > black + 1.5).all())
@@ -242,7 +243,7 @@ class SmoothMask(StochasticAugmentation):
 
 
 def _darkest(images: Tensor) -> Tensor:
-    """Each image's smallest finite value in each channel; scanners pad with NaN and -inf outside the field of view."""
+    """Each image's smallest finite value in each channel. Some scanners pad the field of view with NaN or -inf."""
     values = torch.nan_to_num(images.detach(), math.inf, math.inf, math.inf)
     darkest = values.amin(dim=tuple(range(2, images.ndim)), keepdim=True)
     return torch.nan_to_num(darkest, posinf=0.0)

@@ -1,4 +1,4 @@
-"""A mask's own work as a few compiled kernels."""
+"""Masks compiled with torch.compile."""
 
 import warnings
 from collections.abc import Callable
@@ -23,7 +23,7 @@ __all__ = ["CompiledMask", "CompiledPolicyMask"]
 
 
 class CompiledMask:
-    """Multiply as a mask does, compiled: what a hook calls in its place.
+    """A compiled mask, which a hook calls in place of the mask itself.
 
     Args:
         mask: The mask.
@@ -36,15 +36,15 @@ class CompiledMask:
 
     @property
     def uses_generator(self) -> bool:
-        """That of the mask."""
+        """Same as the mask's."""
         return self.mask.uses_generator
 
     def sample(self, images: Tensor, generator: torch.Generator | None = None) -> Sample:
-        """The mask's own :meth:`sample`, which is a draw and nothing to compile."""
+        """Call the mask's own :meth:`sample`. It only draws, so there is nothing to compile."""
         return self.mask.sample(images, generator)
 
     def __call__(self, images: Tensor, sample: Sample) -> Tensor:
-        """The mask's own :meth:`transform`."""
+        """Mask a batch as the mask's own :meth:`transform` does, compiled."""
         assert isinstance(sample, ShadingSample)
         images = self.mask.as_batch(images)
         operators = self.mask.operators(images, sample)
@@ -52,11 +52,11 @@ class CompiledMask:
 
 
 class CompiledPolicyMask(CompiledMask):
-    """The same with a policy, of which all is compiled but the random numbers.
+    """A compiled mask with a policy. Everything is compiled except the random draws.
 
-    These come from the hook's generators, which no compiler takes into a graph. So there are separate graphs: the
-    policy up to the concentrations, the rendering with the multiplication, and the gradient of the drawn actions in the
-    concentrations, with the entropy where it is held.
+    The draws use the hook's generators, which torch.compile cannot put into a graph. So there are separate graphs: the
+    policy up to the concentrations; rendering and multiplication; the gradient of the log-probability; and the entropy,
+    if the hook asks for it.
 
     Args:
         mask: The mask.
@@ -70,7 +70,7 @@ class CompiledPolicyMask(CompiledMask):
         self.entropy = _Compiled(self, _entropy)
 
     def sample(self, images: Tensor, generator: torch.Generator | None = None) -> Sample:
-        """The mask's own :meth:`sample`."""
+        """Draw as the mask's own :meth:`sample` does, with a compiled policy."""
         images = self.mask.as_batch(images)
         with without_autocast(images.device.type):
             concentration = self._concentrations(images)
@@ -116,7 +116,7 @@ class _Compiled:
         self._compiled: Callable[..., Tensor] | None = None
 
     def __call__(self, *batches: Tensor | None, fixed: Any = None) -> Tensor:
-        """Call it with arguments that are as long as the batch, and perhaps a last one that is not."""
+        """Call the function. ``batches`` are tensors as long as the batch; ``fixed`` is a last argument of any kind."""
         last = () if fixed is None else (fixed,)
         if not self._mask.works:
             return self._plain(*batches, *last)
@@ -125,11 +125,11 @@ class _Compiled:
                 self._compiled = torch.compile(self._plain)
             return self._compiled(*(None if batch is None else of_any_batch(batch) for batch in batches), *last)
         except Exception as error:
-            result = self._plain(*batches, *last)  # what fails here as well is no matter of compiling
+            result = self._plain(*batches, *last)  # if this fails too, compiling was not the cause
             self._mask.works = False
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             warnings.warn(
-                f"compile=True has no effect: torch.compile failed ({reason}); the mask goes on uncompiled",
+                f"compile=True has no effect: torch.compile failed ({reason}); the mask runs uncompiled",
                 stacklevel=2,
             )
             return result

@@ -1,4 +1,4 @@
-"""Samples of a data set as torchvision's v2 transforms pass them: images among labels, boxes and names."""
+"""Find the images in a data set's samples, as torchvision's v2 transforms do: beside labels, boxes and names."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,15 +11,15 @@ __all__ = ["apply_to_images"]
 
 
 def apply_to_images(transform: Callable[[Tensor], Tensor], sample: Any, labels: tuple[Any, ...]) -> Any:
-    """Transform the images of a sample and leave the rest.
+    """Transform the images of a sample and leave the rest unchanged.
 
-    Images are the ``tv_tensors.Image`` and ``tv_tensors.Video`` in it, or where there are none the first floating-point
-    tensor of three axes or more, which is torchvision's rule too.
+    All ``tv_tensors.Image`` and ``tv_tensors.Video`` are images. If there are none, the first floating-point tensor
+    with three or more axes is the image. This is torchvision's rule, too.
 
     Args:
-        transform: From images to images.
+        transform: A function from images to images.
         sample: A tensor, or a tuple, list or mapping.
-        labels: Further arguments of the call.
+        labels: The call's other arguments.
 
     Raises:
         TypeError: If the sample holds no images.
@@ -33,7 +33,7 @@ def apply_to_images(transform: Callable[[Tensor], Tensor], sample: Any, labels: 
     if not chosen:
         got = [f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__ for x in leaves]
         raise TypeError(f"images must be floating-point tensors of three axes or more, got {got}: convert them first")
-    # Arithmetic unwraps torchvision's images, which the transforms that follow must still tell from masks.
+    # Arithmetic returns plain tensors. Later transforms need the subclass, to tell images from masks.
     return _replace(whole, {id(leaf): transform(leaf).as_subclass(type(leaf)) for leaf in chosen})
 
 

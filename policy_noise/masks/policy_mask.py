@@ -1,4 +1,4 @@
-"""The learned mask: a policy, a distribution and a rendering."""
+"""The learned mask: a policy, a Beta distribution and rendering."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -27,8 +27,8 @@ class PolicyNoiseMask(SmoothMask):
     """Multiply each training image by a noise mask that a policy draws for it.
 
     The policy looks at the image and outputs a Beta distribution for each cell of a grid. One action per cell is drawn.
-    The grid is enlarged to the image and blurred, and the image is multiplied by it. In eval mode the module is the
-    identity.
+    The grid is enlarged to the image's size and blurred, and the image is multiplied by it. In eval mode the module
+    returns its input.
 
     The module does not train itself. Use :func:`policy_noise.attach` or :class:`policy_noise.ReinforceHook`, or
     :func:`policy_noise.functional.reinforce_loss` in a loop of your own.
@@ -45,8 +45,8 @@ class PolicyNoiseMask(SmoothMask):
         strength: How far the mask moves from 1; 0 switches it off.
         mean_preserving: Normalize each mask to mean 1.
         pattern_std: Also give each mask this standard deviation across the image (at full ``strength``). The policy
-            then decides where the mask is bright, and can neither switch it off nor make it a spotlight. With None the
-            policy decides the standard deviation too.
+            then decides where the mask is bright. It can neither switch the mask off nor make it a spotlight. With
+            None, the policy decides the standard deviation too.
         brightness_std: Also brighten or darken each image as a whole, by one factor. The factor's logarithm has this
             standard deviation if the mask is random; see :func:`policy_noise.functional.mask_brightness`.
         center_brightness: Measure the brightness relative to the policy's own expectation. Then no policy can brighten
@@ -108,12 +108,12 @@ class PolicyNoiseMask(SmoothMask):
             mean=mean,
             std=std,
         )
-        # The policy stays fp32 under any default dtype and in a model of any dtype; so does autocast leave it.
+        # The policy stays fp32 under any default dtype, in a model of any dtype, and under autocast.
         self.policy = create_policy(policy, in_chans, self.grid_size).float()
 
     @property
     def uses_generator(self) -> bool:  # type: ignore[override]
-        """True for the policies that draw nothing by themselves; a backbone may hold dropout."""
+        """True for policies that draw no random numbers themselves. A backbone may contain dropout."""
         return isinstance(self.policy, SpatialPolicy | StaticPolicy)
 
     @classmethod
@@ -131,7 +131,7 @@ class PolicyNoiseMask(SmoothMask):
         return cls(in_chans=in_chans, **{**get_preset(preset).mask, **overrides})
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PolicyNoiseMask":
-        """Follow to another device, and keep fp32."""
+        """Move to another device, but keep fp32."""
 
         def keep(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
@@ -141,14 +141,14 @@ class PolicyNoiseMask(SmoothMask):
         return super()._apply(keep, recurse)
 
     def sample(self, images: Tensor, generator: torch.Generator | None = None) -> MaskSample:
-        """Draw masks for a batch. The policy always runs in fp32, whatever the images' dtype, also under autocast.
+        """Draw masks for a batch. The policy always runs in fp32, whatever the images' dtype, even under autocast.
 
         Args:
             images: A batch, or one image; see the class.
             generator: Source of randomness on the images' device; by default the global one.
 
         Returns:
-            The sample. Its ``log_prob`` and ``entropy`` carry the policy's graph and are computed when they are read.
+            The sample. Its ``log_prob`` and ``entropy`` are part of the policy's graph. They are computed when read.
         """
         images = self.as_batch(images)
         with without_autocast(images.device.type):
@@ -161,18 +161,18 @@ class PolicyNoiseMask(SmoothMask):
             return self.sample_of(concentration, action, generator)
 
     def compiled(self) -> CompiledPolicyMask:
-        """This mask with its policy and its own work compiled, for a hook."""
+        """Return a compiled version of this mask and its policy, for a hook."""
         return CompiledPolicyMask(self)
 
     def concentrations(self, images: Tensor) -> Tensor:
-        """Alpha and beta of each cell, ``(B, 1, *grid, 2)``, with the policy's graph: what comes before the draw."""
+        """Compute alpha and beta of each cell, ``(B, 1, *grid, 2)``, with the policy's graph."""
         return PF.bounded_exp(self._logarithms(images), LOW, HIGH)
 
     def sample_of(self, concentration: Tensor, action: Tensor, generator: torch.Generator | None) -> MaskSample:
-        """The sample of drawn actions; whether an image is masked is drawn here."""
+        """Make the sample from drawn actions, and draw which images are masked."""
         batch = len(concentration)
         if self.p < 1.0:
-            # torch.rand, in the form that compilers take with a batch of any size.
+            # Same as torch.rand, in a form that torch.compile accepts for batches of any size.
             chance = torch.empty(batch, device=action.device).uniform_(generator=generator)
             applied = chance < self.p
         else:
@@ -194,5 +194,5 @@ class PolicyNoiseMask(SmoothMask):
                 f"policy must give two tensors of shape {expected} (grid_size), got "
                 f"{tuple(log_concentration1.shape)} and {tuple(log_concentration0.shape)}"
             )
-        # As one tensor, so that each step is one kernel for both, also backwards; in the sampler's layout.
+        # Stack both in the sampler's layout. Each operation, forward and backward, then needs one kernel for both.
         return torch.stack([log_concentration1, log_concentration0], dim=-1).float()

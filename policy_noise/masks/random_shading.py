@@ -1,4 +1,4 @@
-"""Random shading: the mask without a policy, as a transform of its own."""
+"""Random shading: a transform that masks images without a policy."""
 
 import math
 from collections.abc import Sequence
@@ -20,16 +20,17 @@ class RandomShading(SmoothMask):
     Each mask is a coarse grid of uniform random values, enlarged, blurred and scaled to mean 1, times one random
     brightness factor: a random bias field. There is nothing to learn. It works on batches on any device, on single
     images as one of a data set's transforms, and in ``torchvision.transforms.v2.Compose`` with labels. In eval mode it
-    is the identity.
+    returns its input.
 
     Args:
         p: Probability that an image is masked.
         grid_size: Cells along each axis; a tuple of two for images, of three for volumes (B, C, D, H, W).
-        pattern_std: Standard deviation of each mask across its image. With None it is that of the random grid.
+        pattern_std: Standard deviation of each mask across its image. With None, the random grid determines it.
         brightness_std: Standard deviation of the logarithm of the brightness factor.
         strength: How far the mask moves from 1; 0 switches it off.
         mean: The normalization, used to locate black: one number or one per channel. If ``mean`` and ``std`` are
-            omitted, each image's minimum in each channel is taken as black. ``mean=0, std=1`` for images in [0, 1].
+            omitted, each image's minimum in each channel is taken as black. Pass ``mean=0, std=1`` for images in
+            [0, 1].
         std: See ``mean``.
         scale_about: ``"black"``, or ``"zero"`` to multiply the values as they are.
         kernel_size: Size of the blur kernel in pixels, one number or one per axis; by default it follows sigma.
@@ -83,7 +84,9 @@ class RandomShading(SmoothMask):
         )
 
     def sample(self, images: Tensor, generator: torch.Generator | None = None) -> ShadingSample:
-        """Draw masks for a batch: one draw of uniform numbers, the last of each image to decide whether it is masked.
+        """Draw masks for a batch.
+
+        One call draws all random numbers: one per cell, and one more per image that decides whether it is masked.
 
         Args:
             images: A batch, or one image; see the class.

@@ -1,4 +1,4 @@
-"""Refusals that several rooms word alike."""
+"""Checks of arguments that several modules share."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,10 @@ __all__ = ["check_one_of"]
 
 
 def check_one_of(name: str, value: object, allowed: Sequence[str]) -> None:
-    """Refuse a name that is not among those allowed.
+    """Check that a value is one of the allowed names.
 
     Raises:
-        ValueError: With the argument's name, what came and what is allowed.
+        ValueError: If it is not. The message gives the argument's name, the allowed names and the value.
     """
     if value not in allowed:
         raise ValueError(f"{name} must be one of {tuple(allowed)}, got {value!r}")

@@ -1,4 +1,4 @@
-"""Private names of torch, each with why it is needed, since when it exists, and what happens where it is missing."""
+"""All uses of torch's private names: why each is needed, since when it exists, and the fallback if it is missing."""
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -22,12 +22,12 @@ __all__ = [
 def sample_dirichlet(concentration: Tensor, generator: torch.Generator | None) -> Tensor:
     """``torch._sample_dirichlet`` (since torch 1.0): the sampler behind :class:`torch.distributions.Beta`.
 
-    The distribution takes no generator, and the function does. Where it is missing the distribution draws, from the
-    global generator, which is seeded by the given one for the draw and restored after it. It has no kernel for MPS, and
-    draws there on the CPU.
+    The function takes a generator; the distribution does not. If the function is missing, the distribution draws from
+    the global generator, which is seeded from the given one and restored afterwards. There is no kernel for MPS, so
+    there the CPU draws.
     """
     if concentration.device.type == "mps":
-        # A generator of that device seeds one of the CPU.
+        # A generator on MPS seeds one on the CPU.
         on_cpu = None if generator is None else torch.Generator().manual_seed(_seed_from(generator))
         return sample_dirichlet(concentration.cpu(), on_cpu).to(concentration.device)
     sampler = getattr(torch, "_sample_dirichlet", None)
@@ -47,10 +47,10 @@ def _seed_from(generator: torch.Generator) -> int:
 
 
 def is_in_backward() -> bool:
-    """``torch._C._current_graph_task_id`` (since torch 2.0): whether autograd is running a backward in this thread.
+    """``torch._C._current_graph_task_id`` (since torch 2.0): whether this thread is inside a backward pass.
 
-    A forward in a backward is activation checkpointing's recomputation, and must repeat its masks. Where the name is
-    missing, checkpointing is recognised by its frame on the call stack.
+    A forward pass inside a backward pass is activation checkpointing's recomputation, which must repeat its masks. If
+    the name is missing, checkpointing is recognized by its frames on the call stack.
     """
     current = getattr(torch._C, "_current_graph_task_id", None)
     if current is not None:
@@ -64,35 +64,36 @@ def is_in_backward() -> bool:
 
 
 RECOMPUTATIONS = ("backward", "recompute_fn", "unpack_hook")
-"""Functions of torch.utils.checkpoint that run a forward again."""
+"""Functions of torch.utils.checkpoint that run a forward pass again."""
 
 
 def are_transforms_active() -> bool:
-    """``torch._C._are_functorch_transforms_active`` (since torch 2.0): whether vmap, grad and the like are at work.
+    """``torch._C._are_functorch_transforms_active`` (since torch 2.0): whether vmap, grad or a similar transform runs.
 
-    They need functions of another kind than :class:`torch.autograd.Function`. Where the name is missing they are taken
-    to be at work: the plain form is right everywhere, with more operations.
+    Transforms do not support this package's :class:`torch.autograd.Function`. If the name is missing, the answer is
+    True: the plain operations are correct everywhere, only slower.
     """
     active = getattr(torch._C, "_are_functorch_transforms_active", None)
     return True if active is None else active()
 
 
 def is_transformed() -> bool:
-    """The same question for a caller that does nothing under transforms: where the name is missing, there are none."""
+    """Like :func:`are_transforms_active`, but False if the name is missing. For callers that skip all work then."""
     active = getattr(torch._C, "_are_functorch_transforms_active", None)
     return False if active is None else active()
 
 
 def is_saved_elsewhere() -> bool:
-    """``torch._C._autograd._top_saved_tensors_default_hooks`` (since torch 2.5): whether checkpointing or offloading
-    surrounds the call and takes the tensors that autograd saves. Where the name is missing, they are taken to.
+    """``torch._C._autograd._top_saved_tensors_default_hooks`` (since torch 2.5): whether saved tensors are intercepted.
+
+    Checkpointing and offloading do that for everything inside them. If the name is missing, the answer is True.
     """
     surrounding = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     return surrounding is None or surrounding(False) is not None
 
 
 def own_graph() -> AbstractContextManager[Any]:
-    """Keep the policy's saved tensors away from checkpointing and offloading that surround the hooked model."""
+    """Keep checkpointing and offloading around the hooked model away from the policy's saved tensors."""
     return torch.autograd.graph.saved_tensors_hooks(_same, _same) if is_saved_elsewhere() else nullcontext()
 
 
@@ -101,19 +102,20 @@ def _same(tensor: Tensor) -> Tensor:
 
 
 def node_shapes(node: Any) -> list[tuple[int, ...]] | None:
-    """``torch.autograd.graph.Node._input_metadata`` (torch 2.4 lacks it): shapes of a node's outputs.
+    """``torch.autograd.graph.Node._input_metadata`` (since torch 2.5): shapes of a node's outputs.
 
-    Where it is missing rows are followed through operations that leave them in place, and what slices, indexes, joins
-    or reshapes them is refused.
+    If it is missing, rows can only be followed through operations that leave them in place. Operations that slice,
+    index, join or reshape rows lead to a :class:`policy_noise.PairingError`.
     """
     metadata = getattr(node, "_input_metadata", None)
     return None if metadata is None else [tuple(output.shape) for output in metadata]
 
 
 def of_any_batch(tensor: Tensor) -> Tensor:
-    """``torch._dynamo.maybe_mark_dynamic`` (since torch 2.1): the tensor for a graph that takes a batch of any length.
+    """``torch._dynamo.maybe_mark_dynamic`` (since torch 2.1): mark the batch axis, so that a graph takes any length.
 
-    An alias, so that the caller's tensor is not marked. Where the name is missing the second length compiles once more.
+    Returns an alias, so that the caller's tensor stays unmarked. If the name is missing, a second batch length compiles
+    once more.
     """
     alias = tensor.view_as(tensor)
     mark = getattr(torch._dynamo, "maybe_mark_dynamic", None)

@@ -1,4 +1,4 @@
-"""What the ranks of a data-parallel training share."""
+"""Data-parallel training."""
 
 import torch.distributed as dist
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Write files completely or not at all."""
 
 import contextlib
 import os
@@ -14,34 +14,34 @@ __all__ = ["PathLike", "write_atomic"]
 PathLike = str | os.PathLike[str]
 
 ABANDONED = 3600
-"""Seconds after which a temporary file that nobody writes to is one that a killed process left."""
+"""Age in seconds, since its last write, from which a temporary file counts as left over by a killed process."""
 
 
 def write_atomic(path: PathLike, write: Callable[[Path], Any]) -> None:
-    """Write a file whole or not at all: a temporary one beside it, fsync, rename.
+    """Write a file completely or not at all: write a temporary file beside it, fsync, rename.
 
-    The temporary file is hidden. One that a killed process left is removed by the next write of the same file that
-    comes an hour later.
+    The temporary file is hidden. If a killed process leaves one behind, a later write of the same file removes it once
+    it is an hour old.
 
     Args:
         path: File to write.
         write: Called with the temporary file's path.
 
     Raises:
-        OSError: If the file cannot be written, such as on a full disk; also where the library that writes it raises
-            something else. It names the file. One that was there before is untouched.
+        OSError: If the file cannot be written, for example because the disk is full, even if the writing library raises
+            another error then. The message names the file. An existing file stays as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"  # not mkstemp's, which only its owner may read
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"  # mkstemp would make it readable by its owner only
     try:
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        # torch and safetensors have errors of their own for a full disk, and torch's does not say so.
+        # On a full disk torch and safetensors raise their own errors, and torch's does not mention the disk.
         cause = error if isinstance(error, OSError) else _probe(temporary) if isinstance(error, Exception) else None
         temporary.unlink(missing_ok=True)
         if cause is None or cause.errno is None:
@@ -60,7 +60,7 @@ def _sweep(path: Path) -> None:
 
 
 def _probe(temporary: Path) -> OSError | None:
-    """Why no more could be written to a file, if a plain write fails too."""
+    """Try a plain write to the file. Returns its error, or None if it works."""
     try:
         with temporary.open("ab") as file:
             file.write(bytes(1 << 20))

@@ -1,4 +1,4 @@
-"""What a model says of the images that it takes."""
+"""Read from a model which images it takes: channels, axes, normalization."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from torch import nn
 __all__ = ["image_channels", "normalization", "takes_volumes", "unwrap"]
 
 FEW = 4
-"""Channels that images usually have at most."""
+"""Images rarely have more channels than this."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module inside wrappers of DDP, FSDP and torch.compile."""
+    """Return the user's module from inside the wrappers of DDP, FSDP and torch.compile."""
     while True:
         inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
         if not isinstance(inner, nn.Module):
@@ -21,13 +21,14 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def image_channels(model: nn.Module) -> int:
-    """Channels of the images, by timm's record of the first convolution or else by the first one registered.
+    """Return the number of image channels: those of the first convolution, which timm's configuration may name.
 
-    More than four, or several first convolutions that disagree, may be another thing: an input that a space-to-depth
-    rearranges first, a second input. The model is then tried on tensors without data.
+    More than four channels may not be the image's, for example if the model starts with space-to-depth. timm's
+    configuration is then compared, and the model is tried on tensors without data. Branches that begin with different
+    numbers of channels may have different inputs; then the answer is unknown.
 
     Raises:
-        ValueError: If the model does not say, or says two things.
+        ValueError: If the number cannot be determined.
     """
     name = type(model).__name__
     conv = first_conv(model)
@@ -49,7 +50,7 @@ def image_channels(model: nn.Module) -> int:
     if found <= FEW or found == expected or _accepts(model, found, recorded):
         return found
     raise ValueError(
-        f"in_chans cannot be read from {name}: its first convolution has {found} channels and its record says "
+        f"in_chans cannot be read from {name}: its first convolution has {found} channels, but its pretrained_cfg says "
         f"{expected}. Pass attach(..., in_chans=...)"
     )
 
@@ -60,7 +61,7 @@ def takes_volumes(model: nn.Module) -> bool:
 
 
 def normalization(model: nn.Module, in_chans: int) -> dict[str, Any]:
-    """Mean and std of a timm model's data configuration, where they belong to its number of channels."""
+    """Mean and std from a timm model's configuration. Empty if there are none for this number of channels."""
     config = _config(model)
     mean, std = config.get("mean"), config.get("std")
     if mean is None or std is None or len(mean) != in_chans or len(std) != in_chans:
@@ -69,7 +70,7 @@ def normalization(model: nn.Module, in_chans: int) -> dict[str, Any]:
 
 
 def first_conv(model: nn.Module) -> nn.Conv2d | nn.Conv3d | None:
-    """The convolution that sees the images, by timm's record of it where there is one."""
+    """The convolution that sees the images: the one that timm's configuration names, else the first registered."""
     first = _config(model).get("first_conv")
     for name in (first,) if isinstance(first, str) else (first or ()):
         try:
@@ -86,7 +87,7 @@ def _config(model: nn.Module) -> dict[str, Any]:
 
 
 def _first_convs_of_branches(model: nn.Module) -> set[int]:
-    """Channels of the first convolution in each child, as far as images can have so many."""
+    """Channels of the first convolution of each child module, without those that images rarely have."""
     channels = set()
     for child in model.children():
         conv = next((module for module in child.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)), None)
@@ -96,7 +97,7 @@ def _first_convs_of_branches(model: nn.Module) -> set[int]:
 
 
 def _accepts(model: nn.Module, channels: int, recorded: Any) -> bool:
-    """Whether a forward without data goes through with so many channels."""
+    """Whether a forward pass on meta tensors works with this number of channels."""
     state = {name: tensor.to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     images = torch.empty(2, channels, *recorded[1:], device="meta")
     try:

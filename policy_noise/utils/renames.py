@@ -1,4 +1,4 @@
-"""Arguments that had another name once: a TypeError that says the new one."""
+"""Renamed arguments. Old names raise a TypeError that gives the new one."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -20,10 +20,10 @@ RENAMED: Mapping[str, str] = {
 
 
 def check_renamed(arguments: Mapping[str, Any]) -> None:
-    """Refuse old names.
+    """Check that no argument has an old name.
 
     Raises:
-        TypeError: With the new name.
+        TypeError: If one has. The message gives the new name.
     """
     for name in arguments:
         if name in RENAMED:
@@ -31,7 +31,7 @@ def check_renamed(arguments: Mapping[str, Any]) -> None:
 
 
 def refuse_renamed(function: F) -> F:
-    """Let a function refuse old names by the new ones."""
+    """Decorate a function so that old argument names raise an error that gives the new ones."""
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:

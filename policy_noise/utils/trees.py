@@ -7,7 +7,7 @@ __all__ = ["leaves_of"]
 
 
 def leaves_of(value: Any) -> Iterator[Any]:
-    """Everything in a value that is no mapping, list or tuple, in order."""
+    """Iterate over the leaves of nested mappings, lists and tuples, in order."""
     if isinstance(value, Mapping):
         for item in value.values():
             yield from leaves_of(item)

@@ -1,4 +1,4 @@
-"""The pass over all images that finds what should not be trained on."""
+"""The check of all images for problems before training."""
 
 import csv
 import os

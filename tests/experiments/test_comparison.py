@@ -1,4 +1,4 @@
-"""What a comparison is made of: methods, sites, numbers and sentences, without a training."""
+"""The parts of a comparison, tested without training: methods, sites, numbers and sentences."""
 
 import argparse
 import dataclasses

@@ -1,4 +1,4 @@
-"""Pictures: they are drawn from what they are given, and leave the random state alone."""
+"""Pictures are drawn from the given data, and do not change the random state."""
 
 import errno
 
@@ -91,7 +91,7 @@ NAMES = ["a $b$ c", "$", "<b>", "_under", r"\frac", "x^$2", "bad \udcff byte"]
 
 
 def test_names_are_drawn_as_they_stand(tmp_path, recwarn):
-    """Dollar signs are no mathematics, which would end the run at its first picture."""
+    """Dollar signs are not parsed as mathematics, which would stop the run at its first picture."""
     labels = np.repeat(np.arange(7), 4)
     split = Split(np.zeros((28, 4, 4), np.uint8), labels)
     data = ImageSet("s$et$ {", split, split, split, tuple(NAMES), {"modality": tuple("$ab$c{d")})

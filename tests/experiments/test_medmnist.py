@@ -1,4 +1,4 @@
-"""MedMNIST's files: fetched when asked, whole, and the published ones."""
+"""MedMNIST's files: downloaded on request, completely, and checked against the published ones."""
 
 import hashlib
 import sys

@@ -1,4 +1,4 @@
-"""What a command line's options open, leave out and say."""
+"""Data sources that the command line opens: what is read, excluded and reported."""
 
 import argparse
 import re

@@ -1,4 +1,4 @@
-"""A small training for processes of its own, which tests kill or start several of."""
+"""A small training for child processes, which tests kill or start several of."""
 
 import os
 import signal

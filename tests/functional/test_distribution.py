@@ -42,7 +42,7 @@ def test_sample_has_no_gradient_and_keeps_away_from_the_ends():
     assert not action.requires_grad
     assert action.min() >= 1e-6
     assert action.max() <= 1 - 1e-6
-    assert action.min() < 1e-5  # the ends are reached: the clamp is at work
+    assert action.min() < 1e-5  # the clamp is reached
     assert torch.isfinite(PF.beta_log_prob(action, tiny, tiny)).all()
 
 

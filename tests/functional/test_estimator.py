@@ -43,7 +43,7 @@ def test_quadrature_agrees_with_the_closed_form_of_the_mean():
 @pytest.mark.parametrize("baseline", ["none", "batch", "leave_one_out", 0.7])
 @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (2.0, 3.0), (0.6, 4.0)])
 def test_reinforce_gradient_is_that_of_the_expected_loss(alpha, beta, baseline, reward):
-    """Within 4.5 standard errors of 200,000 samples, for a loss that is no polynomial."""
+    """The loss is not a polynomial. The tolerance is 4.5 standard errors of 200,000 samples."""
     samples = 200_000
     concentration = torch.tensor([alpha, beta], dtype=torch.float64, requires_grad=True)
     expanded = concentration.expand(samples, 2)
@@ -53,7 +53,7 @@ def test_reinforce_gradient_is_that_of_the_expected_loss(alpha, beta, baseline, 
     PF.reinforce_loss(log_prob, loss, baseline=baseline, reward=reward).backward()
     expected = quadrature_gradient(distance, alpha, beta) * (1 if reward == "cooperative" else -1)
 
-    apart = concentration.detach().repeat(2000, 1).requires_grad_()  # a row for each sample's own gradient
+    apart = concentration.detach().repeat(2000, 1).requires_grad_()  # one row per sample, for its own gradient
     (scores,) = torch.autograd.grad(PF.beta_log_prob(action[:2000], *apart.unbind(1)).sum(), apart)
     spread = (scores * PF.advantage(loss, baseline=baseline)[:2000, None]).std(0) / math.sqrt(samples)
     assert ((concentration.grad - expected).abs() < 4.5 * spread).all()
@@ -62,7 +62,7 @@ def test_reinforce_gradient_is_that_of_the_expected_loss(alpha, beta, baseline, 
 
 @pytest.mark.parametrize(("baseline", "factor"), [("none", 1.0), ("leave_one_out", 1.0), (5.0, 1.0), ("batch", 2 / 3)])
 def test_estimator_by_enumeration_of_all_batches(baseline, factor):
-    """The expectation over every batch of three draws from four actions: exact, and batch is short by (n - 1) / n."""
+    """Exact expectation over all batches of three draws from four actions. "batch" is too small by (n - 1) / n."""
     logits = torch.tensor([0.3, -1.0, 0.8, 0.1], dtype=torch.float64, requires_grad=True)
     losses = torch.tensor([1.0, 4.0, -2.0, 0.5], dtype=torch.float64)
     (exact,) = torch.autograd.grad((logits.softmax(0) * losses).sum(), logits)
@@ -91,7 +91,7 @@ def test_normalised_advantage_has_the_deviation_of_one():
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("baseline", ["none", "batch", "leave_one_out", 2.0])
 def test_dropped_samples_count_for_nothing(baseline, normalize):
-    """The same gradient as without them, whatever their losses are."""
+    """The gradient is the same as without these samples, whatever their losses are."""
     log_prob = torch.randn(6, requires_grad=True)
     entropy = torch.randn(6, requires_grad=True)
     loss = torch.tensor([1.0, math.nan, 3.0, math.inf, 7.0, -math.inf])
@@ -167,7 +167,7 @@ def test_paper_objective_does_not_overflow():
 
 
 def test_paper_objective_is_no_reinforce_and_reinforce_loss_is():
-    """By quadrature over two independent cells: under a constant loss only the score function expects no gradient."""
+    """Quadrature over two independent cells: for a constant loss, only the score function's expected gradient is 0."""
     nodes, weights = torch.tensor(_legendre(60), dtype=torch.float64)
     concentration = torch.tensor([2.0, 3.0], dtype=torch.float64, requires_grad=True)
     log_density = PF.beta_log_prob(nodes, concentration[0].expand(60), concentration[1].expand(60))

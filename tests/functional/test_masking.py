@@ -29,7 +29,7 @@ def test_a_fixed_dose_has_mean_one_and_its_deviation(grid, size):
 
 def test_a_fixed_dose_never_turns_light_negative_and_a_flat_mask_stays_flat():
     action = torch.full((3, 1, 4, 4), 0.5)
-    action[1, 0, 0, 0] = 1e-6  # one dark cell, which a dose of 1 would push far below 0
+    action[1, 0, 0, 0] = 1e-6  # one dark cell, which pattern_std=1 would push far below 0
     action[2] = 1e-6  # a saturated policy
     mask = PF.noise_mask(torch.ones(3, 1, 32, 32), action, pattern_std=1.0).flatten(1)
     assert torch.equal(mask[0], torch.ones(1024))
@@ -118,7 +118,7 @@ def plain_noise_mask(
     pattern_std=None,
     brightness_std=0.0,
 ):
-    """Every step on the pixels, with Kornia's blur."""
+    """Compute every step on the pixels, with Kornia's blur."""
     enlarged = F.interpolate(action, images.shape[2:], mode="nearest")
     mask = gaussian_blur2d(enlarged, (kernel_size, kernel_size), (sigma, sigma), border_type="reflect")
     mean = mask.mean((1, 2, 3), keepdim=True)

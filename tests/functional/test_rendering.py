@@ -72,7 +72,7 @@ def test_render_of_volumes_is_a_separable_convolution():
 
 
 def test_render_is_differentiable_in_the_action_also_after_inference_mode():
-    """The rendering operators are kept, and one born in inference mode could not be saved for a backward."""
+    """The rendering operators are cached, and autograd cannot save a tensor that was made in inference mode."""
     action = torch.rand(1, 1, 3, 3, dtype=torch.float64, requires_grad=True)
     with torch.inference_mode():
         PF.render_mask(action.detach(), (11, 13))
@@ -104,7 +104,7 @@ def test_blur_parameters_are_a_share_of_each_axis_cell():
 @settings(deadline=None, max_examples=30, derandomize=True)
 @given(cells=st.integers(2, 6), pixels=st.integers(8, 40), stretch=st.integers(1, 12), tall=st.booleans())
 def test_the_largest_step_over_the_range_does_not_depend_on_the_aspect_ratio(cells, pixels, stretch, tall):
-    """Along the axis that stays as it is, and finer along the one that is stretched."""
+    """Compare along the axis that keeps its length, and more finely along the one that is stretched."""
     short = pixels * cells
     action = torch.rand(1, 1, cells, cells, dtype=torch.float64, generator=torch.Generator().manual_seed(cells))
 

@@ -1,4 +1,4 @@
-"""Outputs in which each element holds the number of its image, so that truth can be read off."""
+"""Outputs in which each element holds the number of its image, so that the true origin is known."""
 
 import types
 
@@ -8,7 +8,7 @@ CLASSES = 6
 
 
 def forward(queue, images, *shape):
-    """A masked forward: its output holds in each element the number of the image, so that truth can be read off."""
+    """A masked forward whose output holds the image's number in each element."""
     queue.push(types.SimpleNamespace(applied=torch.ones(images, dtype=torch.bool)))
     number = torch.arange(images, dtype=torch.float32).reshape(-1, *[1] * (len(shape)))
     output = number.expand(images, *shape).clone().requires_grad_() * 1.0
@@ -27,7 +27,7 @@ def truth(tensor):
 
 
 def told(match, rows):
-    """Which images a match tells for each row."""
+    """The images that a match gives for each row."""
     if match.index is None:
         return [[row] for row in range(rows)]
     return [sorted(set(row.flatten().tolist()) - {-1}) for row in match.index]

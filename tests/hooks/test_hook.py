@@ -1,4 +1,4 @@
-"""The hook in training loops: what it leaves alone, what it learns, and how it is saved, copied and misused."""
+"""The hook in training loops: what it does not change, what it learns, saving, copying and misuse."""
 
 import copy
 import gc
@@ -44,7 +44,7 @@ def assert_same(first, second):
 
 
 def seen_by(model):
-    """What arrives at a model after the hooks before it."""
+    """The input that reaches a model after its pre-hooks."""
     seen = []
     handle = model.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
     return seen, handle
@@ -56,7 +56,7 @@ def seen_by(model):
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_loss_and_gradients_are_those_of_the_masked_batch(make_model, batch, batch_norm, autocast):
-    """Bit for bit, two steps long."""
+    """Two steps agree bit for bit."""
     images, targets = batch
     loop = Loop(make_model(batch_norm=batch_norm))
     seen, _ = seen_by(loop.model)
@@ -81,7 +81,7 @@ def test_loss_and_gradients_are_those_of_the_masked_batch(make_model, batch, bat
 
 
 def test_the_papers_loss_and_gradient_are_scaled(make_model, batch):
-    """By the mean over images of log sum_j p_j(a_j), with the concentrations written out here."""
+    """The factor is the mean over images of log sum_j p_j(a_j), computed here from the concentrations."""
     images, targets = batch
     settings = get_preset("paper")
     loop = Loop(make_model(), mask={**settings.mask, "grid_size": 8, "kernel_size": 5, "sigma": 2.0}, **settings.hook)
@@ -382,7 +382,7 @@ def test_half_precision_images(make_model, batch):
 
 @pytest.mark.parametrize("policy", ["spatial", "resnet10t"])
 def test_a_bad_image_costs_its_sample_alone(make_model, batch, policy):
-    """The loop skips the step, as a scaler does; the policy learns from the other images with the next one."""
+    """The loop skips the step, as a scaler does. The policy learns from the other images in the next step."""
     images, targets = batch
     bad = images.clone()
     bad[3, 1, 5, 5] = math.nan
@@ -421,7 +421,7 @@ def test_a_policy_outlives_its_classifier(make_model, batch):
 
 
 def test_only_every_kth_window_is_learned_from(make_model, batch):
-    """Its step is that of a policy that learns always, and in between nothing moves and nothing is kept."""
+    """Its steps equal those of a policy that always learns. In between nothing changes and nothing is kept."""
     loop = Loop(make_model(), update_every=3)
     policies, states, seen = [loop.policy()], [], []
     for _ in range(7):
@@ -443,7 +443,7 @@ def test_only_every_kth_window_is_learned_from(make_model, batch):
 
 
 def test_a_learned_step_is_that_of_a_policy_that_always_learns(make_model, batch):
-    """The same classifier, the same policy and the same random numbers, after a step that was let pass and without."""
+    """Classifier, policy and random numbers are the same with and without a step that does not learn."""
     start = make_model().state_dict()
     policies = []
     for update_every in (1, 2):
@@ -567,7 +567,7 @@ def test_a_frozen_mask_needs_no_losses(make_model, batch):
 
 
 def test_a_frozen_mask_is_that_of_a_static_policy(make_model, batch):
-    """A spatial policy starts as Beta(1, 1) everywhere, so that the cheaper one draws the same masks."""
+    """A spatial policy starts as Beta(1, 1) everywhere, so the cheaper static one draws the same masks."""
     masked = []
     for policy in ("spatial", "static"):
         torch.manual_seed(0)
@@ -627,7 +627,7 @@ def test_a_copied_optimizer_is_inert(make_model, batch):
 @pytest.mark.parametrize("way", ["hook", "optimizer"])
 @pytest.mark.parametrize("own_generator", [False, True])
 def test_a_resumed_training_goes_on_bit_for_bit(make_model, batch, own_generator, way):
-    """Through a file that holds nothing but tensors and plain numbers."""
+    """Save to a file that holds only tensors and plain numbers."""
 
     def start(seed):
         generator = torch.Generator().manual_seed(seed) if own_generator else None
@@ -667,7 +667,7 @@ def test_the_policy_travels_in_the_optimizers_state(make_model, batch):
     assert_same(state["policy_noise"]["mask"], loop.policy())
 
     plain = torch.optim.SGD(make_model().parameters(), lr=0.3)
-    plain.load_state_dict(state)  # a plain optimizer takes no notice
+    plain.load_state_dict(state)  # a plain optimizer ignores it
     assert plain.param_groups[0]["lr"] == 0.1
     assert plain.state_dict().keys() == {"state", "param_groups"}
 
@@ -746,7 +746,7 @@ def test_the_named_input_is_masked(batch, name):
     assert [torch.equal(output, images) for output in outputs] == [True, name != 1, name == 1]
     hook.remove()
     ReinforceHook(PolicyNoiseMask(p=1.0), optimizer, model=model)
-    outputs = model(torch.zeros(8, dtype=torch.long), images)  # the first that can be images
+    outputs = model(torch.zeros(8, dtype=torch.long), images)  # the first input that can be images
     assert not torch.equal(outputs[1], images)
 
 
@@ -785,7 +785,7 @@ def test_arguments_are_refused_and_nothing_is_hooked(make_model, change, error, 
 
 
 class Sized(nn.Module):
-    """A module that is false in a condition."""
+    """A module whose truth value is False."""
 
     def __len__(self):
         return 0
@@ -908,7 +908,7 @@ def test_a_foreign_state_is_refused_and_nothing_has_moved(make_model, batch, bre
 
 
 def train(model, optimizer, criterion, batches, *, dtype, accumulate=2):
-    """Mixed precision, accumulation, clipping, a schedule by step, an EMA copy and validation. Knows no mask."""
+    """Mixed precision, accumulation, clipping, a schedule by step, an EMA copy and validation, but no mask."""
     scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16, init_scale=2.0**8)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=len(batches) // accumulate)
     ema = None

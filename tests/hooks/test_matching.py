@@ -1,4 +1,4 @@
-"""Losses of a loss's rows become losses of a forward's images."""
+"""From one loss per row to one loss per image of a forward."""
 
 import pytest
 import torch

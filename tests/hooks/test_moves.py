@@ -1,4 +1,4 @@
-"""What each of autograd's nodes does to rows: they are followed to the images that they came from, or refused."""
+"""How autograd's nodes move rows: each row is traced to its image, or an error is raised."""
 
 import pytest
 import torch

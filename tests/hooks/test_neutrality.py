@@ -1,4 +1,4 @@
-"""What the hook leaves as it is: the user's losses, batches and random numbers."""
+"""The hook does not change the user's losses, batches and random numbers."""
 
 import io
 import random
@@ -14,7 +14,7 @@ from policy_noise import attach
 
 
 class Cropped(Dataset):
-    """Images that each generator has a hand in: a crop by torch, a flip by numpy, a gain by random."""
+    """Images that use every generator: a crop by torch, a flip by numpy, a gain by random."""
 
     def __init__(self):
         self.images = torch.rand(24, 3, 24, 24, generator=torch.Generator().manual_seed(1))
@@ -96,7 +96,7 @@ def test_losses_and_batches_without_masks_are_the_plain_loops(kind):
 
 @pytest.mark.parametrize("kind", POLICIES)
 def test_generators_are_untouched_by_twenty_masked_steps(kind):
-    """The masks change the losses; what was drawn for shuffling, crops and dropout stays."""
+    """The masks change the losses. The draws for shuffling, crops and dropout do not change."""
     losses, batches, (torch_state, numpy_state, python_state), _ = train(20)
     with torch.random.fork_rng():
         settings = POLICIES[kind]()
@@ -118,7 +118,7 @@ def test_attaching_draws_nothing_from_the_global_generator(make_model, settings)
 
 @pytest.mark.parametrize("kind", ["spatial", "dropout"])
 def test_resume_without_a_generator_of_ones_own_is_bit_equal(make_model, batch, kind):
-    """In a process that was seeded otherwise, by the optimizer's state alone."""
+    """Resume from the optimizer's state alone, in a process with another seed."""
 
     def start():
         with torch.random.fork_rng():

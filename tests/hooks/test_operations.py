@@ -1,4 +1,4 @@
-"""How many operations a hooked step adds to the plain one."""
+"""The number of operations that a hooked step adds to a plain one."""
 
 from collections import Counter
 
@@ -11,7 +11,7 @@ from policy_noise.learning.window import SampleCount
 
 
 def test_a_step_asks_little_of_the_device_and_reads_nothing_back(make_model, batch, monkeypatch):
-    """Launches and waits are what a small policy costs on a GPU, so their number is part of the contract."""
+    """On a GPU, a small policy costs mainly launches and waits, so their number must not grow unnoticed."""
     images, targets = batch
     model, criterion = make_model(), nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -28,7 +28,7 @@ def test_a_step_asks_little_of_the_device_and_reads_nothing_back(make_model, bat
         return Counter(name for (_, name) in launches.counts.elements())
 
     plain = recorded()
-    # On a GPU dropped samples are told of only when the metrics are read.
+    # On a GPU dropped samples are reported only when the metrics are read.
     monkeypatch.setattr(SampleCount, "warn_dropped", lambda self: None)
     hook = policy_noise.attach(model, optimizer, criterion, mean=4.0, std=1.0)
     counts = recorded()

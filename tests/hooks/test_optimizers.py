@@ -1,4 +1,4 @@
-"""The optimizer that really steps is found in wrappers, whatever they call it."""
+"""The optimizer that really steps is found inside wrappers, whatever the attribute is called."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ def sgd() -> torch.optim.SGD:
 
 
 class Wrapper:
-    """A wrapper that is no torch optimizer."""
+    """A wrapper that is not a torch optimizer itself."""
 
     def __init__(self, **held: Any) -> None:
         vars(self).update(held)

@@ -37,7 +37,7 @@ def loop(make_model):
             self.mask.sample, self.hook.learner.observe = sample, record
 
         def pairs(self):
-            """Numbers of the draws in the order in which their losses came."""
+            """Numbers of the draws, in the order in which their losses were observed."""
             return [next(i for i, s in enumerate(self.drawn) if s is sample) for sample, _ in self.observed]
 
     return Loop
@@ -126,7 +126,7 @@ def test_observed_functions_find_their_batch_too(loop):
 
 @pytest.mark.parametrize("how", ["eval", "paused", "mask"])
 def test_a_loss_of_an_unmasked_forward_is_not_the_waiting_batchs(loop, how):
-    """Gradients on, as in a loop that forgets no_grad: the forward that waits is not that one."""
+    """A loop that forgets no_grad: the loss must not be matched with this forward."""
     loop = loop()
     waiting = loop.model(images())
     if how == "eval":
@@ -177,7 +177,9 @@ def test_forwards_without_losses_are_refused_in_the_end(loop):
     refused = images()
     random = torch.get_rng_state()
     for _ in range(2):
-        with pytest.raises(PairingError, match=r"3 masked forwards in a row had no loss .*max_pending=3.*paused"):
+        with pytest.raises(
+            PairingError, match=r"no loss was observed for the first 3 masked forwards .*max_pending=3.*paused"
+        ):
             loop.model(refused)
     assert len(loop.drawn) == 3
     assert torch.equal(torch.get_rng_state(), random)
@@ -202,7 +204,7 @@ def test_paused_forwards_need_no_loss(loop):
 
 
 def test_a_mask_from_before_a_step_is_not_learned_from(loop):
-    """Its graph belongs to weights that are no more."""
+    """Its graph belongs to weights that have been updated since."""
     loop = loop()
     early = loop.model(images())
     loop.criterion(loop.model(images()), labels()).backward()
@@ -212,7 +214,7 @@ def test_a_mask_from_before_a_step_is_not_learned_from(loop):
 
 
 def test_another_networks_loss_is_not_credited_to_a_waiting_batch():
-    """A peer or a teacher that goes through the hooked criterion while a masked batch waits."""
+    """A peer or a teacher calls the hooked criterion while a masked batch waits."""
     torch.manual_seed(0)
     model, peer = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     optimizer, criterion = torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss()

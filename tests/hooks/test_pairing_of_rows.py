@@ -35,7 +35,7 @@ def world():
 
 
 def observations(hook):
-    """The losses of each observed forward's images; nan where one had none."""
+    """The losses of each observed forward's images; NaN if an image had none."""
     return [
         o.loss if o.valid is None else torch.where(o.valid, o.loss, torch.nan).detach() for o in hook.learner._window
     ]
@@ -60,7 +60,7 @@ def test_labelled_rows_are_paired_behind_wrappers(make_model, batch, tmp_path, w
 
 
 def test_images_without_a_loss_do_not_count(make_model, batch):
-    """Half the images have labels: the policy's step is that of their losses observed by hand."""
+    """Half the images have labels. The policy's step equals that of observing their losses by hand."""
     x, y = batch
     policies = []
     for by_hand in (False, True):

@@ -1,4 +1,4 @@
-"""Forwards that are run again, and steps that are not the task's."""
+"""Repeated forwards (checkpointing), and steps other than the task's (attacks, GANs)."""
 
 import inspect
 
@@ -30,7 +30,7 @@ def checkpointed(model, images):
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("leaf", [False, True])
 def test_a_checkpointed_model_has_the_gradients_of_a_plain_one(make_model, batch, leaf, autocast):
-    """Its recomputation draws nothing: the masks are the forward's, whatever the generators do."""
+    """Recomputation draws nothing. It repeats the forward's masks, whatever state the generators are in."""
     found = []
     for call in (lambda model, images: model(images), checkpointed):
         model, optimizer, criterion, hook = start(make_model)
@@ -68,7 +68,7 @@ def test_two_checkpointed_forwards_of_two_batches_keep_their_own_masks(make_mode
 
 
 def test_one_batch_checkpointed_twice_is_refused(make_model, batch):
-    """Each forward drew masks of its own for the very same tensor (R-Drop): which to repeat cannot be known."""
+    """Several forwards drew different masks for the very same tensor (R-Drop), so it is unknown which to repeat."""
     model, _, criterion, _ = start(make_model)
     loss = sum(criterion(checkpointed(model, batch[0]), batch[1]) for _ in range(2))
     with pytest.raises(RuntimeError, match=r"give each its own copy, model\(images.clone\(\)\)"):
@@ -97,7 +97,7 @@ def test_views_that_are_copies_may_be_checkpointed_together(make_model, batch):
 
 
 def test_an_attacks_inner_steps_are_not_rewarded(make_model, batch):
-    """PGD: the attack is found on plain images, the training step on them is masked and rewarded."""
+    """PGD: the attack is computed without masks, then the training step on it is masked and rewarded."""
     model, optimizer, criterion, hook = start(make_model)
     images, targets = batch
     seen = []
@@ -157,7 +157,7 @@ def test_a_whole_graph_compiled_before_attaching_trains(make_model, batch):
 
 @pytest.mark.skipif(not TELLS, reason="older releases of Dynamo show no reason")
 def test_a_whole_graph_compiled_after_attaching_says_why_not(make_model, batch):
-    torch._dynamo.reset()  # its cache does not look at hooks
+    torch._dynamo.reset()  # its cache ignores hooks
     model, *_ = start(make_model)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with pytest.raises(Exception, match="compile the model first, then attach"):

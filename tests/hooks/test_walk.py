@@ -1,4 +1,4 @@
-"""Graphs are walked through to the forwards that losses came from."""
+"""Walking through autograd graphs to the forwards that losses came from."""
 
 import types
 

@@ -1,4 +1,4 @@
-"""A hook that does nothing says so, once and within ten steps; one that works says nothing."""
+"""A hook without effect warns once, within ten steps. A hook that works does not warn."""
 
 import copy
 import gc
@@ -18,7 +18,7 @@ from policy_noise import attach
 
 @pytest.fixture(autouse=True)
 def _no_hook_of_another_test():
-    """Hooks watch every optimizer's steps until they are collected, and would warn here too."""
+    """Hooks of other tests watch every optimizer until they are garbage collected, and would warn here too."""
     gc.collect()
 
 
@@ -127,7 +127,7 @@ def test_another_models_optimizer(recwarn):
 
 
 def test_an_optimizer_made_anew(batch, recwarn):
-    """Its graphs are let go, and the policy learns again after rebind."""
+    """Its graphs are dropped, and the policy learns again after rebind."""
     model, optimizer, criterion, hook = parts(p=1.0)
     train(model, optimizer, criterion, batch, steps=2)
     new = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -154,7 +154,7 @@ def test_an_optimizers_state_was_loaded_before(batch, recwarn, kind):
     optimizer = kind(model.parameters(), lr=0.1)
     optimizer.load_state_dict(first.state_dict())
     attach(model, optimizer, criterion)
-    assert_one(recwarn, "has a state already", "attach before optimizer.load_state_dict")
+    assert_one(recwarn, "already has a state", "attach before optimizer.load_state_dict")
 
 
 def test_torch_func(batch, recwarn):
@@ -230,7 +230,7 @@ def evaluate_in_between(model, optimizer, criterion, hook, batch):
 
 
 def pause(model, optimizer, criterion, hook, batch):
-    """The whole phase, and only the forward with the step outside."""
+    """Pause for the whole phase, or for the forward only, with the step outside."""
     with hook.paused():
         train(model, optimizer, criterion, batch)
     for _ in range(10):
@@ -296,7 +296,7 @@ def test_ordinary_loops_hear_nothing(batch, recwarn, loop, settings):
     "kind", [torch.optim.Adagrad, torch.optim.AdamW, torch.optim.LBFGS, torch.optim.Rprop, Adahessian]
 )
 def test_a_new_optimizer_hears_nothing(recwarn, kind):
-    """Adagrad's and Adahessian's have a state before their first step."""
+    """Adagrad and Adahessian have a state before their first step."""
     model = Net()
     attach(model, kind(model.parameters()), nn.CrossEntropyLoss())
     assert not said(recwarn)

@@ -1,4 +1,4 @@
-"""Every loss of five libraries that can be made, and inputs that it takes; the compatibility page lists them."""
+"""All losses of five libraries, with inputs for each. The compatibility page lists them."""
 
 import importlib
 import inspect
@@ -37,9 +37,9 @@ ARGUMENTS = {
     "num_samples": lambda: SIZE,
     "dist_matrix": lambda: 1.0 - np.eye(CLASSES, dtype=np.float32),
 }
-"""What losses need that cannot be made with defaults."""
+"""Arguments for losses that cannot be made with their defaults."""
 BASES = {"BaseMetricLossFunction", "BaseLossWrapper", "GenericPairLoss", "MultipleLosses", "SelfSupervisedLoss"}
-"""Base classes, and wrappers that are nothing without the loss that they wrap."""
+"""Base classes, and wrappers that need a loss to wrap."""
 OTHER_INPUTS = {
     "ManifoldLoss": "clusters more than 50 embeddings",
     "PatchAdversarialLoss": "takes a discriminator's output alone",
@@ -51,7 +51,7 @@ OTHER_INPUTS = {
 
 
 def losses_of(library):
-    """(name, loss) of each loss of a library that can be made; aliases once."""
+    """(name, loss) of each loss of a library that can be instantiated, without aliases."""
     module = importlib.import_module(LIBRARIES[library])
     made = set()
     for name in sorted(dir(module), key=lambda name: (name.islower(), name)):
@@ -143,7 +143,7 @@ EXPECTED = {
     "pytorch-metric-learning": ("embeddings, labels",),
     "segmentation-models-pytorch": ("maps, pixels", "one map, one map"),
 }
-"""What a library's losses are usually given; anything else is tried after it."""
+"""The usual inputs of a library's losses. All others are tried afterwards."""
 CHOSEN = {
     "BCELoss": "scores, labels",
     "KLDivLoss": "probabilities, soft",
@@ -176,7 +176,7 @@ CHOSEN = {
 
 
 def call_for(library, name, loss):
-    """The first inputs of which the loss makes a finite number that is not 0, or None."""
+    """The first inputs for which the loss is finite and not 0, or None."""
     kinds = inputs()
     chosen = () if library == "pytorch-metric-learning" and name == "TripletMarginLoss" else (CHOSEN.get(name),)
     for kind in dict.fromkeys([*chosen, *EXPECTED[library], *kinds]):
@@ -194,7 +194,7 @@ def call_for(library, name, loss):
 
 
 def outcome(loss, args):
-    """How a loss is taken apart: (phrase, per-sample losses), or ("refused", the reason)."""
+    """How per-sample losses are computed: (phrase, losses), or ("refused", the reason)."""
     splitter = LossSplitter(loss)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -214,7 +214,7 @@ def generators():
 
 
 def table(library):
-    """Rows (loss, how it is taken) for the compatibility page."""
+    """Rows (loss, how it is computed per sample) for the compatibility page."""
     rows = []
     for name, loss in losses_of(library):
         args = call_for(library, name, loss)

@@ -72,7 +72,7 @@ def test_resume_equals_uninterrupted(tmp_path):
 
 
 def test_hook_can_be_registered_for_checkpointing(tmp_path):
-    """The other owner, for strategies that gather the optimizer's state and drop what is not its own."""
+    """Saving the hook's own state, for strategies that drop unknown entries of the optimizer's state."""
     *parts, hook = prepare()
     hook.remove()
     accelerator, model, optimizer, criterion, _ = parts

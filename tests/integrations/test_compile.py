@@ -71,7 +71,7 @@ def test_no_graph_more_than_without_the_plug_in(settings):
 
 
 def test_compiled_around_the_hooked_module():
-    """Attached to the module inside: the hook breaks the graph, in the first steps only, and does the same work."""
+    """Attached to the module inside: the hook breaks the graph in the first steps only, and works the same."""
     hooked, hook, losses = build(True, where="inside")
     assert hooked.graphs == 2
     assert hook.metrics["samples_seen"] == 40
@@ -129,7 +129,7 @@ def test_mask_compiles_whole_and_anew_only_for_new_sizes(backend):
     compiled = torch.compile(mask, backend=count, fullgraph=True)
     images = torch.rand(4, 3, 32, 32)
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*lru_cache.*")  # what is traced through a cache is not cached
+        warnings.filterwarnings("error", message=".*lru_cache.*")  # tracing through a cache bypasses it
         for _ in range(3):
             results = []
             for function in (mask, compiled):

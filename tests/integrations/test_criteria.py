@@ -1,4 +1,4 @@
-"""Every loss of torch, timm, MONAI, pytorch-metric-learning and segmentation_models_pytorch, taken apart or refused."""
+"""Every loss of torch, timm, MONAI, pytorch-metric-learning and segmentation_models_pytorch."""
 
 import copy
 import warnings

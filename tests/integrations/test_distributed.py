@@ -32,7 +32,7 @@ def batches(rank: int, steps: int, sizes=(4, 3)):
 
 
 def start(rank, wrap, **settings):
-    torch.manual_seed(10 + rank)  # as timm does: the ranks' policies would start apart
+    torch.manual_seed(10 + rank)  # as timm does; without a broadcast the ranks' policies would differ
     network, criterion = TinyNet(), nn.CrossEntropyLoss()
     model = wrap(network)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -41,7 +41,7 @@ def start(rank, wrap, **settings):
 
 
 def count_collectives():
-    """Count what the plug-in itself sends; DDP's reducer and FSDP do not go through these names."""
+    """Count what the package itself sends. DDP's reducer and FSDP use other functions."""
     calls = []
     for name in COLLECTIVES:
         original = getattr(dist, name)
@@ -195,7 +195,7 @@ def resume(rank):
 
 
 def gathered_state(rank):
-    """FSDP's gathering builds the optimizer's state by a step of its own, and drops what is not its own."""
+    """FSDP builds the gathered optimizer state by its own step, and drops entries that it does not know."""
     model, optimizer, criterion, hook = start(rank, fully_shard, state_in_optimizer=False)
     before = policy_vector(hook)
     state = get_optimizer_state_dict(model, optimizer)
@@ -249,7 +249,7 @@ def _worker(rank, folder):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """All runs in one pair of processes, whose start is what takes time: name to the two ranks' results."""
+    """The results of both ranks by name. All runs share one pair of processes, because starting them is slow."""
     folder = tmp_path_factory.mktemp("ranks")
     run_ranks(_worker, str(folder))
 

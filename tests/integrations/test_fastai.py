@@ -282,7 +282,7 @@ def test_an_interrupted_fit_is_gone_on_with(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         learner.fit(1, cbs=Stopping())
     learner.fit(1)
-    assert noise.state_dict()["steps"] == 4  # the policy's first step did not come
+    assert noise.state_dict()["steps"] == 4  # the policy skipped its first step
     assert not hooks_on(learner.model)
 
 

@@ -85,7 +85,7 @@ def test_learns_and_validates_clean(manual, precision):
     assert policy_vector(noise.hook).isfinite().all()
     assert noise.hook.mask.policy.head.weight.abs().sum() > 0  # it starts at zero
     module.train()
-    assert torch.equal(module.net(images), module.net(images))  # taken off when fitting ended
+    assert torch.equal(module.net(images), module.net(images))  # the hook was removed when fitting ended
 
 
 def test_accumulated_batches_are_one_step():
@@ -198,7 +198,7 @@ def test_loss_functions_are_observed_by_hand():
     [
         ({"model": "network"}, "model must name a submodule of Classifier .*'net'"),
         ({"criterion": "loss"}, "criterion must name a submodule"),
-        ({"optimizer": 1}, "index into the 1 that configure_optimizers gives, got 1"),
+        ({"optimizer": 1}, "index into the 1 optimizers of configure_optimizers, got 1"),
     ],
 )
 def test_wrong_names(wrong, words):
@@ -207,7 +207,7 @@ def test_wrong_names(wrong, words):
 
 
 def test_the_epoch_in_which_weight_averaging_measures_is_not_masked():
-    """It runs in training mode with gradients, to renew BatchNorm's statistics, and steps nothing."""
+    """It runs in training mode with gradients to recompute BatchNorm's statistics, without steps."""
     module, noise = Classifier(), callback(p=1.0)
     watch = Watch(module.net.block1)
     images = tiny_data().tensors[0]

@@ -1,4 +1,4 @@
-"""What loops do that is neither a framework nor a row of the matrix."""
+"""Things that loops do, beside the frameworks and the rows of the matrix."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def start(optimizer=None, **settings):
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_skipped_step_keeps_its_samples_for_the_next(fused):
-    """On inf GradScaler does not call an optimizer, or calls a fused one that skips by itself."""
+    """After an overflow, GradScaler does not call the optimizer, or calls a fused one that skips the step itself."""
     model, optimizer, criterion, hook = start(lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, fused=fused))
     scaler = torch.amp.GradScaler(DEVICE, init_scale=2.0)
     weights = []
@@ -59,7 +59,7 @@ def test_checkpointed_call_replays_its_masks():
 
 @pytest.mark.parametrize("settings", [{"generator": torch.Generator(DEVICE)}, {}])
 def test_checkpointed_call_that_cannot_replay_says_what_to_do(settings):
-    """With use_reentrant=True the forward runs without gradients, so that nothing was drawn that could be repeated."""
+    """With use_reentrant=True the forward runs without gradients, so there is no draw to repeat."""
     model, _, criterion, _ = start(**settings)
     images = IMAGES.clone().requires_grad_()
     output = checkpoint(model, images, use_reentrant=True)

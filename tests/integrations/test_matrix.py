@@ -77,7 +77,7 @@ CLOSURES = ("sam", "lbfgs")
 
 
 def combinations() -> list[Combination]:
-    """What users have: all optimizers with all precisions that they take, on all kinds of networks."""
+    """What users have: all optimizers in all precisions that they support, on all kinds of networks."""
     found = []
     for network in ("plain", "channels_last", "checkpointed_blocks"):
         for precision in ("fp32", "bf16", "fp16"):
@@ -107,7 +107,7 @@ SEED = 300
 
 @dataclass
 class Loop:
-    """A user's loop with the plug-in's one line."""
+    """A user's loop with the one added line."""
 
     combination: Combination
     losses: list[tuple[float, float]] = field(default_factory=list)
@@ -125,10 +125,10 @@ class Loop:
         self.optimizer = OPTIMIZERS[kind.optimizer](self.network.parameters())
         if hasattr(self.optimizer, "train"):
             self.optimizer.train()  # schedule-free
-        # A scale at which no step overflows: what happens when one does is another test.
+        # A scale at which no step overflows. Overflows are tested elsewhere.
         self.scaler = torch.amp.GradScaler(DEVICE, init_scale=2.0**8, enabled=kind.precision == "fp16")
         self.hook = policy_noise.attach(self.model, self.optimizer, self.criterion, **SETTINGS)
-        # After the hook: what it gave to the network, with the loss that the criterion gave to the loop.
+        # Registered after the hook, to see what it passed to the network and the criterion's loss.
         self.criterion.register_forward_hook(self._compare)
         self.ema: Any = {"timm": ModelEmaV3, "torch": AveragedModel}.get(kind.ema, lambda network: None)(self.network)
 
@@ -218,7 +218,7 @@ def test_combination(combination, tmp_path):
     torch.testing.assert_close(hooked, unhooked, rtol=tolerance, atol=tolerance)
 
     # Evaluation is clean, and so are copies.
-    if combination.network != "compiled":  # there the watch sees what Dynamo traces
+    if combination.network != "compiled":  # there the recorder would see what Dynamo traces
         assert_masked(watch.training, IMAGES)
         loop.model.eval()
         with torch.no_grad():

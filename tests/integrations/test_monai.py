@@ -121,7 +121,7 @@ def test_ignite_engine_of_your_own():
 
 
 def test_the_next_folds_network_gets_a_policy_of_its_own(recwarn):
-    """The same network trained again goes on with its own."""
+    """Training the same network again continues with its policy."""
     noise, network = noise_handler(), segmenter()
     engine = trainer(network, [noise], DiceLoss(sigmoid=True), epochs=1)
     engine.run()

@@ -47,7 +47,7 @@ def test_a_loop_that_updates_by_hand_steps_the_policy_as_an_optimizer_would():
             if by_hand:
                 with torch.no_grad():
                     for parameter in model.parameters():
-                        parameter.add_(parameter.grad, alpha=-0.1)  # to the bit what SGD does
+                        parameter.add_(parameter.grad, alpha=-0.1)  # exactly what SGD does
                 hook.step(0.1)
             else:
                 optimizer.step()
@@ -120,7 +120,7 @@ def test_a_notebook_cell_run_twice_hooks_the_new_model_beside_the_old_one():
 
 
 def test_folds_that_share_a_criterion_each_take_the_losses_of_their_own_model():
-    """Two models in one loop learn the same as each in a loop of its own."""
+    """Two models in one loop learn the same as each in its own loop."""
 
     def fold(criterion, seed):
         torch.manual_seed(seed)

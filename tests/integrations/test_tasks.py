@@ -22,7 +22,7 @@ class Segmenter(nn.Module):
 
 
 class Dice(nn.Module):
-    """A loss of one's own: no reduction, the mean over samples of each one's overlap."""
+    """A user's loss without ``reduction``: the mean of the samples' overlaps."""
 
     def forward(self, output, target):
         probability = output.softmax(1)[:, 1]
@@ -63,7 +63,7 @@ def test_every_sample_has_its_loss(case):
         loss.backward()
         optimizer.step()
     assert hook.metrics["samples_seen"] == 32
-    assert torch.equal(clean, targets)  # masks lie on images alone
+    assert torch.equal(clean, targets)  # only images are masked
     assert not torch.equal(before, policy_vector(hook))
 
 

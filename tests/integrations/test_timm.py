@@ -125,7 +125,7 @@ def test_scaler_of_timm():
     ],
 )
 def test_losses_and_mixed_targets(criterion, soft):
-    """The mask lies on the mixed image, and the reward is the loss on the mixed targets."""
+    """The mixed image is masked, and the reward is the loss on the mixed targets."""
     mixup = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, num_classes=4) if soft else None
     task = ClassificationTask(network(), criterion)
     optimizer = create_optimizer_v2(task.trainable_module, opt="adamw", lr=1e-2)

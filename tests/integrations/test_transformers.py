@@ -93,7 +93,7 @@ def test_reward_is_the_loss_that_the_model_computes(tmp_path):
 
 @pytest.mark.parametrize(("step", "seed"), [(6, None), (4, None), (4, 0)])
 def test_resume_equals_uninterrupted(tmp_path, step, seed):
-    """Between epochs the Trainer does not bring back the global random state, which the hook does not need."""
+    """Between epochs the Trainer does not restore the global random state. The hook does not need it."""
 
     def noise_with_generator():
         return callback() if seed is None else callback(generator=torch.Generator().manual_seed(seed))
@@ -152,7 +152,7 @@ def test_loss_outside_without_criterion_says_what_to_do(tmp_path):
 
 
 class Weighted(Trainer):
-    """Keeps the labels in the model's inputs, and trains on a weighted loss of its own."""
+    """Keeps the labels in the model's inputs, but trains on its own weighted loss."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         output = model(**inputs)
@@ -197,7 +197,7 @@ def test_labelled_rows_of_a_vision_transformer_in_a_plain_loop():
 
 
 def test_the_next_folds_model_gets_a_policy_of_its_own(tmp_path):
-    """The same model trained again goes on with its own."""
+    """Training the same model again continues with its policy."""
     noise = callback()
     options = {"max_steps": 2, "save_strategy": "no", "eval_strategy": "no"}
     model = network()

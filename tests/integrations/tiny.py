@@ -12,7 +12,7 @@ torch.backends.cudnn.deterministic = True
 
 
 class TinyNet(nn.Module):
-    """A classifier of a few hundred weights with BatchNorm, which shows whether validation saw a mask."""
+    """A classifier of a few hundred weights. Its BatchNorm shows whether validation saw a mask."""
 
     def __init__(self, in_chans: int = 3, classes: int = 4, dims: int = 2) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Watch:
     def __init__(self, network: nn.Module) -> None:
         self.training: list[Tensor] = []
         self.validation: list[Tensor] = []
-        # Under the hooked module, so that it sees what the network gets and not what the loop gave.
+        # Inside the hooked module, so that it sees the masked images and not the loop's.
         network.register_forward_pre_hook(self._remember)
 
     def _remember(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -64,7 +64,7 @@ def assert_moved(before: Tensor, hook: ReinforceHook) -> None:
 
 
 def assert_masked(seen: list[Tensor], images: Tensor) -> None:
-    """Some of the images that the network saw are none of the clean ones, and some are (p = 0.5)."""
+    """The network saw some clean images and some masked ones (p = 0.5)."""
     clean = {tuple(image.flatten().tolist()) for image in images}
     rows = [tuple(image.flatten().tolist()) in clean for batch in seen for image in batch]
     assert any(rows)

@@ -1,4 +1,4 @@
-"""The window's mean entropy, held at a target."""
+"""Holding the mean entropy at a target."""
 
 import copy
 import itertools
@@ -105,7 +105,7 @@ def test_a_state_without_a_coefficient_is_refused_where_one_is_held():
 
 @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (2.0, 5.0), (0.5, 0.5), (30.0, 3.0)])
 def test_the_centred_brightness_has_an_expected_logarithm_of_zero_for_any_policy(alpha, beta):
-    """Within 4.5 standard errors; without centring the mean of Beta(2, 5), for one, darkens every image."""
+    """Within 4.5 standard errors. Without centring, a policy such as Beta(2, 5) darkens every image."""
     count, generator = 20_000, torch.Generator().manual_seed(0)
     concentrations = [torch.full((count, 1, 4, 4), value, dtype=torch.float64) for value in (alpha, beta)]
     action = PF.sample_beta(*concentrations, generator)
@@ -118,7 +118,7 @@ def test_the_centred_brightness_has_an_expected_logarithm_of_zero_for_any_policy
 
 
 def test_a_mask_is_centred_on_its_own_policy():
-    """The same cells that a policy expects to be dark do not darken the image."""
+    """Cells that are as dark as the policy expects do not darken the image."""
     torch.manual_seed(0)
     mask = PolicyNoiseMask(in_chans=1, policy="static", p=1.0, grid_size=4, center_brightness=True)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What a hook reports of its last step."""
+"""The metrics that a hook reports."""
 
 import math
 
@@ -43,7 +43,7 @@ def test_an_entropy_target_adds_its_coefficient_from_the_start(make_model, batch
 
 @pytest.mark.parametrize("distance", [0, 1])
 def test_a_window_in_which_nothing_was_masked_has_no_reward(make_model, batch, distance):
-    """Also after one that had some."""
+    """Also after a step that had some."""
     hook, step = start(make_model, p=1.0)
     for _ in range(distance):
         step(*batch)

@@ -1,4 +1,4 @@
-"""The policy's own training: windows, estimators, schedules, state, and several processes."""
+"""How the policy is trained: windows, estimators, schedules, state, and several processes."""
 
 import copy
 import io
@@ -30,13 +30,13 @@ def make_mask(seed=0, **arguments):
 
 
 def make_learner(mask=None, **arguments):
-    """A learner whose one step moves the weights by the gradient itself."""
+    """A learner whose step moves the weights by exactly the gradient."""
     settings = {"policy_optimizer": "sgd", "policy_lr": 1.0, **arguments}
     return PolicyLearner(make_mask() if mask is None else mask, **settings)
 
 
 def score(mask, images, action, applied=None):
-    """What the mask's policy says of given actions: a sample as if it had drawn them."""
+    """A sample with given actions, as if the mask's policy had drawn them."""
     drawn = mask.sample(images, torch.Generator().manual_seed(0))
     first, second = drawn.concentration1, drawn.concentration0
     log_prob = PF.beta_log_prob(action, first, second).flatten(1).sum(1)
@@ -64,7 +64,7 @@ def weights(learner):
     ids=str,
 )
 def test_accumulated_microbatches_are_the_big_batch(arguments):
-    """The same actions and losses, in one batch or in uneven parts, two steps long."""
+    """The same actions and losses, in one batch or in uneven parts, for two steps."""
     images, action = torch.randn(2, 12, 1, 16, 16), torch.rand(2, 12, 1, 4, 4)
     loss, applied = 3 + torch.rand(2, 12), torch.rand(2, 12) < 0.7
     if arguments.get("estimator") == "paper":
@@ -136,7 +136,7 @@ def test_the_papers_step_is_its_formulas_gradient():
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("others", ["none", "unmasked", "broken"])
 def test_one_sample_that_counts_is_compared_with_the_moving_average(baseline, normalize, others):
-    """Alone in its window, or beside samples that were not masked or have no finite loss."""
+    """The only sample of its window, or beside samples without a mask or a finite loss."""
     learner = make_learner(baseline=baseline, normalize_advantage=normalize)
     learner.frozen = True
     learner.observe(learner.augmentation.sample(torch.randn(8, 1, 16, 16)), torch.full((8,), 2.0))
@@ -400,11 +400,11 @@ CASES = [
     {"estimator": "paper"},
 ]
 SIZES = {0: [[5, 3], [4], [1], [6]], 1: [[2], [], [], [1, 2]]}
-"""Batches of each rank in four steps: uneven, one rank empty-handed, one sample in all, uneven."""
+"""Batch sizes of each rank in four steps: uneven, one rank without samples, one sample in total, uneven."""
 
 
 def observe_rank(learner, rank, step):
-    """What a rank sees in a step, the same wherever it is made."""
+    """The data of a rank in a step. It does not depend on the process that makes it."""
     for number, size in enumerate(SIZES[rank][step]):
         generator = torch.Generator().manual_seed(1000 * rank + 10 * step + number)
         images = torch.randn(size, 1, 16, 16, generator=generator)
@@ -419,7 +419,7 @@ def observe_rank(learner, rank, step):
 
 
 def follow_cases(ranks):
-    """Weights after each step of each case, for the ranks that this process plays."""
+    """Weights after each step of each case, for the ranks that this process simulates."""
     results = []
     for case in CASES:
         learner = make_learner(**{"policy_lr": 0.01, **case})

@@ -1,4 +1,4 @@
-"""A reward of one's own: a function from losses to costs."""
+"""A user's reward: a function from losses to costs."""
 
 import pytest
 import torch

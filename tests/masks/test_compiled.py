@@ -1,4 +1,4 @@
-"""Masks whose own work is compiled by the hook."""
+"""Masks that the hook compiles."""
 
 import functools
 import warnings
@@ -16,7 +16,7 @@ BACKEND = torch.compile
 
 @pytest.fixture(autouse=True)
 def traced(monkeypatch):
-    """Graphs are traced and not built, which takes no compiler."""
+    """Trace graphs without building them, which needs no compiler."""
     torch._dynamo.reset()
     counters.clear()
     monkeypatch.setattr(torch, "compile", functools.partial(BACKEND, backend="aot_eager"))
@@ -114,7 +114,7 @@ def test_without_a_compiler_it_goes_on_and_says_so_once(monkeypatch):
         raise RuntimeError("no C++ compiler\nat all")
 
     monkeypatch.setattr(torch, "compile", functools.partial(BACKEND, backend=backend))
-    with pytest.warns(UserWarning, match=r"compile=True has no effect: .*; the mask goes on uncompiled") as told:
+    with pytest.warns(UserWarning, match=r"compile=True has no effect: .*; the mask runs uncompiled") as told:
         masked, weights, _ = train(compile=True)
     assert sum("uncompiled" in str(warning.message) for warning in told) == 1
     assert all("\n" not in str(warning.message) for warning in told)

@@ -1,4 +1,4 @@
-"""What images a mask takes: their range, their padding, their number and their dtype."""
+"""The images that a mask accepts: range, padding, number and dtype."""
 
 import math
 import warnings
@@ -140,7 +140,7 @@ def test_black_is_the_darkest_finite_pixel():
 @pytest.mark.parametrize("preset", ["learned", "augment", "paper"])
 @pytest.mark.parametrize("first", [True, False])
 def test_a_loop_outlives_empty_batches(make_model, batch, recwarn, preset, first):
-    """The mean of no losses is NaN, in the plain loop as well."""
+    """The mean of no losses is NaN, in a plain loop too."""
     step, hook = loop(make_model(), preset=preset, grid_size=4, kernel_size=3)
     keys = hook.metrics.keys()
     if not first:

@@ -399,7 +399,7 @@ def test_repr_names_the_settings():
         ({"pattern_std": 0.0}, r"pattern_std must lie in \(0, 1\], got 0\.0"),
         (
             {"mean_preserving": False},
-            r"brightness_std=0 with it, got pattern_std=0\.1 and brightness_std=0\.2",
+            r"brightness_std=0, got pattern_std=0\.1 and brightness_std=0\.2",
         ),
         (
             {"mean_preserving": False, "pattern_std": None},
@@ -412,13 +412,16 @@ def test_repr_names_the_settings():
         ({"brightness_std": -0.1}, r"brightness_std must lie in \[0, 1\], got -0\.1"),
         (
             {"grid_size": 1},
-            r"grid_size=1 is one cell, .* got pattern_std=0\.1 and brightness_std=0\.2: use more cells",
+            r"grid_size=1 is a single cell, .* got pattern_std=0\.1 and brightness_std=0\.2: use more cells",
         ),
         (
             {"grid_size": (1, 1), "brightness_std": 0},
-            r"grid_size=\(1, 1\) is one cell, .*pattern_std=0\.1 and brightness_std=0:",
+            r"grid_size=\(1, 1\) is a single cell, .*pattern_std=0\.1 and brightness_std=0:",
         ),
-        ({"grid_size": 1, "pattern_std": None, "brightness_std": 0}, "grid_size=1 is one cell, .*got pattern_std=None"),
+        (
+            {"grid_size": 1, "pattern_std": None, "brightness_std": 0},
+            "grid_size=1 is a single cell, .*got pattern_std=None",
+        ),
         ({"scale_about": "frequency"}, "scale_about must be .*'frequency'"),
         ({"mean": 0.5}, r"mean and std belong together, got mean=0\.5 and std=None"),
         ({"mean": [0.5, 0.5], "std": 1.0}, r"mean must be one finite number or 3 \(in_chans\), got \[0\.5, 0\.5\]"),

@@ -1,4 +1,4 @@
-"""The unlearned mask as a transform of its own."""
+"""RandomShading as a transform."""
 
 import math
 

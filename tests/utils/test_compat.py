@@ -1,4 +1,4 @@
-"""Without torch's private names everything goes on, each in the way that its room says."""
+"""Without torch's private names, everything works with the documented fallbacks."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ NAMES += ["_top_saved_tensors_default_hooks"]
 
 
 class Lacking:
-    """A module without a name. Torch itself needs its own, so that they are hidden from the package alone."""
+    """A module without one name. Torch itself needs the name, so it is hidden from this package only."""
 
     def __init__(self, module, name):
         self._module, self._name = module, name
@@ -61,7 +61,7 @@ def test_a_loop_is_the_same_without_a_private_name(make_model, batch, monkeypatc
 
 @pytest.mark.parametrize("call", [lambda model, images: model(images), recomputed], ids=["plain", "checkpointed"])
 def test_a_loop_learns_without_the_samplers_private_name(make_model, batch, monkeypatch, call):
-    """Other numbers of the same distribution, repeatable, and the global generator stays."""
+    """Other draws from the same distribution, reproducible, without changing the global generator."""
     hide(monkeypatch, "_sample_dirichlet")
     first, second = train(make_model, batch, call), train(make_model, batch, call)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

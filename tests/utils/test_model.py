@@ -1,4 +1,4 @@
-"""What a model says of the images that it takes."""
+"""Reading from a model which images it takes."""
 
 import pytest
 import timm

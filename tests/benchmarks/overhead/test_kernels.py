@@ -1,4 +1,4 @@
-"""The count of what a compiler makes of a mask."""
+"""Counting the kernels of a compiled mask."""
 
 import json
 

@@ -115,7 +115,7 @@ def test_a_deadline_leaves_a_whole_table(tmp_path, monkeypatch):
 
 
 def test_peak_memory_on_a_cpu_is_what_is_held_at_once(monkeypatch):
-    before = torch.empty(2**20, dtype=torch.uint8)  # not the arm's
+    before = torch.empty(2**20, dtype=torch.uint8)  # not the condition's
 
     def make_arm(name, configuration, device):
         weights = torch.empty(3 * 2**20, dtype=torch.uint8)
@@ -156,7 +156,7 @@ def test_goals_are_told_of():
     ]
     record["arms"]["default"] = {"seconds": [1.0] * 2, "peak_memory_bytes": 104}
     record["arms"]["plain"]["seconds"] = [1.0] * 2
-    # Of two repetitions nothing is said.
+    # Two repetitions are too few for a conclusion.
     assert report.goals(record) == ["- resnet18, default preset, memory: 1.040 of at most 1.03: missed"]
 
 

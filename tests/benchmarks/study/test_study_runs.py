@@ -23,7 +23,7 @@ def test_suites_name_declared_conditions_and_seeds_come_first():
         assert len({key_of(job) for job in declared}) == len(declared)
         seeds = [job.seed for job in declared]
         assert seeds == sorted(seeds)
-    assert {job.splits for job in jobs("free-strength-screen")} == {("val",)}  # test is not looked at while choosing
+    assert {job.splits for job in jobs("free-strength-screen")} == {("val",)}  # the choice does not use the test split
 
 
 def test_key_follows_the_configuration():

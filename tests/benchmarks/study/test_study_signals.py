@@ -1,4 +1,4 @@
-"""What a policy is told, on a tiny task."""
+"""The signals that a policy gets, on a tiny task."""
 
 import dataclasses
 
