@@ -211,8 +211,8 @@ def test_the_report_can_be_written_again(tmp_path, finished):
 # -- other sources -----------------------------------------------------------------------------------------------------
 
 
-def write_images(root, folders, splits, images=4):
-    rng = np.random.default_rng(0)
+def write_images(root, folders, splits, images=4, seed=0):
+    rng = np.random.default_rng(seed)
     for split in splits:
         for label, folder in enumerate(folders):
             (root / split / folder).mkdir(parents=True)
@@ -254,6 +254,25 @@ def test_radimagenet_with_a_tree_as_its_site(tmp_path):
             "--output", tmp_path / "out")  # fmt: skip
     record = json.loads((tmp_path / "out" / "recipe.json").read_text())["data"]
     assert record["sites"][0]["classes"] == ["CT/lung/nodule", "MR/knee/acl"]
+
+
+def test_training_images_among_the_tested_are_said_everywhere(tmp_path, capsys):
+    mine = write_images(tmp_path / "mine", ["a", "b"], ("train", "val", "test"))
+    site = write_images(tmp_path / "site", ["a", "b"], (".",), images=3, seed=1)
+    shutil.copy(mine / "train" / "a" / "0.png", site / "b" / "copy.png")
+    line = ["--image-folder", mine, "--site", f"B={site}", "--methods", "augment", "--seeds", 1]
+    compare(*line, "--output", tmp_path / "out", "--dry-run")
+    said = "1 of the 7 images of site B is a training image too: scores there say less about new images."
+    where = f"{site / 'b' / 'copy.png'}, equal to {mine / 'train' / 'a' / '0.png'}"
+    assert f"  warning: {said} Such as {where}" in capsys.readouterr().out
+    compare(*line, "--output", tmp_path / "out")
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert said in printed.out
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert said in page
+    assert f"1 of 7 images are training images too, such as {where}" in page
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["overlaps"].keys() == {"site:B"}
 
 
 def test_medmnist_with_another_of_its_sets_as_site_and_target(tmp_path):

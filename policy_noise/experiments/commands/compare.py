@@ -14,6 +14,7 @@ from typing import Any
 from ..batches import epoch_batches
 from ..comparison.jobs import run_all
 from ..comparison.methods import METHODS, SETTINGS, choose_methods, recipe_for
+from ..comparison.overlap import Overlap, find_overlaps
 from ..comparison.page import write_comparison
 from ..comparison.plan import Plan, estimate, listing
 from ..comparison.results import PLAN
@@ -83,11 +84,11 @@ def run(arguments: argparse.Namespace) -> None:
     with world() as here:
         _check_numbers(arguments, here)
         plan = here.agree(lambda: _plan(arguments, here))
+        overlaps = here.agree(lambda: _overlaps(plan) if here.main else {})
         seconds = here.agree(lambda: estimate(plan, here)) if plan.todo() or arguments.dry_run else {}
         if here.main:
-            print(
-                "\n".join(listing(plan, seconds, arguments.jobs)), file=sys.stdout if arguments.dry_run else sys.stderr
-            )
+            lines = listing(plan, seconds, arguments.jobs, overlaps)
+            print("\n".join(lines), file=sys.stdout if arguments.dry_run else sys.stderr)
         if arguments.dry_run:
             return
         record = dict(plan.record) | {
@@ -99,7 +100,8 @@ def run(arguments: argparse.Namespace) -> None:
         here.agree(lambda: Run(arguments.output, "compare", plan.recipe, record, **options))
         if here.main:
             methods = [dataclasses.asdict(method) for method in plan.methods]
-            write_json(arguments.output / PLAN, {"methods": methods, "seeds": list(plan.seeds)})
+            found = {key: overlap._asdict() for key, overlap in overlaps.items()}
+            write_json(arguments.output / PLAN, {"methods": methods, "seeds": list(plan.seeds), "overlaps": found})
         here.barrier()  # before the folders of runs are looked at
         run_all(plan, here, jobs=arguments.jobs, seconds=seconds)
         if here.main:
@@ -167,6 +169,10 @@ def _plan(arguments: argparse.Namespace, here: World) -> Plan:
         methods=tuple(methods),
         seeds=tuple(range(arguments.seeds)),
     )
+
+
+def _overlaps(plan: Plan) -> dict[str, Overlap]:
+    return find_overlaps(plan.data, plan.sites, plan.targets, plan.recipe.load_size)
 
 
 def _transfer(arguments: argparse.Namespace, recipe: TrainRecipe, targets: tuple[Any, ...]) -> TransferRecipe:

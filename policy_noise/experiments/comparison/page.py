@@ -155,10 +155,20 @@ def _forest(table: Mapping[str, Any], labels: Mapping[str, str], path: Path) -> 
 def _data(results: Mapping[str, Any]) -> list[str]:
     """What was trained on and tested on."""
     data = results["record"]["data"]
+
+    def shared(key: str) -> str:
+        found = results["overlaps"].get(key)
+        if not found:
+            return ""
+        return (
+            f"; {found['shared']} of {found['images']} images are training images too, such as {found['example']}, "
+            f"equal to {found['original']}"
+        )
+
     rows = [
         ["training", str(data["train"]), f"{data['classes']} classes of {data['name']}"],
-        ["validation", str(data["val"]), "the same; only for curves, nothing is chosen by it"],
-        ["clean test images", str(data["test"]), "the same"],
+        ["validation", str(data["val"]), f"the same; only for curves, nothing is chosen by it{shared('val')}"],
+        ["clean test images", str(data["test"]), f"the same{shared('clean')}"],
         [
             "eight shifts",
             f"{data['test']} each",
@@ -169,13 +179,15 @@ def _data(results: Mapping[str, Any]) -> list[str]:
         words = f"{len(site['classes'])} shared classes; predictions are made among these"
         words += f"; left out, as not trained on: {', '.join(site['unknown'])}" if site["unknown"] else ""
         words += f"; not there: {', '.join(site['absent'])}" if site["absent"] else ""
-        rows.append([f"site {site['name']}, never trained on", str(site["images"]), words])
+        words += shared(f"site:{site['name']}")
+        rows.append([f"site {site['name']}, only tested on", str(site["images"]), words])
     for target in data["targets"]:
         shots = ", ".join(map(str, data["transfer"]["shots"]))
         how = "a linear probe" if data["transfer"]["mode"] == "linear" else "fine-tuning"
         words = (
             f"{how} on {shots} of {target['train']} images, {data['transfer']['trials']} draws each; the mean of all"
         )
+        words += shared(f"few-shot:{target['name']}")
         rows.append([f"few-shot, {target['name']}", str(target["test"]), words])
     # The last column holds sentences, which may break.
     return ["<h2>Data</h2>", '<div class="prose">', table_html(["", "images", ""], rows), "</div>"]

@@ -19,6 +19,7 @@ from ..runs import Run, read_json
 from ..shifts import SEVERITIES, SHIFTS, ShiftedSplit
 from ..training import train
 from .methods import Method, recipe_for
+from .overlap import Overlap, sentence
 from .sites import Site
 
 __all__ = ["SCORES", "Job", "Plan", "estimate", "in_words", "listing"]
@@ -130,8 +131,15 @@ def in_words(seconds: float) -> str:
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def listing(plan: Plan, seconds: Mapping[str, float], jobs: int) -> list[str]:
-    """Lines that say what would run, on which data, and about how long it takes."""
+def listing(plan: Plan, seconds: Mapping[str, float], jobs: int, overlaps: Mapping[str, Overlap]) -> list[str]:
+    """Lines that say what would run, on which data, about how long it takes, and which images are training images."""
+
+    def warn(key: str) -> list[str]:
+        if key not in overlaps:
+            return []
+        found = overlaps[key]
+        return [f"  warning: {sentence(key, found)} Such as {found.example}, equal to {found.original}"]
+
     todo = plan.todo()
     recipe = plan.recipe
     data = plan.data
@@ -141,6 +149,7 @@ def listing(plan: Plan, seconds: Mapping[str, float], jobs: int) -> list[str]:
         f"{recipe.model}, {recipe.epochs} epochs, the last {recipe.clean_epochs} without masks and changes of "
         f"intensities; seeds {_names(plan.seeds)}",
     ]
+    lines[1:1] = warn("val") + warn("clean")
     for site in plan.sites:
         lines.append(
             f"site {site.name}: {len(site.images)} images of {len(site.classes)} shared classes, only tested on"
@@ -149,10 +158,12 @@ def listing(plan: Plan, seconds: Mapping[str, float], jobs: int) -> list[str]:
             lines.append(f"  {site.left_out} images left out, of classes not trained on: {_names(site.unknown)}")
         if site.absent:
             lines.append(f"  without the classes {_names(site.absent)}: nothing is predicted as one of them here")
+        lines += warn(f"site:{site.name}")
     for target in plan.targets:
         lines.append(
             f"few-shot transfer to {target.name}, {target.num_classes} classes: {_names(plan.transfer.shots)} images"
         )
+        lines += warn(f"few-shot:{target.name}")
     for method in plan.methods:
         mine = [job.seed for job in todo if job.method.name == method.name]
         what = f"seeds {_names(mine)} to run" if mine else "all runs finished"

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .methods import REFERENCE
+from .overlap import Overlap, sentence
 from .results import ALPHA, POINT
 
 __all__ = ["finding", "signed", "size", "verdict"]
@@ -40,16 +41,19 @@ def verdict(results: Mapping[str, Any]) -> list[str]:
     names = {measure["key"]: measure["label"] for measure in table["measures"]}
     rows = table["differences"]
     seeds = len(results["seeds"])
+    overlaps = [sentence(key, Overlap(**found)) for key, found in results["overlaps"].items() if key in names]
     own = {name: [row for row in rows if row["method"] == name and row["versus"] == REFERENCE] for name in labels}
     del own[REFERENCE]
     if all(finding(row) == "not tested" for row in rows):
         return [
             f"No verdict from {seeds} seed{'s' * (seeds > 1)}: differences are tested from three seeds on. Run again "
             "with --resume and more --seeds; eight are a good start.",
+            *overlaps,
             *(f"{labels[name]}: {_list(rows_, names)}, untested." for name, rows_ in own.items()),
         ]
     return [
         _answer(own, labels, names),
+        *overlaps,
         *(_of_method(labels[name], rows_, names) for name, rows_ in own.items()),
         *_controls(rows, labels, names),
         _highest(table, labels, names),
