@@ -196,7 +196,7 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, monkeypatch,
     assert re.search(
         r'paper \(learned as published, preset="paper"\): seeds 0, 1, 2, 3 to run, about \d+ s a run', printed
     )
-    assert re.search(r"16 of 16 runs to go, about .* in all, without few-shot transfer", printed)
+    assert re.search(r"16 of 16 runs to go, about .* in all, few-shot transfer included", printed)
     assert not (tmp_path / "out").exists()
 
 
