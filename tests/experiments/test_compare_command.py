@@ -262,16 +262,18 @@ def test_training_images_among_the_tested_are_said_everywhere(tmp_path, capsys):
     shutil.copy(mine / "train" / "a" / "0.png", site / "b" / "copy.png")
     line = ["--image-folder", mine, "--site", f"B={site}", "--methods", "augment", "--seeds", 1]
     compare(*line, "--output", tmp_path / "out", "--dry-run")
-    said = "1 of the 7 images of site B is a training image too: scores there say less about new images."
-    where = f"{site / 'b' / 'copy.png'}, equal to {mine / 'train' / 'a' / '0.png'}"
-    assert f"  warning: {said} Such as {where}" in capsys.readouterr().out
+    found, meaning = "1 of the 7 images of site B is a training image too", "scores there say less about new images."
+    said = f"{found}: {meaning}"
+    where = f"such as {site / 'b' / 'copy.png'}, equal to {mine / 'train' / 'a' / '0.png'}"
+    warning = f"  warning: {found} ({where}): {meaning}"
+    assert warning in capsys.readouterr().out
     compare(*line, "--output", tmp_path / "out")
     printed = capsys.readouterr()
-    assert said in printed.err
+    assert warning in printed.err
     assert said in printed.out
     page = (tmp_path / "out" / "report.html").read_text()
     assert said in page
-    assert f"1 of 7 images are training images too, such as {where}" in page
+    assert f"1 of 7 images are training images too, {where}" in page
     assert json.loads((tmp_path / "out" / "results.json").read_text())["overlaps"].keys() == {"site:B"}
 
 

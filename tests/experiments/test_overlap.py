@@ -120,3 +120,8 @@ def test_few_files_are_decoded(tmp_path, monkeypatch):
 )
 def test_the_sentence(key, overlap, said):
     assert sentence(key, overlap) == f"{said}: scores there say less about new images."
+
+
+def test_the_example_names_the_training_image_where_it_is_another():
+    assert Overlap(1, 2, "b.png", "a.png").instance == "such as b.png, equal to a.png"
+    assert Overlap(1, 2, "a.png", "a.png").instance == "such as a.png"

@@ -37,19 +37,27 @@ class Overlap(NamedTuple):
     example: str
     original: str
 
+    @property
+    def instance(self) -> str:
+        """The example in words."""
+        same = self.example == self.original
+        return f"such as {self.example}" + ("" if same else f", equal to {self.original}")
 
-def sentence(key: str, overlap: Overlap) -> str:
+
+def sentence(key: str, overlap: Overlap, *, example: bool = False) -> str:
     """What was found, and what it means for the scores.
 
     Args:
         key: The measure's, see :func:`find_overlaps`.
         overlap: What it shares.
+        example: Name an image.
     """
     kind, _, name = key.partition(":")
     whose = {"val": "validation images", "clean": "test images", "site": f"images of site {name}"}
     what = whose.get(kind, f"images of {name}")
     verb = "is a training image" if overlap.shared == 1 else "are training images"
-    return f"{overlap.shared} of the {overlap.images} {what} {verb} too: scores there say less about new images."
+    said = f" ({overlap.instance})" if example else ""
+    return f"{overlap.shared} of the {overlap.images} {what} {verb} too{said}: scores there say less about new images."
 
 
 class _Piece(NamedTuple):

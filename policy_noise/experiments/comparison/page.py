@@ -13,6 +13,7 @@ from ..pages import image_html, table_html, write_page
 from ..runs import read_lines, write_json
 from ..transfer import summarise
 from .methods import REFERENCE
+from .overlap import Overlap
 from .plan import in_words
 from .results import ALPHA, POINT, results_of
 from .scoring import transfer_lines
@@ -157,13 +158,10 @@ def _data(results: Mapping[str, Any]) -> list[str]:
     data = results["record"]["data"]
 
     def shared(key: str) -> str:
-        found = results["overlaps"].get(key)
-        if not found:
+        if key not in results["overlaps"]:
             return ""
-        return (
-            f"; {found['shared']} of {found['images']} images are training images too, such as {found['example']}, "
-            f"equal to {found['original']}"
-        )
+        found = Overlap(**results["overlaps"][key])
+        return f"; {found.shared} of {found.images} images are training images too, {found.instance}"
 
     rows = [
         ["training", str(data["train"]), f"{data['classes']} classes of {data['name']}"],

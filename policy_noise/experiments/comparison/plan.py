@@ -169,19 +169,16 @@ def listing(plan: Plan, seconds: Mapping[str, float], jobs: int, overlaps: Mappi
     """Lines that say what would run, on which data, about how long it takes, and which images are training images."""
 
     def warn(key: str) -> list[str]:
-        if key not in overlaps:
-            return []
-        found = overlaps[key]
-        return [f"  warning: {sentence(key, found)} Such as {found.example}, equal to {found.original}"]
+        return [f"  warning: {sentence(key, overlaps[key], example=True)}"] if key in overlaps else []
 
     todo = plan.todo()
     recipe = plan.recipe
     data = plan.data
+    clean = f", the last {recipe.clean_epochs} without masks and changes of intensities" if recipe.clean_epochs else ""
     lines = [
         f"{data.name}: {len(data.train)} training, {len(data.val)} validation and {len(data.test)} test images of "
         f"{data.num_classes} classes",
-        f"{recipe.model}, {recipe.epochs} epochs, the last {recipe.clean_epochs} without masks and changes of "
-        f"intensities; seeds {_names(plan.seeds)}",
+        f"{recipe.model}, {recipe.epochs} epoch{'s' * (recipe.epochs > 1)}{clean}; seeds {_names(plan.seeds)}",
     ]
     lines[1:1] = warn("val") + warn("clean")
     for site in plan.sites:
@@ -191,7 +188,7 @@ def listing(plan: Plan, seconds: Mapping[str, float], jobs: int, overlaps: Mappi
         if site.unknown:
             lines.append(f"  {site.left_out} images left out, of classes not trained on: {_names(site.unknown)}")
         if site.absent:
-            lines.append(f"  without the classes {_names(site.absent)}: nothing is predicted as one of them here")
+            lines.append(f"  no images of {_names(site.absent)}: predictions here are made among the shared classes")
         lines += warn(f"site:{site.name}")
     for target in plan.targets:
         lines.append(
