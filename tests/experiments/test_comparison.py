@@ -295,6 +295,24 @@ def test_an_interval_beside_zero_without_a_significant_test_is_no_finding(compar
     assert any("lower, but not significant after correction, on clean test images (-0.0" in text for text in texts)
 
 
+def test_differences_that_do_not_vary_tell_nothing_of_what_could_be_seen(comparison):
+    results = results_of(comparison({"augment": (0.0, 0.0)}, seeds=3, spread=0.0))
+    row = row_of(results["tables"]["f1"], "augment", "clean")
+    assert (row["spread"], row["smallest"], row["seeds_for_a_point"]) == (0, None, None)
+    (power,) = (text for text in verdict(results) if text.startswith("What could have been seen"))
+    assert "unknown on clean test images, where no difference varies" in power
+    assert "One point of F1" not in power
+
+
+def test_training_images_at_a_site_stand_right_after_the_answer(comparison):
+    folder = comparison({"augment": (0.0, 0.0)})
+    plan = json.loads((folder / "plan.json").read_text())
+    shared = {"shared": 3, "images": 7, "example": "x.png", "original": "y.png"}
+    (folder / "plan.json").write_text(json.dumps(plan | {"overlaps": {"site:B": shared, "val": shared}}))
+    said = [number for number, text in enumerate(verdict(results_of(folder))) if "training images too" in text]
+    assert said == [1]
+
+
 def test_two_seeds_give_no_verdict(comparison):
     results = results_of(comparison({"augment": (0.3, 0.3)}, seeds=2))
     assert verdict(results)[0].startswith("No verdict from 2 seeds: differences are tested from three seeds on")

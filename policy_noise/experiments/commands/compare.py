@@ -22,7 +22,7 @@ from ..comparison.sites import FORMS, open_site
 from ..data import require_classes
 from ..distributed import World, world
 from ..recipes import RECIPES, TrainRecipe, TransferRecipe, override
-from ..runs import Run, write_json
+from ..runs import Run, require_free, write_json
 from ..sources import NAMED, add_source_arguments, open_named
 from ..training import check_mask, create_model
 from ._stages import add_recipe, check_scorable, open_for_training, record_of, require_different
@@ -83,6 +83,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     with world() as here:
         _check_numbers(arguments, here)
+        if not (arguments.resume or arguments.dry_run):
+            here.agree(lambda: require_free(arguments.output))  # before data are read and steps are timed
         plan = here.agree(lambda: _plan(arguments, here))
         overlaps = here.agree(lambda: _overlaps(plan) if here.main else {})
         seconds = here.agree(lambda: estimate(plan, here)) if plan.todo() or arguments.dry_run else {}
@@ -156,8 +158,9 @@ def _plan(arguments: argparse.Namespace, here: World) -> Plan:
     require_different("--target: names", [target.name for target in targets])
     for target in targets:
         require_classes(target)
-    if here.main:
-        print("\n".join(note for site in sites for note in site.notes), end="\n" if sites else "", file=sys.stderr)
+    notes = [note for site in sites for note in site.notes]
+    if notes and here.main:
+        print("\n".join(notes), file=sys.stderr)
     return Plan(
         output=arguments.output,
         data=data,

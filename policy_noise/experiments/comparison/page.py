@@ -50,11 +50,12 @@ def write_comparison(folder: Path) -> list[str]:
     figures.mkdir(exist_ok=True)
     labels = {method["name"]: method["label"] for method in results["methods"]}
     data, place = results["record"]["data"], results["environment"]
+    last = place.get("resumed", [place])[-1]  # which names all methods and seeds
     title = f"Does it help on {data['name']}?"
     about = f"{place['date']} on {place['processor']}, {place['device']}"
     body = [
         f"<h1>{html.escape(title)}</h1>",
-        f'<p class="lead">{html.escape(about)}<br><code>{html.escape(place["command"])}</code></p>',
+        f'<p class="lead">{html.escape(about)}<br><code>{html.escape(last["command"])}</code></p>',
         "<h2>Verdict</h2>",
         f"<p><b>{html.escape(sentences[0])}</b></p>",
         "<ul>" + "".join(f"<li>{html.escape(text)}</li>" for text in sentences[1:]) + "</ul>",
@@ -130,7 +131,7 @@ def _differences(table: Mapping[str, Any], labels: Mapping[str, str]) -> str:
 def _power(table: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     def cell(row: Mapping[str, Any]) -> str:
         if row["smallest"] is None:
-            return "too few seeds"
+            return "too few seeds" if row["p"] is None else "unknown: all seeds have one difference"
         return f"{size(row['smallest'])}; {row['seeds_for_a_point'] or 'over 10000'} seeds for {POINT}"
 
     return _rows(table, labels, cell)

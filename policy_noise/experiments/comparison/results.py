@@ -119,7 +119,7 @@ def _table(scores: Scores, measures: Sequence[Mapping[str, Any]], metric: str) -
     for row, value in zip(rows, adjusted, strict=True):
         row["p_holm"] = _number(value)
         spread, seeds = row["spread"], row["seeds"]
-        known = spread is not None and row["p"] is not None
+        known = row["p"] is not None and spread is not None and spread > 0
         row["smallest"] = smallest_difference(spread, seeds, power=POWER, alpha=ALPHA / tests) if known else None
         row["seeds_for_a_point"] = pairs_needed(spread, POINT, power=POWER, alpha=ALPHA / tests) if known else None
     means: dict[str, dict[str, list[float | None]]] = {}
