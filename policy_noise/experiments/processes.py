@@ -62,6 +62,9 @@ def worker_pool(jobs: int, initializer: Callable[..., Any], *arguments: Any) -> 
 
 
 def _start(initializer: Callable[..., Any], *arguments: Any) -> None:
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())  # its own holds a semaphore, which a worker that is ended leaves behind
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     end_with_parent()
     initializer(*arguments)

@@ -146,6 +146,7 @@ def _few_shot_seconds(plan: Plan, target: Any, here: World) -> float:
     batch = match_channels(batch.to(here.device), plan.recipe.in_chans)
     features, labels = embed(model, batch), train_split.labels[kept]
     an_image = (time.perf_counter() - begun) / len(images)
+    linear_probe(features[:2], labels[:2], features, target.num_classes)  # the first one also imports
     begun = time.perf_counter()
     if recipe.mode == "linear":  # features are made once, each draw has its own probe
         for shots in recipe.shots:
