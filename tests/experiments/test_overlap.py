@@ -115,7 +115,7 @@ def test_few_files_are_decoded(tmp_path, monkeypatch):
     [
         ("clean", Overlap(2, 9, "", ""), "2 of the 9 test images are training images too"),
         ("val", Overlap(1, 9, "", ""), "1 of the 9 validation images is a training image too"),
-        ("few-shot:chest", Overlap(2, 9, "", ""), "2 of the 9 images of chest are training images too"),
+        ("few-shot:chest", Overlap(2, 9, "", ""), "2 of the 9 images of target chest are training images too"),
     ],
 )
 def test_the_sentence(key, overlap, said):

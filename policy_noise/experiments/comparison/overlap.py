@@ -54,7 +54,7 @@ def sentence(key: str, overlap: Overlap, *, example: bool = False) -> str:
     """
     kind, _, name = key.partition(":")
     whose = {"val": "validation images", "clean": "test images", "site": f"images of site {name}"}
-    what = whose.get(kind, f"images of {name}")
+    what = whose.get(kind, f"images of target {name}")
     verb = "is a training image" if overlap.shared == 1 else "are training images"
     said = f" ({overlap.instance})" if example else ""
     return f"{overlap.shared} of the {overlap.images} {what} {verb} too{said}: scores there say less about new images."

@@ -131,7 +131,7 @@ def _differences(table: Mapping[str, Any], labels: Mapping[str, str]) -> str:
 def _power(table: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     def cell(row: Mapping[str, Any]) -> str:
         if row["smallest"] is None:
-            return "too few seeds" if row["p"] is None else "unknown: all seeds have one difference"
+            return "too few seeds" if row["p"] is None else "unknown: no spread over seeds"
         return f"{size(row['smallest'])}; {row['seeds_for_a_point'] or 'over 10000'} seeds for {POINT}"
 
     return _rows(table, labels, cell)

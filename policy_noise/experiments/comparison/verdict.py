@@ -145,7 +145,7 @@ def _power(table: Mapping[str, Any], names: Mapping[str, str], seeds: int) -> st
     rows = [row for row in table["differences"] if row["versus"] == REFERENCE]
     for key, name in names.items():
         known = [row["smallest"] for row in rows if row["measure"] == key and row["smallest"] is not None]
-        said.append(f"{size(max(known))} on {name}" if known else f"unknown on {name}, where no difference varies")
+        said.append(f"{size(max(known))} on {name}" if known else f"unknown on {name} (the differences do not vary)")
     needed = [row["seeds_for_a_point"] for row in rows if row["measure"] == "clean" and row["smallest"] is not None]
     count = "more than 10000" if None in needed else str(max(needed, default=0))
     point = f" One point of F1 ({POINT}) on clean test images would take {count} seeds." if needed else ""
