@@ -316,7 +316,7 @@ def test_several_labels_an_image(tmp_path):
         (["--jobs", "0"], "--jobs must be at least 1, got 0"),
         (["--methods", "augmnt"], "--methods must be of"),
         (["--site", "B=nowhere.npz"], r"nowhere\.npz does not exist"),
-        (["--site", "B=nowhere"], "nowhere does not exist: it must be an npz file"),
+        (["--site", "B=nowhere"], "site B: nowhere does not exist: it must be an npz file"),
         (["--site", "A=OTHER", "A=OTHER"], r"--site: names must differ from one another, got \['A', 'A'\]"),
         (["--target", "OTHER", "OTHER"], "--target: names must differ"),
         (["--set", "noise=policy"], "--set noise: that is what methods differ by; give --method NAME=JSON"),

@@ -179,7 +179,7 @@ def listing(plan: Plan, seconds: Mapping[str, float], jobs: int, overlaps: Mappi
     lines = [
         f"{data.name}: {len(data.train)} training, {len(data.val)} validation and {len(data.test)} test images of "
         f"{data.num_classes} classes",
-        f"{recipe.model}, {recipe.epochs} epoch{'s' * (recipe.epochs > 1)}{clean}; seeds {_names(plan.seeds)}",
+        f"{recipe.model}, {recipe.epochs} epoch{'s' * (recipe.epochs > 1)}{clean}; {_seeds(plan.seeds)}",
     ]
     lines[1:1] = warn("val") + warn("clean")
     for site in plan.sites:
@@ -198,7 +198,7 @@ def listing(plan: Plan, seconds: Mapping[str, float], jobs: int, overlaps: Mappi
         lines += warn(f"few-shot:{target.name}")
     for method in plan.methods:
         mine = [job.seed for job in todo if job.method.name == method.name]
-        what = f"seeds {_names(mine)} to run" if mine else "all runs finished"
+        what = f"{_seeds(mine)} to run" if mine else "all runs finished"
         time_ = f", about {in_words(seconds[method.name])} a run" if method.name in seconds else ""
         lines.append(f"{method.name} ({method.about}): {what}{time_}")
     if seconds:
@@ -207,6 +207,10 @@ def listing(plan: Plan, seconds: Mapping[str, float], jobs: int, overlaps: Mappi
         together = f", {jobs} at a time if they do not slow one another" if jobs > 1 else ""
         lines.append(f"{len(todo)} of {len(plan.jobs())} runs to go, about {in_words(total)} in all{what}{together}")
     return lines
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {_names(seeds)}"
 
 
 def _names(values: Sequence[Any], largest: int = 12) -> str:
