@@ -18,7 +18,7 @@ from .data import SPLITS
 from .files import FileSet
 from .runs import read_lines
 
-__all__ = ["COLUMNS", "Finding", "check", "summary", "write_table"]
+__all__ = ["COLUMNS", "Finding", "Look", "check", "describe", "look_at", "summary", "write_table"]
 
 CHUNK = 64
 COLUMNS = ("problem", "where", "group", "image", "split", "class", "detail", "exclude")
@@ -42,7 +42,7 @@ class Finding(NamedTuple):
     exclude: str
 
 
-class _Look(NamedTuple):
+class Look(NamedTuple):
     """What reading an image told: a hash of its pixels; its only value, if it has but one; why it cannot be read."""
 
     pixels: str
@@ -101,22 +101,23 @@ def _label(data: Any, split: str, index: int) -> str:
     return "+".join(np.array(data.class_names)[label > 0]) if np.ndim(label) else data.class_names[label]
 
 
-def _describe(values: np.ndarray) -> _Look:
+def describe(values: np.ndarray) -> Look:
+    """Look at an image's values, (H, W) or (H, W, C)."""
     flat = values.reshape(-1, values.shape[2]) if values.ndim == 3 else values.reshape(-1, 1)
     constant = str(flat[0].tolist()).strip("[]") if flat.size and (flat == flat[0]).all() else ""
     head = f"{values.dtype.str} {values.shape}".encode()
-    return _Look(hashlib.sha256(head + np.ascontiguousarray(values).tobytes()).hexdigest()[:32], constant, "")
+    return Look(hashlib.sha256(head + np.ascontiguousarray(values).tobytes()).hexdigest()[:32], constant, "")
 
 
-def _look_at_arrays(data: Any) -> Iterator[_Look]:
+def _look_at_arrays(data: Any) -> Iterator[Look]:
     from tqdm import tqdm
 
     for split in SPLITS:
         for image in tqdm(getattr(data, split).images, desc=f"checking {split}", unit="image", delay=5, leave=False):
-            yield _describe(image)
+            yield describe(image)
 
 
-def _look_at(paths: Sequence[str]) -> list[_Look]:
+def look_at(paths: Sequence[str]) -> list[Look]:
     """Decode files, to their own depth: no window is asked for."""
     from PIL import Image
 
@@ -124,9 +125,9 @@ def _look_at(paths: Sequence[str]) -> list[_Look]:
     for path in paths:
         try:
             with Image.open(path) as opened:
-                looks.append(_describe(np.asarray(opened)))
+                looks.append(describe(np.asarray(opened)))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            looks.append(_Look("", "", " ".join(str(error).split()) or type(error).__name__))
+            looks.append(Look("", "", " ".join(str(error).split()) or type(error).__name__))
     return looks
 
 
@@ -138,13 +139,13 @@ def _stamp(path: str) -> list[int]:
     return [found.st_size, found.st_mtime_ns]
 
 
-def _look_at_files(data: FileSet, places: list[tuple[str, int]], workers: int, journal: Path | None) -> list[_Look]:
+def _look_at_files(data: FileSet, places: list[tuple[str, int]], workers: int, journal: Path | None) -> list[Look]:
     from tqdm import tqdm
 
-    known: dict[str, tuple[list[int], _Look]] = {}
+    known: dict[str, tuple[list[int], Look]] = {}
     for line in read_lines(journal) if journal else ():
-        known[line["image"]] = (line["stamp"], _Look(line["pixels"], line["constant"], line["error"]))
-    looks: dict[tuple[str, int], _Look] = {}
+        known[line["image"]] = (line["stamp"], Look(line["pixels"], line["constant"], line["error"]))
+    looks: dict[tuple[str, int], Look] = {}
     left = []
     for split, index in places:
         seen = known.get(data.image_name(split, index))
@@ -159,7 +160,7 @@ def _look_at_files(data: FileSet, places: list[tuple[str, int]], workers: int, j
     pool = ProcessPoolExecutor(workers) if workers > 1 and len(chunks) > 1 else None
     bar = tqdm(total=len(places), initial=len(looks), desc="checking", unit="image", delay=5, leave=False)
     with pool or nullcontext(), bar, journal.open("a", encoding="utf-8") if journal else nullcontext() as file:
-        results: Iterable[list[_Look]] = pool.map(_look_at, paths) if pool else map(_look_at, paths)
+        results: Iterable[list[Look]] = pool.map(look_at, paths) if pool else map(look_at, paths)
         for chunk, names, found in zip(chunks, paths, results, strict=True):
             for place, path, look in zip(chunk, names, found, strict=True):
                 looks[place] = look

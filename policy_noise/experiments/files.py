@@ -72,8 +72,8 @@ class FileSplit:
             self, folder=self.folder[indices], names=self.names[places], ends=ends, labels=self.labels[indices]
         )
 
-    def content(self) -> Iterator[bytes | memoryview]:
-        """What :func:`~policy_noise.experiments.data.fingerprint` hashes: each file's path, size in bytes and label."""
+    def sizes(self) -> np.ndarray:
+        """Each file's size in bytes, (N,); one listing a folder, not one call a file."""
         sizes = np.zeros(len(self), dtype=np.int64)
         for folder, positions in self._by_folder():
             place = os.path.join(self.root, self.folders[folder])
@@ -83,6 +83,11 @@ class FileSplit:
                 path = self.path(int(index))
                 size = found.get(os.path.basename(path)) if os.path.dirname(path) == place else None
                 sizes[index] = os.path.getsize(path) if size is None else size
+        return sizes
+
+    def content(self) -> Iterator[bytes | memoryview]:
+        """What :func:`~policy_noise.experiments.data.fingerprint` hashes: each file's path, size in bytes and label."""
+        sizes = self.sizes()
         yield "\0".join(self.folders).encode(errors="surrogateescape")
         for part in (self.folder.astype(np.int64), self.names, self.ends, self.labels, sizes):
             yield np.ascontiguousarray(part).data.cast("B")

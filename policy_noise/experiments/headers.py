@@ -3,17 +3,16 @@
 import dataclasses
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from .files import FileSet, FileSplit
 from .images import TooDeep, read_header, read_image
+from .processes import in_threads
 
 __all__ = ["in_colour", "look_over"]
 
-THREADS = 16  # they wait for the disk, not for one another
 CHUNK = 256
 
 
@@ -30,26 +29,13 @@ def look_over(parts: Sequence[FileSplit]) -> list[str]:
         TooDeep: If a file has more than 8 bits, and there is no window for it.
         ValueError: If a file cannot be read, and the set does not leave such files out.
     """
-    from tqdm import tqdm
-
-    chunks = list(_chunks(parts))
     transparent: list[str] = []
     total = 0
-    with ThreadPoolExecutor(THREADS) as pool:
-        try:
-            for count, example in tqdm(
-                pool.map(_look, *zip(*chunks, strict=True)),
-                desc="looking at headers",
-                unit=f" x {CHUNK} files",
-                total=len(chunks),
-                delay=5,
-                leave=False,
-            ):
-                total += count
-                transparent += example
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    for count, example in in_threads(
+        lambda chunk: _look(*chunk), list(_chunks(parts)), desc="looking at headers", unit=f" x {CHUNK} files"
+    ):
+        total += count
+        transparent += example
     if not total:
         return []
     few = "1 image has" if total == 1 else f"{total} images have"

@@ -17,7 +17,7 @@ import torch
 
 from ..utils.files import PathLike, write_atomic
 
-__all__ = ["Run", "digest", "environment", "read_json", "read_lines", "write_atomic", "write_json"]
+__all__ = ["Run", "digest", "environment", "read_json", "read_lines", "require_free", "write_atomic", "write_json"]
 
 PACKAGES = ("policy_noise", "torch", "timm", "kornia", "numpy", "scikit-learn", "medmnist")
 
@@ -90,6 +90,16 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def require_free(folder: PathLike) -> None:
+    """Refuse a folder that holds a run.
+
+    Raises:
+        FileExistsError: If it does.
+    """
+    if (Path(folder) / "recipe.json").is_file():
+        raise FileExistsError(f"{folder} holds a run already: pass --resume to go on, or another --output")
+
+
 class Run:
     """A run's folder.
 
@@ -121,7 +131,7 @@ class Run:
         # One process answers for all: the others may look when its record is written already.
         if path.is_file() and writes:
             if not resume:
-                raise FileExistsError(f"{self.folder} holds a run already: pass --resume to go on, or another --output")
+                require_free(self.folder)
             differing = _differing(read_json(path), record)
             if differing:
                 changed = "; ".join(f"{name} was {_short(old)} and is {_short(new)}" for name, old, new in differing)

@@ -72,7 +72,7 @@ def test_a_stopped_check_goes_on_and_reads_only_what_it_has_not_seen(tree, tmp_p
     monkeypatch.setattr(module, "CHUNK", 4)
     data, _ = load_image_folder(tree, size=8, skip_bad_files=True)
     journal = tmp_path / "journal.jsonl"
-    look, calls = module._look_at, []
+    look, calls = module.look_at, []
 
     def stops(paths):
         if len(calls) == 2:
@@ -80,13 +80,13 @@ def test_a_stopped_check_goes_on_and_reads_only_what_it_has_not_seen(tree, tmp_p
         calls.append(paths)
         return look(paths)
 
-    monkeypatch.setattr(module, "_look_at", stops)
+    monkeypatch.setattr(module, "look_at", stops)
     with pytest.raises(KeyboardInterrupt):
         check(data, journal=journal)
     with journal.open("a") as file:
         file.write('{"image": "cut sho')
     read = []
-    monkeypatch.setattr(module, "_look_at", lambda paths: read.extend(paths) or look(paths))
+    monkeypatch.setattr(module, "look_at", lambda paths: read.extend(paths) or look(paths))
     assert as_expected(check(data, journal=journal)) == EXPECTED
     assert len(read) == 18 - 8
     read.clear()

@@ -196,7 +196,7 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, monkeypatch,
     assert re.search(
         r'paper \(learned as published, preset="paper"\): seeds 0, 1, 2, 3 to run, about \d+ s a run', printed
     )
-    assert re.search(r"16 of 16 runs to go, about .* in all, without few-shot transfer", printed)
+    assert re.search(r"16 of 16 runs to go, about .* in all, few-shot transfer included", printed)
     assert not (tmp_path / "out").exists()
 
 
@@ -211,8 +211,8 @@ def test_the_report_can_be_written_again(tmp_path, finished):
 # -- other sources -----------------------------------------------------------------------------------------------------
 
 
-def write_images(root, folders, splits, images=4):
-    rng = np.random.default_rng(0)
+def write_images(root, folders, splits, images=4, seed=0):
+    rng = np.random.default_rng(seed)
     for split in splits:
         for label, folder in enumerate(folders):
             (root / split / folder).mkdir(parents=True)
@@ -256,6 +256,27 @@ def test_radimagenet_with_a_tree_as_its_site(tmp_path):
     assert record["sites"][0]["classes"] == ["CT/lung/nodule", "MR/knee/acl"]
 
 
+def test_training_images_among_the_tested_are_said_everywhere(tmp_path, capsys):
+    mine = write_images(tmp_path / "mine", ["a", "b"], ("train", "val", "test"))
+    site = write_images(tmp_path / "site", ["a", "b"], (".",), images=3, seed=1)
+    shutil.copy(mine / "train" / "a" / "0.png", site / "b" / "copy.png")
+    line = ["--image-folder", mine, "--site", f"B={site}", "--methods", "augment", "--seeds", 1]
+    compare(*line, "--output", tmp_path / "out", "--dry-run")
+    found, meaning = "1 of the 7 images of site B is a training image too", "scores there say less about new images."
+    said = f"{found}: {meaning}"
+    where = f"such as {site / 'b' / 'copy.png'}, equal to {mine / 'train' / 'a' / '0.png'}"
+    warning = f"  warning: {found} ({where}): {meaning}"
+    assert warning in capsys.readouterr().out
+    compare(*line, "--output", tmp_path / "out")
+    printed = capsys.readouterr()
+    assert warning in printed.err
+    assert said in printed.out
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert said in page
+    assert f"1 of 7 images are training images too, {where}" in page
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["overlaps"].keys() == {"site:B"}
+
+
 def test_medmnist_with_another_of_its_sets_as_site_and_target(tmp_path):
     for flag in ("organamnist", "organsmnist"):
         write_npz(tmp_path / f"{flag}.npz", 11, images=33)
@@ -295,7 +316,7 @@ def test_several_labels_an_image(tmp_path):
         (["--jobs", "0"], "--jobs must be at least 1, got 0"),
         (["--methods", "augmnt"], "--methods must be of"),
         (["--site", "B=nowhere.npz"], r"nowhere\.npz does not exist"),
-        (["--site", "B=nowhere"], "nowhere does not exist: it must be an npz file"),
+        (["--site", "B=nowhere"], "site B: nowhere does not exist: it must be an npz file"),
         (["--site", "A=OTHER", "A=OTHER"], r"--site: names must differ from one another, got \['A', 'A'\]"),
         (["--target", "OTHER", "OTHER"], "--target: names must differ"),
         (["--set", "noise=policy"], "--set noise: that is what methods differ by; give --method NAME=JSON"),
@@ -321,7 +342,7 @@ def test_bad_input_before_any_training(tmp_path, files, changed, message):
 def test_other_images_or_sites_are_not_resumed(tmp_path, finished, files):
     folder = copied(finished, tmp_path)
     with pytest.raises(SystemExit, match="holds a run already: pass --resume"):
-        compare(*arguments(files), "--seeds", 3, "--output", folder)
+        compare("--npz", "nowhere.npz", "--output", folder)  # said before any data are read
     line = arguments(files)
     line[line.index("--site") + 1] = f"C={files / 'other.npz'}"
     with pytest.raises(SystemExit, match=r"belongs to another run: data\.sites\[0\]\.name was \"B\" and is \"C\""):

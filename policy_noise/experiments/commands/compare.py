@@ -14,6 +14,7 @@ from typing import Any
 from ..batches import epoch_batches
 from ..comparison.jobs import run_all
 from ..comparison.methods import METHODS, SETTINGS, choose_methods, recipe_for
+from ..comparison.overlap import Overlap, find_overlaps
 from ..comparison.page import write_comparison
 from ..comparison.plan import Plan, estimate, listing
 from ..comparison.results import PLAN
@@ -21,7 +22,7 @@ from ..comparison.sites import FORMS, open_site
 from ..data import require_classes
 from ..distributed import World, world
 from ..recipes import RECIPES, TrainRecipe, TransferRecipe, override
-from ..runs import Run, write_json
+from ..runs import Run, require_free, write_json
 from ..sources import NAMED, add_source_arguments, open_named
 from ..training import check_mask, create_model
 from ._stages import add_recipe, check_scorable, open_for_training, record_of, require_different
@@ -82,12 +83,14 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     with world() as here:
         _check_numbers(arguments, here)
+        if not (arguments.resume or arguments.dry_run):
+            here.agree(lambda: require_free(arguments.output))  # before data are read and steps are timed
         plan = here.agree(lambda: _plan(arguments, here))
+        overlaps = here.agree(lambda: _overlaps(plan) if here.main else {})
         seconds = here.agree(lambda: estimate(plan, here)) if plan.todo() or arguments.dry_run else {}
         if here.main:
-            print(
-                "\n".join(listing(plan, seconds, arguments.jobs)), file=sys.stdout if arguments.dry_run else sys.stderr
-            )
+            lines = listing(plan, seconds, arguments.jobs, overlaps)
+            print("\n".join(lines), file=sys.stdout if arguments.dry_run else sys.stderr)
         if arguments.dry_run:
             return
         record = dict(plan.record) | {
@@ -99,7 +102,8 @@ def run(arguments: argparse.Namespace) -> None:
         here.agree(lambda: Run(arguments.output, "compare", plan.recipe, record, **options))
         if here.main:
             methods = [dataclasses.asdict(method) for method in plan.methods]
-            write_json(arguments.output / PLAN, {"methods": methods, "seeds": list(plan.seeds)})
+            found = {key: overlap._asdict() for key, overlap in overlaps.items()}
+            write_json(arguments.output / PLAN, {"methods": methods, "seeds": list(plan.seeds), "overlaps": found})
         here.barrier()  # before the folders of runs are looked at
         run_all(plan, here, jobs=arguments.jobs, seconds=seconds)
         if here.main:
@@ -154,8 +158,9 @@ def _plan(arguments: argparse.Namespace, here: World) -> Plan:
     require_different("--target: names", [target.name for target in targets])
     for target in targets:
         require_classes(target)
-    if here.main:
-        print("\n".join(note for site in sites for note in site.notes), end="\n" if sites else "", file=sys.stderr)
+    notes = [note for site in sites for note in site.notes]
+    if notes and here.main:
+        print("\n".join(notes), file=sys.stderr)
     return Plan(
         output=arguments.output,
         data=data,
@@ -167,6 +172,10 @@ def _plan(arguments: argparse.Namespace, here: World) -> Plan:
         methods=tuple(methods),
         seeds=tuple(range(arguments.seeds)),
     )
+
+
+def _overlaps(plan: Plan) -> dict[str, Overlap]:
+    return find_overlaps(plan.data, plan.sites, plan.targets, plan.recipe.load_size)
 
 
 def _transfer(arguments: argparse.Namespace, recipe: TrainRecipe, targets: tuple[Any, ...]) -> TransferRecipe:

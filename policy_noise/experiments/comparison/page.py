@@ -13,6 +13,7 @@ from ..pages import image_html, table_html, write_page
 from ..runs import read_lines, write_json
 from ..transfer import summarise
 from .methods import REFERENCE
+from .overlap import Overlap
 from .plan import in_words
 from .results import ALPHA, POINT, results_of
 from .scoring import transfer_lines
@@ -49,11 +50,12 @@ def write_comparison(folder: Path) -> list[str]:
     figures.mkdir(exist_ok=True)
     labels = {method["name"]: method["label"] for method in results["methods"]}
     data, place = results["record"]["data"], results["environment"]
+    last = place.get("resumed", [place])[-1]  # which names all methods and seeds
     title = f"Does it help on {data['name']}?"
     about = f"{place['date']} on {place['processor']}, {place['device']}"
     body = [
         f"<h1>{html.escape(title)}</h1>",
-        f'<p class="lead">{html.escape(about)}<br><code>{html.escape(place["command"])}</code></p>',
+        f'<p class="lead">{html.escape(about)}<br><code>{html.escape(last["command"])}</code></p>',
         "<h2>Verdict</h2>",
         f"<p><b>{html.escape(sentences[0])}</b></p>",
         "<ul>" + "".join(f"<li>{html.escape(text)}</li>" for text in sentences[1:]) + "</ul>",
@@ -129,7 +131,7 @@ def _differences(table: Mapping[str, Any], labels: Mapping[str, str]) -> str:
 def _power(table: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     def cell(row: Mapping[str, Any]) -> str:
         if row["smallest"] is None:
-            return "too few seeds"
+            return "too few seeds" if row["p"] is None else "unknown: no spread over seeds"
         return f"{size(row['smallest'])}; {row['seeds_for_a_point'] or 'over 10000'} seeds for {POINT}"
 
     return _rows(table, labels, cell)
@@ -155,10 +157,17 @@ def _forest(table: Mapping[str, Any], labels: Mapping[str, str], path: Path) -> 
 def _data(results: Mapping[str, Any]) -> list[str]:
     """What was trained on and tested on."""
     data = results["record"]["data"]
+
+    def shared(key: str) -> str:
+        if key not in results["overlaps"]:
+            return ""
+        found = Overlap(**results["overlaps"][key])
+        return f"; {found.shared} of {found.images} images are training images too, {found.instance}"
+
     rows = [
         ["training", str(data["train"]), f"{data['classes']} classes of {data['name']}"],
-        ["validation", str(data["val"]), "the same; only for curves, nothing is chosen by it"],
-        ["clean test images", str(data["test"]), "the same"],
+        ["validation", str(data["val"]), f"the same; only for curves, nothing is chosen by it{shared('val')}"],
+        ["clean test images", str(data["test"]), f"the same{shared('clean')}"],
         [
             "eight shifts",
             f"{data['test']} each",
@@ -169,13 +178,15 @@ def _data(results: Mapping[str, Any]) -> list[str]:
         words = f"{len(site['classes'])} shared classes; predictions are made among these"
         words += f"; left out, as not trained on: {', '.join(site['unknown'])}" if site["unknown"] else ""
         words += f"; not there: {', '.join(site['absent'])}" if site["absent"] else ""
-        rows.append([f"site {site['name']}, never trained on", str(site["images"]), words])
+        words += shared(f"site:{site['name']}")
+        rows.append([f"site {site['name']}, only tested on", str(site["images"]), words])
     for target in data["targets"]:
         shots = ", ".join(map(str, data["transfer"]["shots"]))
         how = "a linear probe" if data["transfer"]["mode"] == "linear" else "fine-tuning"
         words = (
             f"{how} on {shots} of {target['train']} images, {data['transfer']['trials']} draws each; the mean of all"
         )
+        words += shared(f"few-shot:{target['name']}")
         rows.append([f"few-shot, {target['name']}", str(target["test"]), words])
     # The last column holds sentences, which may break.
     return ["<h2>Data</h2>", '<div class="prose">', table_html(["", "images", ""], rows), "</div>"]

@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..batches import outputs
+from ..data import match_channels, resize, to_tensor
 from ..distributed import World
 from ..gallery import one_of_each_class
 from ..recipes import TrainRecipe, TransferRecipe
 from ..runs import Run, read_json
 from ..shifts import SEVERITIES, SHIFTS, ShiftedSplit
-from ..training import train
+from ..training import create_model, train
+from ..transfer import draw_few_shot, embed, fine_tune, linear_probe
 from .methods import Method, recipe_for
+from .overlap import Overlap, sentence
 from .sites import Site
 
 __all__ = ["SCORES", "Job", "Plan", "estimate", "in_words", "listing"]
@@ -89,9 +93,11 @@ class Plan:
 def estimate(plan: Plan, here: World) -> dict[str, float]:
     """Seconds of one run of each method, from a few steps of training and a few images scored.
 
-    Nothing is written into the comparison's folder. Few-shot transfer is not counted.
+    Few-shot transfer takes the same time after every method, so it is measured once. Nothing is written into the
+    comparison's folder.
     """
     seconds, here = {}, dataclasses.replace(here, quiet=True)
+    few_shot = sum(_few_shot_seconds(plan, target, here) for target in plan.targets)
     data, seed = plan.data, plan.seeds[0]
     rows = min(len(data.train), PROBE_STEPS * plan.recipe.batch_size * here.size)
     whole = data.multi_label or getattr(data.val, "skip_corrupt", False)  # whose every class must be there
@@ -114,6 +120,7 @@ def estimate(plan: Plan, here: World) -> dict[str, float]:
         scored, shifted_images = plan.test_images()
         scored += recipe.epochs * len(data.val)
         seconds[method.name] = recipe.epochs * len(data.train) / rate + scored * clean + shifted_images * shifted
+        seconds[method.name] += few_shot
     return seconds
 
 
@@ -123,6 +130,35 @@ def _seconds_an_image(model: Any, split: Any, recipe: TrainRecipe, here: World, 
     return (time.perf_counter() - begun) / len(split)
 
 
+def _few_shot_seconds(plan: Plan, target: Any, here: World) -> float:
+    """Seconds of all trials on one target, from a few images and one probe of each size, or a few steps of fine-tuning.
+
+    Weights do not matter here, so those of a new model serve.
+    """
+    recipe, train_split = plan.transfer, target.train
+    model = create_model(plan.recipe, target.num_classes).to(here.device)
+    drawn = draw_few_shot(train_split.labels, max(recipe.shots), np.random.default_rng(recipe.seed))
+    begun = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the runs themselves will warn
+        images, kept = train_split.read(drawn)
+    batch = to_tensor(resize(images, recipe.image_size), recipe.mean, recipe.std)
+    batch = match_channels(batch.to(here.device), plan.recipe.in_chans)
+    features, labels = embed(model, batch), train_split.labels[kept]
+    an_image = (time.perf_counter() - begun) / len(images)
+    linear_probe(features[:2], labels[:2], features, target.num_classes)  # the first one also imports
+    begun = time.perf_counter()
+    if recipe.mode == "linear":  # features are made once, each draw has its own probe
+        for shots in recipe.shots:
+            linear_probe(features[:shots], labels[:shots], features, target.num_classes, c=recipe.c)
+        probes = recipe.trials * (time.perf_counter() - begun) / here.size
+        return (len(target.test) + min(len(train_split), recipe.trials * sum(recipe.shots))) * an_image + probes
+    few = dataclasses.replace(recipe, steps=PROBE_STEPS)
+    fine_tune(model, batch, torch.from_numpy(labels).to(here.device), few, seed=0)
+    steps = recipe.steps / PROBE_STEPS * (time.perf_counter() - begun)
+    return recipe.trials * len(recipe.shots) * (steps + len(target.test) * an_image) / here.size
+
+
 def in_words(seconds: float) -> str:
     """A duration, rounded."""
     if seconds < 90:
@@ -130,17 +166,22 @@ def in_words(seconds: float) -> str:
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def listing(plan: Plan, seconds: Mapping[str, float], jobs: int) -> list[str]:
-    """Lines that say what would run, on which data, and about how long it takes."""
+def listing(plan: Plan, seconds: Mapping[str, float], jobs: int, overlaps: Mapping[str, Overlap]) -> list[str]:
+    """Lines that say what would run, on which data, about how long it takes, and which images are training images."""
+
+    def warn(key: str) -> list[str]:
+        return [f"  warning: {sentence(key, overlaps[key], example=True)}"] if key in overlaps else []
+
     todo = plan.todo()
     recipe = plan.recipe
     data = plan.data
+    clean = f", the last {recipe.clean_epochs} without masks and changes of intensities" if recipe.clean_epochs else ""
     lines = [
         f"{data.name}: {len(data.train)} training, {len(data.val)} validation and {len(data.test)} test images of "
         f"{data.num_classes} classes",
-        f"{recipe.model}, {recipe.epochs} epochs, the last {recipe.clean_epochs} without masks and changes of "
-        f"intensities; seeds {_names(plan.seeds)}",
+        f"{recipe.model}, {recipe.epochs} epoch{'s' * (recipe.epochs > 1)}{clean}; {_seeds(plan.seeds)}",
     ]
+    lines[1:1] = warn("val") + warn("clean")
     for site in plan.sites:
         lines.append(
             f"site {site.name}: {len(site.images)} images of {len(site.classes)} shared classes, only tested on"
@@ -148,22 +189,28 @@ def listing(plan: Plan, seconds: Mapping[str, float], jobs: int) -> list[str]:
         if site.unknown:
             lines.append(f"  {site.left_out} images left out, of classes not trained on: {_names(site.unknown)}")
         if site.absent:
-            lines.append(f"  without the classes {_names(site.absent)}: nothing is predicted as one of them here")
+            lines.append(f"  no images of {_names(site.absent)}: predictions here are made among the shared classes")
+        lines += warn(f"site:{site.name}")
     for target in plan.targets:
         lines.append(
             f"few-shot transfer to {target.name}, {target.num_classes} classes: {_names(plan.transfer.shots)} images"
         )
+        lines += warn(f"few-shot:{target.name}")
     for method in plan.methods:
         mine = [job.seed for job in todo if job.method.name == method.name]
-        what = f"seeds {_names(mine)} to run" if mine else "all runs finished"
+        what = f"{_seeds(mine)} to run" if mine else "all runs finished"
         time_ = f", about {in_words(seconds[method.name])} a run" if method.name in seconds else ""
         lines.append(f"{method.name} ({method.about}): {what}{time_}")
     if seconds:
         total = sum(seconds[job.method.name] for job in todo) / jobs
-        more = ", without few-shot transfer" if plan.targets else ""
+        what = ", few-shot transfer included" if plan.targets else ""
         together = f", {jobs} at a time if they do not slow one another" if jobs > 1 else ""
-        lines.append(f"{len(todo)} of {len(plan.jobs())} runs to go, about {in_words(total)} in all{together}{more}")
+        lines.append(f"{len(todo)} of {len(plan.jobs())} runs to go, about {in_words(total)} in all{what}{together}")
     return lines
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {_names(seeds)}"
 
 
 def _names(values: Sequence[Any], largest: int = 12) -> str:

@@ -33,9 +33,10 @@ def results_of(folder: Path) -> dict[str, Any]:
         folder: The comparison's, with finished runs.
 
     Returns:
-        The record, ``methods``, ``runs`` (every score), ``missing`` runs, and ``tables``: ``f1`` and ``roc_auc`` of all
-        measures and ``shifts``, F1 under each shift. A table has ``measures``, ``means``, and ``differences`` whose
-        p-values are adjusted by Holm's method as one family.
+        The record, ``methods``, ``runs`` (every score), ``missing`` runs, ``overlaps`` (images that are in the training
+        split too, by measure), and ``tables``: ``f1`` and ``roc_auc`` of all measures and ``shifts``, F1 under each
+        shift. A table has ``measures``, ``means``, and ``differences`` whose p-values are adjusted by Holm's method as
+        one family.
 
     Raises:
         FileNotFoundError: If the folder holds no comparison.
@@ -67,6 +68,7 @@ def results_of(folder: Path) -> dict[str, Any]:
         "methods": plan["methods"],
         "seeds": complete,
         "missing": missing,
+        "overlaps": plan.get("overlaps", {}),  # a comparison of an older version has not looked
         "environment": read_json(folder / "environment.json"),
         "settings": {"alpha": ALPHA, "power": POWER, "point": POINT, "reference": REFERENCE},
         "tables": {
@@ -117,7 +119,7 @@ def _table(scores: Scores, measures: Sequence[Mapping[str, Any]], metric: str) -
     for row, value in zip(rows, adjusted, strict=True):
         row["p_holm"] = _number(value)
         spread, seeds = row["spread"], row["seeds"]
-        known = spread is not None and row["p"] is not None
+        known = row["p"] is not None and spread is not None and spread > 0
         row["smallest"] = smallest_difference(spread, seeds, power=POWER, alpha=ALPHA / tests) if known else None
         row["seeds_for_a_point"] = pairs_needed(spread, POINT, power=POWER, alpha=ALPHA / tests) if known else None
     means: dict[str, dict[str, list[float | None]]] = {}

@@ -115,7 +115,10 @@ def open_site(text: str, arguments: Any, data: Any, size: int) -> Site:
     name, separator, source = text.partition("=")
     if not separator or not name or not source:
         raise ValueError(f"--site must be {FORMS}, got {text!r}")
-    parts, class_names, notes = _open(source, arguments, size, data.in_chans)
+    try:
+        parts, class_names, notes = _open(source, arguments, size, data.in_chans)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"site {name}: {error}") from error
     if isinstance(parts[0], FileSplit) and started_first():
         notes = [*notes, *look_over(parts)]
     if (parts[0].labels.ndim == 2) != data.multi_label:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .methods import REFERENCE
+from .overlap import Overlap, sentence
 from .results import ALPHA, POINT
 
 __all__ = ["finding", "signed", "size", "verdict"]
@@ -40,16 +41,19 @@ def verdict(results: Mapping[str, Any]) -> list[str]:
     names = {measure["key"]: measure["label"] for measure in table["measures"]}
     rows = table["differences"]
     seeds = len(results["seeds"])
+    overlaps = [sentence(key, Overlap(**found)) for key, found in results["overlaps"].items() if key in names]
     own = {name: [row for row in rows if row["method"] == name and row["versus"] == REFERENCE] for name in labels}
     del own[REFERENCE]
     if all(finding(row) == "not tested" for row in rows):
         return [
             f"No verdict from {seeds} seed{'s' * (seeds > 1)}: differences are tested from three seeds on. Run again "
             "with --resume and more --seeds; eight are a good start.",
-            *(f"{labels[name]}: {_list(rows_, names)}, untested." for name, rows_ in own.items()),
+            *overlaps,
+            *(f"{_capital(labels[name])}, untested: {_list(rows_, names)}." for name, rows_ in own.items()),
         ]
     return [
         _answer(own, labels, names),
+        *overlaps,
         *(_of_method(labels[name], rows_, names) for name, rows_ in own.items()),
         *_controls(rows, labels, names),
         _highest(table, labels, names),
@@ -140,13 +144,14 @@ def _power(table: Mapping[str, Any], names: Mapping[str, str], seeds: int) -> st
     said = []
     rows = [row for row in table["differences"] if row["versus"] == REFERENCE]
     for key, name in names.items():
-        said.append(f"{size(max(row['smallest'] for row in rows if row['measure'] == key))} on {name}")
-    needed = [row["seeds_for_a_point"] for row in rows if row["measure"] == "clean"]
-    count = "more than 10000" if None in needed else str(max(needed))
+        known = [row["smallest"] for row in rows if row["measure"] == key and row["smallest"] is not None]
+        said.append(f"{size(max(known))} on {name}" if known else f"unknown on {name} (the differences do not vary)")
+    needed = [row["seeds_for_a_point"] for row in rows if row["measure"] == "clean" and row["smallest"] is not None]
+    count = "more than 10000" if None in needed else str(max(needed, default=0))
+    point = f" One point of F1 ({POINT}) on clean test images would take {count} seeds." if needed else ""
     return (
         f"What could have been seen: with {seeds} seeds and {table['tests']} tests, a true difference of this size "
-        f"would be found four times in five: {_join(said)}. Smaller ones may be there unseen. One point of F1 "
-        f"({POINT}) on clean test images would take {count} seeds."
+        f"would be found four times in five: {_join(said)}. Smaller ones may be there unseen.{point}"
     )
 
 
