@@ -107,6 +107,8 @@ def attach(
         hook_settings["policy_lr"] = None
     elif overrides.get("policy_lr") is not None and "policy_lr_ratio" not in overrides:
         hook_settings["policy_lr_ratio"] = None
+    if overrides.get("entropy_coef") and "entropy_target" not in overrides:
+        hook_settings["entropy_target"] = None
     if replace:
         for target in (model, optimizer):
             if target is not None:

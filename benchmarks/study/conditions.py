@@ -17,7 +17,7 @@ class Condition:
         name: In tables.
         family: ``"plain"``, ``"frozen"`` (their envelope is the Pareto curve to beat), ``"learned"`` or
             ``"augmentation"`` (hand-set rivals).
-        preset: Of :class:`policy_noise.PolicyNoiseMask`; None for no mask.
+        preset: ``"paper"``, or ``"default"`` for the constructors' own settings; None for no mask.
         mask: Overrides for the mask. ``sigma`` is a share of the image's side here, not pixels.
         policy: Of the policy: ``kind`` (``"spatial"``, ``"static"`` or ``"class"``), ``init_log_concentration``, of a
             static one ``concentration`` or ``concentration1`` and ``concentration0``.
@@ -68,11 +68,11 @@ WIDE = {"init_log_concentration": -1.0}
 
 def _frozen(name: str, mask: Mapping[str, Any], **rest: Any) -> Condition:
     policy = rest.pop("policy", {"kind": "static"})
-    return Condition(f"frozen-{name}", "frozen", "learned", mask, policy, {"frozen": True}, **rest)
+    return Condition(f"frozen-{name}", "frozen", "default", mask, policy, {"frozen": True}, **rest)
 
 
 def _learned(name: str, mask: Mapping[str, Any] | None = None, hook: Mapping[str, Any] | None = None, **rest: Any):
-    return Condition(name, "learned", "learned", mask or {}, hook=hook or {}, **rest)
+    return Condition(name, "learned", "default", mask or {}, hook=hook or {}, **rest)
 
 
 def _dosed(name: str, std: float, twin: str = "", shape: Mapping[str, Any] = SMOOTH, **rest: Any) -> Condition:

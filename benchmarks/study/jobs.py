@@ -21,7 +21,7 @@ RECORDED_NAMES = {
 }
 """Settings that had another name when runs were first recorded. Keys are made of that name, so that these runs keep
 theirs."""
-RECORDED_VALUES = {"preset": {"learned": "default"}, "scale_about": {"zero": "normalized"}}
+RECORDED_VALUES = {"scale_about": {"zero": "normalized"}}
 """Likewise their values."""
 
 

@@ -10,7 +10,7 @@ from benchmarks.study.conditions import Condition
 from benchmarks.study.tasks import TaskData
 from policy_noise import MaskSample, PolicyNoiseMask, ReinforceHook, Sample
 from policy_noise.policy import SpatialPolicy, StaticPolicy
-from policy_noise.presets import get_preset
+from policy_noise.presets import PRESETS, Preset
 
 PAPER_SIGMA = 6 / 224
 """The paper's blur, as a share of the image's side."""
@@ -69,7 +69,7 @@ def build_hook(
 ) -> ReinforceHook:
     """Make a condition's mask, on the generator's device, and its hook, which draws from the generator."""
     assert condition.preset is not None
-    preset = get_preset(condition.preset)
+    preset = PRESETS["paper"] if condition.preset == "paper" else Preset(mask={}, hook={})
     settings = {**FIRST_MASK, **preset.mask, **condition.mask}
     settings["sigma"] = (settings["sigma"] or PAPER_SIGMA) * data.task.size
     grid = (settings["grid_size"],) * 2

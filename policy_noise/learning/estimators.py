@@ -70,7 +70,7 @@ def create_estimator(
     if reward != "cooperative" or entropy:
         raise ValueError(
             f"estimator='paper' allows neither another reward nor an entropy bonus, got reward={reward!r}"
-            f"{' and an entropy bonus' if entropy else ''}: use estimator='reinforce'"
+            f"{' and an entropy bonus' if entropy else ''}: use estimator='reinforce' or preset='paper'"
         )
     if update_every > 1:
         raise ValueError(

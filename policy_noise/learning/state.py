@@ -14,6 +14,12 @@ def check_state_dict(state_dict: Any, own: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If it belongs to something else.
     """
+    if isinstance(state_dict, Mapping) and own.keys() - state_dict.keys() == {"entropy_coef"}:
+        raise ValueError(
+            "state_dict was saved without entropy_target, and this policy has one: pass the settings that it was saved "
+            "with (for preset='learned' of earlier versions reward='cooperative', entropy_target=None and "
+            "center_brightness=False)"
+        )
     if not isinstance(state_dict, Mapping) or own.keys() - state_dict.keys():
         found = sorted(map(str, state_dict)) if isinstance(state_dict, Mapping) else type(state_dict).__name__
         raise ValueError(f"state_dict must hold {sorted(own)}, got {found}: it is not a policy's")
