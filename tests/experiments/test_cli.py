@@ -162,7 +162,7 @@ def heated(tmp_path_factory, files):
         ("pretrain --npz {two} --output {heated} --resume --set batch_size=8", "belongs to another run"),
         ("finetune --init {new} --npz {one} --output {new}", "new does not exist"),
         ("finetune --init {heated} --npz {one} --output {new} --set model=resnet10t", "another architecture"),
-        ("average --run {heated} --last 2", "--last must lie in 1 to 1"),
+        ("average --run {heated} --last 2", "--last must be between 1 and 1"),
         ("average --run {new}", "new holds no checkpoints"),
         ("evaluate --model {heated} --npz {two}", "trained on 2 other classes than two"),
         (
@@ -436,7 +436,7 @@ def test_stopping_prints_the_line_that_resumes(tmp_path, monkeypatch, capsys, fi
     with pytest.raises(SystemExit) as end:
         start(monkeypatch, "pretrain", *words)
     assert end.value.code == 130
-    line = capsys.readouterr().err.strip().rpartition("go on with: ")[2]
+    line = capsys.readouterr().err.strip().rpartition("resume with: ")[2]
     assert shlex.split(line) == ["policy-noise", "pretrain", *map(str, words), "--resume"]
 
 
@@ -475,7 +475,7 @@ def test_the_model_takes_as_many_channels_as_the_images_have(tmp_path, monkeypat
     words = ["--npz", tmp_path / "colour.npz", "--noise", "conventional", "--set", *TINY, "epochs=1"]
     start(monkeypatch, "pretrain", *words, "--output", tmp_path / "run")
     assert load_file(tmp_path / "run" / "model.safetensors")["conv1.0.weight"].shape[1] == 3
-    with pytest.raises(SystemExit, match="has images of 3 channels: pass --set in_chans=3"):
+    with pytest.raises(SystemExit, match="has 3-channel images: pass --set in_chans=3"):
         start(monkeypatch, "pretrain", *words, "in_chans=1", "--output", tmp_path / "other")
 
 
