@@ -1,4 +1,4 @@
-"""A look at every file's header before training: images that would be read wrongly are found in seconds."""
+"""A check of every file's header before training. It finds images that would be read wrongly, within seconds."""
 
 import dataclasses
 import warnings
@@ -13,7 +13,7 @@ from .images import TooDeep, read_header, read_image
 
 __all__ = ["in_colour", "look_over"]
 
-THREADS = 16  # they wait for the disk, not for one another
+THREADS = 16  # more than cores, as they mostly wait for the disk
 CHUNK = 256
 
 
@@ -24,11 +24,11 @@ def look_over(parts: Sequence[FileSplit]) -> list[str]:
         parts: Splits of a set.
 
     Returns:
-        Sentences on what is dropped: transparency.
+        Notes for the user, if images have transparency, which is dropped.
 
     Raises:
-        TooDeep: If a file has more than 8 bits, and there is no window for it.
-        ValueError: If a file cannot be read, and the set does not leave such files out.
+        TooDeep: If a file has more than 8 bits and there is no window.
+        ValueError: If a file cannot be read and the data set does not leave out such files.
     """
     from tqdm import tqdm
 
@@ -84,11 +84,11 @@ def _look(part: FileSplit, indices: range) -> tuple[int, list[str]]:
 
 
 def in_colour(data: FileSet) -> bool:
-    """Whether the first image of any class that can be read has colours; grey stored as RGB has none."""
+    """Whether the first readable image of any class is in colour. Grayscale stored as RGB is not."""
     split: Any = dataclasses.replace(data.train, in_chans=3, skip_corrupt=True)
     for label in range(data.num_classes):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a file that cannot be read is named later
+            warnings.simplefilter("ignore")  # unreadable files are reported later
             images, _ = split.read(np.flatnonzero(split.labels == label)[:1])
         if len(images) and (np.ptp(images.astype(np.int16), axis=3) > 8).mean() > 0.01:
             return True

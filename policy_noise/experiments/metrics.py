@@ -22,10 +22,10 @@ def classification_metrics(targets: np.ndarray, probabilities: np.ndarray) -> di
 
     Args:
         targets: The true labels.
-        probabilities: Of each class, rows summing to 1; or of each label by itself.
+        probabilities: The probability of each class, with rows that sum to 1, or of each label separately.
 
     Shape:
-        - targets: (N,) integers 0 to K - 1; or for several labels an image (N, K) of 0 and 1.
+        - targets: (N,) integers 0 to K - 1; or (N, K) of 0 and 1 if an image may have several labels.
         - probabilities: (N, K).
 
     Returns:
@@ -190,7 +190,7 @@ def bootstrap_metrics(
 
 
 def calibration(targets: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> dict[str, Any]:
-    """How far the predictions' probabilities are from the shares of them that are right.
+    """Calibration: how far the predicted probabilities are from the share of correct predictions.
 
     Args:
         targets: See :func:`classification_metrics`. With several labels each label of each image is a prediction.
@@ -216,7 +216,7 @@ def calibration(targets: np.ndarray, probabilities: np.ndarray, bins: int = 15) 
 
 
 def cross_entropy(targets: np.ndarray, probabilities: np.ndarray) -> float:
-    """The loss that training lowers, from probabilities; of several labels the mean of their binary ones."""
+    """The training loss, from probabilities. With several labels, the mean of their binary cross-entropies."""
     floor = float(np.finfo(np.float32).tiny)
     if targets.ndim == 1:
         return float(-np.log(np.maximum(probabilities[np.arange(len(targets)), targets], floor)).mean())
@@ -225,7 +225,7 @@ def cross_entropy(targets: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def _one_vs_one_auc(targets: np.ndarray, probabilities: np.ndarray) -> float:
-    """scikit-learn's macro one-vs-one ROC-AUC from ranks: one sort a class, not a curve for each pair of classes."""
+    """scikit-learn's macro one-vs-one ROC-AUC from ranks, with one sort per class instead of one curve per pair."""
     classes = probabilities.shape[1]
     counts = np.bincount(targets, minlength=classes)
     total = 0.0

@@ -158,13 +158,13 @@ def heated(tmp_path_factory, files):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("pretrain --npz {one} --output {heated} --set batch_size=8", "holds a run already"),
+        ("pretrain --npz {one} --output {heated} --set batch_size=8", "already holds a run"),
         ("pretrain --npz {two} --output {heated} --resume --set batch_size=8", "belongs to another run"),
         ("finetune --init {new} --npz {one} --output {new}", "new does not exist"),
         ("finetune --init {heated} --npz {one} --output {new} --set model=resnet10t", "another architecture"),
         ("average --run {heated} --last 2", "--last must be between 1 and 1"),
         ("average --run {new}", "new holds no checkpoints"),
-        ("evaluate --model {heated} --npz {two}", "trained on 2 other classes than two"),
+        ("evaluate --model {heated} --npz {two}", "trained on 2 classes that differ from the 3 of two"),
         (
             "transfer --init a={heated} --npz {two} --output {new} --set image_size=16",
             "shots 256 is more than the 24 training images",
@@ -219,7 +219,7 @@ def test_bad_input_ends_all_processes_with_its_message(files, heated):
     command += [str(EXAMPLES / "pretrain.py"), "--npz", str(files / "one.npz"), "--output", str(heated), "--set", *TINY]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode != 0
-    assert done.stderr.count("holds a run already: pass --resume") == 2
+    assert done.stderr.count("already holds a run: pass --resume") == 2
     assert "barrier" not in done.stderr
 
 
@@ -337,7 +337,7 @@ def test_the_papers_figures_stand_beside_its_recipe(tmp_path, monkeypatch, files
           "--output", run, "--set", *settings)  # fmt: skip
     page = (run / "report.html").read_text()
     assert "<td>published, policy noise, then fine-tuned</td><td>0.6034</td>" in page
-    assert "not RadImageNet, so that the figures cannot be compared" in page
+    assert "not RadImageNet, so the results cannot be compared" in page
     assert "model is test_resnet, the paper&#x27;s resnet50" in page
 
 
