@@ -1,4 +1,4 @@
-"""Measurements of the mask by itself: its rendering, what it may not do on a GPU, and an input pipeline."""
+"""Measurements of the mask alone: its rendering, checks on a GPU, and an input pipeline."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from benchmarks.overhead.suites import MEAN, STD, Configuration
 
 
 def rendering(configuration: Configuration, device: torch.device) -> dict[str, float]:
-    """The rendering beside one elementwise multiply and beside the blurs that it replaces, in seconds."""
+    """Seconds of the rendering, of one elementwise multiply, and of the blurs that the rendering replaces."""
     images, _ = make_batch(configuration, device)
     size = images.shape[2:]
     mask = policy_noise.PolicyNoiseMask(mean=MEAN, std=STD).to(device)
@@ -72,7 +72,7 @@ def check_graph(configuration: Configuration, device: torch.device) -> str:
 
 
 def measure_pipeline(device: torch.device, seconds: float = 3.0) -> dict[str, float]:
-    """Images a second of an input pipeline alone: bytes from memory, normalised, flipped and masked on the device."""
+    """Images per second of an input pipeline: bytes from memory, normalized, flipped and masked on the device."""
     images = torch.randint(256, (2048, 3, 64, 64), dtype=torch.uint8)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images), batch_size=128, shuffle=True)
     normalize = nn.Sequential(

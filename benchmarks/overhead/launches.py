@@ -1,4 +1,4 @@
-"""What a step asks of the device, and how long its parts take."""
+"""The operations that a step launches on the device, and the time of its parts."""
 
 import re
 import time
@@ -18,7 +18,7 @@ from benchmarks.overhead.parts import PARTS, clocked_hooks, parts_within, withou
 
 
 def count_kernels(step: Callable[[], None], device: torch.device) -> int:
-    """Kernels, copies and fills that a step puts on the GPU."""
+    """The number of kernels, copies and fills that a step launches on the GPU."""
     synchronize(device)
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         step()
@@ -29,9 +29,9 @@ def count_kernels(step: Callable[[], None], device: torch.device) -> int:
 
 
 class Launches(TorchDispatchMode):
-    """Counts what a step asks of the device, by part; one can be many kernels.
+    """Counts the operations that a step launches on the device, by part. One operation can be several kernels.
 
-    Left out are views, bare allocations, and numbers of the host that go along with a kernel.
+    Views, bare allocations and host scalars that are passed to a kernel are not counted.
     """
 
     FREE = re.compile(
@@ -58,7 +58,7 @@ class Launches(TorchDispatchMode):
 
 
 def count_launches(arm: Arm) -> dict[str, int]:
-    """What an arm's mask and policy ask of the device in a step, by part."""
+    """Operations on the device that a variant's mask and policy launch per step, by part."""
     assert arm.hook is not None
     arm.step()
     launches = Launches()
@@ -76,9 +76,9 @@ def count_launches(arm: Arm) -> dict[str, int]:
 
 
 def time_parts(arm: Arm, steps: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each part in a running step, of the hooks around them, and of all of it.
+    """Median seconds of each part of a step, of the hooks around them, and of the total.
 
-    Waits for the device where a part begins and ends.
+    It synchronizes with the device at the beginning and end of each part.
     """
     assert arm.hook is not None
     rows: list[dict[str, float]] = []

@@ -1,4 +1,4 @@
-"""Times a configuration's arms side by side."""
+"""Time all variants of a configuration in turn."""
 
 import gc
 import json
@@ -22,7 +22,7 @@ from benchmarks.overhead.suites import Configuration
 
 
 def warm_up(arm: Arm, device: torch.device) -> None:
-    """Build caches, state and compiled code; on a GPU note the memory of a step."""
+    """Build caches, state and compiled code. On a GPU also record the memory of a step."""
     if device.type != "cuda":
         for _ in range(2):
             arm.step()
@@ -39,7 +39,7 @@ def warm_up(arm: Arm, device: torch.device) -> None:
 
 
 def measure(configuration: Configuration, device: torch.device, until: float = math.inf) -> dict[str, Any]:
-    """Time a configuration's arms interleaved; past ``until``, of :func:`time.perf_counter`, no repetition is begun."""
+    """Time a configuration's variants in turn. After ``until`` (:func:`time.perf_counter`) no repetition starts."""
     arms: dict[str, Arm] = {}
     try:
         return _measure(arms, configuration, device, until)
@@ -65,7 +65,7 @@ def _measure(arms: dict[str, Arm], configuration: Configuration, device: torch.d
         arms[name] = arm
     if "plain" not in arms:
         raise RuntimeError(f"the plain step failed: {failures}")
-    # Short steps are timed several in a row: a clock read a step would wait for the device each time.
+    # Short steps are timed several in a row, because reading the clock after each would wait for the device.
     pilot = {name: elapsed(arm.step, 1, device) for name, arm in arms.items()}
     target = 0.1 if device.type == "cuda" else 0.02
     times = max(1, math.ceil(target / min(pilot.values())))
@@ -127,7 +127,7 @@ def _measure(arms: dict[str, Arm], configuration: Configuration, device: torch.d
 
 
 def peak_memory_on_cpu(name: str, configuration: Configuration) -> int:
-    """Most bytes that PyTorch's allocator holds at once for an arm, from its making to the end of its second step."""
+    """Peak bytes that PyTorch's allocator holds for a variant, from its creation to the end of its second step."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         arm = make_arm(name, configuration, torch.device("cpu"))
         for _ in range(2):
@@ -137,7 +137,7 @@ def peak_memory_on_cpu(name: str, configuration: Configuration) -> int:
         trace = Path(folder, "trace.json")
         profiler.export_chrome_trace(str(trace))
         events = json.loads(trace.read_bytes())["traceEvents"]
-    # Each event tells of the total after it, which did not begin at nothing.
+    # Each event gives the total after it, and the total did not start at zero.
     changes = [event["args"] for event in sorted(events, key=lambda event: event["ts"]) if event["name"] == "[memory]"]
     totals = [change["Total Allocated"] for change in changes]
     return max(totals) - (totals[0] - changes[0]["Bytes"])

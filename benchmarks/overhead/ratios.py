@@ -19,7 +19,7 @@ def ratio(record: dict[str, Any], arm: str, to: str) -> tuple[float, float, floa
 
 
 def ratio_by_hooks(record: dict[str, Any], arm: str) -> tuple[float, float, float] | None:
-    """Median of the whole step over the rest of it, without what the package's hooks do, and its interval."""
+    """Median ratio, with interval, of the whole step to the same step without the time in the package's hooks."""
     timed = record["arms"].get(arm, {})
     if "seconds_in_hooks" not in timed:
         return None
@@ -28,7 +28,7 @@ def ratio_by_hooks(record: dict[str, Any], arm: str) -> tuple[float, float, floa
 
 
 def with_interval(values: list[float]) -> tuple[float, float, float]:
-    if len(values) < 6:  # of fewer no two are 95 % sure to have the median between them
+    if len(values) < 6:  # with fewer values no 95 % interval of the median exists
         return median(values), math.nan, math.nan
     interval = quantile_test(values, q=1.0, p=0.5).confidence_interval(0.95)
     return median(values), float(interval.low), float(interval.high)
@@ -40,7 +40,7 @@ def memory_ratio(record: dict[str, Any], arm: str, to: str = "plain") -> float |
 
 
 def added(record: dict[str, Any], arm: str = "default") -> float:
-    """Seconds that an arm adds to the plain step: in its hooks where they were clocked, else by paired differences."""
+    """Seconds that a variant adds to the plain step: the time in its hooks if measured, else the paired difference."""
     if "seconds_in_hooks" in record["arms"][arm]:
         return median(record["arms"][arm]["seconds_in_hooks"])
     pairs = zip(record["arms"][arm]["seconds"], record["arms"]["plain"]["seconds"], strict=True)
@@ -48,7 +48,7 @@ def added(record: dict[str, Any], arm: str = "default") -> float:
 
 
 def law(results: dict[str, Any]) -> str:
-    """The added time as a constant, a share of the pixels and one of the cells, by least squares of relative errors."""
+    """Fit the added time by a constant, a term in pixels and a term in cells, by least squares of relative errors."""
     points = [
         (
             1e3 * added(record),
@@ -58,7 +58,7 @@ def law(results: dict[str, Any]) -> str:
         for record in results["configurations"]
         if "error" not in record and "default" in record["arms"] and (one := record["configuration"])
     ]
-    measured = [point for point in points if point[0] > 0]  # nothing can be said relative to less
+    measured = [point for point in points if point[0] > 0]  # relative errors need positive values
     if len({point[1:] for point in measured}) < 4:
         return "- too few configurations for a law of the cost"
     rows = [(1 / cost, pixels / cost, cells / cost) for cost, pixels, cells in measured]
@@ -73,7 +73,7 @@ def law(results: dict[str, Any]) -> str:
 
 
 def the_rest(results: dict[str, Any]) -> list[str]:
-    """How long the rest of a step takes beside the plain step, over all configurations: what hooks do not show."""
+    """Compare the rest of a step with the plain step over all configurations. It shows costs outside the hooks."""
     ratios: dict[str, list[float]] = {}
     for record in results["configurations"]:
         for name, arm in record.get("arms", {}).items():

@@ -95,7 +95,7 @@ def to_markdown(results: dict[str, Any]) -> str:
 
 
 def opening(results: dict[str, Any]) -> list[str]:
-    """What a page begins with: the command, the day and the machine."""
+    """The head of a page: the command, the date and the machine."""
     machine = results["machine"]
     return [
         f"# Overhead: the {results['suite']} suite",
@@ -109,7 +109,7 @@ def opening(results: dict[str, Any]) -> list[str]:
 
 
 def by_hooks(record: dict[str, Any], arm: str) -> str:
-    """The table's last cells."""
+    """The last cells of a table row: time in hooks and the ratio to the rest of the step."""
     value = ratio_by_hooks(record, arm)
     if value is None:
         return " | | |"
@@ -133,7 +133,7 @@ def listed(values: Any, unit: float) -> str:
 
 
 def goals(record: dict[str, Any]) -> list[str]:
-    """What was aimed at, and what came out."""
+    """The declared goals and the results."""
     notes = []
     model = record["configuration"]["model"]
     if record["configuration"]["size"] != 224:
@@ -161,7 +161,7 @@ def goals(record: dict[str, Any]) -> list[str]:
 
 
 def write(results: dict[str, Any], path: Path) -> None:
-    """Replace the file as a whole, so that a cut leaves the last complete one."""
+    """Replace the file atomically, so that an interruption leaves the last complete one."""
     write_atomic(path, lambda file: file.write_text(json.dumps(results, indent=1) + "\n"))
 
 

@@ -78,7 +78,7 @@ def test_a_run_writes_results_table_and_plot_and_survives_a_failure(tmp_path, mo
     good, small, bad = results["configurations"]
     assert len(good["arms"]["default"]["seconds"]) == 6
     assert good["arms"]["default"]["peak_memory_bytes"] > good["arms"]["plain"]["peak_memory_bytes"] > 0
-    assert "unknown arm" in good["failures"]["no such arm"]
+    assert "unknown training step" in good["failures"]["no such arm"]
     assert "grid_size" in small["failures"]["default"]
     assert "the plain step failed" in bad["error"]
     table = (tmp_path / "quick.md").read_text()
