@@ -34,13 +34,13 @@ import torch
 
 import policy_noise
 from benchmarks.overhead.alone import measure_pipeline
-from benchmarks.overhead.arms import make_arm
 from benchmarks.overhead.clock import guarded
 from benchmarks.overhead.kernels import PRESETS, measure_kernels
 from benchmarks.overhead.measure import measure
 from benchmarks.overhead.peers import SHAPES, library_versions, measure_peers
 from benchmarks.overhead.report import report, to_markdown, write
 from benchmarks.overhead.suites import KERNELS, MODELS, PEERS, PRECISIONS, SUITES, Configuration, suite
+from benchmarks.overhead.variants import make_variant
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -139,7 +139,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     until = start + (options.deadline or math.inf)
     if device.type == "cuda":  # permanent workspaces would be counted as memory of the first variant
-        first = make_arm("default", Configuration("resnet10t", 64, 8), device)
+        first = make_variant("default", Configuration("resnet10t", 64, 8), device)
         guarded(first.step)
         first.close()
     for configuration in chosen(options):

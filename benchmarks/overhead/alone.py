@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import policy_noise
 import policy_noise.functional as PF
-from benchmarks.overhead.arms import Arm, dense_blur, make_batch
 from benchmarks.overhead.clock import synchronize, timed
 from benchmarks.overhead.suites import MEAN, STD, Configuration
+from benchmarks.overhead.variants import Variant, dense_blur, make_batch
 
 
 def rendering(configuration: Configuration, device: torch.device) -> dict[str, float]:
@@ -43,11 +43,11 @@ def sync_debug_mode(mode: str) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def check_no_synchronisation(arm: Arm, configuration: Configuration, device: torch.device) -> str:
+def check_no_synchronisation(variant: Variant, configuration: Configuration, device: torch.device) -> str:
     if configuration.precision == "fp16":
         return "not checked: GradScaler itself waits for the device"
     with sync_debug_mode("error"):
-        arm.step()
+        variant.step()
     return "passed"
 
 

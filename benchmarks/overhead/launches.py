@@ -12,9 +12,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.overhead.arms import Arm
 from benchmarks.overhead.clock import synchronize
 from benchmarks.overhead.parts import PARTS, clocked_hooks, parts_within, without_dropped_check
+from benchmarks.overhead.variants import Variant
 
 
 def count_kernels(step: Callable[[], None], device: torch.device) -> int:
@@ -57,17 +57,17 @@ class Launches(TorchDispatchMode):
         self.part = outer
 
 
-def count_launches(arm: Arm) -> dict[str, int]:
+def count_launches(variant: Variant) -> dict[str, int]:
     """Operations on the device that a variant's mask and policy launch per step, by part."""
-    assert arm.hook is not None
-    arm.step()
+    assert variant.hook is not None
+    variant.step()
     launches = Launches()
     with (
         without_dropped_check(),
-        parts_within(arm.hook, launches.within),
+        parts_within(variant.hook, launches.within),
         launches,
     ):
-        arm.step()
+        variant.step()
     counts = dict.fromkeys(PARTS, 0)
     for (part, _), count in launches.counts.items():
         if part in counts:
@@ -75,12 +75,12 @@ def count_launches(arm: Arm) -> dict[str, int]:
     return {**counts, "all": sum(counts.values())}
 
 
-def time_parts(arm: Arm, steps: int, device: torch.device) -> dict[str, float]:
+def time_parts(variant: Variant, steps: int, device: torch.device) -> dict[str, float]:
     """Median seconds of each part of a step, of the hooks around them, and of the total.
 
     It synchronizes with the device at the beginning and end of each part.
     """
-    assert arm.hook is not None
+    assert variant.hook is not None
     rows: list[dict[str, float]] = []
     inner = [0.0]
 
@@ -95,10 +95,10 @@ def time_parts(arm: Arm, steps: int, device: torch.device) -> dict[str, float]:
         rows[-1][part] += spent - inner.pop()
         inner[-1] += spent
 
-    with clocked_hooks() as whole, parts_within(arm.hook, clock):
+    with clocked_hooks() as whole, parts_within(variant.hook, clock):
         for _ in range(steps):
             rows.append(dict.fromkeys(PARTS, 0.0))
             whole[0] = 0.0
-            arm.step()
+            variant.step()
             rows[-1] |= {"hooks and pairing": whole[0] - sum(rows[-1].values()), "all": whole[0]}
     return {part: median(row[part] for row in rows) for part in rows[0]}

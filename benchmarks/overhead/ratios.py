@@ -10,17 +10,17 @@ from scipy.stats import quantile_test
 from policy_noise.experiments.statistics import t_interval
 
 
-def ratio(record: dict[str, Any], arm: str, to: str) -> tuple[float, float, float] | None:
+def ratio(record: dict[str, Any], variant: str, to: str) -> tuple[float, float, float] | None:
     """Median of the paired ratios of times, and its interval."""
-    if arm not in record["arms"] or to not in record["arms"]:
+    if variant not in record["arms"] or to not in record["arms"]:
         return None
-    pairs = zip(record["arms"][arm]["seconds"], record["arms"][to]["seconds"], strict=True)
+    pairs = zip(record["arms"][variant]["seconds"], record["arms"][to]["seconds"], strict=True)
     return with_interval([mine / other for mine, other in pairs])
 
 
-def ratio_by_hooks(record: dict[str, Any], arm: str) -> tuple[float, float, float] | None:
+def ratio_by_hooks(record: dict[str, Any], variant: str) -> tuple[float, float, float] | None:
     """Median ratio, with interval, of the whole step to the same step without the time in the package's hooks."""
-    timed = record["arms"].get(arm, {})
+    timed = record["arms"].get(variant, {})
     if "seconds_in_hooks" not in timed:
         return None
     pairs = zip(timed["seconds"], timed["seconds_in_hooks"], strict=True)
@@ -34,16 +34,16 @@ def with_interval(values: list[float]) -> tuple[float, float, float]:
     return median(values), float(interval.low), float(interval.high)
 
 
-def memory_ratio(record: dict[str, Any], arm: str, to: str = "plain") -> float | None:
-    values = [record["arms"].get(name, {}).get("peak_memory_bytes") for name in (arm, to)]
+def memory_ratio(record: dict[str, Any], variant: str, to: str = "plain") -> float | None:
+    values = [record["arms"].get(name, {}).get("peak_memory_bytes") for name in (variant, to)]
     return None if None in values else values[0] / values[1]
 
 
-def added(record: dict[str, Any], arm: str = "default") -> float:
+def added(record: dict[str, Any], variant: str = "default") -> float:
     """Seconds that a variant adds to the plain step: the time in its hooks if measured, else the paired difference."""
-    if "seconds_in_hooks" in record["arms"][arm]:
-        return median(record["arms"][arm]["seconds_in_hooks"])
-    pairs = zip(record["arms"][arm]["seconds"], record["arms"]["plain"]["seconds"], strict=True)
+    if "seconds_in_hooks" in record["arms"][variant]:
+        return median(record["arms"][variant]["seconds_in_hooks"])
+    pairs = zip(record["arms"][variant]["seconds"], record["arms"]["plain"]["seconds"], strict=True)
     return median(mine - other for mine, other in pairs)
 
 
@@ -76,10 +76,10 @@ def the_rest(results: dict[str, Any]) -> list[str]:
     """Compare the rest of a step with the plain step over all configurations. It shows costs outside the hooks."""
     ratios: dict[str, list[float]] = {}
     for record in results["configurations"]:
-        for name, arm in record.get("arms", {}).items():
-            if name == "plain again" or "seconds_in_hooks" in arm:
-                inside = arm.get("seconds_in_hooks", [0.0] * len(arm["seconds"]))
-                steps = zip(arm["seconds"], inside, record["arms"]["plain"]["seconds"], strict=True)
+        for name, variant in record.get("arms", {}).items():
+            if name == "plain again" or "seconds_in_hooks" in variant:
+                inside = variant.get("seconds_in_hooks", [0.0] * len(variant["seconds"]))
+                steps = zip(variant["seconds"], inside, record["arms"]["plain"]["seconds"], strict=True)
                 ratios.setdefault(name, []).extend(math.log((whole - part) / plain) for whole, part, plain in steps)
     return [
         f"- a step without the time in hooks, divided by the plain step, {name}: {math.exp(found.mean):.3f} "

@@ -54,7 +54,7 @@ def dense_blur(mask: Tensor, kernel_size: int = 13, sigma: float = 6.0) -> Tenso
 
 
 @dataclass
-class Arm:
+class Variant:
     """A variant of the training step, and its measurements."""
 
     step: Callable[[], None]
@@ -94,7 +94,7 @@ def make_batch(configuration: Configuration, device: torch.device) -> tuple[Tens
     return images, torch.randint(CLASSES, (configuration.batch,), generator=generator).to(device)
 
 
-def make_arm(name: str, configuration: Configuration, device: torch.device) -> Arm:
+def make_variant(name: str, configuration: Configuration, device: torch.device) -> Variant:
     """Make a variant with its own model, optimizer and step."""
     torch.manual_seed(0)
     images, targets = make_batch(configuration, device)
@@ -168,4 +168,4 @@ def make_arm(name: str, configuration: Configuration, device: torch.device) -> A
             scaler.step(each)
         scaler.update()
 
-    return Arm(step, hook)
+    return Variant(step, hook)
