@@ -169,7 +169,7 @@ def heated(tmp_path_factory, files):
             "transfer --init a={heated} --npz {two} --output {new} --set image_size=16",
             "shots 256 is more than the 24 training images",
         ),
-        ("transfer --init a={heated} --npz {two} --output {new} --set mean=0.1", "another normalisation"),
+        ("transfer --init a={heated} --npz {two} --output {new} --set mean=0.1", "another normalization"),
         ("transfer --init random --npz {two} --output {new}", "needs the name of a timm model"),
         ("transfer --init a={heated} a={heated} --npz {two} --output {new}", "--init must differ"),
         ("transfer --init a={heated} --npz {two} {two} --output {new}", "sets must differ"),
@@ -489,7 +489,7 @@ def test_a_grey_model_is_tuned_on_coloured_images(tmp_path, monkeypatch, capsys,
     start(monkeypatch, "pretrain", "--npz", files / "one.npz", "--noise", "conventional", "--output",
           tmp_path / "grey", *tiny)  # fmt: skip
     words = ["--init", tmp_path / "grey", "--npz", tmp_path / "colour.npz", *tiny]
-    with pytest.raises(SystemExit, match=r"in_chans must be 1, as many as .*model\.safetensors takes, got 3"):
+    with pytest.raises(SystemExit, match=r"in_chans must be 1, the number of channels of .*model\.safetensors, got 3"):
         start(monkeypatch, "finetune", *words, "in_chans=3", "--output", tmp_path / "other")
     capsys.readouterr()
     start(monkeypatch, "finetune", *words, "--output", tmp_path / "tuned")
