@@ -86,7 +86,7 @@ class Results:
 
 
 def _measures(scores: dict[str, float]) -> dict[str, float]:
-    """Each shift is the mean of its severities, ``shifted`` the mean of the shifts; corruptions and shots likewise."""
+    """Average shifts over severities, and ``shifted`` over shifts. The same for corruptions and numbers of shots."""
     result = {name: value for name, value in scores.items() if ":" not in name}
     for group in GROUPED:
         levels = [value for name, value in scores.items() if name.split(":")[0] == group and ":" in name]

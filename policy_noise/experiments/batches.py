@@ -32,7 +32,7 @@ class _Images(Dataset):
 
 
 class Batches:
-    """A DataLoader's ``batch_sampler``: batches of positions, set anew before every epoch."""
+    """A DataLoader's ``batch_sampler``: batches of positions, replaced before every epoch."""
 
     def __init__(self) -> None:
         self.batches: Sequence[list[int]] = ()

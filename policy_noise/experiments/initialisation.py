@@ -57,7 +57,7 @@ class Initialisation:
             model = timm.create_model(self.model, pretrained=True, pretrained_cfg_overlay=overlay, **options)
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"initialisation {self.label!r}: timm's weights of {self.model} cannot be had from "
+                f"initialisation {self.label!r}: timm's weights of {self.model} cannot be loaded from "
                 f"{file or 'its download'} ({str(error)[:300]}); give their safetensors file as imagenet=FILE, or "
                 "leave this initialisation out"
             ) from error
@@ -83,7 +83,7 @@ def parse_initialisation(text: str, model: str | None, like: Initialisation | No
         source = label
     if source in ("random", "imagenet") or label == "imagenet":
         if model is None and like is None:
-            raise ValueError(f"{label!r} needs the name of a timm model: name a run beside it, or pass --model")
+            raise ValueError(f"{label!r} needs the name of a timm model: add a run to --init, or pass --model")
         if source not in ("random", "imagenet") and not (Path(source).is_file() and source.endswith(".safetensors")):
             raise FileNotFoundError(f"imagenet={source}: timm's weights must be a safetensors file, and there is none")
         if like is not None and model in (None, like.model):

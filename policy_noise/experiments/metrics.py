@@ -158,17 +158,17 @@ def confused_pairs(counts: Any, class_names: Sequence[str], largest: int = 30) -
 def bootstrap_metrics(
     targets: np.ndarray, probabilities: np.ndarray, *, draws: int = 1000, confidence: float = 0.95, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap intervals of macro metrics over the test images, drawn anew within each class.
+    """Percentile bootstrap intervals of macro metrics over test images, resampled within each class.
 
-    They say how much the scores depend on which images were tested, not on the seed of the training. One label an
-    image only. Drawing images within a class is drawing a row of the confusion matrix from a multinomial distribution.
+    They show how much the scores depend on the choice of test images, not on the training seed. Only for one label per
+    image. Resampling images within a class means drawing a row of the confusion matrix from a multinomial distribution.
 
     Args:
         targets: (N,), see :func:`classification_metrics`.
         probabilities: (N, K).
-        draws: Bootstrap samples.
+        draws: Number of bootstrap samples.
         confidence: Coverage.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Returns:
         Low and high of ``precision``, ``recall``, ``f1``, ``balanced_accuracy`` and ``top1``.

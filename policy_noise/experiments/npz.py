@@ -50,7 +50,7 @@ def load_npz(
         file = np.load(path, allow_pickle=False)
         with file if hasattr(file, "files") else contextlib.nullcontext():
             if not hasattr(file, "files"):
-                raise ValueError("it is a .npy file, one array alone")
+                raise ValueError("it is a .npy file, a single array")
             keys = list(file.files)
             arrays = {key: file[key] for key in file.files if key.startswith(prefix) or key == "names"}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
@@ -81,8 +81,8 @@ def load_npz(
         _check_arrays(where[split], images, labels)
     if not multi_label and all(_is_multi(part) and (part.sum(1) == 1).all() for _, part in raw.values()):
         warnings.warn(
-            f"{path}: labels have exactly one 1 in every row and are taken as one label an image; --multi-label "
-            "(multi_label=True) trains each column by itself",
+            f"{path}: labels have exactly one 1 in every row and are read as one label per image; --multi-label "
+            "(multi_label=True) treats each column as a label of its own",
             stacklevel=2,
         )
         columns = {part.shape[1] for _, part in raw.values()}

@@ -20,7 +20,7 @@ class Augmentation:
     Args:
         name: ``"bias_field"`` (TorchIO's default, half of the images), ``"gaussian_noise"`` (std 0.1, half),
             ``"random_erasing"`` (kornia's, half), ``"mixup"`` (timm's, alpha 0.2), ``"randaugment"`` (torchvision's,
-            2 operations of magnitude 9, drawn anew for each eighth of the batch) or ``"color_jitter"`` (kornia's at
+            2 operations of magnitude 9, drawn for each eighth of the batch) or ``"color_jitter"`` (kornia's at
             timm's default strength: brightness, contrast and, of colours, saturation within 0.4 of 1).
         num_classes: Number of classes, for MixUp's targets.
         device: Device of the images.

@@ -100,7 +100,7 @@ def open_sources(arguments: argparse.Namespace, size: int, in_chans: int | None,
         found = sum(data.excluded for data in sets)
         if found < len(names):
             raise ValueError(
-                f"{arguments.exclude} names {len(names)} images, of which {len(names) - found} are not in "
+                f"{arguments.exclude} names {len(names)} images, but {len(names) - found} of them are not in "
                 f"{', '.join(data.name for data in sets)}; names are like {sets[0].image_name('train', 0)!r}"
             )
     what = "1 missing file is" if len(missing) == 1 else f"{len(missing)} missing files are"

@@ -46,7 +46,7 @@ class Difference(NamedTuple):
 
 
 def _with_range(mean: float, low: float, high: float, form: str) -> str:
-    if math.isnan(low):  # of one value alone
+    if math.isnan(low):  # a single value
         return format(mean, form)
     return f"{mean:{form}} [{low:{form}}, {high:{form}}]"
 
