@@ -1,1 +1,1 @@
-"""What the package costs, what it is worth, and what it works with: run each by ``python -m`` of its name."""
+"""Benchmarks of cost, benefit and compatibility. Run each with ``python -m`` and its name."""

@@ -1,8 +1,7 @@
-"""Write the compatibility page from what the integration tests do here and now.
+"""Write the compatibility page from the results of the integration tests.
 
-Runs tests/integrations, reads pytest's own report, and writes benchmarks/COMPATIBILITY.md, and the table of frameworks
-in README.md, with the versions that were installed. A failing test is a failing cell, and the script
-then ends with an error.
+It runs tests/integrations, reads pytest's report, and writes benchmarks/COMPATIBILITY.md and the table of frameworks in
+README.md with the installed versions. If a test fails, its cell says so and the script ends with an error.
 
 Usage: python -m benchmarks.compatibility
 """
@@ -84,7 +83,7 @@ Outcomes = dict[str, list[tuple[str, bool]]]
 
 
 def installed(package: str) -> str:
-    """A package's version; the tests of one that is missing are skipped."""
+    """A package's version. The tests of a missing package are skipped."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -92,7 +91,7 @@ def installed(package: str) -> str:
 
 
 def run_tests(report: Path) -> Outcomes:
-    """Run the integration tests; outcomes of each module as (test, passed), without those that were skipped."""
+    """Run the integration tests. Returns the (test, passed) of each module, without skipped tests."""
     command = [sys.executable, "-m", "pytest", "tests/integrations", f"--junitxml={report}", "-p", "no:cacheprovider"]
     subprocess.run(command, cwd=ROOT, check=False)
     outcomes: Outcomes = defaultdict(list)
@@ -122,7 +121,7 @@ def framework_table(outcomes: Outcomes, examples: str) -> list[str]:
 
 
 def matrix_table(results: list[tuple[str, bool]]) -> list[str]:
-    """Rows are optimizers, columns precision and network; a cell counts its runs (with and without accumulation)."""
+    """Table of optimizers against precision and network. A cell counts its runs, with and without accumulation."""
     cells: dict[tuple[str, str], list[tuple[str, bool]]] = defaultdict(list)
     columns: list[str] = []
     for name, passed in results:

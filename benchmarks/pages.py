@@ -1,4 +1,4 @@
-"""What the benchmarks' pages are made of: rows of tables, and small pictures."""
+"""Parts of the benchmarks' pages: table rows and small figures."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -172,7 +172,7 @@ def read_members(source: Path) -> dict[str, bytes]:
 
 
 def parse_label_maps(code: str) -> dict[str, dict[int, str]]:
-    """Read ``class_map`` out of the source's own module without running it.
+    """Read ``class_map`` from the source's module without executing it.
 
     Args:
         code: Text of ``map_to_binary.py``.
@@ -236,7 +236,7 @@ def _read_dicom(files: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _to_axial(voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bring a volume into slices as they are looked at: front at the top, the patient's right on the left.
+    """Reorient a volume to slices as they are viewed: front at the top, the patient's right on the left.
 
     Args:
         voxels: The volume in the file's order.
@@ -369,7 +369,7 @@ def resample_in_plane(
 def interior(labels: np.ndarray) -> np.ndarray:
     """Keep only pixels whose four neighbours in the slice have the same label.
 
-    A model's outlines are at their worst on the border, so a patch's centre is taken one pixel off it.
+    A model's segmentation is least reliable at the border, so centres of patches lie at least one pixel inside.
 
     Args:
         labels: Labels as slice, row, column.
@@ -410,9 +410,9 @@ def split_slices(
     """Assign whole slices to train, val and test, in blocks with unused slices between them.
 
     Neighbouring slices look alike, so a random split would put near-copies of the training patches into the test set.
-    One block for each split would leave the organs of the other end of the body out, so the pattern train, gap, val,
-    gap, test, gap may be repeated and shifted. Among all patterns the one is taken which keeps the most organs in all
-    three splits, then the one with the longest blocks, then the one that serves the organ worst served best.
+    With one block per split, each split would lack the organs of the other end of the body. So the pattern train, gap,
+    val, gap, test, gap may be repeated and shifted. The chosen pattern keeps the most organs in all three splits. Ties
+    are broken by the longest blocks, then by the organ that gets the smallest part of its fair share in any split.
 
     Args:
         counts: Pixels of each organ in each slice (see ``count_per_slice``).
@@ -457,13 +457,13 @@ def split_slices(
 
 
 def kept_organs(counts: np.ndarray, split: np.ndarray, minimum: Sequence[int]) -> np.ndarray:
-    """Tell which organs all three splits have enough of.
+    """Find the organs with enough pixels in all three splits.
 
     Args:
         counts: Pixels of each organ in each slice (see ``count_per_slice``).
         split: Split of each slice (see ``split_slices``).
         minimum: Pixels an organ must have in train, val and test; in each it must also be seen in two slices, as one
-            slice's patches are all but copies of each other.
+            slice's patches are nearly copies of each other.
 
     Returns:
         For each organ, whether it is kept.
@@ -506,7 +506,7 @@ def choose_centres(
 
 
 def cut_patches(image: np.ndarray, centres: np.ndarray, size: int = PATCH) -> np.ndarray:
-    """Cut square patches out of slices; what lies outside a slice is 0, as air is.
+    """Cut square patches from slices. Pixels outside a slice are 0, like air.
 
     Args:
         image: Grey values as slice, row, column.
@@ -589,7 +589,7 @@ def build(
         image, labels = resample_in_plane(image, labels, spacing, SPACING_MM)
         low, high = CT_WINDOW_HU if recipe.modality == "CT" else np.percentile(image, MR_PERCENTILES)
         grey = to_grey(image, float(low), float(high))
-        # A stream for each task: changing one leaves the others as they were.
+        # One random stream per task, so that changing one task leaves the others unchanged.
         rng = np.random.default_rng([seed, index])
         task = build_task(grey, labels, transfer_amounts if recipe.prefix else amounts, rng, gap)
         arrays.update({recipe.prefix + key: value for key, value in task.items()})
@@ -600,7 +600,7 @@ def build(
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a compressed npz whose bytes depend on the arrays alone, and never leave half a file behind.
+    """Write a compressed npz atomically. Its bytes depend only on the arrays.
 
     Args:
         path: Where to; an existing file is replaced in one step.
@@ -629,7 +629,7 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """Hash the contents of a data set, whatever the compression made of them.
+    """Hash the contents of a data set, independently of the compression.
 
     Args:
         arrays: Arrays by key.
@@ -675,7 +675,7 @@ def _ranges(values: np.ndarray) -> str:
 
 
 def describe(arrays: Mapping[str, np.ndarray]) -> str:
-    """Tell what a data set holds, as Markdown tables.
+    """Describe the contents of a data set in Markdown tables.
 
     Args:
         arrays: The data set.
@@ -766,7 +766,7 @@ def check(arrays: Mapping[str, np.ndarray], seed: int = 0, draws: int = 5) -> st
         )
     for recipe in RECIPES[1:]:
         shared = np.intersect1d(arrays["classes"], arrays[recipe.prefix + "classes"])
-        # Nothing is fitted on the other scan, so all three of its splits may test.
+        # Nothing is fitted on the other scan, so all three of its splits can be used for testing.
         parts = [only(take(recipe.prefix + split), shared) for split in SPLITS]
         other = np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
         score = _score(only(take("train"), shared), other)

@@ -1,4 +1,4 @@
-"""Read every image once: which are unreadable, constant, or equal to another in a split, across splits or classes."""
+"""Read every image once and list the unreadable, constant and duplicate ones, within and across splits and classes."""
 
 import sys
 

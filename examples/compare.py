@@ -1,4 +1,4 @@
-"""Compare ways to train on your own data: does it help, where, and could it have been seen?"""
+"""Compare training methods on your own data: does shading help, where, and what could the test have detected?"""
 
 import sys
 

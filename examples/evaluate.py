@@ -1,4 +1,4 @@
-"""Score a heated model on a test split: macro metrics, per class, per modality and anatomy."""
+"""Score a trained model on a test split: macro metrics, per class, per modality and anatomy."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Fine-tune a heated model on clean images; the classes may be others."""
+"""Fine-tune a trained model on unmasked images. The classes may be other ones."""
 
 import sys
 

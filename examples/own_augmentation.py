@@ -1,7 +1,7 @@
-"""Train a random transform of your own, here one without a gradient: how many bits can each image do without?
+"""Train a random transform of your own, here one without a gradient: reducing each image to a few bits.
 
-Bold stripes outlast any rounding, faint ones vanish. The policy looks at an image, draws a number of bits, and learns
-from the classifier's loss alone to spare the faint ones.
+Images with bold stripes survive any rounding; faint stripes vanish. The policy looks at an image and draws a number of
+bits. From the classifier's loss alone it learns to keep more bits of the faint images.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ import policy_noise
 
 @dataclass(frozen=True)
 class Bits(policy_noise.Sample):
-    bits: Tensor  # that each image keeps, (B,)
-    logits: Tensor  # of keeping 2, 3, ... 8 bits, (B, 7)
+    bits: Tensor  # bits that each image keeps, (B,)
+    logits: Tensor  # logits of keeping 2, 3, ... 8 bits, (B, 7)
 
     @property
     def entropy(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Train a classifier from scratch: conventionally, under frozen noise or under policy noise."""
+"""Train a classifier from scratch: without masks, with random masks, or with learned masks."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The first run: three trainings, side by side, and one table."""
+"""The quickstart: train with three methods and compare them in one table."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Write the HTML page of a run's folder again."""
+"""Write the HTML report of a run or a comparison again."""
 
 import sys
 

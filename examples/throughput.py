@@ -1,8 +1,8 @@
-"""How fast the pieces of the paper's training are on this machine, and what 90 epochs of RadImageNet would take.
+"""Measure the speed of the parts of the paper's training on this machine, and estimate 90 epochs of RadImageNet.
 
-Measures reading (decoding 224-px grey PNG files, one process), augmentation (through Kornia on the device, and through
-torchvision on one CPU core), one training step, and the memory of an index of 1.35 million files. Nothing is loaded
-but what it makes itself:
+It measures reading (decoding grayscale 224-px PNG files in one process), augmentation (with Kornia on the device, and
+with torchvision on one CPU core), a training step, and the memory of an index of 1.35 million files. All data are
+synthetic:
 
     python examples/throughput.py --model resnet50
 """
@@ -32,7 +32,7 @@ IMAGES, CLASSES, EPOCHS = 1_350_000, 165, 90
 
 
 def rate(work: Callable[[], object], images: int, seconds: float, device: torch.device) -> float:
-    """Images a second, after one call to warm up."""
+    """Images per second, after one warm-up call."""
 
     def wait() -> None:
         if device.type == "cuda":
@@ -49,7 +49,7 @@ def rate(work: Callable[[], object], images: int, seconds: float, device: torch.
 
 
 def reading(folder: Path, size: int, seconds: float) -> float:
-    """Images a second of one reading process: smoothed noise, which PNG compresses about as it does a scan."""
+    """Images per second of one reading process. Images are smoothed noise, which compresses about as well as a scan."""
     rng = np.random.default_rng(0)
     for index in range(32):
         coarse = Image.fromarray(rng.integers(0, 256, (56, 56), np.uint8))
@@ -69,7 +69,7 @@ def reading(folder: Path, size: int, seconds: float) -> float:
 
 
 def index_memory(root: Path) -> tuple[float, float, float]:
-    """Bytes an image that the index keeps, the peak while it is made, and the seconds that took, at full size."""
+    """Memory of a full-size index in bytes per image, kept and at the peak, and the seconds it took to make."""
     folders = [f"radiology_ai/MR/anatomy{label % 7}/label{label}" for label in range(CLASSES)]
     for folder in folders:
         (root / folder).mkdir(parents=True)
@@ -79,7 +79,7 @@ def index_memory(root: Path) -> tuple[float, float, float]:
             file.write("filename,label\n")
             for number in range(int(IMAGES * share)):
                 file.write(f"{folders[number % CLASSES]}/{split}-{number:07d}.png,label{number % CLASSES}\n")
-    # The files themselves are not there, which the index would find out and say.
+    # The files do not exist, which the index would report.
     with mock.patch.object(files, "_missing", return_value=np.zeros(0, np.int64)):
         tracemalloc.start()
         start = time.perf_counter()

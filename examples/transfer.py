@@ -1,4 +1,4 @@
-"""Compare initialisations on few images of other sets."""
+"""Compare pretrained weights by training on a few images of other data sets."""
 
 import sys
 

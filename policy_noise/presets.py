@@ -29,9 +29,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         # The masks of "augment", learned. The policy's entropy is held, so that it cannot give up noise: the only
         # learned condition of the study that was as good as random masks (docs/evidence.md).
-        "learned": Preset(
-            mask={"center_brightness": True}, hook={"reward": "adversarial", "entropy_target": -0.075}
-        ),
+        "learned": Preset(mask={"center_brightness": True}, hook={"reward": "adversarial", "entropy_target": -0.075}),
         # Learned masks were no better, and in some respects worse (benchmarks/README.md).
         "augment": Preset(mask={"policy": "static"}, hook={"frozen": True}),
         # arXiv 2406.14568 and its training code: a resnet10t on the full image, every image masked on its normalised

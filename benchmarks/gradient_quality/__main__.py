@@ -27,9 +27,9 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR")
-    parser.add_argument("--seeds", type=int, default=5, help="classifiers, each with a policy and samples of its own")
-    parser.add_argument("--samples", type=int, default=1536, help="a pool, a multiple of the batch sizes")
-    parser.add_argument("--epochs", type=int, default=4, help="of the classifier's training")
+    parser.add_argument("--seeds", type=int, default=5, help="classifiers, each with its own policy and samples")
+    parser.add_argument("--samples", type=int, default=1536, help="samples per pool, a multiple of the batch sizes")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs of the classifier's training")
     parser.add_argument("--grids", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 32, 128])
     args = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Estimators of the policy gradient: from a pool and a batch size B to one gradient a batch, (N / B, D)."""
+"""Estimators of the policy gradient: from a pool and a batch size B to one gradient per batch, (N / B, D)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from torch.func import functional_call, vjp, vmap
 import policy_noise.functional as PF
 
 MOMENTUM = 0.9
-"""Of the moving-average baseline, the learner's own."""
+"""Decay of the moving-average baseline, as in the learner."""
 CHUNK = 256
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Independent samples and each one's own gradients, in the policy's D parameters, flat.
+    """Independent samples with their per-sample gradients in the policy's D parameters, flattened.
 
     Args:
-        loss: Of each masked image, (N,).
-        unmasked_loss: Of the same image without a mask, (N,).
-        twin_loss: Of the same image with a second mask, (N,).
+        loss: Loss of each masked image, (N,).
+        unmasked_loss: Loss of the same image without a mask, (N,).
+        twin_loss: Loss of the same image with a second mask, (N,).
         score: Gradient of the mask's log-probability, (N, D).
-        twin_score: Of the second mask's, (N, D).
+        twin_score: Gradient of the second mask's log-probability, (N, D).
         paper: Gradient of the logarithm of the summed densities, (N, D).
-        credit: Score of each cell times its own credit, the loss's gradient in that cell times the cell's distance
+        credit: The score of each cell times its credit: the loss's gradient in that cell times the cell's distance
             from its mean, (N, D).
         pathwise: Gradient of the loss through the implicitly reparameterised draw, (N, D).
     """
@@ -44,13 +44,13 @@ class Pool:
 def draw_pool(
     policy: nn.Module, loss_of: Callable[[Tensor | None, Tensor, Tensor], Tensor], images: Tensor, targets: Tensor
 ) -> Pool:
-    """Draw two masks for each image and compute the gradients that all estimators are made of.
+    """Draw two masks for each image and compute the gradients that the estimators need.
 
     Args:
-        policy: Couples no samples: gradients are taken one sample at a time.
-        loss_of: From action (N, 1, G, G) or None for no mask, images and targets to losses (N,).
-        images: One a sample.
-        targets: Likewise.
+        policy: The policy. It must treat samples independently, because gradients are computed per sample.
+        loss_of: Function from the action, (N, 1, G, G) or None for no mask, images and targets to losses, (N,).
+        images: One image per sample.
+        targets: One target per sample.
     """
     parts: list[tuple[Tensor, ...]] = []
     for some, target in zip(images.split(CHUNK), targets.split(CHUNK), strict=True):
@@ -84,7 +84,7 @@ def draw_pool(
 
 
 def _through_policy(policy: nn.Module, images: Tensor, cotangents: Tensor) -> Tensor:
-    """Each sample's gradients: from (K, N, 2, 1, G, G), in the log-concentrations, to (K, N, D), in the parameters."""
+    """Per-sample gradients in the parameters, (K, N, D), from those in the log-concentrations, (K, N, 2, 1, G, G)."""
     parameters = {name: value.detach() for name, value in policy.named_parameters()}
 
     def single(image: Tensor, cotangent: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ def _through_policy(policy: nn.Module, images: Tensor, cotangents: Tensor) -> Te
 
 
 def _weighted(weights: Tensor, gradients: Tensor) -> Tensor:
-    """Mean over each batch; weights are (batches, B)."""
+    """Weighted mean over each batch, with weights (batches, B)."""
     return torch.einsum("rb,rbd->rd", weights, gradients.unflatten(0, weights.shape)) / weights.shape[1]
 
 
@@ -110,7 +110,7 @@ def _advantage(pool: Pool, batch: int, **settings: Any) -> Tensor:
 
 def _moving_average(pool: Pool, batch: int) -> Tensor:
     losses = pool.loss.view(-1, batch)
-    average, baselines = losses[-1].mean(), []  # as if a batch had been before the first
+    average, baselines = losses[-1].mean(), []  # initialised from the last batch, as in a running training
     for mean in losses.mean(1):
         baselines.append(average)
         average = torch.lerp(mean, average, MOMENTUM)
@@ -122,7 +122,7 @@ def _unmasked(pool: Pool, batch: int) -> Tensor:
 
 
 def _two_masks(pool: Pool, batch: int) -> Tensor:
-    """Half the images, so that the classifier sees as many masked ones as with the other estimators."""
+    """Two masks per image on half of the images, so that the number of masked images is that of other estimators."""
     difference = (pool.loss - pool.twin_loss).view(-1, batch)[:, : batch // 2]
     first, second = (s.unflatten(0, (-1, batch))[:, : batch // 2].flatten(0, 1) for s in (pool.score, pool.twin_score))
     return (_weighted(difference, first) - _weighted(difference, second)) / 2
@@ -142,10 +142,10 @@ class Estimator:
     """An estimator of the gradient of the expected loss.
 
     Args:
-        function: From a pool and a batch size to gradients.
-        cost: Beyond training itself, a batch.
-        exact: Whether its expectation points where the gradient does. The batch mean shortens it by 1 / B, and the
-            normalised one divides each batch's gradient by a number, so both count as exact.
+        function: Function from a pool and a batch size to gradients.
+        cost: Cost per batch beyond that of training.
+        exact: Whether its expectation has the gradient's direction. The batch-mean baseline shrinks it by 1 / B, and
+            the normalised one divides each batch's gradient by a number, so both count as exact.
     """
 
     function: Callable[[Pool, int], Tensor]

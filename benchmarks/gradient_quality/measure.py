@@ -1,4 +1,4 @@
-"""Judges all estimators on half-trained classifiers."""
+"""Measure the quality of all estimators on partly trained classifiers."""
 
 from typing import Any
 
@@ -16,15 +16,15 @@ from benchmarks.study.training import WEIGHT_DECAY, Batches
 from policy_noise.policy import SpatialPolicy
 
 HEAD_STD = 0.1
-"""The policy's head starts at zero, where only the head itself has a gradient: it is moved away by this much."""
+"""Standard deviation of the weights of the policy's head. At zero, its start, only the head itself has a gradient."""
 
 
 def quality(gradients: Tensor, pathwise: Tensor, batch: int) -> dict[str, float | None]:
-    """Judge one gradient a batch.
+    """Measure the quality of an estimator from one gradient per batch.
 
     Args:
-        gradients: Of independent batches, (R, D), made of consecutive samples of the pool.
-        pathwise: Of each sample of the pool, (R * batch, D).
+        gradients: Gradients of independent batches of consecutive samples of the pool, (R, D).
+        pathwise: Pathwise gradient of each sample of the pool, (R * batch, D).
         batch: Batch size.
 
     Returns:
@@ -51,7 +51,11 @@ def _signal_and_variance(gradients: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def half_trained(data: TaskData, seed: int, epochs: int) -> tuple[Classifier, float]:
-    """Train the study's classifier a little, half of its images under frozen Beta(1, 1) masks; its clean accuracy."""
+    """Train the study's classifier briefly, with random Beta(1, 1) masks on half of the images.
+
+    Returns:
+        The classifier and its clean accuracy.
+    """
     torch.manual_seed(seed)
     model = Classifier(data.task.model, data.task.size, data.num_classes)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
@@ -81,7 +85,7 @@ def half_trained(data: TaskData, seed: int, epochs: int) -> tuple[Classifier, fl
 def measure(
     data: TaskData, seeds: int, grids: list[int], batches: list[int], samples: int, epochs: int
 ) -> dict[str, Any]:
-    """All estimators, grids, batch sizes and seeds: ``rows``, and each seed's classifier."""
+    """Measure all estimators, grids, batch sizes and seeds. Returns ``rows`` and each seed's classifier."""
     black = torch.tensor(-data.mean / data.std).view(1, 1, 1, 1)
     rows, accuracies = [], []
     for seed in range(seeds):

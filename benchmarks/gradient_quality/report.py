@@ -1,4 +1,4 @@
-"""The page and the plot of the measured qualities."""
+"""The page and the plot of the results."""
 
 from pathlib import Path
 from typing import Any

@@ -1,11 +1,13 @@
-"""What the noise mask costs: time, memory and kernels of a training step, beside the authors' recipe.
+"""The cost of a mask in time, memory and kernels of a training step, compared with the authors' code.
 
-Every configuration builds all its arms (the plain step and its rivals) side by side and times them interleaved, in a
-shuffled order within each repetition, so that a disturbance of the machine meets all of them alike. A cost is the
-median over repetitions of the ratio to the plain step of the same repetition; its interval is that of the median from
-order statistics (95 %, no distribution assumed). The arm "plain again" is the plain step once more: how far its
-interval lies from 1 is what this machine cannot resolve. On a CPU, whose noise hides some per cent, the time that the
-package's hooks take is read within each step as well, and compared with the rest of the same step: all but what the
-classifier may lose by it (caches). Peak memory is the most that PyTorch's allocator holds at once for an arm, with its
-model and optimizer; on a CPU it is counted from the profiler's record, and the same in every run.
+Every configuration compares several variants of a training step: the plain step, the package's, and others. They are
+timed in turn, in a shuffled order within each repetition, so that disturbances of the machine affect all of them alike.
+The cost is the ratio to the plain step of the same repetition, as the median over repetitions. Its 95 % interval comes
+from order statistics and assumes no distribution. "plain again" repeats the plain step: the distance of its interval
+from 1 shows what this machine cannot measure.
+
+CPU timings vary by a few per cent. There the time in the package's hooks is also measured within each step and compared
+with the rest of the same step. This leaves out any slowdown of the classifier itself (cache effects, for example). Peak
+memory is the most that PyTorch's allocator holds at once for a variant with its model and optimizer. On a CPU it is
+computed from the profiler's record and is the same in every run.
 """

@@ -9,9 +9,9 @@
     python -m benchmarks.overhead --suite gpu --output results
     python -m benchmarks.overhead --suite quick --models resnet18 --sizes 32 64 --batches 8
 
-Results are written after each configuration to OUTPUT/SUITE.json and as a table (.md), and at the end as a plot (.png);
-``--report FILE.json`` makes those two again without measuring. A configuration that fails is recorded with its error,
-and the others go on.
+Results are written to OUTPUT/SUITE.json and a table (.md) after each configuration, and to a plot (.png) at the end.
+``--report FILE.json`` makes table and plot again without measuring. If a configuration fails, its error is recorded and
+the others continue.
 """
 
 import argparse
@@ -34,13 +34,13 @@ import torch
 
 import policy_noise
 from benchmarks.overhead.alone import measure_pipeline
-from benchmarks.overhead.arms import make_arm
 from benchmarks.overhead.clock import guarded
 from benchmarks.overhead.kernels import PRESETS, measure_kernels
 from benchmarks.overhead.measure import measure
 from benchmarks.overhead.peers import SHAPES, library_versions, measure_peers
 from benchmarks.overhead.report import report, to_markdown, write
 from benchmarks.overhead.suites import KERNELS, MODELS, PEERS, PRECISIONS, SUITES, Configuration, suite
+from benchmarks.overhead.variants import make_variant
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -73,24 +73,22 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--suite", choices=(*SUITES, PEERS, KERNELS), default="quick")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--device", help="by default cuda for the gpu suite, else cpu")
-    parser.add_argument("--threads", type=int, help="of torch on the CPU")
+    parser.add_argument("--device", help="default: cuda for the gpu suite, else cpu")
+    parser.add_argument("--threads", type=int, help="number of torch's CPU threads")
     parser.add_argument("--models", nargs="+", choices=sorted(MODELS), help="instead of the suite's")
     parser.add_argument("--sizes", nargs="+", type=int, help="image sides in pixels, instead of the suite's")
     parser.add_argument("--batches", nargs="+", type=int, help="batch sizes, instead of the suite's")
     parser.add_argument("--grids", nargs="+", type=int, help="grid sizes, instead of the presets'")
     parser.add_argument("--precisions", nargs="+", choices=sorted(PRECISIONS), help="instead of the suite's")
     parser.add_argument("--compile", action="store_true", help="compile the models")
-    parser.add_argument("--seconds", type=float, help="a configuration's repetitions, instead of the suite's")
-    parser.add_argument("--deadline", type=float, help="seconds after which nothing more is begun")
-    parser.add_argument(
-        "--report", type=Path, metavar="FILE.json", help="table and plot of a results file, and no more"
-    )
+    parser.add_argument("--seconds", type=float, help="time for a configuration's repetitions, instead of the suite's")
+    parser.add_argument("--deadline", type=float, help="seconds after which no new measurement starts")
+    parser.add_argument("--report", type=Path, metavar="FILE.json", help="only write table and plot of a results file")
     return parser.parse_args(arguments)
 
 
 def chosen(options: argparse.Namespace) -> list[Configuration]:
-    """The suite's configurations with the command line's changes, the first of those that have become alike."""
+    """The suite's configurations with the command line's changes, without duplicates."""
     configurations = suite(options.suite)
     for name, values in (
         ("model", options.models),
@@ -140,8 +138,8 @@ def main(arguments: list[str] | None = None) -> None:
         report(results, path)
         return
     until = start + (options.deadline or math.inf)
-    if device.type == "cuda":  # workspaces that stay would be counted as the first arm's memory
-        first = make_arm("default", Configuration("resnet10t", 64, 8), device)
+    if device.type == "cuda":  # permanent workspaces would be counted as memory of the first variant
+        first = make_variant("default", Configuration("resnet10t", 64, 8), device)
         guarded(first.step)
         first.close()
     for configuration in chosen(options):

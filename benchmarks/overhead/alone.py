@@ -1,4 +1,4 @@
-"""Measurements of the mask by itself: its rendering, what it may not do on a GPU, and an input pipeline."""
+"""Measurements of the mask alone: its rendering, checks on a GPU, and an input pipeline."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 import policy_noise
 import policy_noise.functional as PF
-from benchmarks.overhead.arms import Arm, dense_blur, make_batch
 from benchmarks.overhead.clock import synchronize, timed
 from benchmarks.overhead.suites import MEAN, STD, Configuration
+from benchmarks.overhead.variants import Variant, dense_blur, make_batch
 
 
 def rendering(configuration: Configuration, device: torch.device) -> dict[str, float]:
-    """The rendering beside one elementwise multiply and beside the blurs that it replaces, in seconds."""
+    """Seconds of the rendering, of one elementwise multiply, and of the blurs that the rendering replaces."""
     images, _ = make_batch(configuration, device)
     size = images.shape[2:]
     mask = policy_noise.PolicyNoiseMask(mean=MEAN, std=STD).to(device)
@@ -43,11 +43,11 @@ def sync_debug_mode(mode: str) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def check_no_synchronisation(arm: Arm, configuration: Configuration, device: torch.device) -> str:
+def check_no_synchronisation(variant: Variant, configuration: Configuration, device: torch.device) -> str:
     if configuration.precision == "fp16":
         return "not checked: GradScaler itself waits for the device"
     with sync_debug_mode("error"):
-        arm.step()
+        variant.step()
     return "passed"
 
 
@@ -72,7 +72,7 @@ def check_graph(configuration: Configuration, device: torch.device) -> str:
 
 
 def measure_pipeline(device: torch.device, seconds: float = 3.0) -> dict[str, float]:
-    """Images a second of an input pipeline alone: bytes from memory, normalised, flipped and masked on the device."""
+    """Images per second of an input pipeline: bytes from memory, normalized, flipped and masked on the device."""
     images = torch.randint(256, (2048, 3, 64, 64), dtype=torch.uint8)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images), batch_size=128, shuffle=True)
     normalize = nn.Sequential(

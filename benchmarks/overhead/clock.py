@@ -1,4 +1,4 @@
-"""Seconds of a step, of a call, and a result or the words of its failure."""
+"""Timing of steps and calls, and calls whose failure is recorded."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def elapsed(step: Callable[[], None], times: int, device: torch.device) -> float:
-    """Seconds a step, of some in a row."""
+    """Seconds per step, over several consecutive steps."""
     synchronize(device)
     start = time.perf_counter()
     for _ in range(times):
@@ -24,13 +24,13 @@ def elapsed(step: Callable[[], None], times: int, device: torch.device) -> float
 
 
 def timed(function: Callable[[], Any]) -> float:
-    """Median seconds of a call, of five at least; the timer waits for the GPU."""
+    """Median seconds of a call over at least five calls. The timer waits for the GPU."""
     timer = Timer("f()", globals={"f": function}, num_threads=torch.get_num_threads())
     return timer.blocked_autorange(min_run_time=max(0.3, 5 * timer.timeit(1).median)).median
 
 
 def guarded(function: Callable[[], Any]) -> Any:
-    """A result, or the words of its failure."""
+    """The result of a call, or the message of its error."""
     try:
         return function()
     except Exception as error:

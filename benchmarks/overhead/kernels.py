@@ -1,4 +1,4 @@
-"""What becomes of a mask's operations with ``attach(..., compile=True)``: graphs, fused kernels and library calls."""
+"""What ``attach(..., compile=True)`` makes of a mask's operations: graphs, fused kernels and library calls."""
 
 import re
 from typing import Any
@@ -15,15 +15,15 @@ from benchmarks.pages import head, row
 PRESETS = ("learned", "augment")
 SIZE = 64
 BATCHES = (8, 5, 12, 3, 15, 16, 64, 17)
-"""The first is compiled for; the others follow."""
+"""Batch sizes. The first call compiles for the first one; the others follow."""
 PARTS = ("policy forward", "sampling", "rendering", "policy backward")
-"""What is compiled, but for the random numbers."""
+"""The compiled parts. Drawing random numbers is not compiled."""
 FUSED = re.compile(r"^ +(?:cpp_fused\w*\(|triton_\w+\.run\()", re.MULTILINE)
 LIBRARY = re.compile(r"^ +(?:\w+ = )?(?:extern_kernels\.\w+\(|torch\.ops\.aten\.\w+\.\w+\()", re.MULTILINE)
 
 
 class Step:
-    """A mask's part of a step on a batch, with losses that are given."""
+    """A mask's part of a training step on a batch, with given losses."""
 
     def __init__(self, preset: str, device: torch.device, *, compile: bool) -> None:
         torch.manual_seed(0)
@@ -40,7 +40,7 @@ class Step:
 
 
 def count_operations(preset: str, device: torch.device) -> int:
-    """Operations of the same parts without a compiler."""
+    """The number of operations of these parts without a compiler."""
     step, launches = Step(preset, device, compile=False), Launches()
     step(BATCHES[0])
     with without_dropped_check(), parts_within(step.hook, launches.within), launches:
@@ -49,7 +49,7 @@ def count_operations(preset: str, device: torch.device) -> int:
 
 
 def measure_kernels(preset: str, device: torch.device) -> dict[str, Any]:
-    """Operations without a compiler; graphs, kernels and library calls with it; graphs as the batch size varies."""
+    """Count operations without a compiler, then graphs, kernels and library calls with it, and graphs by batch size."""
     from torch._dynamo.utils import counters  # both take seconds to import, and a report needs neither
     from torch._inductor import config
     from torch._inductor.utils import run_and_get_code

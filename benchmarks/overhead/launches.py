@@ -1,4 +1,4 @@
-"""What a step asks of the device, and how long its parts take."""
+"""The operations that a step launches on the device, and the time of its parts."""
 
 import re
 import time
@@ -12,13 +12,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.overhead.arms import Arm
 from benchmarks.overhead.clock import synchronize
 from benchmarks.overhead.parts import PARTS, clocked_hooks, parts_within, without_dropped_check
+from benchmarks.overhead.variants import Variant
 
 
 def count_kernels(step: Callable[[], None], device: torch.device) -> int:
-    """Kernels, copies and fills that a step puts on the GPU."""
+    """The number of kernels, copies and fills that a step launches on the GPU."""
     synchronize(device)
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         step()
@@ -29,9 +29,9 @@ def count_kernels(step: Callable[[], None], device: torch.device) -> int:
 
 
 class Launches(TorchDispatchMode):
-    """Counts what a step asks of the device, by part; one can be many kernels.
+    """Counts the operations that a step launches on the device, by part. One operation can be several kernels.
 
-    Left out are views, bare allocations, and numbers of the host that go along with a kernel.
+    Views, bare allocations and host scalars that are passed to a kernel are not counted.
     """
 
     FREE = re.compile(
@@ -57,17 +57,17 @@ class Launches(TorchDispatchMode):
         self.part = outer
 
 
-def count_launches(arm: Arm) -> dict[str, int]:
-    """What an arm's mask and policy ask of the device in a step, by part."""
-    assert arm.hook is not None
-    arm.step()
+def count_launches(variant: Variant) -> dict[str, int]:
+    """Operations on the device that a variant's mask and policy launch per step, by part."""
+    assert variant.hook is not None
+    variant.step()
     launches = Launches()
     with (
         without_dropped_check(),
-        parts_within(arm.hook, launches.within),
+        parts_within(variant.hook, launches.within),
         launches,
     ):
-        arm.step()
+        variant.step()
     counts = dict.fromkeys(PARTS, 0)
     for (part, _), count in launches.counts.items():
         if part in counts:
@@ -75,12 +75,12 @@ def count_launches(arm: Arm) -> dict[str, int]:
     return {**counts, "all": sum(counts.values())}
 
 
-def time_parts(arm: Arm, steps: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each part in a running step, of the hooks around them, and of all of it.
+def time_parts(variant: Variant, steps: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each part of a step, of the hooks around them, and of the total.
 
-    Waits for the device where a part begins and ends.
+    It synchronizes with the device at the beginning and end of each part.
     """
-    assert arm.hook is not None
+    assert variant.hook is not None
     rows: list[dict[str, float]] = []
     inner = [0.0]
 
@@ -95,10 +95,10 @@ def time_parts(arm: Arm, steps: int, device: torch.device) -> dict[str, float]:
         rows[-1][part] += spent - inner.pop()
         inner[-1] += spent
 
-    with clocked_hooks() as whole, parts_within(arm.hook, clock):
+    with clocked_hooks() as whole, parts_within(variant.hook, clock):
         for _ in range(steps):
             rows.append(dict.fromkeys(PARTS, 0.0))
             whole[0] = 0.0
-            arm.step()
+            variant.step()
             rows[-1] |= {"hooks and pairing": whole[0] - sum(rows[-1].values()), "all": whole[0]}
     return {part: median(row[part] for row in rows) for part in rows[0]}

@@ -1,4 +1,4 @@
-"""Where a step of the package is timed and counted, part by part."""
+"""The parts of the package's step that are timed and counted."""
 
 import time
 import unittest.mock
@@ -16,12 +16,12 @@ from policy_noise.losses import LossSplitter
 
 @contextmanager
 def clocked_hooks() -> Iterator[list[float]]:
-    """Add up the seconds that the package's hooks take, which is all that it does in a step, in a list of one."""
+    """Sum the seconds in the package's hooks, which do all its work in a step. Yields a list with that sum."""
     spent, running = [0.0], [False]
     call = Functor.__call__
 
     def timed_call(functor: Functor, *args: Any, **kwargs: Any) -> Any:
-        if running[0]:  # the policy's own optimizer step is seen by a hook too
+        if running[0]:  # the policy's own optimizer step also calls a hook
             return call(functor, *args, **kwargs)
         running[0] = True
         start = time.perf_counter()
@@ -35,7 +35,7 @@ def clocked_hooks() -> Iterator[list[float]]:
         yield spent
 
 
-# Called by these names in a step that learns; what one calls of the others counts as theirs.
+# The functions of each part in a learning step. A nested call of another part counts for that part.
 PARTS: dict[str, Callable[[policy_noise.ReinforceHook], tuple[Any, str]]] = {
     "policy forward": lambda hook: (getattr(hook.augmentation, "policy", None), "forward"),
     "sampling": lambda hook: (hook.augmentation, "sample"),
@@ -49,7 +49,7 @@ PARTS: dict[str, Callable[[policy_noise.ReinforceHook], tuple[Any, str]]] = {
 
 @contextmanager
 def parts_within(hook: policy_noise.ReinforceHook, enter: Callable[[str], Any]) -> Iterator[None]:
-    """Run each part of a step inside a context of its own."""
+    """Run each part of a step in its own context."""
     with ExitStack() as stack:
         for part, find in PARTS.items():
             owner, name = find(hook)
@@ -66,5 +66,5 @@ def parts_within(hook: policy_noise.ReinforceHook, enter: Callable[[str], Any]) 
 
 
 def without_dropped_check() -> Any:
-    """Leave the count of dropped samples unread for a while, as on a GPU, where only reading the metrics does so."""
+    """Do not read the number of dropped samples for a while. On a GPU only reading the metrics does so."""
     return unittest.mock.patch.object(SampleCount, "warn_dropped")

@@ -1,7 +1,7 @@
-"""Random shading beside other libraries' augmentations, each by itself on one thread.
+"""Random shading compared with other libraries' augmentations, each alone on one thread.
 
-Times are the process's own CPU time: on one thread that is the time of a call on an idle machine, and what other
-processes take is left out.
+Times are the CPU time of the process. On one thread this is the time of a call on an idle machine, because time taken
+by other processes is not counted.
 """
 
 import functools
@@ -33,9 +33,9 @@ TITLES = {
 }
 OURS = "RandomShading"
 NORMALIZED = "RandomShading, normalised images"
-"""Black is then another number than zero, and takes a second pass."""
+"""Here black is not zero, which takes a second pass."""
 BESIDE = {"batch": "one multiply", "image": "torchvision ColorJitter", "volume": "MONAI RandBiasField"}
-"""What each table compares all rows with, beside RandomShading."""
+"""The row of each table that all rows are compared with, besides RandomShading."""
 JITTER = (0.4, 0.4, 0.4)
 """Brightness, contrast and saturation: timm's default."""
 ROUNDS = 31
@@ -44,7 +44,7 @@ Transform = Callable[[Tensor], Any]
 
 
 def peers(kind: str) -> dict[str, Callable[[], Transform]]:
-    """What is compared, by name: how each is made. All change every image, but for what is called preset "augment"."""
+    """Functions that make the compared transforms, by name. All change every image, except preset "augment"."""
     if kind == "batch":
         factor = torch.rand(16, 1, 224, 224)
         return {
@@ -78,11 +78,14 @@ def peers(kind: str) -> dict[str, Callable[[], Transform]]:
 
 
 def measure_peers(kind: str, seconds: float = 0.05) -> dict[str, Any]:
-    """CPU seconds of a call by name, one for each round, or the words of a failure; all take turns in a shuffled order.
+    """Time all transforms in turn, in a shuffled order.
 
     Args:
         kind: One of :data:`SHAPES`.
-        seconds: Of a turn, about; short calls are timed several in a row.
+        seconds: Approximate length of a turn. Short calls are timed several in a row.
+
+    Returns:
+        By name the CPU seconds of a call in each round, or the message of an error.
     """
     torch.manual_seed(0)
     images = torch.rand(SHAPES[kind])
@@ -111,7 +114,7 @@ def measure_peers(kind: str, seconds: float = 0.05) -> dict[str, Any]:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the compared libraries that are there."""
+    """Versions of the compared libraries that are installed."""
     found = {}
     for library in ("kornia", "monai", "timm", "torchio", "torchvision"):
         with suppress(PackageNotFoundError):
@@ -193,7 +196,7 @@ def _monai() -> Transform:
 
 
 def _torchio() -> Transform:
-    from torchio import RandomBiasField  # no dependency of the project: without it the page says so
+    from torchio import RandomBiasField  # not a dependency of the project: if it is missing, the page says so
 
     return RandomBiasField(p=1.0)
 

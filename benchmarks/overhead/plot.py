@@ -1,4 +1,4 @@
-"""The picture of a results file."""
+"""The figure of a results file."""
 
 import math
 from dataclasses import replace
@@ -16,7 +16,7 @@ TICKS = (0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 4)
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Ratios with their intervals; for the scaling suite the added time on log axes."""
+    """Plot ratios with their intervals, or for the scaling suite the added time on log axes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -88,7 +88,7 @@ def _scaling(results: dict[str, Any], records: list[dict[str, Any]]) -> Any:
         points.sort()
         columns = list(zip(*points, strict=True))
         axis.plot(columns[0], columns[1], "o-", color="0.5", label="plain step")
-        # A difference below 0, which is noise, has no place on a logarithmic axis.
+        # Differences below 0 are noise and cannot be shown on a logarithmic axis.
         costs = [cost if cost > 0 else math.nan for cost in columns[2]]
         axis.plot(columns[0], costs, "s:", color=COLOURS["default"], label="added by learned masks")
         if name == "model":

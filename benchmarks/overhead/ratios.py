@@ -10,17 +10,17 @@ from scipy.stats import quantile_test
 from policy_noise.experiments.statistics import t_interval
 
 
-def ratio(record: dict[str, Any], arm: str, to: str) -> tuple[float, float, float] | None:
+def ratio(record: dict[str, Any], variant: str, to: str) -> tuple[float, float, float] | None:
     """Median of the paired ratios of times, and its interval."""
-    if arm not in record["arms"] or to not in record["arms"]:
+    if variant not in record["arms"] or to not in record["arms"]:
         return None
-    pairs = zip(record["arms"][arm]["seconds"], record["arms"][to]["seconds"], strict=True)
+    pairs = zip(record["arms"][variant]["seconds"], record["arms"][to]["seconds"], strict=True)
     return with_interval([mine / other for mine, other in pairs])
 
 
-def ratio_by_hooks(record: dict[str, Any], arm: str) -> tuple[float, float, float] | None:
-    """Median of the whole step over the rest of it, without what the package's hooks do, and its interval."""
-    timed = record["arms"].get(arm, {})
+def ratio_by_hooks(record: dict[str, Any], variant: str) -> tuple[float, float, float] | None:
+    """Median ratio, with interval, of the whole step to the same step without the time in the package's hooks."""
+    timed = record["arms"].get(variant, {})
     if "seconds_in_hooks" not in timed:
         return None
     pairs = zip(timed["seconds"], timed["seconds_in_hooks"], strict=True)
@@ -28,27 +28,27 @@ def ratio_by_hooks(record: dict[str, Any], arm: str) -> tuple[float, float, floa
 
 
 def with_interval(values: list[float]) -> tuple[float, float, float]:
-    if len(values) < 6:  # of fewer no two are 95 % sure to have the median between them
+    if len(values) < 6:  # with fewer values no 95 % interval of the median exists
         return median(values), math.nan, math.nan
     interval = quantile_test(values, q=1.0, p=0.5).confidence_interval(0.95)
     return median(values), float(interval.low), float(interval.high)
 
 
-def memory_ratio(record: dict[str, Any], arm: str, to: str = "plain") -> float | None:
-    values = [record["arms"].get(name, {}).get("peak_memory_bytes") for name in (arm, to)]
+def memory_ratio(record: dict[str, Any], variant: str, to: str = "plain") -> float | None:
+    values = [record["arms"].get(name, {}).get("peak_memory_bytes") for name in (variant, to)]
     return None if None in values else values[0] / values[1]
 
 
-def added(record: dict[str, Any], arm: str = "default") -> float:
-    """Seconds that an arm adds to the plain step: in its hooks where they were clocked, else by paired differences."""
-    if "seconds_in_hooks" in record["arms"][arm]:
-        return median(record["arms"][arm]["seconds_in_hooks"])
-    pairs = zip(record["arms"][arm]["seconds"], record["arms"]["plain"]["seconds"], strict=True)
+def added(record: dict[str, Any], variant: str = "default") -> float:
+    """Seconds that a variant adds to the plain step: the time in its hooks if measured, else the paired difference."""
+    if "seconds_in_hooks" in record["arms"][variant]:
+        return median(record["arms"][variant]["seconds_in_hooks"])
+    pairs = zip(record["arms"][variant]["seconds"], record["arms"]["plain"]["seconds"], strict=True)
     return median(mine - other for mine, other in pairs)
 
 
 def law(results: dict[str, Any]) -> str:
-    """The added time as a constant, a share of the pixels and one of the cells, by least squares of relative errors."""
+    """Fit the added time by a constant, a term in pixels and a term in cells, by least squares of relative errors."""
     points = [
         (
             1e3 * added(record),
@@ -58,7 +58,7 @@ def law(results: dict[str, Any]) -> str:
         for record in results["configurations"]
         if "error" not in record and "default" in record["arms"] and (one := record["configuration"])
     ]
-    measured = [point for point in points if point[0] > 0]  # nothing can be said relative to less
+    measured = [point for point in points if point[0] > 0]  # relative errors need positive values
     if len({point[1:] for point in measured}) < 4:
         return "- too few configurations for a law of the cost"
     rows = [(1 / cost, pixels / cost, cells / cost) for cost, pixels, cells in measured]
@@ -73,13 +73,13 @@ def law(results: dict[str, Any]) -> str:
 
 
 def the_rest(results: dict[str, Any]) -> list[str]:
-    """How long the rest of a step takes beside the plain step, over all configurations: what hooks do not show."""
+    """Compare the rest of a step with the plain step over all configurations. It shows costs outside the hooks."""
     ratios: dict[str, list[float]] = {}
     for record in results["configurations"]:
-        for name, arm in record.get("arms", {}).items():
-            if name == "plain again" or "seconds_in_hooks" in arm:
-                inside = arm.get("seconds_in_hooks", [0.0] * len(arm["seconds"]))
-                steps = zip(arm["seconds"], inside, record["arms"]["plain"]["seconds"], strict=True)
+        for name, variant in record.get("arms", {}).items():
+            if name == "plain again" or "seconds_in_hooks" in variant:
+                inside = variant.get("seconds_in_hooks", [0.0] * len(variant["seconds"]))
+                steps = zip(variant["seconds"], inside, record["arms"]["plain"]["seconds"], strict=True)
                 ratios.setdefault(name, []).extend(math.log((whole - part) / plain) for whole, part, plain in steps)
     return [
         f"- a step without the time in hooks, divided by the plain step, {name}: {math.exp(found.mean):.3f} "

@@ -31,8 +31,8 @@ def to_markdown(results: dict[str, Any]) -> str:
         return "\n".join([*opening(results), "", PEERS_READ_AS, *tables(results)]).rstrip() + "\n"
     if results["suite"] == KERNELS:
         return "\n".join([*opening(results), "", READ_AS, *table(results)]).rstrip() + "\n"
-    arms = [arm for record in results["configurations"] for arm in record.get("arms", {}).values()]
-    clocked = any("seconds_in_hooks" in arm for arm in arms)
+    variants = [variant for record in results["configurations"] for variant in record.get("arms", {}).values()]
+    clocked = any("seconds_in_hooks" in variant for variant in variants)
     lines = [
         *opening(results),
         "",
@@ -58,14 +58,14 @@ def to_markdown(results: dict[str, Any]) -> str:
         if "error" in record:
             notes.append(f"- {record['label']}: {record['error'].splitlines()[-1]}")
             continue
-        for name, arm in record["arms"].items():
+        for name, variant in record["arms"].items():
             value = ratio(record, name, "plain")
             assert value is not None
-            memory, share = arm["peak_memory_bytes"], memory_ratio(record, name)
+            memory, share = variant["peak_memory_bytes"], memory_ratio(record, name)
             interval = "" if name == "plain" else in_words(value)
             lines.append(
-                f"| {record['label']} | {name} | {1e3 * median(arm['seconds']):.2f} | {value[0]:.3f} | {interval} "
-                f"| {len(arm['seconds'])} | {'' if memory is None else f'{memory / 2**20:.0f}'} "
+                f"| {record['label']} | {name} | {1e3 * median(variant['seconds']):.2f} | {value[0]:.3f} | {interval} "
+                f"| {len(variant['seconds'])} | {'' if memory is None else f'{memory / 2**20:.0f}'} "
                 f"| {'' if share is None else f'{share:.3f}'} |" + by_hooks(record, name) * clocked
             )
         notes += [f"- {record['label']}, {name} failed: {words}" for name, words in record["failures"].items()]
@@ -95,7 +95,7 @@ def to_markdown(results: dict[str, Any]) -> str:
 
 
 def opening(results: dict[str, Any]) -> list[str]:
-    """What a page begins with: the command, the day and the machine."""
+    """The head of a page: the command, the date and the machine."""
     machine = results["machine"]
     return [
         f"# Overhead: the {results['suite']} suite",
@@ -108,12 +108,12 @@ def opening(results: dict[str, Any]) -> list[str]:
     ]
 
 
-def by_hooks(record: dict[str, Any], arm: str) -> str:
-    """The table's last cells."""
-    value = ratio_by_hooks(record, arm)
+def by_hooks(record: dict[str, Any], variant: str) -> str:
+    """The last cells of a table row: time in hooks and the ratio to the rest of the step."""
+    value = ratio_by_hooks(record, variant)
     if value is None:
         return " | | |"
-    inside = 1e3 * median(record["arms"][arm]["seconds_in_hooks"])
+    inside = 1e3 * median(record["arms"][variant]["seconds_in_hooks"])
     return f" {inside:.2f} | {value[0]:.4f} | {in_words(value, 4)} |"
 
 
@@ -133,7 +133,7 @@ def listed(values: Any, unit: float) -> str:
 
 
 def goals(record: dict[str, Any]) -> list[str]:
-    """What was aimed at, and what came out."""
+    """The declared goals and the results."""
     notes = []
     model = record["configuration"]["model"]
     if record["configuration"]["size"] != 224:
@@ -161,7 +161,7 @@ def goals(record: dict[str, Any]) -> list[str]:
 
 
 def write(results: dict[str, Any], path: Path) -> None:
-    """Replace the file as a whole, so that a cut leaves the last complete one."""
+    """Replace the file atomically, so that an interruption leaves the last complete one."""
     write_atomic(path, lambda file: file.write_text(json.dumps(results, indent=1) + "\n"))
 
 

@@ -1,4 +1,4 @@
-"""What is measured: the arms' names, and the declared configurations."""
+"""The variants of the training step by name, and the declared configurations."""
 
 from dataclasses import dataclass, replace
 
@@ -27,12 +27,12 @@ class Configuration:
     """One cell of a suite.
 
     Args:
-        grid: Cells along each axis, of all arms; by default the presets' own.
-        seconds: Time to spend on the repetitions; at least six are made.
-        repetitions: Most of them.
-        profile: Also the split, the launched kernels and the checks, which belong to the model and not to its batch.
-        launches: Also what the presets default and augment ask of the device, part by part, and the time that the parts
-            of the former take on the host.
+        grid: Cells along each axis for all variants. By default that of the presets.
+        seconds: Time for the repetitions. At least six are made.
+        repetitions: Largest number of repetitions.
+        profile: Also measure the parts, the launched kernels and the checks, which depend on the model, not the batch.
+        launches: Also count the operations that the presets default and augment launch on the device, by part, and
+            time the parts of the former on the host.
     """
 
     model: str
@@ -58,9 +58,9 @@ class Configuration:
 
 SUITES = ("quick", "cpu", "compiled", "launches", "gpu", "scaling")
 PEERS = "peers"
-"""A suite without training steps: augmentations by themselves."""
+"""Suite that times augmentations alone, without training steps."""
 KERNELS = "kernels"
-"""Another: what a compiler makes of the masks."""
+"""Suite that counts what a compiler makes of the masks."""
 
 
 def suite(name: str) -> list[Configuration]:
@@ -69,7 +69,7 @@ def suite(name: str) -> list[Configuration]:
         return [Configuration("resnet10t", 64, 8, arms=(*OURS, *RIVALS), seconds=6, profile=True)]
     if name == "cpu":
         few = ("plain", "plain again", "default", "augment")
-        return [  # what was aimed at first, so that a deadline cuts the rest
+        return [  # the declared goals first, so that a deadline cuts the others
             Configuration("resnet18", arms=(*OURS, *RIVALS), seconds=240, profile=True),
             Configuration("resnet50", seconds=400),
             Configuration("resnet10t", seconds=90),

@@ -1,1 +1,1 @@
-"""Does learning the noise help? Runs the declared study, and analyses its results."""
+"""Does learning the masks help? Run the declared study and analyse its results."""

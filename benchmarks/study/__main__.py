@@ -6,10 +6,11 @@
     python -m benchmarks.study choose runs.jsonl.gz
     python -m benchmarks.study explain runs.jsonl.gz
 
-``run`` appends one JSON line a run and leaves out the runs whose configuration is there already, so that it can be
-cut off and called again; jobs are sorted by seed, so that a cut leaves every condition with nearly the same seeds.
-``analyse`` reads such files and trains nothing; ``pack`` makes them small enough to keep.
-``choose`` applies the rule of suite entropy-screen, and ``explain`` prints what may keep learning from helping.
+``run`` appends one JSON line per run and skips runs that are already in the file, so it can be interrupted and called
+again. Jobs are sorted by seed, so that after an interruption all conditions have nearly the same seeds.
+``analyse`` reads such files and trains nothing. ``pack`` makes them small enough to keep.
+``choose`` applies the selection rule of suite entropy-screen. ``explain`` prints possible reasons why learning does not
+help.
 """
 
 import argparse
@@ -92,25 +93,25 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; 1 if a run failed."""
+    """Run the command line. Returns 1 if a run failed."""
     parser = argparse.ArgumentParser(
         "python -m benchmarks.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="train and score the runs of a suite")
     run.add_argument("--suite", choices=SUITES, required=True)
-    run.add_argument("--data", type=Path, required=True, metavar="DIR", help="holds the npz files")
-    run.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON lines, appended to")
+    run.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the npz files")
+    run.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON-lines file to append to")
     run.add_argument("--workers", type=int, default=1, help="processes at a time")
     run.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     run.add_argument("--deadline", type=float, default=float("inf"), help="seconds after which no new run starts")
     run.add_argument("--tasks", type=_names, metavar="A,B", help="instead of the suite's")
     run.add_argument("--conditions", type=_names, metavar="A,B", help="instead of the suite's")
-    run.add_argument("--seeds", type=int, help="how many, instead of the suite's")
+    run.add_argument("--seeds", type=int, help="number of seeds, instead of the suite's")
     run.add_argument("--first-seed", type=int, default=0)
     run.add_argument("--epochs", type=int, help="instead of each task's, for smoke runs")
-    run.add_argument("--no-graphs", dest="graphs", action="store_false", help="do without CUDA graphs")
-    run.add_argument("--dry-run", action="store_true", help="count runs and steps, and start none")
+    run.add_argument("--no-graphs", dest="graphs", action="store_false", help="do not use CUDA graphs")
+    run.add_argument("--dry-run", action="store_true", help="only count runs and steps")
     run.add_argument("--steps-per-second", type=float, default=600, help="assumed by --dry-run, all workers together")
     run.set_defaults(function=_run_command)
     analyse = commands.add_parser("analyse", help="tables, tests and plots of finished runs")
@@ -118,12 +119,12 @@ def main(arguments: list[str] | None = None) -> int:
     analyse.add_argument("--split", choices=("val", "test"), default="val")
     analyse.add_argument("--tasks", type=_names, metavar="A,B", help="instead of all that the results have")
     analyse.add_argument("--conditions", type=_names, metavar="A,B", help="instead of all that the results have")
-    analyse.add_argument("--against", metavar="CONDITION", help="compare all others with this one too")
+    analyse.add_argument("--against", metavar="CONDITION", help="also compare all other conditions with this one")
     analyse.add_argument("--output", type=Path, required=True, metavar="DIR", help="its name is the page's title")
     analyse.set_defaults(function=_analyse_command)
     for name, function, text in (
-        ("choose", _choose_command, "which condition the rule of suite entropy-screen takes"),
-        ("explain", _explain_command, "where policies end, and whether their masks give the class away"),
+        ("choose", _choose_command, "the condition selected by the rule of suite entropy-screen"),
+        ("explain", _explain_command, "final states of the policies, and whether their masks encode the class"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("results", type=Path, nargs="+", metavar="FILE")

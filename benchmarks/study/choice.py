@@ -1,4 +1,4 @@
-"""The rule of suite entropy-screen: which held condition goes to test."""
+"""The rule of suite entropy-screen, which selects the entropy-controlled condition to test."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ MEASURES = ("clean", "shifted", "bias_field")
 
 
 class Candidate(NamedTuple):
-    """A condition, its differences from the control by measure, their mean, and whether the rule leaves it in."""
+    """A condition, its differences from the control by measure, their mean, and whether the rule keeps it."""
 
     name: str
     differences: dict[str, Interval]
@@ -23,10 +23,10 @@ class Candidate(NamedTuple):
 
 
 def candidates(results: Results) -> list[Candidate]:
-    """The held conditions, the best mean of the three measures first.
+    """The entropy-controlled conditions, sorted by the mean of the three measures, the best first.
 
-    Differences are paired by task and seed, and all pairs count alike. Out is a condition with a measure whose 95 %
-    t-interval lies below 0.
+    Differences are paired by task and seed, and all pairs have the same weight. A condition is excluded if the 95 %
+    t-interval of any measure lies below 0.
 
     Raises:
         ValueError: If the control is missing.
@@ -50,7 +50,7 @@ def _pairs(results: Results, name: str, measure: str) -> list[float]:
 
 
 def choice_table(results: Results) -> str:
-    """All candidates, and the one that the rule takes."""
+    """All candidates, and the one that the rule selects."""
     found = candidates(results)
     lines = head([f"against {CONTROL}", *MEASURES, "mean of the three", "in"])
     for name, differences, mean, kept in found:

@@ -6,7 +6,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class Classifier(nn.Module):
-    """A small timm network that also gives its pooled features, detached.
+    """A small timm network that also returns its pooled features, detached.
 
     Shape:
         - images: (B, 1, S, S).
@@ -22,7 +22,7 @@ class Classifier(nn.Module):
             network = ResNet(
                 BasicBlock, (1, 1, 1, 1), num_classes, 1, stem_type="deep", stem_width=8, channels=(16, 32, 64, 128)
             )
-            # Its stem is made for 224 px. At 64 px the stride keeps the feature maps those of 32 px.
+            # The stem is designed for 224 px. At 64 px the stride gives the feature maps of 32 px.
             stride = max(1, size // 32) * (2 if kind == "resnet-half" else 1)
             network.conv1 = nn.Conv2d(1, 16, 3, stride=stride, padding=1, bias=False)
             nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -43,15 +43,15 @@ class Classifier(nn.Module):
         return logits, features.detach()
 
     def attached(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The same with the features' graph."""
+        """The same, with the features still attached to the graph."""
         features = self.network.forward_head(self.network.forward_features(images), pre_logits=True)
         return self.network.get_classifier()(features), features
 
 
 def replay_as_graphs(model: Classifier, sample: Tensor) -> None:
-    """Replay forward and backward as CUDA graphs in training mode; eval mode keeps the model's own forward."""
+    """Replay forward and backward as CUDA graphs in training mode. Eval mode still uses the model's own forward."""
     torch.cuda.make_graphed_callables(model, (sample,))
     for module in model.modules():
         if isinstance(module, _BatchNorm):
-            module.reset_running_stats()  # in place: the warm-up's images were no images
+            module.reset_running_stats()  # in place: the warm-up did not use real images
     model.zero_grad(set_to_none=True)

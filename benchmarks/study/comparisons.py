@@ -1,8 +1,8 @@
 """Paired comparisons of the study's conditions.
 
-Everything is paired by seed. The control is not one frozen setting but all of them: their Pareto front of clean
-against shifted score, from plain training (no noise) to the setting that is best on shifted data. A method is compared
-with the mixture of two neighbouring points of that front whose mean clean score is its own.
+Everything is paired by seed. The control is not a single random-mask setting but all of them: their Pareto front of
+clean against shifted score, from plain training (no masks) to the setting with the best shifted score. A method is
+compared with the mixture of two neighbouring points of the front that has the method's mean clean score.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from benchmarks.study.results import MEASURES, Results
 from policy_noise.experiments.statistics import bootstrap_interval, holm, paired_difference
 
 TESTED = ("clean", "shifted", "bias_field", "medmnist_c", "few_shot", "ct2", "mr")
-"""Measures with all tests; other shifts are compared with plain alone, over all tasks. The bias field is the shift
-nearest to what the mask does."""
+"""Measures that get all tests. Other shifts are only compared with plain training, over all tasks. The bias field is
+the shift most similar to the mask."""
 TWINS = ("-shuffled", "-static")
 LEVEL_CONTROLS = ("mean of 1", "no pattern", "level of the dose", "bias-field", "color-jitter")
 CONTROLS = ("plain", "frozen front", "frozen twin", *TWINS, *LEVEL_CONTROLS)
@@ -28,17 +28,17 @@ FROZEN_TWINS = {
     "paper": "frozen-paper",
     "color-jitter-coop-2x2-dose10-level20": "color-jitter-2x2-dose10-level20",
 }
-"""The same mask with a policy that never learns; ``X-doseN`` has ``frozen-doseN``, and ``X-2x2-doseN``
-``frozen-2x2-doseN``."""
+"""The unlearned control of each condition: the same mask with a policy that never learns. The control of ``X-doseN`` is
+``frozen-doseN``, and that of ``X-2x2-doseN`` is ``frozen-2x2-doseN``."""
 FAMILIES = ("plain", "frozen", "learned", "augmentation")
 
 
 def frozen_front(results: Results, task: str, measure: str = "shifted") -> list[str]:
-    """The frozen settings on the concave hull of clean against a measure, from the clean end; plain is one of them.
+    """The random-mask settings (and plain) on the concave hull of clean score against a measure, from the clean end.
 
     Args:
         results: Scores.
-        task: Name.
+        task: Name of the task.
         measure: ``"shifted"`` or one shift.
     """
     names = [
@@ -56,14 +56,14 @@ def frozen_front(results: Results, task: str, measure: str = "shifted") -> list[
         better = [name for name in names if points[name][1] > shifted]
         if not better:
             return front
-        # The next vertex of the hull gains most shifted score for the clean score it gives up.
+        # The next vertex of the hull gains the most shifted score per loss of clean score.
         front.append(max(better, key=lambda name: (points[name][1] - shifted) / max(clean - points[name][0], 1e-12)))
 
 
 def front_mixture(results: Results, task: str, clean: float, measure: str = "shifted") -> Callable[[int], float]:
-    """The frozen front's score at a clean score, as a function of the seed.
+    """The front's score at a given clean score, as a function of the seed.
 
-    Beyond the front's ends it is the end itself.
+    Beyond the ends of the front, the end point is used.
     """
     front = frozen_front(results, task, measure)
     cleans = [results.mean(task, name, "clean") for name in front]
@@ -103,7 +103,7 @@ class Comparison:
 
 
 def _differences(results: Results, task: str, condition: str, control: str, measure: str) -> dict[int, float]:
-    """Differences by seed, empty where there is nothing to compare."""
+    """Differences by seed. Empty if there is nothing to compare."""
     own = results.by_seed(task, condition, measure)
     if control != "frozen front":
         other = results.by_seed(task, control, measure)
@@ -115,13 +115,13 @@ def _differences(results: Results, task: str, condition: str, control: str, meas
 
 
 def compare(results: Results, task: str, condition: str, control: str, measure: str) -> Comparison | None:
-    """Compare by seed with another condition, or with ``"frozen front"``; None with fewer than two common seeds.
+    """Compare by seed with another condition or with ``"frozen front"``. None with fewer than two common seeds.
 
     Args:
         results: Scores.
-        task: Name, or ``"all"`` for the mean over tasks, by seed.
-        condition: Name.
-        control: Name.
+        task: Name of the task, or ``"all"`` for the mean over tasks, by seed.
+        condition: Name of the condition.
+        control: Name of the control.
         measure: One of :data:`MEASURES`; the frozen front is that of this measure.
     """
     tasks = results.tasks if task == "all" else [task]
@@ -154,7 +154,7 @@ def _frozen_twin(condition: str) -> str:
 
 
 def meant_by(condition: str, control: str) -> str:
-    """The condition that a control means for this one, ``"none"`` where it has none."""
+    """The condition that serves as this kind of control for a condition, or ``"none"``."""
     if control in TWINS:
         return condition + control
     if control == "frozen twin":
@@ -173,13 +173,14 @@ def meant_by(condition: str, control: str) -> str:
 
 
 def all_comparisons(results: Results, against: str | None) -> list[Comparison]:
-    """All conditions against plain and, but for frozen ones, the front; those with twins against them; all against one.
+    """All declared comparisons.
 
-    Masks whose mean varies are compared with the same of mean 1 and with hand-set rivals too, and masks after a rival
-    with the rival.
+    Every condition is compared with plain training, with its own controls, and with the condition ``against``. All but
+    random masks are also compared with the front of random masks. Masks of varying brightness are also compared with
+    the same masks of mean 1 and with other augmentations, and masks after ColorJitter with ColorJitter alone.
 
-    Holm's correction is over all tasks and conditions of one family of conditions, control and measure, and likewise
-    over the conditions' means over tasks.
+    Holm's correction covers all tasks and conditions of one family, control and measure. The means over tasks are
+    corrected in the same way.
     """
     found = []
     names = list(results.family)
@@ -210,7 +211,7 @@ def gains(results: Results, condition: str, measure: str) -> float:
 
 
 def by_family(results: Results) -> list[str]:
-    """Conditions by family, the best on shifted images first."""
+    """Conditions by family, sorted by the score on shifted images, the best first."""
     return sorted(
         results.family, key=lambda name: (FAMILIES.index(results.family[name]), -gains(results, name, "shifted"))
     )

@@ -1,4 +1,4 @@
-"""Conditions of the study, declared: what is done to the training images, and what the policy is told about it."""
+"""The declared conditions of the study: what happens to the training images, and the policy's reward."""
 
 import math
 from collections.abc import Mapping
@@ -6,28 +6,29 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 LEARNING_RATE = 2e-3
-"""Peak rate of the classifier's AdamW, for every condition."""
+"""Peak learning rate of the classifier's AdamW, for every condition."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One way to train.
+    """One training method.
 
     Args:
-        name: In tables.
-        family: ``"plain"``, ``"frozen"`` (their envelope is the Pareto curve to beat), ``"learned"`` or
-            ``"augmentation"`` (hand-set rivals).
+        name: Its name in tables.
+        family: ``"plain"``, ``"frozen"`` (random masks; learned masks must beat their Pareto front), ``"learned"`` or
+            ``"augmentation"`` (other augmentations).
         preset: ``"paper"``, or ``"default"`` for the constructors' own settings; None for no mask.
-        mask: Overrides for the mask. ``sigma`` is a share of the image's side here, not pixels.
-        policy: Of the policy: ``kind`` (``"spatial"``, ``"static"`` or ``"class"``), ``init_log_concentration``, of a
-            static one ``concentration`` or ``concentration1`` and ``concentration0``.
+        mask: Overrides for the mask. Here ``sigma`` is a share of the image's side, not pixels.
+        policy: Settings of the policy: ``kind`` (``"spatial"``, ``"static"`` or ``"class"``),
+            ``init_log_concentration``, and for a static one ``concentration`` or ``concentration1`` and
+            ``concentration0``.
         hook: Overrides for :class:`policy_noise.ReinforceHook`.
-        signal: What the policy is told about each image: see ``benchmarks.study.signals.Signals``.
-        shuffled: Each mask is applied to another image of the batch, and credited with that image's loss.
+        signal: The per-image signal that the reward is made of, see ``benchmarks.study.signals.Signals``.
+        shuffled: Apply each mask to another image of the batch and reward it with that image's loss.
         curriculum: The strength grows from 0 to its value over the first half of the masked epochs.
-        augment: Name of a hand-set augmentation.
-        schedule: ``"heated"``: the last quarter of the epochs is clean; ``"long"``: the last half; ``"throughout"``:
-            none is; ``"recalibrated"``: none is, and BatchNorm's averages are taken anew from unmasked images.
+        augment: Name of another augmentation.
+        schedule: Which epochs are clean: ``"heated"``: the last quarter; ``"long"``: the last half; ``"throughout"``:
+            none; ``"recalibrated"``: none, and BatchNorm's averages are computed again from unmasked images.
     """
 
     name: str
@@ -44,26 +45,26 @@ class Condition:
 
 
 SMOOTH = {"grid_size": 4, "sigma": 1 / 12}
-"""A few broad cells with a wide blur: nearest to what scanners do."""
+"""A few broad cells with a wide blur, similar to the shading of scanners."""
 BROAD = {"2x2": {"grid_size": 2, "sigma": 1 / 6}, "3x3": {"grid_size": 3, "sigma": 1 / 9}}
-"""Broader still, in the same proportion of blur to cell."""
+"""Broader cells, with the same ratio of blur to cell."""
 ONE_CELL = {"grid_size": 1, "sigma": 1 / 6, "pattern_std": None, "brightness_std": 0.2}
 """No pattern: the image brightens or darkens as a whole."""
 PAPER_MASK = {"grid_size": 8, "kernel_size": None, "sigma": None}
-"""64 cells at 224 px are 8 at 28 to 32."""
+"""64 cells at 224 px correspond to 8 cells at 28 to 32 px."""
 DOSES = (0.1, 0.2, 0.3, 0.45)
-"""Standard deviations of masks of a fixed dose."""
+"""Fixed standard deviations of the pattern within an image (``dose`` in names)."""
 LEVELS = DOSES[:3]
-"""How much masks of a level brighten and darken."""
+"""Standard deviations of the brightness between images (``level`` in names)."""
 ENTROPIES = (0.0, -0.075, -0.25)
-"""Targets of a policy's mean entropy, in nats a cell."""
+"""Targets of a policy's mean entropy, in nats per cell."""
 ADVERSARIAL = {"reward": "adversarial"}
 BOUNDED = {"max_log_concentration": math.log(2)}
-"""Cannot turn itself off: concentrations within 1/2 and 2 keep three quarters of the uniform's spread or more."""
+"""Bounds that keep the noise on: concentrations in 1/2 to 2 keep at least three quarters of the uniform's spread."""
 PATHWISE = {"baseline": "none", "normalize_advantage": False}
-"""Of the signal's own gradient nothing is to be taken off."""
+"""The signal's own gradient is used as it is, without a baseline or normalization."""
 WIDE = {"init_log_concentration": -1.0}
-"""Starts at Beta(.37, .37), whose mass lies at the ends: the strongest noise at a given strength."""
+"""Start at Beta(.37, .37), whose mass lies at 0 and 1: the strongest noise at a given strength."""
 
 
 def _frozen(name: str, mask: Mapping[str, Any], **rest: Any) -> Condition:
@@ -129,7 +130,7 @@ def _first_round() -> list[Condition]:
         _learned("adv-smooth-p100", {**SMOOTH, "p": 1.0}, ADVERSARIAL),
         _learned("adv-smooth-shuffled", SMOOTH, ADVERSARIAL, shuffled=True),
         _learned("adv-curriculum", hook=ADVERSARIAL, curriculum=True),
-        # Neither: hard, and yet what generalises.
+        # Neither: masks that are hard, but whose training generalises.
         _learned("teacher", signal="teacher"),
         _learned("teacher-p100", p1, signal="teacher"),
         _learned("teacher-shuffled", signal="teacher", shuffled=True),
@@ -141,7 +142,7 @@ def _first_round() -> list[Condition]:
         _learned("relative-coop", signal="relative"),
         _learned("align", signal="align"),
         _learned("align-smooth", SMOOTH, signal="align"),
-        # Hand-set rivals. The bias field knows one of the test's shifts.
+        # Other augmentations. The bias field is also one of the test's shifts.
         Condition("bias-field", "augmentation", augment="bias_field"),
         Condition("gaussian-noise", "augmentation", augment="gaussian_noise"),
         Condition("random-erasing", "augmentation", augment="random_erasing"),
@@ -171,7 +172,7 @@ def _first_round() -> list[Condition]:
 def _second_round() -> list[Condition]:
     return [
         Condition("frozen-paper", "frozen", "paper", PAPER_MASK, {"kind": "static"}, {"frozen": True}),
-        # The same dose for every mask, learned or not.
+        # The same pattern strength for every mask, learned or not.
         *(_frozen(f"dose{int(100 * std)}", {**SMOOTH, "pattern_std": std}) for std in DOSES),
         # What coop-dose20-shuffled had learned, the median of 24 runs: a few bright cells among dark ones.
         _frozen(
@@ -190,7 +191,7 @@ def _second_round() -> list[Condition]:
 
 def _third_round() -> list[Condition]:
     return [
-        # Fewer and broader cells, of which a policy's gradient can see more.
+        # Fewer and broader cells, for which the policy's gradient has more signal.
         *(
             _frozen(f"{name}-dose{int(100 * std)}", {**shape, "pattern_std": std})
             for name, shape in BROAD.items()
@@ -203,10 +204,10 @@ def _third_round() -> list[Condition]:
             for std in DOSES
         ),
         *(_dosed(f"adv-{name}", std, shape=shape, hook=ADVERSARIAL) for name, shape in BROAD.items() for std in DOSES),
-        # What a class has in common is learned from all its images.
+        # One distribution per class is learned from all images of the class.
         *(_dosed("coop", std, "-class", policy={"kind": "class"}) for std in DOSES),
         *(_dosed("adv", std, "-class", hook=ADVERSARIAL, policy={"kind": "class"}) for std in DOSES),
-        # What a step on the masked image does to another batch.
+        # The effect of a step on the masked image on the loss of another batch.
         *(_dosed("virtual", std, signal="virtual") for std in DOSES),
         *(_dosed("robust", std, signal="robust") for std in DOSES),
         *(
@@ -214,33 +215,33 @@ def _third_round() -> list[Condition]:
             for twin in ("", "-shuffled")
             for std in DOSES
         ),
-        # Where to stop.
+        # Schedules: when masking stops.
         *(_dosed("coop", 0.2, f"-{schedule}", schedule=schedule) for schedule in ("long", "recalibrated")),
         *(
             _frozen(f"dose20-{schedule}", {**SMOOTH, "pattern_std": 0.2}, schedule=schedule)
             for schedule in ("long", "recalibrated")
         ),
-        # Broad cells that also darken the image: their mean is each mask's own, about a half.
+        # Broad cells that also darken the image: each mask keeps its own mean, about a half.
         _frozen("2x2-dark", {**BROAD["2x2"], "mean_preserving": False, "pattern_std": None}),
     ]
 
 
 def _later() -> list[Condition]:
     return [
-        # Broad cells of a fixed dose whose mean varies about 1: the last is about the hand-set bias field's.
+        # Broad cells of fixed strength whose mean varies about 1. The last is about as strong as the bias field.
         *(_frozen(f"2x2-dose{int(100 * std)}-level", _level(std, std)) for std in LEVELS),
         *(_learned(f"coop-2x2-dose{int(100 * std)}-level", _level(std, std)) for std in LEVELS[:2]),
-        # What coop-2x2-dose10-level may have learned: a smaller dose, or a smaller level.
+        # What coop-2x2-dose10-level may have learned: a weaker pattern, or less variation of the brightness.
         _frozen("2x2-dose5-level", _level(0.05, 0.05)),
         _frozen("2x2-dose10-half-level", _level(0.1, 0.05)),
         _learned("coop-2x2-dose10-level-shuffled", _level(0.1, 0.1), shuffled=True),
-        # The learned twin of preset="augment", and the same dose and level on the cells of the default then.
+        # The learned counterpart of preset="augment", and the same strengths on the cells of the default at that time.
         *(
             _learned(f"coop-2x2-dose10-level20{twin}", _level(0.1, 0.2), shuffled=bool(twin))
             for twin in ("", "-shuffled")
         ),
         _learned("coop-dose10-level20", {**SMOOTH, "pattern_std": 0.1, "brightness_std": 0.2}),
-        # The level alone, and beside the mildest pattern: with 0.1 that is frozen-2x2-dose10-level.
+        # Brightness alone, and with the weakest pattern. At 0.1 the latter is frozen-2x2-dose10-level.
         *(_frozen(f"1x1-dose{int(100 * level)}-level", {**ONE_CELL, "brightness_std": level}) for level in LEVELS),
         *(_frozen(f"2x2-dose10-level{int(100 * level)}", _level(0.1, level)) for level in LEVELS[1:]),
         *(
@@ -286,11 +287,11 @@ def _later() -> list[Condition]:
 
 
 def _held() -> list[Condition]:
-    """The mask of preset="learned" with its total noise held: the policy's mean entropy follows a target.
+    """The mask of preset="learned" with constant total noise: the policy's mean entropy is kept at a target.
 
-    The policy can then move noise between cells and images, and neither drop it nor collapse. 0 nats a cell is uniform,
-    as the unlearned masks are; Beta(1.6, 1.6) has -0.06 and Beta(2.8, 2.8) has -0.24. ``-centred``: the brightness is
-    measured from the policy's own expectation, so that no policy can brighten or darken images on average.
+    The policy can move noise between cells and images, but can neither remove it nor collapse. 0 nats per cell is the
+    uniform distribution, that of unlearned masks; Beta(1.6, 1.6) has -0.06 and Beta(2.8, 2.8) has -0.24. ``-centred``:
+    brightness is measured from the policy's own expectation, so no policy can brighten or darken images on average.
     """
     return [
         _learned(

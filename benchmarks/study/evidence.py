@@ -40,7 +40,7 @@ SHOWN = ("clean", "shifted", "bias_field")
 
 @dataclass(frozen=True)
 class Row:
-    """A condition and what a reader should call it."""
+    """A row of the table: a condition and its name for readers."""
 
     group: str
     condition: str
@@ -76,7 +76,7 @@ LONG_ROWS = {
 }
 LONG_TASKS = {"joined-half-long": "joined, 240 epochs", "pneumonia-half-long": "pneumonia, 450 epochs"}
 FEWEST_SEEDS = 3
-"""Fewer have no interval."""
+"""Fewest seeds for an interval."""
 
 
 def collect() -> dict[tuple[str, str], Comparison]:
@@ -116,7 +116,7 @@ def collect_long() -> dict[tuple[str, str, str], Comparison]:
 
 
 def long_table(found: dict[tuple[str, str, str], Comparison]) -> str:
-    """The long trainings in Markdown, a group of rows for each task, with its seeds."""
+    """The table of long trainings in Markdown, one group of rows per task, with its number of seeds."""
     lines = head(["training images", *(MEASURES[measure] for measure in SHOWN)])
     for task in dict.fromkeys(task for task, _, _ in found):
         seeds = found[task, next(iter(LONG_ROWS)), "clean"].seeds
@@ -148,7 +148,7 @@ def table(found: dict[tuple[str, str], Comparison]) -> str:
 
 
 def plot(found: dict[tuple[str, str], Comparison], path: Path) -> None:
-    """Dots with 95 % intervals, a panel for each measure on one scale; hollow dots are the first round's."""
+    """Plot dots with 95 % intervals, one panel per measure on a common scale. Hollow dots are from the first round."""
     from matplotlib.figure import Figure
 
     colours = {"random": "#e69f00", "learned": "#0072b2", "by hand": "#6b6b6b"}
@@ -188,7 +188,7 @@ def plot(found: dict[tuple[str, str], Comparison], path: Path) -> None:
 
 
 def put(text: str, content: str, name: str = MARKERS) -> str:
-    """A page with other content between the markers of this name."""
+    """Replace the content between a page's markers of this name."""
     first, last = f"<!-- {name} -->", f"<!-- /{name} -->"
     before, _, rest = text.partition(first)
     _, _, after = rest.partition(last)

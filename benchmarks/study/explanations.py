@@ -1,8 +1,8 @@
-"""Numbers on why learning does not help: drift, what the gap to the unlearned twin goes with, and encoding.
+"""Possible reasons why learning does not help: drift, correlates of the gap to the unlearned control, and encoding.
 
-Drift: where the policies' cells end, and the constant brightening or darkening that follows from it, which no test
-image has. The gap under bias fields goes with drift, or with the spread of the cells that a policy has left. Encoding:
-how well the class is named from the mask alone, and how much worse the classifier's training loss is under another
+Drift: the final means of the policies' cells, and the constant brightening or darkening that they cause and that test
+images do not have. Gap: its correlation under bias fields with drift and with the remaining spread of the cells.
+Encoding: how well the class can be predicted from the mask alone, and how much the training loss rises under another
 image's mask.
 """
 
@@ -21,21 +21,21 @@ from policy_noise.experiments.statistics import t_interval
 from policy_noise.functional import mask_brightness
 
 SHARE = 0.2
-"""A constant change of brightness by more than this counts as drift: one standard deviation of the default's masks."""
+"""A larger constant change of brightness counts as drift. This is one standard deviation of the default masks."""
 
 FEWEST = 10
 """Degrees of freedom below which no correlation is given."""
 
 
 def implied_brightness(condition: Condition, cell_mean: float) -> float | None:
-    """What an image is multiplied by where every cell has this mean.
+    """The factor by which an image is multiplied if every cell has this mean.
 
     Args:
-        condition: Of the run.
+        condition: The run's condition.
         cell_mean: Mean expected value of the cells, in [0, 1].
 
     Returns:
-        The factor, 1 where no policy can change the brightness on average; None for masks without a brightness.
+        The factor. It is 1 if no policy can change the mean brightness, and None for masks without brightness.
     """
     std = condition.mask.get("brightness_std", 0.0)
     if not std:
@@ -46,7 +46,7 @@ def implied_brightness(condition: Condition, cell_mean: float) -> float | None:
 
 
 def drift_table(records: Iterable[dict[str, Any]]) -> list[str]:
-    """Learned conditions: how the cells' mean and the brightness it implies are spread over finished runs."""
+    """For learned conditions, the range over finished runs of the cells' mean and of the implied brightness."""
     ends: dict[str, list[float]] = {}
     for record in records:
         if record.get("family") == "learned" and record.get("policy"):
@@ -62,10 +62,10 @@ def drift_table(records: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def gap_table(records: Iterable[dict[str, Any]]) -> list[str]:
-    """Learned conditions with their unlearned twin: correlations over runs of the test gap under bias fields.
+    """For learned conditions with an unlearned control, correlations over runs of the test gap under bias fields.
 
-    The gap is the run's score minus that of the twin's run of the same task and seed. All numbers are centred within
-    each task, so that tasks do not make the correlation. Intervals are Fisher's, 95 %.
+    The gap is the run's score minus that of the control's run with the same task and seed. All numbers are centred
+    within each task, so that differences between tasks do not cause correlation. Intervals are Fisher's, 95 %.
     """
     results = Results(records, "test")
     lines = head(["condition", "runs", "with the cells' deviation", "with drift"])
@@ -88,7 +88,7 @@ def gap_table(records: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def _correlation(a: np.ndarray, b: np.ndarray, freedom: int) -> str:
-    """Of centred numbers; empty where one of them is constant."""
+    """Correlation of centred numbers, with its interval. Empty if either is constant."""
     scale = float(np.linalg.norm(a) * np.linalg.norm(b))
     if scale < 1e-9:
         return ""
@@ -101,9 +101,9 @@ def _spread(values: list[float]) -> str:
 
 
 def encoding_table(records: Iterable[dict[str, Any]]) -> list[str]:
-    """Conditions with masks, by task: the probe's recall, and training loss under other images' masks less one's own.
+    """For conditions with masks, by task: the probe's recall, and the rise of the training loss under other masks.
 
-    Means over seeds, ± half the 95 % t-interval where there are three or more.
+    Means over seeds, with ± half the 95 % t-interval for three or more seeds.
     """
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
     for record in records:

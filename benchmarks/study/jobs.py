@@ -1,4 +1,4 @@
-"""Single runs of a suite, and the key that a run's record is found by."""
+"""Single runs of a suite, and the keys of their records."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from benchmarks.study.suites import SUITES
 from benchmarks.study.tasks import TASKS, Task
 
 VERSION = 1
-"""Raise it when a change of the code makes older results wrong: they are then run again."""
+"""Raise this when a code change invalidates older results. They are then run again."""
 RECORDED_NAMES = {
     "pattern_std": "mask_std",
     "brightness_std": "level_std",
@@ -19,10 +19,10 @@ RECORDED_NAMES = {
     "policy_lr": "lr",
     "policy_lr_ratio": "lr_ratio",
 }
-"""Settings that had another name when runs were first recorded. Keys are made of that name, so that these runs keep
-theirs."""
+"""Settings that had another name when runs were first recorded. Keys use the old name, so that those of old runs do not
+change."""
 RECORDED_VALUES = {"scale_about": {"zero": "normalized"}}
-"""Likewise their values."""
+"""The same for values of settings."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Job:
     splits: tuple[str, ...]
 
     def describe(self) -> dict[str, Any]:
-        """All that decides the result, as plain data: what the cache's key is made of."""
+        """Everything that determines the result, as plain data for the key."""
         return {
             "task": self.task.describe(),
             "condition": _as_recorded(vars(self.condition)),
@@ -63,15 +63,15 @@ def jobs(
     seeds: int | None = None,
     epochs: int | None = None,
 ) -> list[Job]:
-    """A suite's runs, seed by seed: all conditions and tasks of one seed stand before the next.
+    """The runs of a suite, seed by seed: all conditions and tasks of one seed come before the next seed.
 
     Args:
-        suite: Name.
-        tasks: Instead of the suite's.
-        conditions: Instead of the suite's.
-        first_seed: Seeds count from here.
-        seeds: Instead of the suite's.
-        epochs: Instead of each task's, for smoke runs.
+        suite: Name of the suite.
+        tasks: Names of tasks, instead of the suite's.
+        conditions: Names of conditions, instead of the suite's.
+        first_seed: The first seed.
+        seeds: Number of seeds, instead of the suite's.
+        epochs: Number of epochs, instead of each task's, for smoke runs.
 
     Raises:
         ValueError: If a name is unknown.
@@ -93,6 +93,6 @@ def jobs(
 
 
 def key_of(job: Job) -> str:
-    """Hash of all that decides a run's result."""
+    """Hash of everything that determines a run's result."""
     text = json.dumps({**job.describe(), "version": VERSION}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

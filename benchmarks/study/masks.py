@@ -15,13 +15,13 @@ from policy_noise.presets import PRESETS, Preset
 PAPER_SIGMA = 6 / 224
 """The paper's blur, as a share of the image's side."""
 FIRST_MASK: dict[str, Any] = {"grid_size": 8, "sigma": PAPER_SIGMA, "pattern_std": None, "brightness_std": 0.0}
-"""The package's default mask when the study began: what conditions leave out."""
+"""The package's default mask when the study began. Conditions list only what differs from it."""
 
 
 class StudyMask(PolicyNoiseMask):
-    """The package's mask, which remembers what it applied, and can apply each mask to its neighbour in the batch.
+    """The package's mask. It remembers the applied masks and can apply each mask to the next image of the batch.
 
-    Batches are in random order, so the neighbour is any other image.
+    Batches are in random order, so the next image is a random other one.
     """
 
     shuffled = False
@@ -29,7 +29,7 @@ class StudyMask(PolicyNoiseMask):
 
     @staticmethod
     def swap(sample: MaskSample) -> MaskSample:
-        """The masks, each in its neighbour's place."""
+        """Shift the masks by one image within the batch."""
         names = ("action", "applied", "concentration1", "concentration0")
         return replace(sample, **{name: getattr(sample, name).roll(1, 0) for name in names})
 
@@ -41,15 +41,15 @@ class StudyMask(PolicyNoiseMask):
         return super().transform(images, sample)
 
     def credit(self, signal: Tensor) -> Tensor:
-        """Give each mask the number of the image that it was applied to."""
+        """Give each mask the signal of the image that it was applied to."""
         return signal.roll(-1, 0) if self.shuffled else signal
 
 
 class ClassPolicy(nn.Module):
-    """One distribution for all images of a class, whose labels are set before each batch.
+    """A policy with one distribution per class. The labels are set before each batch.
 
     Args:
-        num_classes: Classes.
+        num_classes: Number of classes.
         grid_size: Cells along each axis.
     """
 

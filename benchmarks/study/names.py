@@ -1,4 +1,4 @@
-"""What figures call the conditions, tasks and measures, whose own names are those of the recorded runs."""
+"""Readable names of conditions, tasks and measures for figures. Recorded runs have shorter names."""
 
 import re
 
@@ -77,7 +77,7 @@ def condition_in_words(name: str) -> str:
 
 
 def task_in_words(name: str) -> str:
-    """A task without what the page says of all of them."""
+    """A task's name without the parts that all tasks of a page share."""
     return name.replace("-half", "").replace("-", " ")
 
 

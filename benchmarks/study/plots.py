@@ -67,7 +67,7 @@ def _half(values: np.ndarray) -> float | None:
 
 
 def plot_pareto(results: Results, measure: str, path: Path) -> None:
-    """Clean score against a measure, a panel for each task, with the frontier of random masks, numbered."""
+    """Plot clean score against a measure, one panel per task, with the numbered frontier of random masks."""
     import matplotlib.pyplot as plt
 
     figure, axes = _panels(results, 4.6, 4.4, columns=3 if len(results.tasks) == 3 else 2)
@@ -178,7 +178,7 @@ def plot_forest(results: Results, comparisons: list[Comparison], path: Path) -> 
 
 
 def plot_curves(results: Results, path: Path) -> None:
-    """Clean validation score while training: plain, coop, adv, and the frozen and hand-set ones best when shifted."""
+    """Plot clean validation scores in training: plain, coop, adv, and the best random mask and augmentation."""
     figure, axes = _panels(results, 5.5, 3.6)
     best = [
         max(names, key=lambda name: gains(results, name, "shifted"))

@@ -31,13 +31,13 @@ def _write_tests(comparisons: list[Comparison], path: Path) -> None:
 
 
 def analyse(records: list[dict[str, Any]], split: str, output: Path, *, against: str | None = None) -> str:
-    """Write a report (markdown), all tests (CSV) and the plots (PNG), and give back the report.
+    """Write a report (Markdown), all tests (CSV) and the plots (PNG), and return the report.
 
     Args:
-        records: As the commands ``run`` or ``pack`` wrote them.
-        split: ``"val"`` to choose by, ``"test"`` to report.
-        output: Folder, named by the question, which becomes the title.
-        against: A condition that all others are compared with, beside their usual controls.
+        records: Records written by the commands ``run`` or ``pack``.
+        split: ``"val"`` for selection, ``"test"`` for reported results.
+        output: Folder. Its name becomes the title.
+        against: A condition that all others are also compared with.
 
     Raises:
         ValueError: If there is no finished run of the split, or none of that condition.

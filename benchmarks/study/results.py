@@ -17,7 +17,7 @@ MEASURES = ("clean", "shifted", *GROUPED, "ct2", "mr")
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """The records of a results file, packed or not; a last line that was cut off is left out."""
+    """Read the records of a results file, packed or not. An incomplete last line is skipped."""
     records = []
     if path.is_file():
         text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
@@ -25,12 +25,12 @@ def read_results(path: Path) -> list[dict[str, Any]]:
             try:
                 records.append(json.loads(line))
             except json.JSONDecodeError:
-                print(f"{path}: a line that is no JSON was left out", file=sys.stderr)
+                print(f"{path}: a line that is not JSON was skipped", file=sys.stderr)
     return records
 
 
 def pack(records: list[dict[str, Any]]) -> bytes:
-    """Records in a fifth of their size: five digits, the last look at each policy, compressed."""
+    """Compress records to a fifth of their size: five digits, only the last diagnostics of each policy, gzip."""
     lines = []
     for record in records:
         short = {**record, "policy": record["policy"][-1:]} if "policy" in record else record
@@ -43,8 +43,8 @@ class Results:
     """Scores of one split by task, condition and seed.
 
     Args:
-        records: As ``run`` wrote them. Failed runs and other splits are left out; of a repeated run the last
-            counts. Seeds that not all of a task's conditions have are left out, so that all are compared on the same.
+        records: Records written by ``run``. Failed runs and other splits are skipped. Of a repeated run the last
+            counts. Seeds that some condition of a task lacks are skipped, so that all use the same seeds.
         split: ``"val"`` or ``"test"``.
     """
 
@@ -65,11 +65,11 @@ class Results:
 
     @property
     def tasks(self) -> list[str]:
-        """In order of appearance."""
+        """The tasks, in order of appearance."""
         return list(dict.fromkeys(record["task"] for record in self.records))
 
     def conditions(self, task: str) -> list[str]:
-        """Of a task, in order of appearance."""
+        """The conditions of a task, in order of appearance."""
         return list(dict.fromkeys(record["condition"] for record in self.records if record["task"] == task))
 
     def by_seed(self, task: str, condition: str, measure: str) -> dict[int, float]:
@@ -86,7 +86,7 @@ class Results:
 
 
 def _measures(scores: dict[str, float]) -> dict[str, float]:
-    """Each shift is the mean of its severities, ``shifted`` the mean of the shifts; corruptions and shots likewise."""
+    """Average shifts over severities, and ``shifted`` over shifts. The same for corruptions and numbers of shots."""
     result = {name: value for name, value in scores.items() if ":" not in name}
     for group in GROUPED:
         levels = [value for name, value in scores.items() if name.split(":")[0] == group and ":" in name]

@@ -1,4 +1,4 @@
-"""Runs jobs in worker processes, and appends their records to a results file."""
+"""Run jobs in worker processes and append their records to a results file."""
 
 import argparse
 import gc
@@ -21,7 +21,7 @@ from policy_noise.experiments.processes import end_with_parent
 from policy_noise.experiments.shifts import SHIFTS
 
 _tasks: dict[tuple[Any, ...], TaskData] = {}
-"""Of this worker process."""
+"""The tasks that this worker process has loaded."""
 
 
 def _start_worker(device: str) -> None:
@@ -64,7 +64,7 @@ def _device_name(device: str) -> str:
 
 
 def run_jobs(todo: list[Job], args: argparse.Namespace, deadline: float) -> int:
-    """Run jobs in worker processes, append their records as they come, and give back how many failed."""
+    """Run jobs in worker processes and append their records as they finish. Returns the number of failures."""
     path: Path = args.output
     path.parent.mkdir(parents=True, exist_ok=True)
     start = time.time()
@@ -91,7 +91,7 @@ def run_jobs(todo: list[Job], args: argparse.Namespace, deadline: float) -> int:
                     _report(record, done, len(futures), failed, steps, time.time() - start)
                 break
             except BrokenProcessPool:
-                # A worker died (memory, a crash in native code). Nothing tells which job it was.
+                # A worker died (out of memory, a crash in native code). It is unknown which job it ran.
                 print("a worker process died: starting new ones", flush=True)
         if len(remaining) == len(todo):
             raise RuntimeError("worker processes die before any run ends: try fewer --workers")

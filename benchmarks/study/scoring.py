@@ -16,12 +16,12 @@ from policy_noise.experiments.transfer import draw_few_shot, embed, linear_probe
 SHOTS = (16, 64, 256)
 DRAWS = 10
 MASK_SIDE = 4
-"""A mask is shown to the probe of its class as so many pixels along each axis; the cells are fewer."""
+"""Pixels along each axis at which masks are given to the class probe. The mask has fewer cells."""
 
 
 @torch.no_grad()
 def macro_f1(model: Classifier, data: TaskData, evals: EvalSet) -> float:
-    """Macro F1 in eval mode; the model's mode is put back."""
+    """Macro F1 in eval mode. The model's mode is restored."""
     from sklearn.metrics import f1_score
 
     training = model.training
@@ -60,7 +60,7 @@ def _transfer(model: Classifier, data: TaskData, target: FewShot) -> dict[str, f
 
 @torch.no_grad()
 def diagnose(mask: PolicyNoiseMask, data: TaskData) -> dict[str, float]:
-    """What the policy does now to the first training images of each kind (spread evenly over the set)."""
+    """Diagnostics of the policy on a few training images, spread evenly over the data set."""
     stride = max(1, len(data.images) // 256)
     images = (data.images[::stride][:256].float() / 255 - data.mean) / data.std
     mask.eval()
@@ -85,23 +85,23 @@ def diagnose(mask: PolicyNoiseMask, data: TaskData) -> dict[str, float]:
 
 @torch.no_grad()
 def encoding(model: Classifier, mask: StudyMask, images: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
-    """How far the masks give the class away, and what the classifier makes of it.
+    """Measure how far masks encode the class, and whether the classifier uses this.
 
-    Every image gets a mask as in training. A linear probe learns on half of them to name the class from the rendered
-    mask alone, and names it on the other half. The classifier, in eval mode, gets each image under its own mask, under
-    that of another image, and without one.
+    Every image gets a mask as in training. A linear probe is trained on half of the images to predict the class from
+    the rendered mask alone, and tested on the other half. The classifier, in eval mode, sees each image with its own
+    mask, with another image's mask, and without a mask.
 
     Args:
-        model: The classifier; its mode is put back.
-        mask: Its policy.
-        images: Normalised training images, (N, 1, S, S).
-        labels: (N,).
-        seed: Of the masks, the halves and the other images.
+        model: The classifier. Its mode is restored.
+        mask: The mask with its policy.
+        images: Normalized training images, (N, 1, S, S).
+        labels: Their labels, (N,).
+        seed: Seed of the masks, the halves and the other images.
 
     Returns:
         ``probe`` and ``probe_swapped``, mean recall over classes from an image's own mask and from another image's
-        mask; ``chance``, one by the number of classes; ``loss``, ``loss_swapped`` and ``loss_unmasked``, mean cross
-        entropy in nats.
+        mask; ``chance``, 1 / number of classes; ``loss``, ``loss_swapped`` and ``loss_unmasked``, mean cross-entropy
+        in nats.
     """
     from sklearn.metrics import balanced_accuracy_score
 

@@ -1,4 +1,4 @@
-"""What a policy is told about each image."""
+"""The signals from which a policy's reward is made."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -14,21 +14,20 @@ from policy_noise import MaskSample, PolicyNoiseMask
 
 EMA_DECAY = 0.98
 BAND_MARGIN = 0.5
-"""How far above the clean images' loss the band's target lies, in nats."""
+"""Distance of the band's target loss above the loss of clean images, in nats."""
 PATHWISE = "pathwise-"
 ROBUST_STD = 0.45
 """Standard deviation of the unlearned masks on the batch that ``robust`` looks at."""
 
 
 class Signals:
-    """What a policy is told about each image of a batch, low for good unless the reward is adversarial.
+    """The signal of each image of a batch. Low is good, unless the reward is adversarial.
 
     Args:
-        name: One of :data:`SIGNALS`; with ``pathwise-`` before it the policy is told how the signal changes with each
-            cell.
-        model: The classifier, before its forward is replaced by a graph: the teacher is a copy.
-        generator: Of the masks that ``robust`` draws.
-        normalization: Of the images, as the mask takes it.
+        name: One of :data:`SIGNALS`. With the prefix ``pathwise-`` the policy gets the signal's gradient in each cell.
+        model: The classifier, before its forward is replaced by a CUDA graph, because the teacher is a copy.
+        generator: Generator of the masks that ``robust`` draws.
+        normalization: The images' normalization, in the mask's form.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class Signals:
 
     @torch.no_grad()
     def before(self, images: Tensor, labels: Tensor, other_images: Tensor, other_labels: Tensor) -> None:
-        """Look at the unmasked batch, or at another one, before the classifier's own forward."""
+        """Compute what the signal needs from the unmasked or another batch, before the classifier's own forward."""
         if self.name not in ("relative", "align", "virtual", "robust"):
             return
         self.model.eval()
@@ -77,11 +76,11 @@ class Signals:
         return SIGNALS[self.name](self, loss, masked, applied, logits, features, labels)
 
     def slopes(self, action: Tensor, masked: Tensor, applied: Tensor, labels: Tensor) -> Tensor:
-        """How each image's signal changes with each cell of its mask, with the classifier in eval mode.
+        """The derivative of each image's signal in each cell of its mask, with the classifier in eval mode.
 
         Shape:
-            - action: (B, 1, G, G), which the masked images (B, 1, S, S) were made with.
-            - Output: that of the actions.
+            - action: (B, 1, G, G), the actions that masked the images (B, 1, S, S).
+            - Output: (B, 1, G, G).
         """
         self.model.eval()
         signal = self.after(masked, applied, *self.model.attached(masked), labels)
@@ -90,7 +89,7 @@ class Signals:
 
     @torch.no_grad()
     def step(self) -> None:
-        """After the classifier's step. Young teachers forget faster, so that the initial weights are soon gone."""
+        """Update the teacher after the classifier's step, faster at first to forget the initial weights."""
         if self.teacher is None:
             return
         self.steps += 1
@@ -100,7 +99,7 @@ class Signals:
 
 
 def pathwise_surrogate(sample: MaskSample, slopes: Tensor) -> Tensor:
-    """One number an image whose gradient is that of its signal through the draw, by implicit reparameterisation.
+    """One number per image whose gradient is that of its signal through the draw, by implicit reparameterisation.
 
     Figurnov et al., Implicit Reparameterization Gradients (2018), with PyTorch's own derivative of a Dirichlet draw.
 
@@ -133,7 +132,7 @@ def _teacher(state: Signals, loss: Tensor, masked: Tensor, applied: Tensor, *arg
 
 
 def _band(state: Signals, loss: Tensor, masked: Tensor, applied: Tensor, *args: Tensor) -> Tensor:
-    """Distance from a fixed step above the loss of the images that were not masked."""
+    """Distance from a target loss that lies a fixed step above the loss of the unmasked images."""
     clean = torch.where(applied, 0, loss).sum() / (~applied).sum().clamp(min=1)
     state.clean_level = clean if state.clean_level is None else torch.lerp(state.clean_level, clean, 0.1)
     return (loss - state.clean_level - BAND_MARGIN).abs()
@@ -146,7 +145,7 @@ def _relative(state: Signals, loss: Tensor, *args: Tensor) -> Tensor:
 
 
 def _align(state: Signals, loss: Tensor, masked: Tensor, applied: Tensor, *args: Tensor) -> Tensor:
-    """How far this image's last-layer gradient turns away from that of another, clean batch: minus the cosine."""
+    """Minus the cosine between this image's last-layer gradient and that of another, clean batch."""
     logits, features, labels = args
     assert state.reference is not None
     error = _error(logits, labels)

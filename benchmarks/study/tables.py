@@ -13,7 +13,7 @@ SHOWN_AS = {
     "-shuffled": "masks swapped",
     "-static": "one for all",
 }
-"""What the tables call the controls."""
+"""Names of the controls in tables."""
 
 
 def _number(value: float) -> str:
@@ -22,7 +22,7 @@ def _number(value: float) -> str:
 
 
 def _with_interval(comparison: Comparison | None) -> str:
-    """With half the t-interval, starred where Holm's p-value is below .05; two seeds have no interval to speak of."""
+    """A difference ± half its t-interval, with a star for Holm's p < .05. With two seeds no interval is given."""
     if comparison is None:
         return ""
     if comparison.seeds < 3:
@@ -45,7 +45,7 @@ def overview(results: Results, lookup: Lookup) -> list[str]:
     shifts = [m for m in SHIFTS if np.isfinite(gains(results, "plain", m))]
     lines = head(["condition", "clean", "shifted", "shifted above random-mask frontier", *shifts])
     for name in by_family(results)[1:]:
-        # One seed has no tests, and a difference all the same.
+        # With one seed there is a difference but no test.
         clean, shifted, *rest = (
             lookup("all", name, "plain", measure) or _number(gains(results, name, measure))
             for measure in ("clean", "shifted", *shifts)
@@ -102,7 +102,7 @@ def _tested(results: Results) -> list[str]:
 
 
 def of_varying_mean(results: Results, lookup: Lookup) -> list[str]:
-    """Masks whose mean varies about 1 against the same of mean 1, without a pattern, and hand-set rivals."""
+    """Masks of varying brightness against the same of mean 1, without a pattern, and against other augmentations."""
     measures = _tested(results)
     lines = head(["condition", "control", *measures])
     for name in by_family(results):
@@ -136,7 +136,7 @@ def on_unseen(results: Results, lookup: Lookup) -> list[str]:
 
 
 def policy_table(results: Results) -> list[str]:
-    """Medians over runs, as some policies end far from the others: spotlights have a standard deviation above 1."""
+    """Medians over runs, because some policies end far from the others (spotlights: standard deviation above 1)."""
     names = ("alpha", "beta", "cell_mean", "cell_std", "mean_over_images_std", "mean_over_cells_std", "rendered_std")
     lines = head(["condition", *names, "spotlights"])
     for condition in by_family(results):

@@ -1,8 +1,8 @@
 """Tasks of the study: images on the device, training subsets by seed, clean and shifted evaluation sets.
 
-Every task is small and grey, and lies on the device as uint8, so that a training step is a few kernels and no loader.
-Shifts are made once a process from fixed seeds, other ones for validation than for test: all runs see the same. Beside
-them a task can be scored under MedMNIST-C's corruptions, and by few-shot transfer to a set that was not trained on.
+Every task is small and grayscale. It is kept on the device as uint8, so a training step needs a few kernels and no
+loader. Shifted images are made once per process from fixed seeds, which differ between validation and test, so all runs
+see the same ones. A task can also be scored under MedMNIST-C's corruptions and by few-shot transfer to another set.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -28,7 +28,7 @@ class Task:
     """A declared task.
 
     Args:
-        name: In tables.
+        name: Name in tables.
         source: ``"joined"``, ``"organs"``, ``"tumour"`` or ``"pneumonia"``.
         size: Side of the images in pixels.
         per_class: Training images drawn from each class, other ones for each seed; None takes all.
@@ -53,7 +53,7 @@ class Task:
     corruptions: str | None = None
 
     def describe(self) -> dict[str, Any]:
-        """What decides a result; what is left at its default is left out, so that new fields change no older key."""
+        """The settings that determine a result, without defaults, so that new fields do not change older keys."""
         settings = asdict(self)
         for name in ("parts", "few_shot", "corruptions"):
             if settings[name] == getattr(Task, name):
@@ -98,7 +98,7 @@ class EvalSet:
     Args:
         images: uint8, (N, 1, S, S), on the device.
         labels: (N,), of the training task's classes.
-        classes: Classes that occur here, where they are fewer than the task's: predictions are made among these.
+        classes: The classes that occur here, if fewer than the task's. Only these can be predicted.
     """
 
     images: Tensor
@@ -227,7 +227,7 @@ def _few_shot(target: ImageSet, split: str, size: int, device: torch.device) -> 
 
 
 def _unseen(prefix: str, device: torch.device) -> EvalSet:
-    """All three splits of an unseen patient, none of which is trained on. Labels are the training task's."""
+    """All three splits of an unseen patient; none is trained on. Labels are those of the training task."""
     with np.load(ORGANS, allow_pickle=False) as file:
         images = np.concatenate([file[f"{prefix}_{split}_images"] for split in ("train", "val", "test")])
         labels = np.concatenate([file[f"{prefix}_{split}_labels"].ravel() for split in ("train", "val", "test")])
@@ -236,7 +236,7 @@ def _unseen(prefix: str, device: torch.device) -> EvalSet:
 
 
 def train_indices(data: TaskData, seed: int) -> np.ndarray:
-    """The training images of a seed: all, or so many of each class, the same for every condition."""
+    """The training images of a seed: all, or a fixed number per class. They are the same for every condition."""
     labels = data.labels.cpu().numpy()
     if data.task.per_class is None:
         return np.arange(len(labels))

@@ -1,9 +1,9 @@
 """One run of the study: a classifier, a condition, a seed.
 
-The mask is the package's own: drawn and applied by ``hook.apply``, rewarded by ``hook.observe``. Conditions of a seed
-share initial weights, images, their order and their shifts in place; masks and augmentations draw from generators of
-their own. On a GPU the classifier's forward and backward are replayed as CUDA graphs, as launches are what such small
-networks cost.
+The mask is the package's own: ``hook.apply`` draws and applies it, and ``hook.observe`` rewards it. All conditions of a
+seed share the initial weights, the images, their order and their translations. Masks and augmentations use separate
+generators. On a GPU the classifier's forward and backward are replayed as CUDA graphs, because kernel launches dominate
+the cost of such small networks.
 """
 
 import random
@@ -35,9 +35,9 @@ POINTS = 8
 
 
 class Batches:
-    """Training batches on the device, normalised by nobody yet: images in [0, 1], moved by up to a 16th of their side.
+    """Training batches on the device: images in [0, 1], not normalized, translated by up to a 16th of their side.
 
-    The order and the moves are drawn on the CPU from the seed alone, so they are those of every condition and device.
+    Order and translations are drawn on the CPU from the seed alone: they are the same for all conditions and devices.
     """
 
     def __init__(self, data: TaskData, seed: int, epochs: int) -> None:
@@ -77,8 +77,8 @@ def train(job: Job, data: TaskData, *, graphs: bool = True) -> dict[str, Any]:
         graphs: Replay the classifier's training step as CUDA graphs where the data is on a GPU.
 
     Returns:
-        ``scores`` (split, set, macro F1), ``curve`` and ``policy`` (diagnostics while training), ``encoding`` (of the
-        masks when they are let go; empty without a mask), ``steps``, ``seconds``.
+        ``scores`` (split, set, macro F1), ``curve`` and ``policy`` (diagnostics during training), ``encoding`` (of the
+        masks when masking ends; empty without a mask), ``steps``, ``seconds``.
     """
     condition, task, seed = job.condition, job.task, job.seed
     device = data.images.device
@@ -115,7 +115,7 @@ def train(job: Job, data: TaskData, *, graphs: bool = True) -> dict[str, Any]:
     policy: list[dict[str, float]] = []
     encoded: dict[str, float] = {}
 
-    def let_go(hook: ReinforceHook) -> None:
+    def end_masking(hook: ReinforceHook) -> None:
         mask, indices = hook.augmentation, train_indices(data, seed)
         assert isinstance(mask, StudyMask)
         images = (data.images[indices].float() / 255 - data.mean) / data.std
@@ -126,7 +126,7 @@ def train(job: Job, data: TaskData, *, graphs: bool = True) -> dict[str, Any]:
         if step == noisy_steps:
             augment = None
             if hook is not None:
-                let_go(hook)
+                end_masking(hook)
                 hook = None
         images, labels = batches[step]
         targets = labels
@@ -167,7 +167,7 @@ def train(job: Job, data: TaskData, *, graphs: bool = True) -> dict[str, Any]:
                 policy.append({"step": step + 1, **hook.metrics, **diagnose(hook.augmentation, data)})
                 model.train()
     if hook is not None:
-        let_go(hook)
+        end_masking(hook)
     if condition.schedule == "recalibrated":
         last = range(len(batches) - batches.steps_per_epoch, len(batches))
         update_bn(((batches[step][0] - data.mean) / data.std for step in last), model)
@@ -185,7 +185,7 @@ def train(job: Job, data: TaskData, *, graphs: bool = True) -> dict[str, Any]:
 def _mask_pathwise(
     hook: ReinforceHook, draws: torch.Generator, signals: Signals, images: Tensor, labels: Tensor
 ) -> Tensor:
-    """Mask a batch, with the signal's own gradient for its policy to learn from."""
+    """Mask a batch. The policy learns from the signal's own gradient."""
     mask = hook.augmentation
     assert isinstance(mask, StudyMask)
     sample = mask.sample(images, draws)

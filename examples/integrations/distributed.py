@@ -28,8 +28,8 @@ def main() -> None:
     model = fully_shard(network) if arguments.fsdp else DistributedDataParallel(network)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 
-    # The added line, after the process group is there. FSDP's own checkpoints gather the optimizer's state without the
-    # policy: there save hook.state_dict() beside them.
+    # The added line comes after the process group is set up. FSDP's own checkpoints gather the optimizer's state
+    # without the policy: with FSDP, save hook.state_dict() too.
     hook = policy_noise.attach(model, optimizer, criterion, state_in_optimizer=not arguments.fsdp)
 
     for epoch in range(2):

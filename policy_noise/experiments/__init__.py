@@ -1,4 +1,4 @@
-"""What the scripts under ``examples/`` share: data sets, recipes, training, metrics, statistics and reports.
+"""Data sets, recipes, training, metrics, statistics and reports for the commands and the scripts in ``examples/``.
 
 Needs ``pip install "policy_noise[examples]"``; ``import policy_noise`` never imports it.
 """

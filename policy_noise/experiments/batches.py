@@ -1,4 +1,4 @@
-"""From a split to batches on the device: order, reading, augmentation, and prediction over all of it."""
+"""Batches of a split: their order, reading, augmentation on the device, and prediction for a whole split."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ __all__ = ["Batches", "augment", "epoch_batches", "loader_of", "outputs", "predi
 
 
 class _Images(Dataset):
-    """A split for a DataLoader that asks for whole batches."""
+    """A split as a Dataset that reads a whole batch in one call."""
 
     def __init__(self, split: Any) -> None:
         self.split = split
@@ -32,7 +32,7 @@ class _Images(Dataset):
 
 
 class Batches:
-    """Batches of positions for a DataLoader's ``batch_sampler``, replaced before every epoch."""
+    """A DataLoader's ``batch_sampler``: batches of positions, replaced before every epoch."""
 
     def __init__(self) -> None:
         self.batches: Sequence[list[int]] = ()
@@ -49,7 +49,21 @@ def _same(batch: Any) -> Any:
 
 
 def loader_of(split: Any, batches: Batches, workers: int) -> DataLoader:
-    """A loader of uint8 images, labels, and which of the batch could be read."""
+    """Load a split in batches.
+
+    Args:
+        split: The images and labels.
+        batches: The positions of each batch.
+        workers: Processes that read images; 0 reads in this process.
+
+    Returns:
+        A loader of (images, labels, present). Images that cannot be read are missing from images and labels.
+
+    Shape:
+        - images: (B, C, H, W), uint8.
+        - labels: (B,) or (B, K).
+        - present: (batch,) bool, True for the B images that could be read.
+    """
     return DataLoader(
         _Images(split),
         batch_sampler=batches,
@@ -63,14 +77,20 @@ def loader_of(split: Any, batches: Batches, workers: int) -> DataLoader:
 def epoch_batches(images: int, recipe: TrainRecipe, epoch: int, world: World) -> list[list[int]]:
     """This process's batches of an epoch.
 
-    The order depends on seed and epoch alone, and each step's images are dealt out over the processes: two processes
-    see in a step what one with the double batch does. What is left of the last batch waits for another epoch.
+    The order depends only on seed and epoch. Each step's images are divided among the processes, so two processes
+    together see what one process with twice the batch size would see. An incomplete last batch is dropped.
+
+    Args:
+        images: Images in the split.
+        recipe: The recipe, for batch size and seed.
+        epoch: Number of the epoch, from 0.
+        world: The processes.
 
     Returns:
-        Positions of each step's images.
+        The positions of each step's images.
 
     Raises:
-        ValueError: If the split does not fill one batch of all processes.
+        ValueError: If the split has fewer images than one batch of all processes.
     """
     together = recipe.batch_size * world.size
     if images < together:
@@ -86,18 +106,18 @@ def epoch_batches(images: int, recipe: TrainRecipe, epoch: int, world: World) ->
 def augment(
     images: Tensor, recipe: TrainRecipe, step: int, world: World, present: Tensor, *, train: bool = True
 ) -> Tensor:
-    """Normalise a batch on its device, and in training augment it through Kornia.
+    """Normalize a batch on its device. In training, augment it with Kornia first.
 
-    Parameters are drawn for the batch of all processes from seed and step alone, and each takes its part: neither the
-    number of processes nor a restart changes them.
+    Parameters are drawn from seed and step for the batch of all processes, and each process uses its part of them.
+    Neither the number of processes nor a restart changes them.
 
     Args:
         images: uint8 images.
         recipe: The recipe.
-        step: Steps taken so far in all.
+        step: Steps taken since the start of training.
         world: The processes.
         present: Which of the batch's images could be read.
-        train: Whether to augment; else images larger than the recipe's are cropped at their centre.
+        train: Whether to augment. Otherwise images larger than the recipe's are cropped at the centre.
 
     Shape:
         - images: (B, 1 or 3, load_size, load_size).
@@ -137,7 +157,14 @@ def augment(
 
 @torch.no_grad()
 def outputs(model: nn.Module, split: Any, recipe: TrainRecipe, world: World, *, multi_label: bool) -> tuple[Any, Any]:
-    """Probabilities for a whole split, on every process: no image twice, none left out that can be read.
+    """Predict probabilities for a whole split. Each readable image is predicted once; every process gets the result.
+
+    Args:
+        model: The classifier; it is left in evaluation mode.
+        split: The images.
+        recipe: The recipe, for image size, normalization and precision.
+        world: The processes, which share the work.
+        multi_label: Whether an image may have several labels (sigmoid) or has one (softmax).
 
     Returns:
         Positions in the split, (N,), ascending, and probabilities (N, K).
@@ -176,12 +203,12 @@ def outputs(model: nn.Module, split: Any, recipe: TrainRecipe, world: World, *, 
     probabilities = np.concatenate([share[1] for share in found])
     if not np.isfinite(probabilities).all():
         bad = int((~np.isfinite(probabilities).all(1)).sum())
-        raise ValueError(f"the model's outputs are not finite for {bad} of {len(probabilities)} images: it diverged")
+        raise ValueError(f"the model diverged: its outputs are not finite for {bad} of {len(probabilities)} images")
     sorting = np.argsort(order)
     return order[sorting], probabilities[sorting]
 
 
 def predict(model: nn.Module, split: Any, recipe: TrainRecipe, world: World, *, multi_label: bool) -> tuple[Any, Any]:
-    """Targets (N,) or (N, K) and probabilities (N, K) of a whole split, see :func:`outputs`."""
+    """The labels, (N,) or (N, K), and the probabilities, (N, K), of a whole split; see :func:`outputs`."""
     positions, probabilities = outputs(model, split, recipe, world, multi_label=multi_label)
     return split.labels[positions], probabilities

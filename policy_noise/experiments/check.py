@@ -1,4 +1,4 @@
-"""One pass over all images of a set: which cannot be read, which are constant, which are equal to another."""
+"""Read all images of a data set once and list the unreadable, the constant and the duplicate ones."""
 
 import csv
 import hashlib
@@ -22,14 +22,15 @@ __all__ = ["COLUMNS", "Finding", "Look", "check", "describe", "look_at", "summar
 
 CHUNK = 64
 COLUMNS = ("problem", "where", "group", "image", "split", "class", "detail", "exclude")
-KEPT_FIRST = ("test", "val", "train")  # of equal images; what is scored stays as published
+KEPT_FIRST = ("test", "val", "train")  # of duplicates, the test image stays: the test split remains as published
 
 
 class Finding(NamedTuple):
-    """An image with something to say of it, a row of the table.
+    """A problem with one image: a row of the table.
 
-    ``group`` numbers sets of equal images; ``exclude`` is a proposal, yes or no: all that is unreadable, constant or
-    equal under two classes, and of other equal images all but one, of which a test image is kept before a training one.
+    ``group`` numbers the sets of equal images. ``exclude`` proposes whether to leave the image out, ``"yes"`` or
+    ``"no"``. It is "yes" for unreadable and constant images and for equal images of different classes. Of other equal
+    images one is kept, from the test split if possible, else from the validation split.
     """
 
     problem: str
@@ -51,14 +52,15 @@ class Look(NamedTuple):
 
 
 def check(data: Any, *, workers: int = 1, journal: Path | None = None) -> list[Finding]:
-    """Read every image once.
+    """Read every image once and list the problems.
 
-    Equal means equal pixels, however they are compressed. Constant images are not said to be equal as well.
+    Images are equal if their pixels are, whatever the compression. Constant images are not listed as equal too.
 
     Args:
         data: An :class:`~policy_noise.experiments.data.ImageSet` or :class:`~policy_noise.experiments.files.FileSet`.
         workers: Processes that read files.
-        journal: JSON lines to keep what was seen of each file; those of the same size and time are not read again.
+        journal: JSON-lines file with the result for each image file. Files whose size and modification time have not
+            changed are not read again.
 
     Returns:
         The findings, worst first.
@@ -174,7 +176,7 @@ def _look_at_files(data: FileSet, places: list[tuple[str, int]], workers: int, j
 
 
 def _mend(journal: Path) -> None:
-    """Make the journal's folder; cut a line that a kill left unfinished."""
+    """Make the journal's folder. Cut off an incomplete last line, which a killed process leaves behind."""
     journal.parent.mkdir(parents=True, exist_ok=True)
     if journal.is_file():
         whole = journal.read_bytes().rpartition(b"\n")
@@ -182,7 +184,7 @@ def _mend(journal: Path) -> None:
 
 
 def write_table(findings: Sequence[Finding], path: Path) -> None:
-    """Write findings as CSV, which ``--exclude`` takes."""
+    """Write findings as a CSV file for ``--exclude``."""
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -194,7 +196,7 @@ def write_table(findings: Sequence[Finding], path: Path) -> None:
 
 
 def summary(data: Any, findings: Sequence[Finding]) -> str:
-    """Counts of findings for each split, as a table in Markdown."""
+    """The number of findings in each split, as a Markdown table."""
     kinds = list(dict.fromkeys((finding.problem, finding.where) for finding in findings))
     rows = [["images", *(str(len(getattr(data, split))) for split in SPLITS)]]
     for kind in kinds:

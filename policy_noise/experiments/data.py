@@ -1,4 +1,4 @@
-"""Image sets held in memory, what is asked of every set, and several of them joined."""
+"""Data sets in memory, checks that apply to every data set, and joining several of them."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ class Split:
 
     Args:
         images: uint8, (N, H, W) or (N, H, W, 3).
-        labels: int64, (N,) with values 0 to K - 1; or for several labels an image (N, K) of 0 and 1.
+        labels: int64, (N,) with values 0 to K - 1; or (N, K) of 0 and 1 if an image may have several labels.
     """
 
     images: np.ndarray
@@ -43,7 +43,7 @@ class Split:
         return len(self.images)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images at these positions, and the positions of those that could be read: here all."""
+        """The images at these positions, and the positions that could be read (here all of them)."""
         positions = np.asarray(indices)
         return self.images[positions], positions
 
@@ -52,7 +52,7 @@ class Split:
         return Split(self.images[indices], self.labels[indices])
 
     def content(self) -> Iterator[bytes | memoryview]:
-        """What :func:`fingerprint` hashes: every pixel and every label."""
+        """The bytes that :func:`fingerprint` hashes: every pixel and every label."""
         for array in (self.images, self.labels):
             yield f"{array.dtype} {array.shape}".encode()
             yield np.ascontiguousarray(array).data.cast("B")
@@ -63,13 +63,13 @@ class ImageSet:
     """A data set: three splits and the names of its classes.
 
     Args:
-        name: For tables and pictures.
+        name: Name for tables and figures.
         train: Training split.
-        val: Validation split, to choose by.
-        test: Test split, to report.
-        class_names: One for each class.
-        groups: For each class the kinds that reports are broken down by, such as ``{"modality": ("CT", "MR", ...)}``.
-        excluded: Images that a list left out.
+        val: Validation split, for choices.
+        test: Test split, for reported results.
+        class_names: One name per class.
+        groups: Groupings of the classes for reports, one entry per class, such as ``{"modality": ("CT", "MR", ...)}``.
+        excluded: Number of images that an exclusion list removed.
     """
 
     name: str
@@ -81,12 +81,12 @@ class ImageSet:
     excluded: int = 0
 
     def image_name(self, split: str, index: int) -> str:
-        """What an image is called in lists: ``set/split/position``, counted from 0."""
+        """An image's name in lists: ``set/split/position``, counted from 0."""
         return f"{self.name}/{split}/{index}"
 
     @property
     def num_classes(self) -> int:
-        """Classes, or labels where an image may have several."""
+        """Number of classes, or of labels if an image may have several."""
         return len(self.class_names)
 
     @property
@@ -101,11 +101,11 @@ class ImageSet:
 
 
 def fingerprint(data: Any) -> str:
-    """A hash of a data set's content, to tell whether it is still the one that a run began with.
+    """Hash a data set, to check that a resumed run uses the data that it began with.
 
-    Sets in memory are hashed pixel by pixel. Files on disk are not opened: their paths below the root, their sizes in
-    bytes and their labels are hashed, so that another file of the same name and size goes unseen. Class names count in
-    both; where the data lies does not.
+    Sets in memory are hashed pixel by pixel. Files on disk are not opened: their paths below the root, sizes in bytes
+    and labels are hashed. A file replaced by another of the same name and size is therefore not noticed. Class names
+    are part of the hash; the location of the data is not.
 
     Args:
         data: An :class:`ImageSet` or :class:`~policy_noise.experiments.files.FileSet`.
@@ -126,17 +126,17 @@ def fingerprint_of(class_names: Sequence[str], parts: Sequence[Any]) -> str:
 
 
 def require_classes(data: Any, where: str | None = None) -> None:
-    """Check that every split has what training and scoring need of each class, before anything is trained.
+    """Check, before anything is trained, that every split has the images of each class that training and scoring need.
 
-    Where bad files are left out, images are decoded until each class has shown one that can be read.
+    If bad files are left out, images are decoded until one readable image of each class is found.
 
     Args:
         data: An :class:`ImageSet` or :class:`~policy_noise.experiments.files.FileSet`.
-        where: What errors call it, by default its name.
+        where: The data set's name in error messages. By default its own name.
 
     Raises:
-        ValueError: If a split has no image of a class, or none that can be read; or, with several labels an image, if
-            a label is 1 in all images of a split that is scored.
+        ValueError: If a split has no readable image of a class. With several labels per image, also if every image of
+            a scored split has the same label.
     """
     where = data.name if where is None else where
     for split in SPLITS:
@@ -159,7 +159,7 @@ def _require_readable(data: Any, split: str, where: str) -> None:
     order = np.argsort(part.labels, kind="stable")
     bounds = np.searchsorted(part.labels[order], np.arange(data.num_classes + 1))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # training will name them
+        warnings.simplefilter("ignore")  # training will warn about them
         for label, name in enumerate(data.class_names):
             members = order[bounds[label] : bounds[label + 1]]
             if not any(len(part.read([index])[1]) for index in members):
@@ -170,12 +170,12 @@ def _require_readable(data: Any, split: str, where: str) -> None:
 
 
 def split_stratified(whole: Split, seed: int, shares: Sequence[float] = (0.7, 0.1, 0.2)) -> dict[str, Split]:
-    """Divide images into train, val and test with each class in the same shares.
+    """Divide images into train, val and test, stratified by class.
 
     Args:
         whole: All images, one label each.
-        seed: Of the draw.
-        shares: Of train, val and test.
+        seed: Seed of the random split.
+        shares: Shares of train, val and test.
 
     Raises:
         ValueError: If a class has fewer than three images, or images have several labels.
@@ -199,22 +199,22 @@ def join_sets(sets: Sequence[ImageSet], size: int) -> ImageSet:
     """Join several sets into one task whose classes are (set, class), in RadImageNet's manner.
 
     Args:
-        sets: Sets with one label an image.
+        sets: Data sets with one label per image.
         size: Side in pixels to which all images are resized.
 
     Returns:
-        One set with classes ``"set/class"``, and ``groups["set"]``. Grey images become three channels only where a
-        set has three.
+        One data set with classes ``"set/class"``, and ``groups["set"]``. If any set has three channels, grayscale
+        images are repeated to three.
 
     Raises:
-        ValueError: If there is none, two have the same name, or images have several labels.
+        ValueError: If there is no set, two have the same name, or images have several labels.
     """
     if not sets:
         raise ValueError("sets must hold at least one image set")
     if len({part.name for part in sets}) < len(sets):
         raise ValueError(f"sets must have different names, got {[part.name for part in sets]}")
     if any(part.multi_label for part in sets):
-        raise ValueError("sets with several labels an image cannot be joined")
+        raise ValueError("sets with several labels per image cannot be joined")
     colour = any(part.in_chans == 3 for part in sets)
     offsets = np.cumsum([0, *(part.num_classes for part in sets)])
     splits = {}
@@ -250,7 +250,7 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
 
 
 def to_tensor(images: np.ndarray, mean: float, std: float) -> torch.Tensor:
-    """Normalise uint8 images: (x / 255 - mean) / std, the same for all channels.
+    """Normalize uint8 images: (x / 255 - mean) / std, the same for all channels.
 
     Shape:
         - images: (N, H, W) or (N, H, W, 3).
@@ -262,7 +262,7 @@ def to_tensor(images: np.ndarray, mean: float, std: float) -> torch.Tensor:
 
 
 def match_channels(images: torch.Tensor, in_chans: int) -> torch.Tensor:
-    """Repeat grey images as three channels, or average three into one, where a model takes other images.
+    """Match images to a model's channels: repeat one channel three times, or average three into one.
 
     Shape:
         - images: (N, 1 or 3, H, W).

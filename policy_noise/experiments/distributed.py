@@ -1,4 +1,4 @@
-"""One process or several under torchrun, without the stages having to ask."""
+"""The same calls for one process and for several under torchrun."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -17,13 +17,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among all.
+    """This process among all processes.
 
     Args:
-        rank: Its number.
-        size: How many there are.
-        device: Where it computes.
-        quiet: Without progress bars, as where several runs at a time would overwrite one another's.
+        rank: Number of this process.
+        size: Number of processes.
+        device: Device that this process uses.
+        quiet: Show no progress bars, because those of simultaneous runs would overwrite each other.
     """
 
     rank: int
@@ -42,7 +42,7 @@ class World:
         return self.main and not self.quiet
 
     def gather(self, value: Any) -> list[Any]:
-        """The value of every process, in their order, on all of them."""
+        """Collect the value of every process, in order of rank, in every process."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -50,7 +50,7 @@ class World:
         return values
 
     def agree(self, work: Callable[[], T]) -> T:
-        """Do something in every process; bad input that one of them finds ends them all, with its message."""
+        """Run a function in every process. If one of them finds bad input, all of them raise its error."""
         result: Any = None
         problem = None
         try:
@@ -63,7 +63,7 @@ class World:
         return result
 
     def share_buffers(self, module: nn.Module) -> None:
-        """Give all processes the first one's buffers: BatchNorm statistics of the last step may differ."""
+        """Copy the first process's buffers to all, because BatchNorm statistics may differ after the last step."""
         if self.size > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, 0)
@@ -75,13 +75,13 @@ class World:
 
 
 def started_first() -> bool:
-    """Whether this is the first of the processes that torchrun started, known before they have joined."""
+    """Whether this is torchrun's first process. Works before the processes have joined."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
 @contextmanager
 def world() -> Iterator[World]:
-    """Join the processes that torchrun started, with nccl on GPUs and gloo without; alone where it did not."""
+    """Join the processes that torchrun started (nccl on GPUs, else gloo). Without torchrun there is one process."""
     size, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local) if cuda else torch.device("cpu")

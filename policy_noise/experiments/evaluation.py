@@ -1,4 +1,4 @@
-"""Scores of a finished classifier on a test split, and the pictures that need its images."""
+"""Scores of a trained classifier on a test split, and a gallery of its mistakes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ MISTAKES = 24
 
 
 def medmnist_scores(targets: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """AUC and ACC as MedMNIST's own Evaluator computes them: one class against the rest, and right predictions.
+    """AUC (one-vs-rest) and ACC (accuracy) as MedMNIST's own Evaluator computes them.
 
     Args:
         targets: (N,) integers, or (N, K) of 0 and 1.
@@ -40,19 +40,19 @@ def medmnist_scores(targets: np.ndarray, probabilities: np.ndarray) -> dict[str,
 def score(
     data: Any, positions: np.ndarray, probabilities: np.ndarray, *, model: str, about: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """All that is reported of a test split, ready for JSON.
+    """Compute everything that is reported about a test split, ready for JSON.
 
     Args:
-        data: The set.
-        positions: Of the test images that could be read, (N,).
-        probabilities: For them, (N, K).
+        data: The data set.
+        positions: Positions of the test images that could be read, (N,).
+        probabilities: Their predicted probabilities, (N, K).
         model: The model's file, for the record.
-        about: More for the record.
+        about: Further entries for the record.
 
     Returns:
         ``scores`` (macro metrics and MedMNIST's), ``intervals`` over test images, ``calibration``, ``per_class``,
-        ``groups`` and, for one label an image, ``confusion``; ``fingerprint`` says which images they are of, and
-        ``files_skipped`` how many could not be read.
+        ``groups`` and, for one label per image, ``confusion``. ``fingerprint`` identifies the data, and
+        ``files_skipped`` is the number of unreadable images.
     """
     targets = data.test.labels[positions]
     per_class = per_class_metrics(targets, probabilities, data.class_names)
@@ -77,7 +77,7 @@ def score(
 
 
 def draw_mistakes(data: Any, positions: np.ndarray, probabilities: np.ndarray, path: Path) -> None:
-    """Draw the test images that the model was surest of and got wrong; nothing where there are none, or several labels.
+    """Draw the most confident mistakes on the test split. Without mistakes, or with several labels, draw nothing.
 
     Args:
         data: The set.
@@ -85,7 +85,7 @@ def draw_mistakes(data: Any, positions: np.ndarray, probabilities: np.ndarray, p
         probabilities: See :func:`score`.
         path: PNG to write.
     """
-    path.unlink(missing_ok=True)  # of other weights
+    path.unlink(missing_ok=True)  # may show other weights
     targets = data.test.labels[positions]
     if targets.ndim == 2:
         return

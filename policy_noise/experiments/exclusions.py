@@ -17,14 +17,14 @@ def read_exclusions(path: PathLike) -> frozenset[str]:
     """Read a list of images to leave out.
 
     Args:
-        path: A name a line (lines that begin with # do not count); or a table like that of ``check-data``, with the
-            columns ``image`` and, where not all of it is meant, ``exclude`` (yes or no).
+        path: File with one name per line (lines that begin with # are ignored), or a table like that of
+            ``check-data`` with the column ``image`` and optionally ``exclude`` (yes or no).
 
     Returns:
-        The names: a path below the root, or ``set/split/position`` for sets in memory.
+        The names: paths below the root, or ``set/split/position`` for sets in memory.
 
     Raises:
-        ValueError: If a row does not say yes or no.
+        ValueError: If ``exclude`` is neither yes nor no.
     """
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:  # as file names are
         lines = file.read().splitlines()
@@ -42,7 +42,7 @@ def read_exclusions(path: PathLike) -> frozenset[str]:
 
 
 def exclude(data: Any, names: Collection[str]) -> Any:
-    """The set without the images of these names; its ``excluded`` says how many there were."""
+    """Remove the images of these names from a data set. Its ``excluded`` counts them."""
     parts, count = {}, 0
     for split in SPLITS:
         part = getattr(data, split)

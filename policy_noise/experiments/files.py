@@ -1,4 +1,4 @@
-"""Image files on disk as one compact index, whichever way they were found."""
+"""A compact index of image files on disk, shared by all kinds of sources."""
 
 import dataclasses
 import os
@@ -18,7 +18,7 @@ __all__ = ["FileSet", "FileSplit", "Index", "assemble"]
 
 @dataclass(frozen=True)
 class FileSplit:
-    """Images on disk: one buffer of names and two numbers a file, no Python object an image.
+    """Images on disk, indexed by one buffer of names and a few numbers per file, without a Python object per image.
 
     Args:
         root: Folder that the names start from.
@@ -93,7 +93,7 @@ class FileSplit:
             yield np.ascontiguousarray(part).data.cast("B")
 
     def _by_folder(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Each folder's number and its files' positions: one listing a folder serves all of them."""
+        """Each folder's number and its files' positions, so that each folder is listed only once."""
         order = np.argsort(self.folder, kind="stable")
         bounds = np.searchsorted(self.folder[order], np.arange(len(self.folders) + 1))
         for folder in range(len(self.folders)):
@@ -103,10 +103,10 @@ class FileSplit:
         """Decode images.
 
         Returns:
-            uint8 images (B, size, size) or (B, size, size, 3), and the positions of those that could be read.
+            The readable images, uint8, (B, size, size) or (B, size, size, 3), and their positions.
 
         Raises:
-            ValueError: If a file cannot be read and ``skip_corrupt`` is off; it is named.
+            ValueError: If a file cannot be read and ``skip_corrupt`` is off. The message names the file.
         """
         from PIL import Image
 
@@ -139,9 +139,9 @@ class FileSplit:
 
 @dataclass(frozen=True)
 class FileSet:
-    """A data set on disk; the attributes of :class:`policy_noise.experiments.data.ImageSet`, and ``notes``.
+    """A data set on disk, with the attributes of :class:`policy_noise.experiments.data.ImageSet` and ``notes``.
 
-    Notes are sentences on what was found and left out, to be said at the start.
+    Notes are messages about the files found and left out, to be printed at the start.
     """
 
     name: str
@@ -156,7 +156,7 @@ class FileSet:
     files_missing: int = 0
 
     def image_name(self, split: str, index: int) -> str:
-        """What an image is called in lists: its path below the root."""
+        """An image's name in lists: its path below the root."""
         part: FileSplit = getattr(self, split)
         return part.below_root(index)
 
@@ -172,7 +172,7 @@ class FileSet:
 
 
 class Index:
-    """Grows the compact arrays of a :class:`FileSplit` file by file."""
+    """Builder of the compact arrays of a :class:`FileSplit`, file by file."""
 
     def __init__(self) -> None:
         self.folders: dict[str, int] = {}
@@ -223,9 +223,9 @@ def assemble(
     notes: Sequence[str] = (),
     excluded: Collection[str] = (),
 ) -> tuple[FileSet, list[str]]:
-    """Make a set of indexed files, with what all sources of files have in common checked.
+    """Make a data set of indexed files and run the checks that all sources of files share.
 
-    A path that comes twice in a split is taken once, which a note says.
+    A path that is repeated within a split is used once, and a note says so.
 
     Args:
         name: Of the set.
@@ -244,7 +244,7 @@ def assemble(
 
     Raises:
         FileNotFoundError: If files are missing, and ``skip_bad_files`` is off.
-        ValueError: If a file stands in two splits, or a split lacks a class.
+        ValueError: If a file is in two splits, or a split lacks a class.
     """
     kinds = {folder: kind(folder) for builder in builders.values() for folder in builder.folders}
     classes = sorted(set(kinds.values()))
@@ -281,7 +281,7 @@ def assemble(
 
 
 def _once(splits: dict[str, FileSplit]) -> tuple[dict[str, FileSplit], list[str]]:
-    """Each path of a split once, with notes; no path may stand in two splits. 8 bytes a file are held, not its name."""
+    """Remove repeated paths within splits, with notes, and refuse paths in two splits. Keeps 8 bytes per file."""
     hashes = {
         split: np.array([hash(os.path.normpath(files.path(i))) for i in range(len(files))], np.int64)
         for split, files in splits.items()
@@ -295,7 +295,7 @@ def _once(splits: dict[str, FileSplit]) -> tuple[dict[str, FileSplit], list[str]
         for index in np.flatnonzero(np.isin(hashes[split], again)):
             path = os.path.normpath(files.path(int(index)))
             if seen.get(path, split) != split:
-                shared.append(f"{path} stands in {seen[path]} and in {split}")
+                shared.append(f"{path} is in {seen[path]} and in {split}")
             elif path in seen:
                 repeated.append(index)
             seen[path] = split
@@ -311,7 +311,7 @@ def _once(splits: dict[str, FileSplit]) -> tuple[dict[str, FileSplit], list[str]
 
 
 def _missing(files: FileSplit) -> np.ndarray:
-    """Positions of files that are not there: one listing a folder, not one call a file."""
+    """Positions of missing files, found with one listing per folder instead of one call per file."""
     absent = []
     for folder, positions in files._by_folder():
         path = os.path.join(files.root, files.folders[folder])

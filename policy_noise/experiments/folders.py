@@ -1,4 +1,4 @@
-"""Trees of image files, a folder for each class."""
+"""Trees of image files with one folder per class."""
 
 import os
 from collections import Counter
@@ -100,7 +100,7 @@ def load_test_folder(
 
 
 class _Found:
-    """Walks the classes' folders, and counts what is taken and what is left out."""
+    """Walks the class folders and counts the files used and left out."""
 
     def __init__(self) -> None:
         self.taken = 0
@@ -115,7 +115,7 @@ class _Found:
         return ", ".join(parts)
 
     def hides(self, entry: "os.DirEntry[str]") -> bool:
-        """Whether a split's folder is litter, which counts it."""
+        """Whether an entry of a split's folder is a hidden or system entry; if so, it is counted."""
         litter = _is_litter(entry.name)
         self.hidden += litter
         return litter
@@ -145,7 +145,7 @@ class _Found:
 
 
 def _is_litter(name: str) -> bool:
-    """Hidden files and folders, such as ``._name.png`` and ``.ipynb_checkpoints``, and what systems add to folders."""
+    """Whether a name is hidden, such as ``._name.png`` or ``.ipynb_checkpoints``, or added by the operating system."""
     return name.startswith(".") or name.lower() in ("__macosx", "thumbs.db", "desktop.ini")
 
 

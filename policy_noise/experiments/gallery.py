@@ -21,7 +21,7 @@ IMAGES = 8
 
 
 def one_of_each_class(split: Any, largest: int = IMAGES) -> np.ndarray:
-    """Positions of the first image of each class, of so many classes at most, spread evenly."""
+    """Positions of the first image of each class. If there are too many classes, they are sampled evenly."""
     labels = split.labels
     if labels.ndim == 2:  # the first label stands for the image; without any it is not shown
         labels = np.where(labels.any(1), labels.argmax(1), -1)
@@ -31,7 +31,7 @@ def one_of_each_class(split: Any, largest: int = IMAGES) -> np.ndarray:
 
 
 def mask_gallery(path: Path, mask: Any, data: Any, recipe: TrainRecipe, world: World, epoch: int) -> None:
-    """Draw the mask on a few validation images, the same at every epoch; nothing without a mask."""
+    """Draw the mask on a few validation images, the same in every epoch. Without a mask draw nothing."""
     if mask is None:
         return
     images, positions = _normalised(data, recipe, world)
@@ -52,9 +52,9 @@ def mask_gallery(path: Path, mask: Any, data: Any, recipe: TrainRecipe, world: W
 
 @torch.no_grad()
 def save_seen(path: Path, mask: Any, extra: Any, data: Any, recipe: TrainRecipe, world: World) -> None:
-    """Save a few validation images as the training would show them to the classifier, side by side, pixel for pixel.
+    """Save a few validation images side by side, pixel for pixel, as the classifier sees them in training.
 
-    The geometric augmentation is left out. Nothing is drawn from the run's generators.
+    Geometric augmentation is left out. The run's random generators are not used.
 
     Args:
         path: PNG to write.
@@ -81,7 +81,7 @@ def save_seen(path: Path, mask: Any, extra: Any, data: Any, recipe: TrainRecipe,
 
 
 def _normalised(data: Any, recipe: TrainRecipe, world: World) -> tuple[Tensor, np.ndarray]:
-    """A few validation images as the classifier gets them without noise, and their positions."""
+    """A few normalized validation images without masks, and their positions."""
     images, positions = data.val.read(one_of_each_class(data.val))
     tensor = torch.from_numpy(np.ascontiguousarray(images))
     tensor = tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""A look at every file's header before training: images that would be read wrongly are found in seconds."""
+"""A check of every file's header before training. It finds images that would be read wrongly, within seconds."""
 
 import dataclasses
 import warnings
@@ -23,11 +23,11 @@ def look_over(parts: Sequence[FileSplit]) -> list[str]:
         parts: Splits of a set.
 
     Returns:
-        Sentences on what is dropped: transparency.
+        Notes for the user, if images have transparency, which is dropped.
 
     Raises:
-        TooDeep: If a file has more than 8 bits, and there is no window for it.
-        ValueError: If a file cannot be read, and the set does not leave such files out.
+        TooDeep: If a file has more than 8 bits and there is no window.
+        ValueError: If a file cannot be read and the data set does not leave out such files.
     """
     transparent: list[str] = []
     total = 0
@@ -70,11 +70,11 @@ def _look(part: FileSplit, indices: range) -> tuple[int, list[str]]:
 
 
 def in_colour(data: FileSet) -> bool:
-    """Whether the first image of any class that can be read has colours; grey stored as RGB has none."""
+    """Whether the first readable image of any class is in colour. Grayscale stored as RGB is not."""
     split: Any = dataclasses.replace(data.train, in_chans=3, skip_corrupt=True)
     for label in range(data.num_classes):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a file that cannot be read is named later
+            warnings.simplefilter("ignore")  # unreadable files are reported later
             images, _ = split.read(np.flatnonzero(split.labels == label)[:1])
         if len(images) and (np.ptp(images.astype(np.int16), axis=3) > 8).mean() > 0.01:
             return True

@@ -1,4 +1,4 @@
-"""One image file as 8 bits: every Pillow mode, the window of deeper images, orientation."""
+"""Reading an image file as 8 bits: all Pillow modes, windows for deeper images, orientation."""
 
 import os
 import struct
@@ -38,16 +38,16 @@ MODES = {
 
 
 class TooDeep(ValueError):
-    """An image of more than 8 bits that would lose them without a word. Not a bad file: it is never skipped."""
+    """An image of more than 8 bits that would silently lose them. It is not a bad file, so it is never skipped."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its image before it is decoded.
+    """Properties of an image, from the file's header.
 
     Args:
-        deep: It is grey with more than 8 bits.
-        alpha: It has transparency, which is dropped.
+        deep: Whether it is grayscale with more than 8 bits.
+        alpha: Whether it has transparency, which is dropped.
     """
 
     deep: bool
@@ -55,17 +55,17 @@ class Header:
 
 
 def read_header(path: PathLike) -> Header:
-    """Look at a file without decoding its pixels.
+    """Read a file's header without decoding its pixels.
 
     Raises:
-        TooDeep: If it holds more than 8 bits a channel and Pillow would keep but the upper 8.
+        TooDeep: If it has more than 8 bits per channel and Pillow would keep only the upper 8.
         ValueError: If the mode is unknown.
-        OSError: If it is no image.
+        OSError: If it is not an image.
     """
     from PIL import Image
 
     with open(path, "rb") as file:
-        if _is_plain_png(file.read(256)):  # most of a large set, and much faster than Pillow's look
+        if _is_plain_png(file.read(256)):  # the usual case, and much faster than Pillow
             return Header(deep=False, alpha=False)
     with Image.open(path) as opened:
         how = _how(opened, path)
@@ -74,7 +74,7 @@ def read_header(path: PathLike) -> Header:
 
 
 def _is_plain_png(head: bytes) -> bool:
-    """Whether a file's begin is that of a PNG of usual size, grey or RGB of up to 8 bits, without transparency."""
+    """Whether a file starts as a PNG of usual size, grayscale or RGB with up to 8 bits and no transparency."""
     if head[:8] != b"\x89PNG\r\n\x1a\n" or head[12:16] != b"IHDR":
         return False
     width, height, depth, colour = struct.unpack(">IIBB", head[16:26])
@@ -100,7 +100,7 @@ def _how(opened: Any, path: PathLike) -> str:
 
 
 def _raw_depth(opened: Any) -> int:
-    """Bits a channel in the file, as far as they tell from how Pillow is about to unpack it: 16 or 8."""
+    """Bits per channel in the file, 16 or 8, judged from how Pillow will unpack it."""
     if not opened.tile:
         return 8
     parameters = opened.tile[0][3]
@@ -131,7 +131,7 @@ def apply_window(values: np.ndarray, window: Window) -> np.ndarray:
 
 
 def read_image(path: PathLike, in_chans: int, window: Window = None) -> np.ndarray:
-    """Decode a file, turned as its EXIF orientation says; of several frames the first.
+    """Decode a file and apply its EXIF orientation. Of several frames the first is used.
 
     Args:
         path: The file.

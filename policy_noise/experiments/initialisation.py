@@ -1,4 +1,4 @@
-"""What a transfer starts from: a run's heated model, timm's published weights, or chance."""
+"""The weights that a transfer starts from: a run's model, timm's published weights, or random ones."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,13 +18,13 @@ class Initialisation:
     """Weights that a transfer starts from.
 
     Args:
-        label: What tables and curves call it; the same for several pretraining seeds of one method.
+        label: Its name in tables and curves; the same for all pretraining seeds of one method.
         source: ``"random"``, ``"imagenet"`` (timm's pretrained weights, fetched) or a file.
         model: Name of the timm model.
         in_chans: Channels that the model takes.
         options: Arguments of :func:`timm.create_model`.
-        normalization: Mean and std that it was trained with, where that is known.
-        heated: Whether a file is a heated model's; else it holds timm's pretrained weights.
+        normalization: Mean and std that it was trained with, if known.
+        heated: Whether the file is a run's model. Otherwise it holds timm's pretrained weights.
     """
 
     label: str
@@ -39,7 +39,7 @@ class Initialisation:
         """A model with these weights and a fresh head.
 
         Raises:
-            ValueError: If timm's weights cannot be had, or a file is of another architecture.
+            ValueError: If timm's weights cannot be loaded, or a file is of another architecture.
         """
         import timm
 
@@ -57,7 +57,7 @@ class Initialisation:
             model = timm.create_model(self.model, pretrained=True, pretrained_cfg_overlay=overlay, **options)
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"initialisation {self.label!r}: timm's weights of {self.model} cannot be had from "
+                f"initialisation {self.label!r}: timm's weights of {self.model} cannot be loaded from "
                 f"{file or 'its download'} ({str(error)[:300]}); give their safetensors file as imagenet=FILE, or "
                 "leave this initialisation out"
             ) from error
@@ -66,7 +66,7 @@ class Initialisation:
 
 
 def parse_initialisation(text: str, model: str | None, like: Initialisation | None) -> Initialisation:
-    """Read ``label=source`` of the command line; a run's folder stands for its ``model.safetensors``.
+    """Parse ``label=source`` from the command line. A run's folder means its ``model.safetensors``.
 
     Args:
         text: Such as ``"policy=runs/policy"``, ``"random"``, ``"imagenet"`` or ``"imagenet=FILE"``, timm's weights as
@@ -83,7 +83,7 @@ def parse_initialisation(text: str, model: str | None, like: Initialisation | No
         source = label
     if source in ("random", "imagenet") or label == "imagenet":
         if model is None and like is None:
-            raise ValueError(f"{label!r} needs the name of a timm model: name a run beside it, or pass --model")
+            raise ValueError(f"{label!r} needs the name of a timm model: add a run to --init, or pass --model")
         if source not in ("random", "imagenet") and not (Path(source).is_file() and source.endswith(".safetensors")):
             raise FileNotFoundError(f"imagenet={source}: timm's weights must be a safetensors file, and there is none")
         if like is not None and model in (None, like.model):

@@ -1,4 +1,4 @@
-"""The 2-D sets of the ``medmnist`` package: names and checksums are its own, the files are fetched only when asked."""
+"""The 2-D sets of the ``medmnist`` package, with its names and checksums. Files are downloaded only on request."""
 
 import hashlib
 import os
@@ -23,8 +23,8 @@ def load_medmnist(flag: str, root: PathLike, *, size: int = 28, download: bool =
         flag: Such as ``"pneumoniamnist"``; also multi-label ``"chestmnist"`` and 3-channel sets.
         root: Folder that holds the npz files.
         size: 28, 64, 128 or 224 pixels.
-        download: Fetch a file that is missing or not the published one by its MD5, such as half of one. One process a
-            machine does so. Never done without being asked.
+        download: Download a file that is missing or whose MD5 differs from the published one, for example an
+            incomplete file. Only one process per machine downloads. Nothing is downloaded by default.
 
     Raises:
         FileNotFoundError: If the folder or the file is missing.
@@ -77,7 +77,7 @@ def _md5(path: Path) -> str:
 
 
 def _fetch(path: Path, url: str, md5: str) -> None:
-    """Have the published file there, fetched whole or not at all."""
+    """Download the published file unless it is there. An incomplete file is never left behind."""
     waited_until = time.monotonic() + PATIENCE
     while not path.is_file() or _md5(path) != md5:
         if os.environ.get("LOCAL_RANK", "0") == "0":

@@ -22,10 +22,10 @@ def classification_metrics(targets: np.ndarray, probabilities: np.ndarray) -> di
 
     Args:
         targets: The true labels.
-        probabilities: Of each class, rows summing to 1; or of each label by itself.
+        probabilities: The probability of each class, with rows that sum to 1, or of each label separately.
 
     Shape:
-        - targets: (N,) integers 0 to K - 1; or for several labels an image (N, K) of 0 and 1.
+        - targets: (N,) integers 0 to K - 1; or (N, K) of 0 and 1 if an image may have several labels.
         - probabilities: (N, K).
 
     Returns:
@@ -158,17 +158,17 @@ def confused_pairs(counts: Any, class_names: Sequence[str], largest: int = 30) -
 def bootstrap_metrics(
     targets: np.ndarray, probabilities: np.ndarray, *, draws: int = 1000, confidence: float = 0.95, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap intervals of macro metrics over the test images, drawn anew within each class.
+    """Percentile bootstrap intervals of macro metrics over test images, resampled within each class.
 
-    They say how much the scores depend on which images were tested, not on the seed of the training. One label an
-    image only. Drawing images within a class is drawing a row of the confusion matrix from a multinomial distribution.
+    They show how much the scores depend on the choice of test images, not on the training seed. Only for one label per
+    image. Resampling images within a class means drawing a row of the confusion matrix from a multinomial distribution.
 
     Args:
         targets: (N,), see :func:`classification_metrics`.
         probabilities: (N, K).
-        draws: Bootstrap samples.
+        draws: Number of bootstrap samples.
         confidence: Coverage.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Returns:
         Low and high of ``precision``, ``recall``, ``f1``, ``balanced_accuracy`` and ``top1``.
@@ -190,7 +190,7 @@ def bootstrap_metrics(
 
 
 def calibration(targets: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> dict[str, Any]:
-    """How far the predictions' probabilities are from the shares of them that are right.
+    """Calibration: how far the predicted probabilities are from the share of correct predictions.
 
     Args:
         targets: See :func:`classification_metrics`. With several labels each label of each image is a prediction.
@@ -216,7 +216,7 @@ def calibration(targets: np.ndarray, probabilities: np.ndarray, bins: int = 15) 
 
 
 def cross_entropy(targets: np.ndarray, probabilities: np.ndarray) -> float:
-    """The loss that training lowers, from probabilities; of several labels the mean of their binary ones."""
+    """The training loss, from probabilities. With several labels, the mean of their binary cross-entropies."""
     floor = float(np.finfo(np.float32).tiny)
     if targets.ndim == 1:
         return float(-np.log(np.maximum(probabilities[np.arange(len(targets)), targets], floor)).mean())
@@ -225,7 +225,7 @@ def cross_entropy(targets: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def _one_vs_one_auc(targets: np.ndarray, probabilities: np.ndarray) -> float:
-    """scikit-learn's macro one-vs-one ROC-AUC from ranks: one sort a class, not a curve for each pair of classes."""
+    """scikit-learn's macro one-vs-one ROC-AUC from ranks, with one sort per class instead of one curve per pair."""
     classes = probabilities.shape[1]
     counts = np.bincount(targets, minlength=classes)
     total = 0.0

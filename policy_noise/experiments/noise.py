@@ -16,7 +16,7 @@ __all__ = ["attach_noise"]
 def attach_noise(
     model: nn.Module, optimizer: Any, criterion: nn.Module, recipe: TrainRecipe, steps: int, generator: torch.Generator
 ) -> tuple[Any, Any]:
-    """Attach the recipe's mask, with its own cosine schedule if the recipe has one. Cosines move once per epoch.
+    """Attach the recipe's mask, with a cosine schedule for the policy if the recipe has one. It is updated every epoch.
 
     In the recipe's ``clean_epochs`` nothing is masked.
     """

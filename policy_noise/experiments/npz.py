@@ -17,28 +17,27 @@ __all__ = ["load_npz"]
 def load_npz(
     path: PathLike, prefix: str = "", *, seed: int = 0, multi_label: bool = False, window: Window = None
 ) -> ImageSet:
-    """Load an npz file in MedMNIST's layout, and check all of it.
+    """Load an npz file in MedMNIST's layout and check all of it.
 
-    The keys are ``{train,val,test}_images`` and ``{train,val,test}_labels``; or ``images`` and ``labels`` alone,
-    which are split 70 : 10 : 20, stratified by class. Labels are given back as 0 to K - 1. Where the file says which
-    labels occur (``classes``) and what they are called (``names``), as the embedded organ patches do, classes carry
-    those names.
+    The keys are ``{train,val,test}_images`` and ``{train,val,test}_labels``, or only ``images`` and ``labels``, which
+    are split 70 : 10 : 20, stratified by class. Labels are renumbered 0 to K - 1. If the file lists the labels in use
+    (``classes``) and their names (``names``), as the embedded organ patches do, the classes get those names.
 
     Args:
-        path: The file. No pickled objects are read.
-        prefix: Of the keys, for files that hold several sets, such as ``"mr_"``.
-        seed: Of the split, where the file has none.
-        multi_label: Keep labels of several columns as they are, even if each row has exactly one 1. By default those
-            are one-hot: one label an image, which a warning says.
-        window: The values that become black and white where images are not of 8 bits, or ``"auto"`` for each image's
-            own. Without one, other integers are taken only if all lie in 0..255.
+        path: The file. Pickled objects are not read.
+        prefix: Prefix of the keys, for files that hold several data sets, such as ``"mr_"``.
+        seed: Seed of the split, if the file has none.
+        multi_label: Keep labels of several columns as they are, even if each row has exactly one 1. By default such
+            labels are read as one-hot, one label per image, and a warning says so.
+        window: The values that become black and white if images do not have 8 bits, or ``"auto"`` for each image's
+            own. Without a window, other integers are accepted only if all lie in 0..255.
 
     Returns:
-        The set, named after the file and the prefix.
+        The data set, named after the file and the prefix.
 
     Raises:
         FileNotFoundError: If the file is missing.
-        ValueError: If the file is no npz or a key is missing, of the wrong type or shape, or out of its range.
+        ValueError: If the file is not an npz file, or a key is missing, of the wrong type or shape, or out of range.
 
     Example:
         >>> load_npz("examples/data/organpatches.npz", "mr_").num_classes
@@ -51,7 +50,7 @@ def load_npz(
         file = np.load(path, allow_pickle=False)
         with file if hasattr(file, "files") else contextlib.nullcontext():
             if not hasattr(file, "files"):
-                raise ValueError("it is a .npy file, one array alone")
+                raise ValueError("it is a .npy file, a single array")
             keys = list(file.files)
             arrays = {key: file[key] for key in file.files if key.startswith(prefix) or key == "names"}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
@@ -82,8 +81,8 @@ def load_npz(
         _check_arrays(where[split], images, labels)
     if not multi_label and all(_is_multi(part) and (part.sum(1) == 1).all() for _, part in raw.values()):
         warnings.warn(
-            f"{path}: labels have exactly one 1 in every row and are taken as one label an image; --multi-label "
-            "(multi_label=True) trains each column by itself",
+            f"{path}: labels have exactly one 1 in every row and are read as one label per image; --multi-label "
+            "(multi_label=True) treats each column as a label of its own",
             stacklevel=2,
         )
         columns = {part.shape[1] for _, part in raw.values()}
@@ -121,7 +120,7 @@ def _grey_axis_dropped(images: np.ndarray) -> np.ndarray:
 
 
 def _as_bytes(where: str, images: np.ndarray, window: Window) -> np.ndarray:
-    """Images of other numbers through the window; uint8, and what is no number, as it is."""
+    """Map images to 8 bits through the window. uint8 arrays and arrays that are not numeric stay as they are."""
     if images.dtype == np.uint8 or images.dtype.kind not in "iuf" or not images.size:
         return images
     if window is not None:
@@ -162,7 +161,7 @@ def _is_multi(labels: np.ndarray) -> bool:
 
 
 def _classes(path: Path, prefix: str, arrays: dict[str, np.ndarray], labels: list[np.ndarray]) -> np.ndarray:
-    """The labels that occur, sorted; each column's number where an image has several."""
+    """The labels that occur, sorted. With several labels per image, the numbers of the columns."""
     columns = {part.shape[1] if _is_multi(part) else 1 for part in labels}
     if len(columns) > 1:
         raise ValueError(f"{path}: the splits' labels must have the same number of columns, got {sorted(columns)}")
@@ -200,7 +199,7 @@ def _class_names(path: Path, names: np.ndarray | None, classes: np.ndarray) -> t
 
 
 def _check_set(where: str, images: ImageSet) -> None:
-    """Equal image sizes in all splits, and every class in each of them."""
+    """Check that all splits have images of equal size and all classes."""
     shapes = {split: getattr(images, split).images.shape[1:] for split in SPLITS}
     if len({shape[2:] for shape in shapes.values()}) > 1:
         raise ValueError(f"{where}: the splits' images must have equally many channels, got {shapes}")

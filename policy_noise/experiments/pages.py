@@ -30,24 +30,24 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 
 
 def table_html(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of texts; it scrolls by itself where it is too wide."""
+    """An HTML table of texts. A table that is too wide scrolls on its own."""
     head = "".join(f"<th>{html.escape(text)}</th>" for text in header)
     lines = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
 def image_html(path: Path, alt: str | None = None) -> str:
-    """A PNG within the page; what it is called is what it shows, by default the file's name."""
+    """A PNG embedded in the page. Its alternative text is the file's name by default."""
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<img alt="{html.escape(alt or path.stem)}" src="data:image/png;base64,{data}">'
 
 
 def write_page(path: Path, title: str, body: Sequence[str]) -> None:
-    """Write a page, whole or not at all.
+    """Write a page atomically.
 
     Args:
         path: File to write.
-        title: In the window's head.
+        title: Title of the page.
         body: Parts of the page, as HTML.
     """
     page = (

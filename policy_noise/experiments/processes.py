@@ -38,11 +38,11 @@ def in_threads(work: Callable[[T], U], items: Sequence[T], *, desc: str, unit: s
 
 @contextmanager
 def worker_pool(jobs: int, initializer: Callable[..., Any], *arguments: Any) -> Iterator[ProcessPoolExecutor]:
-    """Processes that import everything anew. Whatever goes wrong inside the ``with`` stops them all.
+    """A pool of spawned processes. Any error inside the ``with`` block stops them all.
 
     Args:
-        jobs: How many.
-        initializer: Called once in each.
+        jobs: Number of processes.
+        initializer: Function that each process calls once at its start.
         arguments: Its arguments.
 
     Raises:
@@ -71,7 +71,7 @@ def _start(initializer: Callable[..., Any], *arguments: Any) -> None:
 
 
 def end_with_parent() -> None:
-    """Let a pool's worker end with its parent, however that comes. Otherwise it goes on with its task, then waits."""
+    """End a pool's worker when its parent ends, even if killed. Otherwise it would finish its task and then wait."""
 
     def watch() -> None:
         parent = multiprocessing.parent_process()

@@ -1,4 +1,4 @@
-"""The paper's own figures, to stand beside a run of its recipe."""
+"""The paper's published results, for comparison with a run of its recipe."""
 
 from collections.abc import Mapping
 

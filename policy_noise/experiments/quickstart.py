@@ -1,7 +1,7 @@
-"""A first real run: a classifier of organs under random and learned masks, and conventional training beside it.
+"""The quickstart: an organ classifier trained conventionally, with random masks and with learned masks.
 
-One training of one method and seed, its scores on four tasks, and the table over all. Every training with a seed starts
-from equal weights and sees equal batches, whichever process it runs in.
+This module trains one method with one seed, scores it on four tasks, and makes the table of all results. All trainings
+with one seed start from the same weights and see the same batches, in whichever process they run.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +40,7 @@ Report = Callable[[int, str], None]
 
 
 class Training(NamedTuple):
-    """What one training is.
+    """The settings of one training.
 
     Args:
         data: The embedded organ patches.
@@ -60,17 +60,17 @@ class Training(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What one training gave: its log, and scores by task."""
+    """The result of one training: its log, and its scores by task."""
 
     history: list[Scores]
     scores: dict[str, Scores]
 
 
 def train_and_assess(training: Training, report: Report) -> Outcome:
-    """Pretrain, fine-tune on clean images, and score.
+    """Train, fine-tune on clean images, and score.
 
-    It computes on one thread: layers this small gain nothing from more, and sums must not depend on the number of
-    processes beside it.
+    It uses one thread. Layers this small gain nothing from more, and results must not depend on the number of
+    processes that run at the same time.
 
     Args:
         training: What to train.
@@ -99,7 +99,7 @@ def train_and_assess(training: Training, report: Report) -> Outcome:
 
 
 def shift(images: torch.Tensor, generator: torch.Generator, pixels: int = 3) -> torch.Tensor:
-    """Move a batch by a few pixels: the augmentation that all methods share."""
+    """Shift a batch by a few pixels, the augmentation that all methods share."""
     size = images.shape[-1]
     top, left = torch.randint(0, 2 * pixels + 1, (2,), generator=generator).tolist()
     return nn.functional.pad(images, (pixels,) * 4, mode="reflect")[:, :, top : top + size, left : left + size]
@@ -193,7 +193,7 @@ def assess(model: nn.Module, organs: ImageSet, patient: ImageSet, mr: ImageSet, 
 
 
 def _gallery(mask: policy_noise.StochasticAugmentation, organs: ImageSet) -> Any:
-    """What trained masks do to images that were not trained on."""
+    """Show trained masks on images that were not trained on."""
     from ..plotting import plot_masks
 
     chosen = [int(np.flatnonzero(organs.test.labels == label)[0]) for label in SHOWN]

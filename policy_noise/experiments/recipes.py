@@ -25,7 +25,7 @@ NOISES = ("conventional", "frozen", "policy")
 
 
 def _check_types(recipe: Any) -> None:
-    """Every value must be of its field's kind; whole numbers serve where others do, but no nan and no infinity."""
+    """Check the type of every value. Integers are accepted as floats; nan and infinity are not."""
     for entry in dataclasses.fields(recipe):
         value = getattr(recipe, entry.name)
         kind = entry.type.__name__ if isinstance(entry.type, type) else str(entry.type)
@@ -60,7 +60,7 @@ class TrainRecipe:
         model: Name of a timm model, trained from scratch.
         image_size: Side in pixels that the classifier sees.
         load_size: Side in pixels to which images are resized when they are read.
-        batch_size: Images of one process and one step.
+        batch_size: Images per process and step.
         epochs: Passes over the training split.
         optimizer: ``"sgd"`` (with momentum 0.9) or ``"adamw"``.
         lr: Learning rate, not scaled by the number of processes.
@@ -72,19 +72,20 @@ class TrainRecipe:
         mean: Mean of the normalization, one for all channels.
         std: Standard deviation of the normalization, one for all channels.
         in_chans: Channels that the model takes: 1 or 3.
-        noise: ``"conventional"`` (none), ``"frozen"`` (masks of a policy that never learns) or ``"policy"``.
+        noise: ``"conventional"`` (no masks), ``"frozen"`` (random masks of a policy that never learns) or ``"policy"``
+            (learned masks).
         preset: The mask's preset: ``"learned"``, ``"augment"`` or ``"paper"``.
         noise_options: More arguments of :func:`policy_noise.attach`.
         policy_lr: Learning rate of the policy, which falls to 0 along a cosine; by default the preset's own rule.
-        extra_augmentation: Of intensities, before any mask: ``"none"`` or one of
+        extra_augmentation: Intensity augmentation before the mask: ``"none"`` or one of
             :data:`~policy_noise.experiments.rivals.RIVALS`.
-        clean_epochs: Last epochs without noise and extra augmentation.
+        clean_epochs: Number of epochs at the end without masks and extra augmentation.
         model_options: Arguments of :func:`timm.create_model`.
         seed: Seed of weights, order, augmentation and masks.
         workers: Processes that read files; sets in memory need none.
         amp: Run the model in bfloat16.
         keep_checkpoints: Number of last epochs whose weights are kept on disk, for averaging.
-        checkpoint_steps: Also save the state every so many steps within an epoch; 0 saves it after epochs only.
+        checkpoint_steps: Also save the state every this many steps within an epoch; 0 saves only after each epoch.
     """
 
     model: str
@@ -146,8 +147,8 @@ class TransferRecipe:
 
     Args:
         mode: ``"linear"`` (logistic regression on pooled features) or ``"full"`` (fine-tuning of all weights).
-        shots: Sample sizes: number of images in all.
-        trials: Draws of each size, the same for all weights.
+        shots: Sample sizes, in images over all classes.
+        trials: Random draws of each size, the same for all weights.
         image_size: Side in pixels.
         mean: Mean of the normalization.
         std: Standard deviation of the normalization.
@@ -247,14 +248,14 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 
 def override(recipe: Any, settings: Sequence[str]) -> Any:
-    """Change a recipe by ``name=value`` texts, as the scripts' ``--set`` takes them.
+    """Change a recipe with ``name=value`` texts, the form of the option ``--set``.
 
     Args:
         recipe: A recipe.
-        settings: Texts; values are read as JSON, else as they stand.
+        settings: Texts. Values are parsed as JSON if possible, otherwise used as strings.
 
     Raises:
-        ValueError: If a name is unknown or a value does not suit it.
+        ValueError: If a name is unknown or its value is invalid.
 
     Example:
         >>> override(RECIPES["small"]["pretrain"], ["epochs=2", "model=resnet10t"]).epochs
@@ -302,10 +303,10 @@ def recorded_recipe(metadata: Mapping[str, Any], path: Any) -> TrainRecipe:
 
 
 def departures(recipe: Mapping[str, Any], stage: str) -> dict[str, tuple[Any, Any]] | None:
-    """Settings in which a run differs from the paper's recipe: its value and the paper's. None for other recipes.
+    """The settings in which a run differs from the paper's recipe, each with its value and the paper's.
 
-    Seeds, workers, the kind of training and what is kept on disk do not count. A run has the paper's recipe if it has
-    its normalization, schedule and optimizer.
+    Seeds, workers, the kind of training and settings for files on disk are not compared. A run counts as one of the
+    paper's recipe if it has its normalization, schedule and optimizer; for any other run the result is None.
     """
     paper = json.loads(json.dumps(dataclasses.asdict(RECIPES["paper"][stage])))
     free = ("seed", "workers", "noise", "keep_checkpoints", "checkpoint_steps")
@@ -319,6 +320,6 @@ def departures(recipe: Mapping[str, Any], stage: str) -> dict[str, tuple[Any, An
 
 
 def with_extra(label: str, recipe: Mapping[str, Any]) -> str:
-    """What a training is called, with its extra augmentation if it has one."""
+    """The name of a training, with its extra augmentation if it has one."""
     extra = recipe.get("extra_augmentation", "none")
     return label if extra == "none" else f"{label} with {extra.replace('_', ' ')}"

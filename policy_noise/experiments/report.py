@@ -1,4 +1,4 @@
-"""One self-contained HTML page a run: a person opens it and reads what was done and what came out."""
+"""The report of a run: one self-contained HTML page with its settings and results."""
 
 import html
 import json
@@ -29,13 +29,13 @@ NAMES = {
 }
 
 
-# Of sets with several labels an image, and where there may be either.
+# For data with several labels per image, and for pages that may show either kind.
 SEVERAL = NAMES | {"roc_auc": "ROC-AUC, mean over labels", "top1": "labels right"}
 EITHER = NAMES | {"roc_auc": "ROC-AUC"}
 
 
 def write_report(folder: Path) -> Path:
-    """Draw a run's pictures that can be drawn from its files, and write ``report.html``.
+    """Draw the figures that a run's files allow, and write ``report.html``.
 
     Args:
         folder: The run's folder.
@@ -106,14 +106,14 @@ _PLAIN = {
 
 
 def _method(record: Mapping[str, Any]) -> str:
-    """What a training was, in a few words."""
+    """The kind of a training, in a few words."""
     if record["stage"] == "finetune":
         return "fine-tuned on clean images"
     return with_extra(LABELS[record["recipe"].get("noise", "conventional")], record["recipe"])
 
 
 def _ancestry(record: Mapping[str, Any]) -> list[str]:
-    """The trainings that a fine-tuned model has behind it, the first one first."""
+    """The earlier trainings of a fine-tuned model, from the first on."""
     found = (record["data"].get("init") or {}) if record["stage"] == "finetune" else {}
     if not isinstance(found, Mapping) or not found.get("ancestry"):
         return []
@@ -164,7 +164,7 @@ def _scores(scores: Mapping[str, Any], stem: str, figures: Path) -> list[str]:
     what = f"Test split of {scores['data']}, {model}: {scores['images']} images{skipped}"
     parts = [f"<h2>{html.escape(what)}</h2>"]
     if ends:
-        parts.append("<p>Intervals are 95 % bootstrap intervals over test images. They leave out the seed's share.</p>")
+        parts.append("<p>95 % bootstrap intervals over test images. They do not include variation over seeds.</p>")
         parts.append(table_html(["metric", "value", "95 % interval"], rows))
     else:
         parts.append(table_html(["metric", "value"], [row[:2] for row in rows]))
@@ -196,7 +196,7 @@ def _scores(scores: Mapping[str, Any], stem: str, figures: Path) -> list[str]:
 
 
 def _published(scores: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
-    """The paper's figures beside this run's, where its recipe was run."""
+    """The paper's results next to this run's, if the run used the paper's recipe."""
     departed = departures(record["recipe"], record["stage"])
     if departed is None:
         return []
@@ -205,7 +205,7 @@ def _published(scores: Mapping[str, Any], record: Mapping[str, Any]) -> list[str
     rows.append([f"this run, {_method(record)}", *own])
     notes = [f"{name} is {own}, the paper's {theirs}" for name, (own, theirs) in departed.items()]
     if len(scores["per_class"]) != 165:
-        notes.insert(0, f"the data are {scores['data']}, not RadImageNet, so that the figures cannot be compared")
+        notes.insert(0, f"the data are {scores['data']}, not RadImageNet, so the results cannot be compared")
     text = "The same recipe" + (", but for this: " + "; ".join(notes) if notes else " on RadImageNet's 165 classes")
     return [
         "<h3>Beside the paper</h3>",

@@ -1,4 +1,4 @@
-"""Hand-set augmentations of intensities, the rivals of the mask."""
+"""Established intensity augmentations, for comparison with the masks."""
 
 from typing import Any
 
@@ -15,16 +15,16 @@ RIVALS = ("bias_field", "gaussian_noise", "random_erasing", "mixup", "randaugmen
 
 
 class Augmentation:
-    """A hand-set augmentation of images in [0, 1], each at its usual strength.
+    """An intensity augmentation of images in [0, 1], at its usual strength.
 
     Args:
         name: ``"bias_field"`` (TorchIO's default, half of the images), ``"gaussian_noise"`` (std 0.1, half),
             ``"random_erasing"`` (kornia's, half), ``"mixup"`` (timm's, alpha 0.2), ``"randaugment"`` (torchvision's,
-            2 operations of magnitude 9, drawn anew for each eighth of the batch) or ``"color_jitter"`` (kornia's at
+            2 operations of magnitude 9, drawn for each eighth of the batch) or ``"color_jitter"`` (kornia's at
             timm's default strength: brightness, contrast and, of colours, saturation within 0.4 of 1).
-        num_classes: For MixUp's targets.
-        device: Where the images are.
-        seed: Of the two that draw on the device; the others follow the global seeds.
+        num_classes: Number of classes, for MixUp's targets.
+        device: Device of the images.
+        seed: Seed of the two augmentations that draw on the device. The others use the global seeds.
     """
 
     def __init__(self, name: str, num_classes: int, device: torch.device, seed: int) -> None:
@@ -71,16 +71,16 @@ class Augmentation:
 
 
 class RunAugmentation:
-    """An augmentation in a run that can be resumed: what it draws depends on seed, step and process alone.
+    """An augmentation for resumable runs: its random draws depend only on seed, step and process.
 
     Args:
         name: See :class:`Augmentation`.
-        num_classes: For MixUp's targets.
-        device: Where the images are.
-        seed: The run's.
-        rank: The process's number.
-        mean: Of the images' normalisation.
-        std: Likewise.
+        num_classes: Number of classes, for MixUp's targets.
+        device: Device of the images.
+        seed: The run's seed.
+        rank: Number of the process.
+        mean: Mean of the images' normalization.
+        std: Standard deviation of the images' normalization.
     """
 
     def __init__(
@@ -90,10 +90,10 @@ class RunAugmentation:
         self.seed, self.rank, self.mean, self.std = seed, rank, mean, std
 
     def __call__(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Augment a normalised batch at a step, counted from 0; the global random generators stay as they are.
+        """Augment a normalized batch at a step, counted from 0. The global random generators are left unchanged.
 
         Returns:
-            The images, and labels or, for MixUp, probabilities of the classes.
+            The images, and the labels or, for MixUp, class probabilities.
         """
         seed = int(np.random.default_rng([self.seed, step, 2, self.rank]).integers(2**31))
         self.augmentation.generator.manual_seed(seed)

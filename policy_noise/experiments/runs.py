@@ -1,4 +1,4 @@
-"""Run folders: what was asked for, what it ran on, what came out; whole after a kill at any moment."""
+"""Run folders: settings, environment and results, intact even if the process is killed at any moment."""
 
 import dataclasses
 import hashlib
@@ -28,11 +28,11 @@ def write_json(path: PathLike, value: Any) -> None:
 
 
 def read_json(path: PathLike) -> Any:
-    """Read JSON; a broken file is named."""
+    """Read JSON. The error for a broken file names it."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:  # of JSON and of UTF-8
-        raise ValueError(f"{path} is damaged, it holds no JSON: {error}") from error
+        raise ValueError(f"{path} is damaged, it is not JSON: {error}") from error
 
 
 def digest(path: PathLike) -> str:
@@ -45,7 +45,7 @@ def digest(path: PathLike) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Where a run happens: command, time, machine, packages and git revision of this code."""
+    """The environment of a run: command, time, machine, packages and git revision of this code."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -103,16 +103,16 @@ def require_free(folder: PathLike) -> None:
 class Run:
     """A run's folder.
 
-    It holds ``recipe.json`` (every number), ``environment.json`` (with ``resumed``, a list of where the run went on),
-    ``metrics.jsonl``, ``checkpoints/``, and what the stage makes: ``model.safetensors``, ``scores.json``, ``figures/``,
-    ``report.html``. Only rank 0 writes.
+    It holds ``recipe.json`` (all settings), ``environment.json`` (with ``resumed``, the environments of later
+    resumptions), ``metrics.jsonl``, ``checkpoints/`` and the results of the stage: ``model.safetensors``,
+    ``scores.json``, ``figures/``, ``report.html``. Only rank 0 writes.
 
     Args:
-        folder: The folder; made if it is missing.
+        folder: The folder. It is made if it is missing.
         stage: Name of the stage.
         recipe: The resolved recipe, a dataclass.
         data: Description of the data set, compared on resuming.
-        resume: Go on with a run that is there already.
+        resume: Continue a run that is in the folder.
         writes: Whether this process checks and writes.
 
     Raises:
@@ -128,7 +128,7 @@ class Run:
         record = {"stage": stage, "data": dict(data), "recipe": dataclasses.asdict(recipe)}
         record = json.loads(json.dumps(record))  # as it will be read back
         path = self.folder / "recipe.json"
-        # One process answers for all: the others may look when its record is written already.
+        # Only one process checks: the others might see the record that it has just written.
         if path.is_file() and writes:
             if not resume:
                 require_free(self.folder)
@@ -138,7 +138,7 @@ class Run:
                 raise ValueError(f"{path} belongs to another run: {changed}. Ask for the same, or for another --output")
             self._note_resumption()
             for leftover in self.checkpoints.glob(".*.pt.*"):
-                leftover.unlink(missing_ok=True)  # of a kill in the middle of a write
+                leftover.unlink(missing_ok=True)  # from a process killed while writing
         elif writes:
             write_json(self.folder / "environment.json", environment())
             write_json(path, record)  # last: from here on it is a run
@@ -171,14 +171,14 @@ class Run:
                 with path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(entry) + "\n")
             except OSError as error:  # a full disk's names no file
-                raise OSError(error.errno, f"{error.strerror}, the run can go on with --resume", str(path)) from error
+                raise OSError(error.errno, f"{error.strerror}; continue the run with --resume", str(path)) from error
 
     def history(self) -> list[dict[str, Any]]:
-        """All whole lines of ``metrics.jsonl``."""
+        """All complete lines of ``metrics.jsonl``."""
         return read_lines(self.folder / "metrics.jsonl")
 
     def rewind(self, step: int | None = None) -> None:
-        """Drop the lines of steps after this one, which will be written anew, and a line that a kill cut short."""
+        """Drop the lines of later steps, which will be written again, and an incomplete last line."""
         if self.writes:
             entries = self.history()
             kept = [json.dumps(entry) + "\n" for entry in entries if step is None or entry["step"] <= step]
@@ -208,7 +208,7 @@ def _short(value: Any) -> str:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """JSON lines of a file; a last line that a kill cut short is left out, and so is a file that is not there.
+    """Read a JSON-lines file. An incomplete last line is skipped; a missing file gives an empty list.
 
     Raises:
         ValueError: If a line before the last is damaged.

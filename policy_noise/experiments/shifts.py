@@ -82,16 +82,15 @@ SEVERITIES = (1, 2, 3)
 
 @dataclass(frozen=True)
 class ShiftedSplit:
-    """A split whose images are shifted as they are read.
+    """A split whose images are shifted when read.
 
-    An image's shift depends on the seed and on its place in the split alone: it is the same at every reading, whatever
-    batch it comes in.
+    An image's shift depends only on the seed and its position in the split, so it is the same in every batch.
 
     Args:
         split: The images.
         name: One of :data:`SHIFTS`.
         severity: One of :data:`SEVERITIES`.
-        seed: Of the shifts.
+        seed: Seed of the shifts.
     """
 
     split: Any
@@ -104,7 +103,7 @@ class ShiftedSplit:
 
     @property
     def labels(self) -> np.ndarray:
-        """Of the images, which a shift leaves what they are."""
+        """The labels, which a shift does not change."""
         return self.split.labels
 
     def read(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Where a command line's images come from: the options that name a source, and the sets that they open."""
+"""The command-line options that name a source of images, and the data sets that they open."""
 
 import argparse
 import dataclasses
@@ -26,7 +26,7 @@ NAMED = (
     "an npz file (PATH or PATH:PREFIX), a tree {train,val,test}/CLASS/IMAGE, RadImageNet's root, or a set of the "
     "medmnist package by its name"
 )
-"""What one text may name."""
+"""The sources that a text can name, in words for help texts."""
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,12 +85,12 @@ def window_of(values: list[str] | None) -> Window:
 
 
 def open_sources(arguments: argparse.Namespace, size: int, in_chans: int | None, *, look: bool = True) -> list[Any]:
-    """The sets that the command line names, each by itself; what is left out or dropped is said.
+    """Open the data sets that the command line names, separately, and print what is left out or dropped.
 
     Args:
         arguments: The parsed command line.
         size: Side in pixels to which files are resized when read.
-        in_chans: Channels as which image folders are read; by default 3 where they hold colours.
+        in_chans: Channels with which image folders are read. By default 3 if they contain colour images, else 1.
         look: Look at the headers of files.
     """
     names = read_exclusions(arguments.exclude) if arguments.exclude else frozenset()
@@ -100,7 +100,7 @@ def open_sources(arguments: argparse.Namespace, size: int, in_chans: int | None,
         found = sum(data.excluded for data in sets)
         if found < len(names):
             raise ValueError(
-                f"{arguments.exclude} names {len(names)} images, of which {len(names) - found} are not in "
+                f"{arguments.exclude} names {len(names)} images, but {len(names) - found} of them are not in "
                 f"{', '.join(data.name for data in sets)}; names are like {sets[0].image_name('train', 0)!r}"
             )
     what = "1 missing file is" if len(missing) == 1 else f"{len(missing)} missing files are"
@@ -120,7 +120,7 @@ def open_sources(arguments: argparse.Namespace, size: int, in_chans: int | None,
 def _open(
     arguments: argparse.Namespace, size: int, in_chans: int | None, excluded: Collection[str]
 ) -> tuple[list[Any], list[str]]:
-    """The sets, those of files without what is excluded, and the files that are missing."""
+    """The data sets and the missing files. Exclusions are already applied to data sets of files."""
     kinds = ("npz", "medmnist", "radimagenet", "image_folder")
     given = [name for name in kinds if getattr(arguments, name)]
     if len(given) != 1 and given != ["npz", "medmnist"]:
@@ -151,7 +151,7 @@ def _path_and_prefix(text: str) -> tuple[str, str]:
 
 
 def open_named(text: str, arguments: argparse.Namespace, size: int, in_chans: int) -> Any:
-    """A set that one text names: see :data:`NAMED`.
+    """Open the data set that a text names, see :data:`NAMED`.
 
     Args:
         text: The text.
@@ -180,7 +180,7 @@ def open_named(text: str, arguments: argparse.Namespace, size: int, in_chans: in
 
 
 def open_joined(arguments: argparse.Namespace, size: int, in_chans: int | None) -> Any:
-    """The sets that the command line names, joined into one at one size, see :func:`open_sources`."""
+    """Open the data sets that the command line names, joined into one at one size; see :func:`open_sources`."""
     sets = open_sources(arguments, size, in_chans)
     if len(sets) > 1:
         return join_sets(sets, size)
@@ -193,7 +193,7 @@ def _sized(data: ImageSet, size: int) -> ImageSet:
 
 
 def describe(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What a run's record says of its data."""
+    """The description of the data in a run's record."""
     return {
         "name": data.name,
         "classes": data.num_classes,

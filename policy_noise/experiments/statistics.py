@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 MIN_PAIRS = 3
-"""Fewest pairs that get a p-value. Two leave one degree of freedom: that they happen to agree makes any p-value."""
+"""Fewest pairs for a test. With two pairs and one degree of freedom, chance agreement can give any p-value."""
 
 
 class Interval(NamedTuple):
@@ -46,7 +46,7 @@ class Difference(NamedTuple):
 
 
 def _with_range(mean: float, low: float, high: float, form: str) -> str:
-    if math.isnan(low):  # of one value alone
+    if math.isnan(low):  # a single value
         return format(mean, form)
     return f"{mean:{form}} [{low:{form}}, {high:{form}}]"
 
@@ -57,13 +57,13 @@ def t_interval(
     """Student's t-interval for the mean of independent repeats.
 
     Args:
-        values: One number a repeat.
+        values: One number per repeat.
         confidence: Coverage, in (0, 1).
-        bounds: Range in which the mean must lie, such as (0, 1) for scores. The interval is cut there. Its coverage is
-            the same, for what is cut off never holds the true mean.
+        bounds: Range in which the mean must lie, such as (0, 1) for scores. The interval is clipped to it. Its
+            coverage does not change, because the true mean is never in the clipped part.
 
     Returns:
-        Mean, low, high; the ends are nan for a single value, of which nothing is known.
+        Mean, low, high. The ends are nan for a single value.
 
     Raises:
         ValueError: If there is no value, one is not finite or out of bounds, or the confidence is out of its range.
@@ -100,18 +100,18 @@ def paired_difference(
     """Mean of a - b over pairs (equal seed, equal data), its t-interval and the paired t-test's p-value.
 
     Args:
-        a: One number a repeat.
-        b: The other method's, in the same order.
+        a: One method's numbers, one per repeat.
+        b: The other method's numbers, in the same order.
         confidence: Coverage of the interval.
-        bounds: Of the difference, such as (-1, 1) for scores; see :func:`t_interval`.
+        bounds: Range of the difference, such as (-1, 1) for scores; see :func:`t_interval`.
 
     Returns:
-        Mean, low, high, p-value. The p-value is nan, "not tested", with fewer than three pairs, so that two seeds never
-        make a finding. Where all differences are equal but for rounding it is 1 if they are 0, else 0. The ends are nan
-        with a single pair.
+        Mean, low, high, p-value. With fewer than three pairs the p-value is nan (not tested), so that two seeds are
+        never significant. If all differences are equal up to rounding, it is 1 if they are 0, else 0. With a single
+        pair the ends are nan.
 
     Raises:
-        ValueError: If the two are not equally long, or as :func:`t_interval`.
+        ValueError: If the lengths differ, or as in :func:`t_interval`.
     """
     from scipy import stats
 
@@ -141,13 +141,13 @@ def bootstrap_interval(
 
     Args:
         values: Independent observations.
-        seed: Of the resampling, or a generator.
+        seed: Seed of the resampling, or a generator.
         confidence: Coverage.
-        statistic: Of one sample, with an ``axis`` argument as NumPy's have.
-        n_resamples: Draws.
+        statistic: Function of a sample with an ``axis`` argument, as in NumPy.
+        n_resamples: Number of resamples.
 
     Returns:
-        The statistic, low, high; all three equal where all values are.
+        The statistic, low, high. All three are equal if all values are.
 
     Raises:
         ValueError: If there are fewer than two values, or as :func:`t_interval`.
@@ -176,10 +176,11 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Adjust p-values for many comparisons by Holm's step-down method.
 
     Args:
-        p_values: One a comparison; nan where there was no test, which does not count as a comparison.
+        p_values: One per comparison; nan for comparisons without a test, which are not counted.
 
     Returns:
-        Adjusted values in the same order: those below 0.05 keep the chance of any false finding below 5 %. nan stays.
+        Adjusted values in the same order. Rejecting those below 0.05 keeps the probability of any false finding below
+        5 %. nan stays nan.
 
     Raises:
         ValueError: If one is neither nan nor in [0, 1].
@@ -209,8 +210,7 @@ def smallest_difference(spread: float, pairs: int, *, power: float = 0.8, alpha:
         spread: Standard deviation of the differences.
         pairs: How many there are.
         power: Probability of finding it.
-        alpha: Level of the test. After Holm's correction a difference among m is found for sure where its p-value is
-            below 0.05 / m.
+        alpha: Significance level of the test. Under Holm's correction for m tests, p < 0.05 / m is always significant.
 
     Returns:
         The difference, in the spread's unit; nan with fewer than three pairs, which get no test.
@@ -245,17 +245,17 @@ def smallest_difference(spread: float, pairs: int, *, power: float = 0.8, alpha:
 def pairs_needed(
     spread: float, difference: float, *, power: float = 0.8, alpha: float = 0.05, largest: int = 10_000
 ) -> int | None:
-    """The fewest pairs with which :func:`smallest_difference` is no more than this.
+    """The fewest pairs that suffice to find a difference, see :func:`smallest_difference`.
 
     Args:
         spread: Standard deviation of the differences.
-        difference: To be found, positive.
+        difference: The difference to find, positive.
         power: See :func:`smallest_difference`.
         alpha: See :func:`smallest_difference`.
-        largest: Where to stop.
+        largest: Largest number to try.
 
     Returns:
-        At least three; None if it takes more than ``largest``.
+        The number of pairs, at least three. None if more than ``largest`` are needed.
 
     Example:
         >>> pairs_needed(0.02, 0.01)

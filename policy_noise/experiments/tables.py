@@ -1,4 +1,4 @@
-"""RadImageNet in its own layout: three tables of file names."""
+"""RadImageNet in its original layout: three tables of file names."""
 
 import csv
 import posixpath
@@ -42,7 +42,7 @@ def load_radimagenet(
         excluded: Paths below the root of images to leave out.
 
     Returns:
-        The set, and the files that the tables name and the disk lacks.
+        The data set, and the files that the tables name but that are missing on disk.
 
     Raises:
         FileNotFoundError: If something is missing; the message says how to ask for access.

@@ -135,7 +135,7 @@ def train(
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     if policy_scheduler is not None:
         parts["policy_scheduler"] = policy_scheduler
-    torch.manual_seed(recipe.seed * 1009 + world.rank)  # what is left to the global source: dropout and the like
+    torch.manual_seed(recipe.seed * 1009 + world.rank)  # for users of the global generator, such as dropout
     done, skipped = _restore(run, parts, generator, world)
 
     batches = Batches()
@@ -214,7 +214,7 @@ def train(
 
 
 def _last_finite(losses: list[Tensor], done: int, steps: int, lr: float) -> float:
-    """The last loss; all that came since the last call must be finite."""
+    """The last loss. Raises if any loss since the last call is not finite."""
     if not losses:
         return math.nan
     values = torch.stack(losses).tolist()
@@ -229,7 +229,7 @@ def _last_finite(losses: list[Tensor], done: int, steps: int, lr: float) -> floa
 
 
 def _note_speed(run: Run, epoch: int, rate: float) -> None:
-    """Beside the log, which is the same wherever a run is made."""
+    """Record the speed in a file of its own, because the log must not depend on the machine."""
     path = run.folder / "speed.json"
     found = read_json(path) if path.is_file() else []
     write_json(path, [*found, {"epoch": epoch, "images_per_s": round(rate, 1)}])
@@ -244,7 +244,7 @@ def _optimizer(model: nn.Module, recipe: TrainRecipe) -> torch.optim.Optimizer:
 def _scheduler(
     optimizer: torch.optim.Optimizer, recipe: TrainRecipe, steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Stepped once a step, whatever the schedule's own unit is."""
+    """The learning-rate schedule. It is stepped after every training step, whatever the schedule's unit."""
     schedulers = torch.optim.lr_scheduler
     if recipe.schedule == "onecycle":
         return schedulers.OneCycleLR(optimizer, recipe.lr, total_steps=max(2, steps * recipe.epochs))
@@ -260,7 +260,7 @@ def _scheduler(
 
 
 def _save(run: Run, parts: dict[str, Any], generator: torch.Generator, world: World, step: int, skipped: int) -> None:
-    """Everything that the next step depends on, of all processes. The policy travels in the optimizer's state."""
+    """Save everything the next step depends on, from all processes. The optimizer's state contains the policy."""
     own = {"mask": generator.get_state(), "cpu": torch.get_rng_state(), "skipped": skipped}
     if world.device.type == "cuda":
         own["cuda"] = torch.cuda.get_rng_state(world.device)
@@ -269,7 +269,7 @@ def _save(run: Run, parts: dict[str, Any], generator: torch.Generator, world: Wo
 
 
 def _restore(run: Run, parts: dict[str, Any], generator: torch.Generator, world: World) -> tuple[int, int]:
-    """Load the last checkpoint, if there is one; the steps it had taken, and the files left out in its epoch."""
+    """Load the last checkpoint, if any. Returns the steps taken and the files left out in its epoch."""
     path = run.checkpoints / "last.pt"
     if not path.is_file():
         run.rewind(0)

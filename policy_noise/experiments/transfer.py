@@ -1,4 +1,4 @@
-"""Few-shot transfer: draws of a few images, a linear probe or fine-tuning on them, and the comparison of both."""
+"""Few-shot transfer: draw a few images, train a linear probe or fine-tune on them, and compare initialisations."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -28,11 +28,11 @@ __all__ = [
 def draw_few_shot(labels: np.ndarray, shots: int, rng: np.random.Generator) -> np.ndarray:
     """Draw images at random, as evenly over the classes as their numbers allow.
 
-    With fewer shots than classes some classes are left out, each as likely as the others.
+    With fewer shots than classes a random subset of the classes is drawn.
 
     Args:
-        labels: The split's labels, (N,); or (N, K) for several an image, which are drawn without regard to them.
-        shots: Images in all.
+        labels: The split's labels, (N,), or (N, K) for several per image. The latter are not balanced.
+        shots: Number of images over all classes.
         rng: Source of randomness.
 
     Returns:
@@ -86,10 +86,10 @@ def linear_probe(
     """Logistic regression on standardised features.
 
     Args:
-        features: Of the few images, (shots, features).
-        labels: Theirs, (shots,), or (shots, K) of 0 and 1.
-        test_features: Of the images to classify, (N, features).
-        num_classes: K, also where some classes have no shot: those get probability 0.
+        features: Features of the training images, (shots, features).
+        labels: Their labels, (shots,), or (shots, K) of 0 and 1.
+        test_features: Features of the images to classify, (N, features).
+        num_classes: K, including classes without a training image, which get probability 0.
         c: Inverse strength of the L2 penalty.
 
     Returns:
@@ -149,11 +149,11 @@ def fine_tune(model: nn.Module, images: Tensor, labels: Tensor, recipe: Transfer
 def compare(
     run: Run, recipe: TransferRecipe, sets: Sequence[Any], inits: Sequence[Initialisation], world: World
 ) -> list[dict[str, Any]]:
-    """Few-shot trials of every initialisation on every set, one line each in the run's log.
+    """Run few-shot trials of every initialisation on every data set, one line each in the run's log.
 
-    The draws are the same for all initialisations. Trials that the log holds already are not repeated. Several
-    processes take turns at the trials; the log is the same as one process writes. Images stay uint8 and off the device
-    until their batch is needed, and of the training split only those that are drawn are read.
+    The draws are the same for all initialisations. Trials that are in the log are not repeated. Several processes
+    share the trials, and the log is the same as that of one process. Images stay uint8 on the host until their batch
+    is needed. Of the training split only the drawn images are read.
 
     Args:
         run: The run's folder.
@@ -170,7 +170,7 @@ def compare(
     run.rewind()
     world.barrier()
     done = {_key(line) for line in run.history()}
-    world.barrier()  # nobody writes on before all have read
+    world.barrier()  # all must have read the log before anyone writes to it
     total = len(sets) * len(inits) * len(recipe.shots) * recipe.trials
     bar = tqdm(total=total, unit="trial", initial=len(done), disable=not world.shows)
     for data in sets:
@@ -199,12 +199,12 @@ def compare(
 
 
 class _Target:
-    """A set as the trials see it: the drawn training images and the whole test split, uint8 on the host."""
+    """A target data set: the drawn training images and the whole test split, uint8 on the host."""
 
     def __init__(self, data: Any, recipe: TransferRecipe, device: torch.device) -> None:
         self.classes, self.multi_label, self.device, self.recipe = data.num_classes, data.multi_label, device, recipe
         readable = np.arange(len(data.train))
-        while True:  # an image that cannot be read leaves the draws of all trials alike
+        while True:  # draw again without unreadable images, in the same way for all trials
             self.draws = self._draw(data.train.labels, readable)
             positions = np.unique(np.concatenate(list(self.draws.values())))
             images, kept = data.train.read(positions)
@@ -235,7 +235,7 @@ class _Target:
 
 
 def _trial(target: _Target, init: Initialisation, recipe: TransferRecipe, shots: int, trial: int) -> dict[str, float]:
-    """Test scores after learning from one draw; the target keeps the last initialisation's features for the probe."""
+    """Test scores after training on one draw. The target caches the last initialisation's features for the probe."""
     chosen = target.draws[shots, trial]
     labels = target.train_labels[chosen]
     if recipe.mode == "linear":
@@ -276,9 +276,9 @@ def _probabilities(model: nn.Module, batches: Iterable[Tensor], multi_label: boo
 def summarise(lines: Sequence[Mapping[str, Any]], metric: str) -> dict[str, dict[str, dict[int, Interval]]]:
     """Means and 95 % t-intervals by set, initialisation and sample size.
 
-    With one pretraining run a label the interval is over trials, as in the paper; with several it is over the runs'
-    means, which is what a claim about pretraining rests on. A trial that the log holds twice counts once. Intervals
-    end at 0 and 1, see :func:`~policy_noise.experiments.statistics.t_interval`.
+    With one pretraining run per label the interval is over trials, as in the paper. With several it is over the runs'
+    means, as a claim about pretraining requires. A trial that is in the log twice counts once. Intervals are clipped
+    to [0, 1], see :func:`~policy_noise.experiments.statistics.t_interval`.
     """
     lines = list({_key(line): line for line in lines}.values())
     table: dict[str, dict[str, dict[int, Interval]]] = {}

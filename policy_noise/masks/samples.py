@@ -98,7 +98,8 @@ class MaskSample(ShadingSample):
     @property
     def expected(self) -> Tensor:
         """Expected value of each cell, alpha / (alpha + beta), detached."""
-        return (self.concentration1 / (self.concentration1 + self.concentration0)).detach()
+        with torch.no_grad():  # activation checkpointing counts the tensors that a graph keeps
+            return self.concentration1 / (self.concentration1 + self.concentration0)
 
     @property
     def actions(self) -> int:

@@ -158,18 +158,18 @@ def heated(tmp_path_factory, files):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("pretrain --npz {one} --output {heated} --set batch_size=8", "holds a run already"),
+        ("pretrain --npz {one} --output {heated} --set batch_size=8", "already holds a run"),
         ("pretrain --npz {two} --output {heated} --resume --set batch_size=8", "belongs to another run"),
         ("finetune --init {new} --npz {one} --output {new}", "new does not exist"),
         ("finetune --init {heated} --npz {one} --output {new} --set model=resnet10t", "another architecture"),
-        ("average --run {heated} --last 2", "--last must lie in 1 to 1"),
+        ("average --run {heated} --last 2", "--last must be between 1 and 1"),
         ("average --run {new}", "new holds no checkpoints"),
-        ("evaluate --model {heated} --npz {two}", "trained on 2 other classes than two"),
+        ("evaluate --model {heated} --npz {two}", "trained on 2 classes that differ from the 3 of two"),
         (
             "transfer --init a={heated} --npz {two} --output {new} --set image_size=16",
             "shots 256 is more than the 24 training images",
         ),
-        ("transfer --init a={heated} --npz {two} --output {new} --set mean=0.1", "another normalisation"),
+        ("transfer --init a={heated} --npz {two} --output {new} --set mean=0.1", "another normalization"),
         ("transfer --init random --npz {two} --output {new}", "needs the name of a timm model"),
         ("transfer --init a={heated} a={heated} --npz {two} --output {new}", "--init must differ"),
         ("transfer --init a={heated} --npz {two} {two} --output {new}", "sets must differ"),
@@ -219,7 +219,7 @@ def test_bad_input_ends_all_processes_with_its_message(files, heated):
     command += [str(EXAMPLES / "pretrain.py"), "--npz", str(files / "one.npz"), "--output", str(heated), "--set", *TINY]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode != 0
-    assert done.stderr.count("holds a run already: pass --resume") == 2
+    assert done.stderr.count("already holds a run: pass --resume") == 2
     assert "barrier" not in done.stderr
 
 
@@ -337,7 +337,7 @@ def test_the_papers_figures_stand_beside_its_recipe(tmp_path, monkeypatch, files
           "--output", run, "--set", *settings)  # fmt: skip
     page = (run / "report.html").read_text()
     assert "<td>published, policy noise, then fine-tuned</td><td>0.6034</td>" in page
-    assert "not RadImageNet, so that the figures cannot be compared" in page
+    assert "not RadImageNet, so the results cannot be compared" in page
     assert "model is test_resnet, the paper&#x27;s resnet50" in page
 
 
@@ -436,7 +436,7 @@ def test_stopping_prints_the_line_that_resumes(tmp_path, monkeypatch, capsys, fi
     with pytest.raises(SystemExit) as end:
         start(monkeypatch, "pretrain", *words)
     assert end.value.code == 130
-    line = capsys.readouterr().err.strip().rpartition("go on with: ")[2]
+    line = capsys.readouterr().err.strip().rpartition("resume with: ")[2]
     assert shlex.split(line) == ["policy-noise", "pretrain", *map(str, words), "--resume"]
 
 
@@ -475,7 +475,7 @@ def test_the_model_takes_as_many_channels_as_the_images_have(tmp_path, monkeypat
     words = ["--npz", tmp_path / "colour.npz", "--noise", "conventional", "--set", *TINY, "epochs=1"]
     start(monkeypatch, "pretrain", *words, "--output", tmp_path / "run")
     assert load_file(tmp_path / "run" / "model.safetensors")["conv1.0.weight"].shape[1] == 3
-    with pytest.raises(SystemExit, match="has images of 3 channels: pass --set in_chans=3"):
+    with pytest.raises(SystemExit, match="has 3-channel images: pass --set in_chans=3"):
         start(monkeypatch, "pretrain", *words, "in_chans=1", "--output", tmp_path / "other")
 
 
@@ -489,7 +489,7 @@ def test_a_grey_model_is_tuned_on_coloured_images(tmp_path, monkeypatch, capsys,
     start(monkeypatch, "pretrain", "--npz", files / "one.npz", "--noise", "conventional", "--output",
           tmp_path / "grey", *tiny)  # fmt: skip
     words = ["--init", tmp_path / "grey", "--npz", tmp_path / "colour.npz", *tiny]
-    with pytest.raises(SystemExit, match=r"in_chans must be 1, as many as .*model\.safetensors takes, got 3"):
+    with pytest.raises(SystemExit, match=r"in_chans must be 1, the number of channels of .*model\.safetensors, got 3"):
         start(monkeypatch, "finetune", *words, "in_chans=3", "--output", tmp_path / "other")
     capsys.readouterr()
     start(monkeypatch, "finetune", *words, "--output", tmp_path / "tuned")

@@ -192,9 +192,9 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, monkeypatch,
     compare(*arguments(files, "augment", "paper"), "--seeds", 4, "--output", tmp_path / "out", "--dry-run")
     printed = capsys.readouterr().out
     assert "site B: 48 images of 2 shared classes, only tested on" in printed
-    assert "24 images left out, of classes not trained on: zebra" in printed
+    assert "24 images are left out, of classes not trained on: zebra" in printed
     assert re.search(
-        r'paper \(learned as published, preset="paper"\): seeds 0, 1, 2, 3 to run, about \d+ s a run', printed
+        r'paper \(learned as published, preset="paper"\): seeds 0, 1, 2, 3 to run, about \d+ s per run', printed
     )
     assert re.search(r"16 of 16 runs to go, about .* in all, few-shot transfer included", printed)
     assert not (tmp_path / "out").exists()
@@ -302,7 +302,7 @@ def test_several_labels_an_image(tmp_path):
             "--seeds", 1, "--output", tmp_path / "out", "--methods"]  # fmt: skip
     compare(*line, "augment")
     assert measures(tmp_path / "out") == ["clean", "site:B", "shifts"]
-    with pytest.raises(SystemExit, match="method mixup: mixup needs one label an image, and several has several"):
+    with pytest.raises(SystemExit, match="method mixup: mixup needs one label per image, and several has several"):
         compare(*line, "mixup", "--resume")
 
 
@@ -314,13 +314,13 @@ def test_several_labels_an_image(tmp_path):
     [
         (["--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["--jobs", "0"], "--jobs must be at least 1, got 0"),
-        (["--methods", "augmnt"], "--methods must be of"),
+        (["--methods", "augmnt"], "--methods must be among"),
         (["--site", "B=nowhere.npz"], r"nowhere\.npz does not exist"),
         (["--site", "B=nowhere"], "site B: nowhere does not exist: it must be an npz file"),
         (["--site", "A=OTHER", "A=OTHER"], r"--site: names must differ from one another, got \['A', 'A'\]"),
         (["--target", "OTHER", "OTHER"], "--target: names must differ"),
-        (["--set", "noise=policy"], "--set noise: that is what methods differ by; give --method NAME=JSON"),
-        (["--set", "seed=3"], "--set seed: runs have the seeds"),
+        (["--set", "noise=policy"], "--set noise: methods may differ in this setting; set it with --method NAME=JSON"),
+        (["--set", "seed=3"], "--set seed: the runs use the seeds"),
         (["--set", "clean_epochs=10"], "clean_epochs must be fewer than epochs, got 10 of 10"),
         (["--set", "batch_size=25"], "needs 25 training images, got 24"),
         (

@@ -249,7 +249,7 @@ def test_a_label_of_any_size_is_refused_at_once(tmp_path):
 
 def test_a_single_array_is_no_set(tmp_path):
     np.save(tmp_path / "set.npy", np.zeros((3, 4, 4), np.uint8))
-    with pytest.raises(ValueError, match=r"set\.npy cannot be read.*one array alone"):
+    with pytest.raises(ValueError, match=r"set\.npy cannot be read.*a single array"):
         load_npz(tmp_path / "set.npy")
 
 

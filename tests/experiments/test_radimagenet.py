@@ -220,7 +220,7 @@ def test_tables_of_windows(root):
         (lambda text: text.replace("acl", "né"), "latin-1", r"RadiologyAI_train\.csv must be UTF-8"),
         (lambda text: text.replace(",", ";"), "utf-8", r"RadiologyAI_train\.csv must be separated by commas"),
         (lambda text: text + "radiology_ai/0.png,x\n", "utf-8", r"line 9: filename must be a path"),
-        (lambda text: text.replace("acl/train0", "acl/test0"), "utf-8", r"test0\.png stands in train and in test"),
+        (lambda text: text.replace("acl/train0", "acl/test0"), "utf-8", r"test0\.png is in train and in test"),
     ],
 )
 def test_tables_that_are_refused(root, change, encoding, message):

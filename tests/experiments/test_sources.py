@@ -137,7 +137,7 @@ class TestExclude:
 
     def test_names_that_are_not_there_are_an_error(self, tree, tmp_path):
         (tmp_path / "list.txt").write_text("train/cat/1.png\ntrain/cow/1.png\n")
-        with pytest.raises(ValueError, match=r"names 2 images, of which 1 are not in tree.*'train/cat/0\.png'"):
+        with pytest.raises(ValueError, match=r"names 2 images, but 1 of them are not in tree.*'train/cat/0\.png'"):
             open_sources(parse("--image-folder", tree, "--exclude", tmp_path / "list.txt"), 8, 1)
 
     def test_neither_yes_nor_no(self, tmp_path):

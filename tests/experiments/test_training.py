@@ -336,7 +336,7 @@ def test_outputs_that_are_not_finite_are_not_scored():
     recipe = RECIPES["conventional"]
     model = create_model(recipe, 2)
     model.fc.bias.data.fill_(float("nan"))
-    with pytest.raises(ValueError, match="not finite for 32 of 32 images: it diverged"):
+    with pytest.raises(ValueError, match="the model diverged: its outputs are not finite for 32 of 32 images"):
         predict(model, organs().test, recipe, ALONE, multi_label=False)
 
 

@@ -259,7 +259,7 @@ class TestInitialisation:
 
         monkeypatch.setattr("timm.models._builder.load_pretrained", fail)
         init = parse_initialisation("imagenet", "test_resnet", None)
-        with pytest.raises(ValueError, match=r"'imagenet'.*test_resnet cannot be had.*no network.*imagenet=FILE"):
+        with pytest.raises(ValueError, match=r"'imagenet'.*test_resnet cannot be loaded.*no network.*imagenet=FILE"):
             init.create(5, seed=0)
 
     @pytest.mark.parametrize("text", ["random", "imagenet"])

@@ -1,6 +1,6 @@
-"""The command ``policy-noise``; the scripts under ``examples/`` call nothing else.
+"""The command ``policy-noise``. The scripts under ``examples/`` call the same subcommands.
 
-A subcommand is a module of this package with ``add_arguments(parser)`` and ``run(arguments)``; its docstring is the
+A subcommand is a module of this package with ``add_arguments(parser)`` and ``run(arguments)``. Its docstring is the
 command's help. To add one, write the module and name it in :data:`COMMANDS`.
 """
 
@@ -23,10 +23,10 @@ NEEDED = {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "scipy": "scipy
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command line; bad input ends it with one line, not with a traceback.
+    """Run a command line. Bad input ends it with a one-line error instead of a traceback.
 
     Args:
-        arguments: The subcommand and its options; by default the process's own.
+        arguments: The subcommand and its options. By default those of the process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
@@ -61,14 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _one_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """A warning as a user of the command line reads it: without the package's source line."""
+    """Format a warning for the command line: without file, line number and source line."""
     return f"warning: {message}\n"
 
 
 def _resumption(parsed: argparse.Namespace, words: Sequence[str]) -> str:
-    """How to go on, if there is a run to go on with."""
+    """Say how to resume, if there is a run to resume."""
     if not hasattr(parsed, "resume") or not (parsed.output / "recipe.json").is_file():
         return ""
     again = ["policy-noise", *words, *([] if parsed.resume else ["--resume"])]
     processes = os.environ.get("WORLD_SIZE", "1")
-    return f"; {f'on {processes} processes again, ' if processes != '1' else ''}go on with: {shlex.join(again)}"
+    return f"; {f'on {processes} processes again, ' if processes != '1' else ''}resume with: {shlex.join(again)}"

@@ -1,4 +1,4 @@
-"""What the training commands share."""
+"""Options and steps that the training commands share."""
 
 import argparse
 import dataclasses
@@ -35,9 +35,9 @@ TRAININGS = LABELS | {"conventional": "conventional training"}
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a run's numbers and its folder."""
+    """Add the options for the training settings and the run's folder."""
     parser.add_argument(
-        "--recipe", choices=sorted(RECIPES), default="small", help="set of training settings (default: small)"
+        "--recipe", choices=sorted(RECIPES), default="small", help="named training settings (default: small)"
     )
     parser.add_argument(
         "--set",
@@ -45,41 +45,41 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="NAME=VALUE",
-        help="change settings of the recipe, as in epochs=3 seed=1; an unknown name lists all of them",
+        help="change settings of the recipe, for example epochs=3 seed=1; an unknown name lists all of them",
     )
     parser.add_argument("--output", type=Path, required=True, help="the run's folder")
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
 
 
 def weights_of(path: Path) -> Path:
-    """A run's folder stands for its model."""
+    """The model file that a path names: a folder is a run's, and its model is meant."""
     return path / "model.safetensors" if path.is_dir() else path
 
 
 def check_scorable(data: Any) -> None:
-    """All that scoring needs, before anything is trained."""
+    """Check, before anything is trained, that the data can be scored."""
     if data.num_classes < 2:
         raise ValueError(f"{data.name} has one class, {data.class_names[0]!r}: at least two are needed")
     require_classes(data)
 
 
 def record_of(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What a run's record says of its data, so that other images, labels or classes are noticed on resuming.
+    """Describe the data for a run's record, so that a resumed run notices other images, labels or classes.
 
-    Only the process that writes reads all images for it.
+    Only the process that writes the record reads all images to hash them.
     """
     found = describe(data, arguments) | {"class_names": list(data.class_names)}
     return found | ({"fingerprint": fingerprint(data)} if started_first() else {})
 
 
 def require_different(name: str, given: Sequence[Any]) -> None:
-    """What is there twice would count as two independent repeats."""
+    """Refuse duplicates, which would count as independent repeats."""
     if len(set(given)) < len(given):
         raise ValueError(f"{name} must differ from one another, got {given}")
 
 
 def _ancestor(path: Path, data: Any) -> dict[str, Any]:
-    """What a run's record says of the model that it starts from."""
+    """Describe, for a run's record, the model that the run starts from."""
     metadata = read_heated_metadata(path)
     recipe = metadata.get("recipe", {})
     clean = metadata.get("stage") == "finetune"
@@ -100,19 +100,23 @@ def _ancestor(path: Path, data: Any) -> dict[str, Any]:
 
 
 def _same_classes(metadata: Mapping[str, Any], data: Any) -> bool:
-    """Whether a model's classes are this set's. Classes that have numbers for names are so only in one set."""
+    """Whether a model has the classes of this data set. Numbered classes mean the same only within one data set."""
     names = list(data.class_names)
     numbered = names == [f"class {label}" for label in range(len(names))]
     return metadata.get("classes") == names and (not numbered or metadata.get("data") == data.name)
 
 
 def open_for_training(arguments: argparse.Namespace, recipe: TrainRecipe, *, fixed: bool) -> tuple[Any, TrainRecipe]:
-    """The set to train on, and the recipe for as many channels as it has.
+    """Open the data set to train on, and adapt the recipe to its number of channels.
 
     Args:
         arguments: The parsed command line.
         recipe: The recipe.
-        fixed: Its channels are those of a model that is there already: three channels are averaged into one for it.
+        fixed: Whether an existing model determines the number of channels. Three-channel images are averaged into one
+            channel if it takes one.
+
+    Returns:
+        The data set and the recipe.
 
     Raises:
         ValueError: If the command line sets fewer channels than the images have.
@@ -123,14 +127,14 @@ def open_for_training(arguments: argparse.Namespace, recipe: TrainRecipe, *, fix
         recipe = dataclasses.replace(recipe, in_chans=data.in_chans)
     if isinstance(data, ImageSet) and data.in_chans > recipe.in_chans:
         if not fixed:
-            raise ValueError(f"{data.name} has images of {data.in_chans} channels: pass --set in_chans={data.in_chans}")
+            raise ValueError(f"{data.name} has {data.in_chans}-channel images: pass --set in_chans={data.in_chans}")
         if started_first():
-            print(f"{data.name}: {data.in_chans} channels are averaged into one for a grey model", file=sys.stderr)
+            print(f"{data.name}: {data.in_chans} channels are averaged into one for a grayscale model", file=sys.stderr)
     return data, recipe
 
 
 def train_stage(stage: str, arguments: argparse.Namespace, recipe: TrainRecipe, init: Path | None) -> None:
-    """Train, score and report; what does not suit is found before anything is written."""
+    """Train, score and report. All input is checked before anything is written."""
     data, recipe = open_for_training(arguments, recipe, fixed=init is not None)
     check_scorable(data)
     start: dict[str, Any] = {} if init is None else {"init": _ancestor(init, data)}
@@ -158,7 +162,7 @@ def train_stage(stage: str, arguments: argparse.Namespace, recipe: TrainRecipe, 
 
 
 def score_line(result: dict[str, Any]) -> str:
-    """The scores in one line."""
+    """The test scores in one line of text."""
     values = ", ".join(f"{name} {value:.4f}" for name, value in result["scores"].items())
-    skipped = f" ({result['files_skipped']} unreadable left out)" if result["files_skipped"] else ""
+    skipped = f" ({result['files_skipped']} unreadable images left out)" if result["files_skipped"] else ""
     return f"test split of {result['data']}, {result['images']} images{skipped}: {values}"

@@ -24,7 +24,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise FileNotFoundError(f"{arguments.run} holds no checkpoints/weights-*.pt: --run must be a training's folder")
     if not 1 <= arguments.last <= len(paths):
         raise ValueError(
-            f"--last must lie in 1 to {len(paths)}, the weights kept in {arguments.run}, got {arguments.last}"
+            f"--last must be between 1 and {len(paths)}, the number of weights kept in {arguments.run}, "
+            f"got {arguments.last}"
         )
     chosen = paths[-arguments.last :]
     source = arguments.run / "model.safetensors"

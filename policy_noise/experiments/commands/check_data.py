@@ -1,4 +1,4 @@
-"""Read every image once, and list unreadable, constant and duplicate ones, within and across splits and classes."""
+"""Read every image once and list the unreadable, constant and duplicate ones, within and across splits and classes."""
 
 import argparse
 from pathlib import Path
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="CSV",
-        help="table of the images that were found, for --exclude; a journal beside it lets a stopped check continue",
+        help="table of the problems found, for --exclude; a journal next to it lets an interrupted check continue",
     )
     parser.add_argument(
         "--workers",
@@ -34,11 +34,11 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--output must end in .csv, got {arguments.output}")
     if arguments.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {arguments.workers}")
-    arguments.skip_bad_files = True  # they are what is looked for
+    arguments.skip_bad_files = True  # the check looks for them
     findings = []
     for data in open_sources(arguments, 1, 1, look=False):
         found = check(data, workers=arguments.workers, journal=arguments.output.with_suffix(".jsonl"))
         print(f"\n{summary(data, found)}")
         findings += found
     write_table(findings, arguments.output)
-    print(f"\n{arguments.output}: {len(findings)} rows; look at its column exclude, then train with --exclude")
+    print(f"\n{arguments.output}: {len(findings)} rows. Review the column exclude, then train with --exclude.")

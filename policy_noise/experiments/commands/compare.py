@@ -31,7 +31,7 @@ __all__ = ["add_arguments", "run"]
 
 DEFAULT = ("conventional", "augment", "policy", "color-jitter")
 CLEAN_SHARE = 0.25
-"""Of the epochs, at the end, without masks and changes of intensities: as in the project's own study."""
+"""Share of the epochs, at the end, without masks and intensity changes. The project's own study uses the same."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=JSON",
-        help=f"a method of your own: an object of {', '.join(SETTINGS)}, as in "
+        help=f"a method of your own, as a JSON object with any of {', '.join(SETTINGS)}, for example "
         'mild={"noise": "frozen", "preset": "augment", "noise_options": {"pattern_std": 0.05}}',
     )
     group.add_argument(
@@ -120,13 +120,13 @@ def _check_numbers(arguments: argparse.Namespace, here: World) -> None:
 
 
 def _recipe(arguments: argparse.Namespace) -> TrainRecipe:
-    """The numbers that all methods share; by default the last quarter of the epochs is clean."""
+    """The settings that all methods share. By default the last quarter of the epochs is clean."""
     names = [text.partition("=")[0].strip() for text in arguments.set]
     own = [name for name in names if name in SETTINGS and name != "clean_epochs"]
     if own:
-        raise ValueError(f"--set {own[0]}: that is what methods differ by; give --method NAME=JSON")
+        raise ValueError(f"--set {own[0]}: methods may differ in this setting; set it with --method NAME=JSON")
     if "seed" in names:
-        raise ValueError("--set seed: runs have the seeds 0, 1, ... up to --seeds")
+        raise ValueError("--set seed: the runs use the seeds 0, 1, ...; give their number with --seeds")
     recipe = dataclasses.replace(
         RECIPES[arguments.recipe]["pretrain"], noise="conventional", preset="learned", policy_lr=None
     )
@@ -139,7 +139,7 @@ def _recipe(arguments: argparse.Namespace) -> TrainRecipe:
 
 
 def _plan(arguments: argparse.Namespace, here: World) -> Plan:
-    """Open all data and check all that can be checked before anything is trained."""
+    """Open all data and check everything that can be checked before training."""
     methods = choose_methods(arguments.methods, arguments.method)
     data, recipe = open_for_training(arguments, _recipe(arguments), fixed=False)
     check_scorable(data)
@@ -147,7 +147,7 @@ def _plan(arguments: argparse.Namespace, here: World) -> Plan:
     for method in methods:
         own = recipe_for(method, recipe, 0)
         if own.extra_augmentation == "mixup" and data.multi_label:
-            raise ValueError(f"method {method.name}: mixup needs one label an image, and {data.name} has several")
+            raise ValueError(f"method {method.name}: mixup needs one label per image, and {data.name} has several")
         try:
             check_mask(create_model(own, data.num_classes), own, multi_label=data.multi_label)
         except ValueError as error:
@@ -179,7 +179,7 @@ def _overlaps(plan: Plan) -> dict[str, Overlap]:
 
 
 def _transfer(arguments: argparse.Namespace, recipe: TrainRecipe, targets: tuple[Any, ...]) -> TransferRecipe:
-    """The recipe's transfer, with the sample sizes that all targets can give."""
+    """The recipe's transfer settings, with only the sample sizes that every target is large enough for."""
     transfer: TransferRecipe = RECIPES[arguments.recipe]["transfer"]
     largest = min((len(target.train) for target in targets), default=max(transfer.shots))
     shots = tuple(shots for shots in transfer.shots if shots <= largest)

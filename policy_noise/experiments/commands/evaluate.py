@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        help="JSON file to write; nothing else is written then. By default scores.json beside the model for the run's "
-        "own data, another file for any other set, and the run's page",
+        help="JSON file to write the scores to, and nothing else. By default the run's page and a file next to the "
+        "model are written: scores.json for the run's own data, another file for any other data set",
     )
     add_source_arguments(parser)
 
@@ -41,8 +41,8 @@ def run(arguments: argparse.Namespace) -> None:
     data = open_joined(arguments, recipe.load_size, recipe.in_chans)
     if list(data.class_names) != metadata["classes"]:
         raise ValueError(
-            f"{path} was trained on {len(metadata['classes'])} other classes than {data.name}'s {data.num_classes}: "
-            f"{metadata['classes'][:5]}... against {list(data.class_names)[:5]}..."
+            f"{path} was trained on {len(metadata['classes'])} classes that differ from the {data.num_classes} of "
+            f"{data.name}: {metadata['classes'][:5]}... against {list(data.class_names)[:5]}..."
         )
     check_scorable(data)
     model = create_model(recipe, data.num_classes, init=path)
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _beside_the_model(path: Path, data: Any, positions: Any, probabilities: Any, result: dict[str, Any]) -> None:
-    """One file for each model and data set, and the run's page."""
+    """Write one file for each model and data set, and the run's page."""
     record = path.parent / "recipe.json"
     own = read_json(record)["data"].get("fingerprint") if record.is_file() else fingerprint(data)
     stem = "scores" if path.stem == "model" else f"scores-{path.stem}"

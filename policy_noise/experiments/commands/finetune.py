@@ -1,4 +1,4 @@
-"""Fine-tune a trained model on unmasked images, also with other classes."""
+"""Fine-tune a trained model on unmasked images. The classes may be other ones."""
 
 import argparse
 import dataclasses
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         help="a run's folder, or a model file that a run wrote. Model, image size, normalization and augmentation are "
-        "kept, and the last layer if the classes are the same",
+        "kept; the last layer is kept if the classes are the same",
     )
     add_source_arguments(parser)
     add_recipe(parser)
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     recipe = override(recipe, arguments.set)
     if recipe.in_chans != inherited.get("in_chans", recipe.in_chans):
         raise ValueError(
-            f"in_chans must be {inherited['in_chans']}, as many as {init} takes, got {recipe.in_chans}: leave it out, "
-            "images are converted"
+            f"in_chans must be {inherited['in_chans']}, the number of channels of {init}, got {recipe.in_chans}: leave "
+            "it out, images are converted"
         )
     train_stage("finetune", arguments, recipe, init)

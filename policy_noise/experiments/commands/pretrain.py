@@ -1,4 +1,4 @@
-"""Train a classifier from scratch: without masks, under masks that never learn, or under learned masks."""
+"""Train a classifier from scratch: without masks, with random masks, or with learned masks."""
 
 import argparse
 
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--noise",
         choices=NOISES,
         default="policy",
-        help="conventional: no masks; frozen: masks that never learn; policy: learned masks (default: policy)",
+        help="conventional: no masks; frozen: random masks; policy: learned masks (default: policy)",
     )
 
 

@@ -30,16 +30,20 @@ __all__ = ["add_arguments", "run"]
 DATA = Path(__file__).resolve().parents[3] / "examples" / "data" / "organpatches.npz"
 
 _reports: "SimpleQueue[Any]"
-"""Of a worker process: where it tells how far its training is."""
+"""The queue to which a worker process reports its progress."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument("--output", type=Path, default=Path("outputs/quickstart"), help="folder for table and pictures")
     parser.add_argument("--seeds", type=int, default=3, help="repeats, with seeds 0, 1, ...")
-    parser.add_argument("--epochs", type=int, default=5, help="epochs of pretraining; a third is added to fine-tune")
-    parser.add_argument("--jobs", type=int, default=usable_cores(), help="trainings at a time (default: cores)")
-    parser.add_argument("--quick", action="store_true", help="one seed, two epochs: only to see it run")
+    parser.add_argument(
+        "--epochs", type=int, default=5, help="epochs of training; a third as many follow for fine-tuning"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=usable_cores(), help="trainings to run at a time (default: one per core)"
+    )
+    parser.add_argument("--quick", action="store_true", help="one seed and two epochs, just to see it run")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -52,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
     if not DATA.is_file():
         raise FileNotFoundError(
-            f"{DATA} does not exist: run the quickstart from a clone of the repository, which has it"
+            f"{DATA} does not exist: run the quickstart from a clone of the repository, which contains it"
         )
     begun = time.perf_counter()
     finetune_epochs = max(1, epochs // 3)
@@ -94,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 class _Progress:
-    """A bar for all epochs, and one for each training under way."""
+    """A progress bar for all epochs and one for each training in progress."""
 
     def __init__(self, trainings: list[Training]) -> None:
         from tqdm import tqdm
@@ -104,7 +108,7 @@ class _Progress:
         self._all = tqdm(total=sum(t.epochs + t.finetune_epochs for t in trainings), unit="epoch", desc="all")
 
     def show(self, index: int, epoch: int, text: str) -> None:
-        """Tell that a training starts (epoch 0), or has ended an epoch."""
+        """Show that a training has started (epoch 0) or finished an epoch."""
         training = self._trainings[index]
         epochs = training.epochs + training.finetune_epochs
         if epoch == 0:
@@ -140,7 +144,7 @@ def _side_by_side(trainings: list[Training], jobs: int, progress: _Progress) -> 
                 progress.show(*reports.get())
             done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
             for future in done:
-                future.result()  # a failure ends the rest
+                future.result()  # raises if the training failed, which stops the others
         return [future.result() for future in futures]
 
 

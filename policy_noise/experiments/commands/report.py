@@ -1,4 +1,4 @@
-"""Write the HTML page of a run or of a comparison again."""
+"""Write the HTML report of a run or a comparison again."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Compare pretrained weights on a few images of other sets."""
+"""Compare pretrained weights by training on a few images of other data sets."""
 
 import argparse
 import dataclasses
@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="LABEL=RUN",
-        help="what to start from: runs; 'random'; 'imagenet' (downloads timm's weights); imagenet=FILE (the same from "
-        "a safetensors file). Repeat a label for another seed of the same method",
+        help="the weights to start from: runs; 'random'; 'imagenet' (downloads timm's weights); imagenet=FILE (reads "
+        "them from a safetensors file). Repeat a label for another seed of the same method",
     )
     parser.add_argument("--model", help="timm model for 'random' and 'imagenet' (default: the first run's)")
     add_source_arguments(parser)
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     for init in inits:
         if init.normalization not in (None, (recipe.mean, recipe.std)):
             mean, std = init.normalization
-            raise ValueError(f"{init.source} was trained with another normalisation: pass --set mean={mean} std={std}")
+            raise ValueError(f"{init.source} was trained with another normalization: pass --set mean={mean} std={std}")
         init.create(sets[0].num_classes, 0)
     hashes = [digest(init.source) if Path(init.source).is_file() else init.source for init in inits]
     require_different("--init", [(init.label, init.source) for init in inits])

@@ -1,1 +1,1 @@
-"""A controlled comparison of trainings on anyone's data: what runs, how it is scored, what can be said of it."""
+"""A controlled comparison of training methods on your own data: its runs, their scores, and the report."""

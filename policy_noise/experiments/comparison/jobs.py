@@ -1,4 +1,4 @@
-"""The runs of a comparison: one after the other, or several at a time in processes of their own."""
+"""The runs of a comparison, one after the other or several at a time in separate processes."""
 
 import dataclasses
 import multiprocessing
@@ -23,17 +23,22 @@ from .scoring import score_run
 __all__ = ["run_all", "run_job"]
 
 _plan: Plan
-"""Of this worker process."""
+"""The comparison that this worker process runs a part of."""
 
 
 def run_job(plan: Plan, job: Job, here: World) -> dict[str, Any]:
-    """Train and score one run, going on where it stopped.
+    """Train and score one run. An interrupted run continues where it stopped.
+
+    Args:
+        plan: The comparison.
+        job: The run.
+        here: The processes, which share the run.
 
     Returns:
-        What its file of scores holds.
+        The content of the run's file of scores: ``method``, ``seed``, ``seconds`` and ``scores``.
 
     Raises:
-        ValueError: As :func:`~policy_noise.experiments.training.train`, with the run's name.
+        ValueError: As in :func:`~policy_noise.experiments.training.train`, with the run's name in front.
     """
     recipe = recipe_for(job.method, plan.recipe, job.seed)
     begun = time.perf_counter()
@@ -58,16 +63,16 @@ def run_job(plan: Plan, job: Job, here: World) -> dict[str, Any]:
 
 
 def run_all(plan: Plan, here: World, *, jobs: int, seconds: Mapping[str, float]) -> None:
-    """Run all that is not finished.
+    """Run everything that is not finished.
 
     Args:
         plan: The comparison.
-        here: The processes under torchrun, which share each run; one of them without.
-        jobs: Runs at a time, each in a process of its own.
-        seconds: Estimated for a run of each method.
+        here: The processes that share each run under torchrun, or this single process.
+        jobs: Runs at a time, each in its own process.
+        seconds: Estimated seconds of one run, by name of the method.
 
     Raises:
-        ValueError: If a run fails; the others are stopped, and can be resumed.
+        ValueError: If a run fails. The others are stopped and can be resumed.
         OSError: If a process dies.
     """
     todo = plan.todo()
@@ -86,7 +91,7 @@ def run_all(plan: Plan, here: World, *, jobs: int, seconds: Mapping[str, float])
 def _progress(
     total: int, todo: list[Job], seconds: Mapping[str, float], jobs: int
 ) -> Callable[[Job, Mapping[str, Any]], None]:
-    """Says which runs are finished, and what is left by the time that they took."""
+    """A function that prints a finished run and the estimated time for the remaining ones."""
     open_runs = {job.name: seconds[job.method.name] for job in todo}
     begun, planned = time.perf_counter(), sum(open_runs.values())
 
@@ -106,7 +111,7 @@ def _progress(
 
 
 def _start(plan: Plan, counter: Any, threads: int) -> None:
-    """Give a worker process its part of the machine."""
+    """Give a worker process the plan, its share of the cores, and its GPU."""
     global _plan
     _plan = plan
     torch.set_num_threads(threads)

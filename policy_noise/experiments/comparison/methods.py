@@ -1,4 +1,4 @@
-"""The ways to train that a comparison knows."""
+"""The training methods that can be compared."""
 
 import dataclasses
 import json
@@ -12,22 +12,22 @@ from ..recipes import TrainRecipe
 __all__ = ["CONTROLS", "METHODS", "REFERENCE", "Method", "choose_methods", "recipe_for"]
 
 REFERENCE = "conventional"
-"""What every other method is compared with."""
+"""Name of the method that every other one is compared with."""
 SETTINGS = ("noise", "preset", "noise_options", "policy_lr", "extra_augmentation", "clean_epochs")
-"""What a method may change of a recipe. All else is equal for all methods."""
+"""The settings of a recipe that a method may change. All others are the same for all methods."""
 PAPER_SIDE = 224
-"""Side in pixels of the images that the paper's grid of 64 x 64 cells was made for."""
+"""Image side in pixels for which the paper chose its grid of 64 x 64 cells."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to train.
+    """A training method.
 
     Args:
-        name: On the command line.
-        label: In tables.
-        about: What it does, for the report.
-        changes: What it changes of the recipe.
+        name: Its name on the command line.
+        label: Its name in tables.
+        about: What it does, in words for the report.
+        changes: The settings of the recipe that it changes, from :data:`SETTINGS`.
     """
 
     name: str
@@ -94,64 +94,64 @@ CONTROLS = (
     ("paper", "paper-frozen"),
     ("color-jitter-augment", "color-jitter"),
 )
-"""Second comparisons, where both are there: what learning adds to the masks, and masks to ColorJitter."""
+"""Pairs that are compared too, if both methods ran: learned and unlearned masks, ColorJitter with and without masks."""
 
 
 def choose_methods(names: Sequence[str], own: Sequence[str]) -> list[Method]:
-    """The methods that a command line names; the reference comes first, whether it is named or not.
+    """The methods that a command line names. The reference is always included and comes first.
 
     Args:
-        names: Of declared methods.
-        own: The user's, ``NAME=JSON`` with an object of settings, such as
+        names: Names from :data:`METHODS`.
+        own: The user's own methods as ``NAME=JSON`` with an object of settings, such as
             ``mild={"noise": "frozen", "preset": "augment", "noise_options": {"pattern_std": 0.05}}``.
 
     Raises:
-        ValueError: If a name is unknown or comes twice, or a text is not of that form.
+        ValueError: If a name is unknown or repeated, or an own method is malformed.
     """
     unknown = [name for name in names if name not in METHODS]
     if unknown:
-        raise ValueError(f"--methods must be of {list(METHODS)}, got {unknown}")
+        raise ValueError(f"--methods must be among {list(METHODS)}, got {unknown}")
     chosen = [METHODS[name] for name in dict.fromkeys([REFERENCE, *names])]
     chosen += [_parse(text) for text in own]
     all_names = [method.name for method in chosen]
     if len(set(all_names)) < len(all_names):
         raise ValueError(f"methods must have different names, got {all_names}")
     if len(chosen) < 2:
-        raise ValueError(f"--methods must name at least one method beside {REFERENCE}, of {list(METHODS)[1:]}")
+        raise ValueError(f"--methods must name at least one method besides {REFERENCE}, from {list(METHODS)[1:]}")
     return chosen
 
 
 def _parse(text: str) -> Method:
     name, separator, settings = text.partition("=")
-    form = '--method must be NAME=JSON, as in mild={"noise": "frozen", "preset": "augment"}'
+    form = '--method must be NAME=JSON, for example mild={"noise": "frozen", "preset": "augment"}'
     if not separator or not name or not all(letter.isalnum() or letter in "-_." for letter in name):
-        raise ValueError(f"{form} with a NAME of letters, digits, - and _, got {text!r}")
+        raise ValueError(f"{form}, with letters, digits, ., - and _ in NAME; got {text!r}")
     if name in METHODS:
-        raise ValueError(f"--method {name}: that name is a declared method's; take another one")
+        raise ValueError(f"--method {name}: a built-in method has this name; choose another one")
     try:
         changes = json.loads(settings)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{form}; {settings!r} is no JSON: {error}") from error
+        raise ValueError(f"{form}; {settings!r} is not JSON: {error}") from error
     if not isinstance(changes, dict):
-        raise ValueError(f"{form}; {settings!r} is no object")
+        raise ValueError(f"{form}; {settings!r} is not an object")
     unknown = sorted(changes.keys() - set(SETTINGS))
     if unknown:
-        raise ValueError(f"--method {name} may change {list(SETTINGS)}, all else is equal for all, got {unknown}")
+        raise ValueError(f"--method {name} may only change {list(SETTINGS)}, got {unknown}")
     return Method(name, name, json.dumps(changes), changes)
 
 
 def recipe_for(method: Method, base: TrainRecipe, seed: int) -> TrainRecipe:
     """The recipe of one run.
 
-    The paper's mask has 64 x 64 cells of 3.5 px at 224 px; on smaller images its cells are 4 px wide.
+    The paper's mask has 64 x 64 cells, 3.5 px wide at 224 px. On smaller images the cells are 4 px wide.
 
     Args:
         method: The method.
         base: The recipe that all methods share.
-        seed: Of the run.
+        seed: The run's seed.
 
     Raises:
-        ValueError: If a value does not suit its setting.
+        ValueError: If a setting has an invalid value.
     """
     changes = dict(method.changes)
     if changes.get("preset") == "paper" and base.image_size < PAPER_SIDE and "noise_options" not in changes:

@@ -1,4 +1,4 @@
-"""A comparison's page: the verdict, one picture, one table, and what they rest on."""
+"""The report page of a comparison: the verdict, a picture, a table, and what they are based on."""
 
 import html
 import json
@@ -30,10 +30,10 @@ CURVES = {
 
 
 def write_comparison(folder: Path) -> list[str]:
-    """Write ``results.json``, pictures and ``report.html`` of a comparison's finished runs.
+    """Write ``results.json``, figures and ``report.html`` from the finished runs of a comparison.
 
     Args:
-        folder: The comparison's.
+        folder: The comparison's folder.
 
     Returns:
         The verdict, in sentences.
@@ -67,21 +67,21 @@ def write_comparison(folder: Path) -> list[str]:
     _forest(table, labels, figures / "forest.png")
     body += [
         "<h2>Differences</h2>",
-        "<p>Macro F1 is the mean of the classes' F1 scores; it lies between 0 and 1.</p>",
+        "<p>Macro F1 is the mean of the F1 scores of all classes, between 0 and 1.</p>",
         f"<p>{html.escape(_how(table, len(results['seeds'])))}</p>",
         image_html(figures / "forest.png", "differences with their intervals"),
         _differences(table, labels),
         "<h2>What these seeds could have shown</h2>",
-        f"<p>The smallest true difference that would be found four times in five at the strictest step of Holm's "
-        f"correction, and the seeds that it would take to find one of {POINT}. Both rest on the spread over "
-        f"{len(results['seeds'])} seeds, which is itself an estimate.</p>",
+        f"<p>The smallest true difference that would be found with 80 % power at the strictest step of Holm's "
+        f"correction, and the number of seeds needed to find a difference of {POINT}. Both are computed from the "
+        f"spread over {len(results['seeds'])} seeds, which is itself an estimate.</p>",
         _power(table, labels),
         "<h2>Means of macro F1</h2>",
         "<p>Means with 95 % t-intervals over seeds.</p>",
         _means(table, labels),
         *_data(results),
     ]
-    for key, heading in (("shifts", "Macro F1 under each shift"), ("roc_auc", "ROC-AUC, one against another")):
+    for key, heading in (("shifts", "Macro F1 under each shift"), ("roc_auc", "ROC-AUC")):
         other = results["tables"][key]
         body.append(
             f"<details><summary>{heading}</summary><p>{html.escape(_how(other, len(results['seeds'])))}</p>"
@@ -95,13 +95,13 @@ def write_comparison(folder: Path) -> list[str]:
 
 def _how(table: Mapping[str, Any], seeds: int) -> str:
     stars = (
-        f"a star marks p below {ALPHA} after Holm's correction over all {table['tests']} tests of this table"
+        f"A star marks p < {ALPHA} after Holm's correction for all {table['tests']} tests of this table."
         if any(row["p"] is not None for row in table["differences"])
-        else "too few seeds for a test"
+        else "There are too few seeds for a test."
     )
     return (
-        f"Mean {table['metric_label']} of each method minus that of {REFERENCE} training, or of the method that is "
-        f"named; {seeds} seeds, paired, with the 95 % t-interval; {stars}. Intervals are not corrected."
+        f"Mean {table['metric_label']} of each method minus that of {REFERENCE} training, or of the method named in "
+        f"the row. {seeds} seeds, paired, with 95 % t-intervals. {stars} Intervals are not corrected for multiplicity."
     )
 
 
@@ -114,7 +114,7 @@ def _of(table: Mapping[str, Any], pair: tuple[str, str], key: str) -> Mapping[st
 
 
 def _name(pair: tuple[str, str], labels: Mapping[str, str]) -> str:
-    """A row's name: what is not said is compared with the reference."""
+    """A row's name. It names the second method only if that is not the reference."""
     return labels[pair[0]] if pair[1] == REFERENCE else f"{labels[pair[0]]} minus {labels[pair[1]]}"
 
 
@@ -155,7 +155,7 @@ def _forest(table: Mapping[str, Any], labels: Mapping[str, str], path: Path) -> 
 
 
 def _data(results: Mapping[str, Any]) -> list[str]:
-    """What was trained on and tested on."""
+    """The section on the training and test data."""
     data = results["record"]["data"]
 
     def shared(key: str) -> str:
@@ -171,7 +171,7 @@ def _data(results: Mapping[str, Any]) -> list[str]:
         [
             "eight shifts",
             f"{data['test']} each",
-            "the test images changed, 3 severities of each shift; the mean of all",
+            "the test images under 3 severities of each shift; scores are the mean of all",
         ],
     ]
     for site in data["sites"]:
@@ -184,16 +184,17 @@ def _data(results: Mapping[str, Any]) -> list[str]:
         shots = ", ".join(map(str, data["transfer"]["shots"]))
         how = "a linear probe" if data["transfer"]["mode"] == "linear" else "fine-tuning"
         words = (
-            f"{how} on {shots} of {target['train']} images, {data['transfer']['trials']} draws each; the mean of all"
+            f"{how} on {shots} of {target['train']} images, {data['transfer']['trials']} draws each; scores are the "
+            "mean of all"
         )
         words += shared(f"few-shot:{target['name']}")
         rows.append([f"few-shot, {target['name']}", str(target["test"]), words])
-    # The last column holds sentences, which may break.
+    # The last column holds sentences, which may wrap.
     return ["<h2>Data</h2>", '<div class="prose">', table_html(["", "images", ""], rows), "</div>"]
 
 
 def _pictures(folder: Path, results: Mapping[str, Any], labels: Mapping[str, str], figures: Path) -> list[str]:
-    """What the methods do to images, the curves of training, and few-shot transfer."""
+    """The sections on masked images, training curves and few-shot transfer."""
     from PIL import Image
 
     runs = folder / "runs"
@@ -209,8 +210,8 @@ def _pictures(folder: Path, results: Mapping[str, Any], labels: Mapping[str, str
         rows_of_images(strips, figures / "gallery.png")
         parts += [
             "<h2>What each method does to images</h2>",
-            f"<p>The same validation images as the classifier would see them in training, seed {first}, when the "
-            "method is at work for the last time. Masks leave some images as they are, by design.</p>",
+            f"<p>The same validation images as the classifier would see them in training with seed {first}, in the "
+            "last epoch in which the method is active. Masks leave some images unchanged by design.</p>",
             image_html(figures / "gallery.png", "images under each method"),
         ]
     histories = {
@@ -219,11 +220,11 @@ def _pictures(folder: Path, results: Mapping[str, Any], labels: Mapping[str, str
     }
     training_diagnostics(histories, figures / "curves.png", panels=CURVES)
     clean = results["record"]["recipe"]["clean_epochs"]
-    note = f"The last {clean} epochs are without masks and changes of intensities. " if clean else ""
+    note = f"The last {clean} epochs have no masks and no intensity changes. " if clean else ""
     parts += [
         "<h2>Training</h2>",
-        f"<p>{note}Thin lines are seeds, thick ones their mean.</p>",
-        image_html(figures / "curves.png", "curves of training"),
+        f"<p>{note}Thin lines are seeds, thick lines their mean.</p>",
+        image_html(figures / "curves.png", "training curves"),
     ]
     lines = [
         line | {"init": labels[name]}
@@ -251,10 +252,10 @@ def _recipes(results: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]
     rows = [[*row, in_words(float(np.mean(seconds[row[1]])))] for row in rows]
     parts = [
         "<h2>Methods and recipes</h2>",
-        f"<p>Equal for all methods: {html.escape(equal)}. Runs of one seed also share initial weights, the order of "
-        f"images and their geometric augmentation. All are compared with {labels[REFERENCE]} training.</p>",
+        f"<p>The same for all methods: {html.escape(equal)}. Runs of one seed also share the initial weights, the "
+        f"order of images and their geometric augmentation. All are compared with {labels[REFERENCE]} training.</p>",
         '<div class="prose">',
-        table_html(["method", "--methods", "what it does", "changes of the recipe", "a run took"], rows),
+        table_html(["method", "--methods", "what it does", "changes to the recipe", "time per run"], rows),
         "</div>",
     ]
     shown = {"recipe": recipe, "data": results["record"]["data"], "environment": place}

@@ -1,4 +1,4 @@
-"""What a comparison runs, and how long that may take."""
+"""The runs of a comparison and how long they may take."""
 
 import dataclasses
 import tempfile
@@ -28,38 +28,38 @@ from .sites import Site
 __all__ = ["SCORES", "Job", "Plan", "estimate", "in_words", "listing"]
 
 SCORES = "comparison.json"
-"""File of a finished run's scores, in its folder."""
+"""Name of the file, in a finished run's folder, that holds its scores."""
 PROBE_STEPS = 6
 PROBE_IMAGES = 256
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run."""
+    """One run: a method with a seed."""
 
     method: Method
     seed: int
 
     @property
     def name(self) -> str:
-        """Of the run's folder."""
+        """The name of the run's folder."""
         return f"{self.method.name}-{self.seed}"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is needed to run a comparison in any process.
+    """Everything that a process needs to run a comparison.
 
     Args:
-        output: Its folder; each run has one in ``runs/``.
-        data: The set to train on.
-        record: What each run's record says of it.
-        sites: Tested only.
-        targets: Sets for few-shot transfer.
-        recipe: Shared by all methods.
-        transfer: How the transfer is done.
-        methods: The reference first.
-        seeds: Of the runs.
+        output: The comparison's folder; each run has a folder in ``runs/``.
+        data: The data set to train on.
+        record: The description of the data in each run's record.
+        sites: Data that are only tested on.
+        targets: Data sets for few-shot transfer.
+        recipe: The recipe that all methods share.
+        transfer: The settings of few-shot transfer.
+        methods: The methods, the reference first.
+        seeds: The seeds of the runs.
     """
 
     output: Path
@@ -73,25 +73,25 @@ class Plan:
     seeds: tuple[int, ...]
 
     def folder(self, job: Job) -> Path:
-        """Of a run."""
+        """The folder of a run."""
         return self.output / "runs" / job.name
 
     def jobs(self) -> list[Job]:
-        """All runs, seed by seed: a comparison that is stopped early has whole seeds."""
+        """All runs, seed by seed, so that a comparison stopped early has complete seeds."""
         return [Job(method, seed) for seed in self.seeds for method in self.methods]
 
     def todo(self) -> list[Job]:
-        """Runs without scores."""
+        """The runs that have no scores yet."""
         return [job for job in self.jobs() if not (self.folder(job) / SCORES).is_file()]
 
     def test_images(self) -> tuple[int, int]:
-        """Images that a run is scored on as they are, and shifted."""
+        """The number of images that a run is scored on, as they are and under shifts."""
         clean = len(self.data.test) + sum(len(site.images) for site in self.sites)
         return clean, len(SHIFTS) * len(SEVERITIES) * len(self.data.test)
 
 
 def estimate(plan: Plan, here: World) -> dict[str, float]:
-    """Seconds of one run of each method, from a few steps of training and a few images scored.
+    """Estimate the duration of a run from a few training steps and a few scored images.
 
     Few-shot transfer takes the same time after every method, so it is measured once. Nothing is written into the
     comparison's folder.
@@ -100,7 +100,7 @@ def estimate(plan: Plan, here: World) -> dict[str, float]:
     few_shot = sum(_few_shot_seconds(plan, target, here) for target in plan.targets)
     data, seed = plan.data, plan.seeds[0]
     rows = min(len(data.train), PROBE_STEPS * plan.recipe.batch_size * here.size)
-    whole = data.multi_label or getattr(data.val, "skip_corrupt", False)  # whose every class must be there
+    whole = data.multi_label or getattr(data.val, "skip_corrupt", False)  # then every class must be present
     val = np.arange(len(data.val)) if whole else one_of_each_class(data.val, data.num_classes)
     small = dataclasses.replace(data, train=data.train.take(np.arange(rows)), val=data.val.take(val))
     test = data.test.take(np.arange(min(len(data.test), PROBE_IMAGES)))
@@ -160,7 +160,7 @@ def _few_shot_seconds(plan: Plan, target: Any, here: World) -> float:
 
 
 def in_words(seconds: float) -> str:
-    """A duration, rounded."""
+    """A duration as text, rounded."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -187,7 +187,7 @@ def listing(plan: Plan, seconds: Mapping[str, float], jobs: int, overlaps: Mappi
             f"site {site.name}: {len(site.images)} images of {len(site.classes)} shared classes, only tested on"
         )
         if site.unknown:
-            lines.append(f"  {site.left_out} images left out, of classes not trained on: {_names(site.unknown)}")
+            lines.append(f"  {site.left_out} images are left out, of classes not trained on: {_names(site.unknown)}")
         if site.absent:
             lines.append(f"  no images of {_names(site.absent)}: predictions here are made among the shared classes")
         lines += warn(f"site:{site.name}")
@@ -199,7 +199,7 @@ def listing(plan: Plan, seconds: Mapping[str, float], jobs: int, overlaps: Mappi
     for method in plan.methods:
         mine = [job.seed for job in todo if job.method.name == method.name]
         what = f"{_seeds(mine)} to run" if mine else "all runs finished"
-        time_ = f", about {in_words(seconds[method.name])} a run" if method.name in seconds else ""
+        time_ = f", about {in_words(seconds[method.name])} per run" if method.name in seconds else ""
         lines.append(f"{method.name} ({method.about}): {what}{time_}")
     if seconds:
         total = sum(seconds[job.method.name] for job in todo) / jobs

@@ -1,4 +1,4 @@
-"""What a comparison's runs say, as numbers: means, paired differences, and what could have been seen."""
+"""The results of a comparison in numbers: means, paired differences and statistical power."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,20 +17,20 @@ from .scoring import METRICS
 __all__ = ["ALPHA", "PLAN", "POINT", "POWER", "results_of"]
 
 PLAN = "plan.json"
-"""File of the methods and seeds that a comparison was last asked for, in its folder."""
+"""Name of the file, in a comparison's folder, with the methods and seeds of its last call."""
 ALPHA = 0.05
 POWER = 0.8
 POINT = 0.01
-"""One point of a score."""
+"""One percentage point of a score."""
 
 Scores = Mapping[str, Mapping[int, Mapping[str, Mapping[str, float]]]]
 
 
 def results_of(folder: Path) -> dict[str, Any]:
-    """All of a comparison that is reported, ready for JSON.
+    """Collect everything that a comparison reports, ready for JSON.
 
     Args:
-        folder: The comparison's, with finished runs.
+        folder: The comparison's folder, with finished runs.
 
     Returns:
         The record, ``methods``, ``runs`` (every score), ``missing`` runs, ``overlaps`` (images that are in the training
@@ -40,7 +40,7 @@ def results_of(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If the folder holds no comparison.
-        ValueError: If fewer than one seed has all methods' scores.
+        ValueError: If no seed has the scores of all methods.
     """
     if not (folder / PLAN).is_file():
         raise FileNotFoundError(f"{folder} holds no comparison: {PLAN} is missing")
@@ -59,7 +59,7 @@ def results_of(folder: Path) -> dict[str, Any]:
         scores[run["method"]][run["seed"]] = run["scores"]
     complete = [seed for seed in plan["seeds"] if all(seed in scores[name] for name in names)]
     if not complete:
-        raise ValueError(f"{folder}: no seed has the scores of all methods yet; missing are {missing[:10]}")
+        raise ValueError(f"{folder}: no seed has the scores of all methods yet; missing: {missing[:10]}")
     scores = {name: {seed: scores[name][seed] for seed in complete} for name in names}
     measures = _measures(record["data"])
     single = [{"key": f"shift:{name}", "label": name.replace("_", " ")} for name in SHIFTS]
@@ -81,7 +81,7 @@ def results_of(folder: Path) -> dict[str, Any]:
 
 
 def _measures(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What is scored; ``classes`` are those that a prediction is made among."""
+    """The test sets that are scored. ``classes`` is the number of classes that can be predicted."""
     return [
         {"key": "clean", "label": "clean test images", "classes": data["classes"]},
         *(
@@ -97,7 +97,7 @@ def _measures(data: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _value(scores: Mapping[str, Mapping[str, float]], key: str, metric: str) -> float:
-    """A run's score; of shifts and of few-shot transfer the mean over severities and over numbers of images."""
+    """A run's score. Shifts are averaged over shifts and severities, few-shot transfer over numbers of images."""
     if key == "clean" or key.startswith("site:"):
         return scores[key][metric]
     start = "shift:" if key == "shifts" else f"{key}:"
@@ -105,7 +105,7 @@ def _value(scores: Mapping[str, Mapping[str, float]], key: str, metric: str) -> 
 
 
 def _table(scores: Scores, measures: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
-    """Means and differences of some measures; all its tests are one family."""
+    """Means and differences of some measures. All tests of the table are one family."""
     values = {
         (name, measure["key"]): [_value(run, measure["key"], metric) for run in by_seed.values()]
         for name, by_seed in scores.items()
@@ -153,5 +153,5 @@ def _difference(values: Mapping[tuple[str, str], Sequence[float]], first: str, s
 
 
 def _number(value: float) -> float | None:
-    """JSON knows no nan."""
+    """None for nan, which JSON does not have."""
     return None if math.isnan(value) else float(value)

@@ -1,4 +1,4 @@
-"""A run's scores: clean test images, the same under shifts, each site, and few-shot transfer."""
+"""The scores of a run: on clean test images, under shifts, at each site, and in few-shot transfer."""
 
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,18 @@ METRICS = {"f1": "macro F1", "roc_auc": "ROC-AUC"}
 
 
 def score_run(plan: Plan, job: Job, model: nn.Module, recipe: TrainRecipe, here: World) -> dict[str, dict[str, float]]:
-    """Score a finished model on all that the plan names.
+    """Score a trained model on all test data of the plan.
+
+    Args:
+        plan: The comparison.
+        job: The run.
+        model: Its trained classifier.
+        recipe: Its recipe.
+        here: The processes.
 
     Returns:
-        ``f1`` and ``roc_auc`` (both macro) under ``"clean"``, ``"site:NAME"``, ``"shift:NAME:SEVERITY"`` and
-        ``"few-shot:SET:IMAGES"``, the mean over draws.
+        Macro ``f1`` and ``roc_auc`` under the keys ``"clean"``, ``"site:NAME"``, ``"shift:NAME:SEVERITY"`` and
+        ``"few-shot:SET:IMAGES"``; the last are means over draws.
     """
 
     def scored(split: Any, classes: tuple[int, ...] | None = None) -> dict[str, float]:
@@ -47,22 +54,22 @@ def score_run(plan: Plan, job: Job, model: nn.Module, recipe: TrainRecipe, here:
 
 
 def transfer_lines(folder: Path) -> list[dict[str, Any]]:
-    """A run's few-shot trials; those from when its folder lay elsewhere do not count, as they were made again."""
+    """A run's few-shot trials. Trials from before the folder was moved are skipped, because they were run again."""
     lines = read_lines(folder / "transfer" / "metrics.jsonl")
     return [line for line in lines if line["source"] == lines[-1]["source"]]
 
 
 def _among(probabilities: np.ndarray, classes: tuple[int, ...], *, renormalise: bool) -> np.ndarray:
-    """Probabilities among the classes that a site has."""
+    """Restrict probabilities to the classes that a site has."""
     chosen = probabilities[:, list(classes)].astype(np.float64)
     if not renormalise:
         return chosen
-    chosen = chosen + np.finfo(np.float32).tiny  # where all of them are 0
+    chosen = chosen + np.finfo(np.float32).tiny  # avoids 0 / 0 where all of them are 0
     return chosen / chosen.sum(1, keepdims=True)
 
 
 def _few_shot(plan: Plan, job: Job, here: World) -> dict[str, dict[str, float]]:
-    """Transfer as ``policy-noise transfer`` does it, from this run alone; trials that are there are not repeated."""
+    """Run the few-shot transfer of ``policy-noise transfer`` from this run. Finished trials are not repeated."""
     folder, recipe = plan.folder(job), plan.recipe
     init = Initialisation(
         job.method.name,

@@ -1,4 +1,4 @@
-"""Sites: other data of the same classes, which are only tested on."""
+"""Sites: other data of the same classes, used only for testing."""
 
 import re
 import warnings
@@ -23,13 +23,13 @@ FORMS = f"NAME=SOURCE with SOURCE {NAMED}; also a tree CLASS/IMAGE without split
 
 @dataclass(frozen=True)
 class Pool:
-    """Chosen images of several splits as one, with labels of its own.
+    """Selected images of several splits as one split, with new labels.
 
     Args:
         parts: The splits.
-        part: Which one each image is in, (N,).
-        index: Its place there, (N,).
-        labels: (N,), or (N, K) where an image may have several.
+        part: The number of each image's split, (N,).
+        index: The position of each image in its split, (N,).
+        labels: The labels, (N,), or (N, K) if an image may have several.
     """
 
     parts: tuple[Any, ...]
@@ -41,7 +41,7 @@ class Pool:
         return len(self.part)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images at these ascending positions, and the positions of those that could be read."""
+        """The readable images at these ascending positions, and their positions."""
         positions = np.asarray(indices)
         images, kept = [], []
         for number in np.unique(self.part[positions]):
@@ -52,7 +52,7 @@ class Pool:
         return np.concatenate(images), np.concatenate(kept)
 
     def content(self) -> Iterator[bytes | memoryview]:
-        """What a fingerprint hashes: all of the parts, and what was chosen."""
+        """The bytes that a fingerprint hashes: all of the splits, and the selection."""
         for part in self.parts:
             yield from part.content()
         for array in (self.part, self.index, self.labels):
@@ -61,16 +61,16 @@ class Pool:
 
 @dataclass(frozen=True)
 class Site:
-    """A site.
+    """Data of one site.
 
     Args:
-        name: In tables.
-        images: Those of the classes that training has too, labelled 0 to K - 1 in the order of ``classes``.
-        classes: Places of these classes among the training's.
-        unknown: Classes of the site that training does not have: their images are left out.
-        absent: Classes of the training that the site does not have: nothing is predicted as one of them here.
-        left_out: Images of the unknown classes.
-        notes: What has to be said of it.
+        name: The site's name in tables.
+        images: The images of the shared classes, labelled 0 to K - 1 in the order of ``classes``.
+        classes: The label of each shared class in the training set, (K,).
+        unknown: Names of the site's classes that the training set does not have. Their images are left out.
+        absent: Names of the training set's classes that the site does not have. They are never predicted here.
+        left_out: Number of images of the unknown classes.
+        notes: Messages for the user.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Site:
     notes: tuple[str, ...] = ()
 
     def describe(self, class_names: Sequence[str]) -> dict[str, Any]:
-        """What the record says of it, with a hash of its images."""
+        """The site's entry in the record, with a hash of its images."""
         shared = [class_names[place] for place in self.classes]
         return {
             "name": self.name,
@@ -96,20 +96,20 @@ class Site:
 
 
 def open_site(text: str, arguments: Any, data: Any, size: int) -> Site:
-    """Open a site and match its classes with the training's, by name.
+    """Open a site and match its classes by name with those of the training set.
 
-    Names match where they are equal but for case and the signs between words. Where neither set names its classes
-    they match by number, which a note says.
+    Case and the separators between words do not matter. If neither data set names its classes they are matched by
+    number, and a note says so.
 
     Args:
-        text: Of the command line, see :data:`FORMS`.
+        text: The option's value, see :data:`FORMS`.
         arguments: The parsed command line.
-        data: The training's set.
+        data: The training set.
         size: Side in pixels to which images are resized.
 
     Raises:
-        ValueError: If the text names no source, two classes of one set have the same name, or fewer than two classes
-            are shared.
+        ValueError: If the text names no source, two classes of one data set have the same name, or fewer than two
+            classes are shared.
         FileNotFoundError: If the source is missing.
     """
     name, separator, source = text.partition("=")
@@ -122,11 +122,11 @@ def open_site(text: str, arguments: Any, data: Any, size: int) -> Site:
     if isinstance(parts[0], FileSplit) and started_first():
         notes = [*notes, *look_over(parts)]
     if (parts[0].labels.ndim == 2) != data.multi_label:
-        raise ValueError(f"site {name}: it and {data.name} must both have one label an image, or both several")
+        raise ValueError(f"site {name}: it and {data.name} must both have one label per image, or both several")
     shared, unknown, absent = _match(name, class_names, data.class_names)
     if len(shared) < 2:
         raise ValueError(
-            f"site {name} shares {len(shared)} classes with {data.name}, at least two are needed: it has "
+            f"site {name} must share at least two classes with {data.name}, got {len(shared)}: it has "
             f"{list(class_names)[:10]}, {data.name} has {list(data.class_names)[:10]}"
         )
     if all(re.fullmatch(r"class \d+", class_names[own]) for own in shared):
@@ -139,9 +139,9 @@ def open_site(text: str, arguments: Any, data: Any, size: int) -> Site:
 def _open(
     source: str, arguments: Any, size: int, in_chans: int
 ) -> tuple[tuple[Any, ...], Sequence[str], Sequence[str]]:
-    """The splits of a source, the names of its classes, and notes."""
+    """The splits of a source, its class names, and notes."""
     tree = Path(source).is_dir() and not (Path(source) / "radiology_ai").is_dir()
-    if tree:  # without splits too
+    if tree:  # with or without folders for the splits
         window = window_of(arguments.window)
         own = {"size": size, "in_chans": in_chans, "skip_bad_files": arguments.skip_bad_files, "window": window}
         split, names, notes = load_test_folder(source, **own)
@@ -155,17 +155,17 @@ def _open(
 
 
 def _plain(name: str) -> str:
-    """A class's name for comparing; ``MR__knee__acl`` is ``MR/knee/acl``."""
+    """A class name in a form for comparison; ``MR__knee__acl`` equals ``MR/knee/acl``."""
     return re.sub(r"[\s_-]+", " ", name.replace("__", "/").casefold()).strip()
 
 
 def _match(
     site: str, own: Sequence[str], trained: Sequence[str]
 ) -> tuple[dict[int, int], tuple[str, ...], tuple[str, ...]]:
-    """Which label of the site is which of the training, and the names of the rest on both sides."""
-    for whose, names in ((f"site {site}", own), ("the training's set", trained)):
+    """Map the site's labels to those of the training set, and name the classes that only one of them has."""
+    for whose, names in ((f"site {site}", own), ("the training set", trained)):
         if len({_plain(name) for name in names}) < len(names):
-            raise ValueError(f"{whose} has classes whose names differ by case or signs alone: {list(names)[:20]}")
+            raise ValueError(f"{whose} has class names that differ only in case or separators: {list(names)[:20]}")
     places = {_plain(name): place for place, name in enumerate(trained)}
     shared = {label: places[_plain(name)] for label, name in enumerate(own) if _plain(name) in places}
     shared = dict(sorted(shared.items(), key=lambda pair: pair[1]))
@@ -175,7 +175,7 @@ def _match(
 
 
 def _pool(parts: tuple[Any, ...], shared: list[int]) -> tuple[Pool, int]:
-    """The images of the shared classes, and how many are left out."""
+    """The images of the shared classes, and the number of images left out."""
     labels = [part.labels[:, shared] if part.labels.ndim == 2 else part.labels for part in parts]
     if labels[0].ndim == 1:
         new = np.full(max(int(part.max(initial=0)) for part in labels) + 1, -1)
@@ -195,13 +195,13 @@ def _pool(parts: tuple[Any, ...], shared: list[int]) -> tuple[Pool, int]:
 
 
 def _require_each(name: str, images: Pool, classes: Sequence[str]) -> None:
-    """Every shared class must have an image that can be scored, before anything is trained."""
+    """Check, before anything is trained, that every shared class has an image that can be scored."""
     several, skips = images.labels.ndim == 2, getattr(images.parts[0], "skip_corrupt", False)
     for label, what in enumerate(classes):
         members = np.flatnonzero(images.labels[:, label] if several else images.labels == label)
         if several and len(members) == len(images):
-            raise ValueError(f"site {name}: every image has {what!r}, which cannot be scored")
+            raise ValueError(f"site {name}: every image has the label {what!r}, which cannot be scored")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # scoring will name what cannot be read
+            warnings.simplefilter("ignore")  # scoring will warn about unreadable images
             if not len(members) or (skips and not any(len(images.read([int(place)])[1]) for place in members)):
                 raise ValueError(f"site {name}: none of its {len(members)} images of {what!r} can be read")

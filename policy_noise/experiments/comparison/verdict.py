@@ -10,23 +10,23 @@ from .results import ALPHA, POINT
 __all__ = ["finding", "signed", "size", "verdict"]
 
 NEAR_CHANCE = 1.5
-"""A best F1 below so many times that of guessing is called near it."""
+"""F1 is called near chance if the best is below this many times that of guessing."""
 
 
 def signed(row: Mapping[str, Any]) -> str:
-    """A difference with its interval."""
+    """A difference and its interval, as text."""
     if row["low"] is None:
         return f"{row['mean']:+.3f}"
     return f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
 
 
 def size(difference: float) -> str:
-    """A difference without a sign; no score differs by more than 1."""
+    """A difference without its sign, as text. Scores cannot differ by more than 1."""
     return f"{difference:.3f}" if difference < 1 else "over 1"
 
 
 def finding(row: Mapping[str, Any]) -> str:
-    """``"better"``, ``"worse"``, ``"not shown"``, or ``"not tested"`` where there are too few seeds."""
+    """``"better"``, ``"worse"``, ``"not shown"``, or ``"not tested"`` if there are too few seeds."""
     if row["p_holm"] is None:
         return "not tested"
     if row["p_holm"] >= ALPHA or row["mean"] == 0:
@@ -35,7 +35,7 @@ def finding(row: Mapping[str, Any]) -> str:
 
 
 def verdict(results: Mapping[str, Any]) -> list[str]:
-    """Sentences, the answer first, from the table of F1."""
+    """The verdict in sentences, the answer first, from the table of F1."""
     table = results["tables"]["f1"]
     labels = {method["name"]: method["label"] for method in results["methods"]}
     names = {measure["key"]: measure["label"] for measure in table["measures"]}
@@ -46,7 +46,7 @@ def verdict(results: Mapping[str, Any]) -> list[str]:
     del own[REFERENCE]
     if all(finding(row) == "not tested" for row in rows):
         return [
-            f"No verdict from {seeds} seed{'s' * (seeds > 1)}: differences are tested from three seeds on. Run again "
+            f"No verdict from {seeds} seed{'s' * (seeds > 1)}: a test needs at least three. Run again "
             "with --resume and more --seeds; eight are a good start.",
             *overlaps,
             *(f"{_capital(labels[name])}, untested: {_list(rows_, names)}." for name, rows_ in own.items()),
@@ -59,9 +59,9 @@ def verdict(results: Mapping[str, Any]) -> list[str]:
         _highest(table, labels, names),
         *([] if results["record"]["data"].get("multi_label") else _near_chance(table)),
         _power(table, names, seeds),
-        "Numbers are differences of macro F1 with 95 % intervals over training seeds: they tell a method's effect from "
-        "luck in training. All runs share their test images and sites, so this does not say that another site or other "
-        "patients would show the same.",
+        "Numbers are differences of macro F1 with 95 % intervals over training seeds. They separate a method's effect "
+        "from chance in training. All runs share the test images and sites, so the intervals do not say whether "
+        "another site or other patients would show the same.",
     ]
 
 
@@ -91,7 +91,7 @@ def _answer(own: Mapping[str, Sequence[Mapping[str, Any]]], labels: Mapping[str,
 
 
 def _of_method(label: str, rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
-    """Where a method is better and worse, with numbers; where nothing is shown, without."""
+    """The test sets on which a method is better or worse, with numbers, and those where no difference is shown."""
     unclear = [row for row in rows if finding(row) == "not shown"]
     groups = (
         ("better on", [row for row in rows if finding(row) == "better"], True),
@@ -105,7 +105,7 @@ def _of_method(label: str, rows: Sequence[Mapping[str, Any]], names: Mapping[str
 
 
 def _controls(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str], names: Mapping[str, str]) -> list[str]:
-    """What learning adds, and what masks add to ColorJitter."""
+    """Sentences on what learning adds to masks, and what masks add to ColorJitter."""
     sentences = []
     for method, versus in dict.fromkeys((row["method"], row["versus"]) for row in rows if row["versus"] != REFERENCE):
         mine = [row for row in rows if (row["method"], row["versus"]) == (method, versus)]
@@ -122,11 +122,11 @@ def _highest(table: Mapping[str, Any], labels: Mapping[str, str], names: Mapping
     for key, name in names.items():
         method = max(table["means"], key=lambda own: table["means"][own][key][0])
         best.append(f"{name} {labels[method]} ({table['means'][method][key][0]:.3f})")
-    return f"Highest mean F1, which alone is no finding: {'; '.join(best)}."
+    return f"Highest mean F1 (not a finding in itself): {'; '.join(best)}."
 
 
 def _near_chance(table: Mapping[str, Any]) -> list[str]:
-    """Test sets on which even the best method is hardly better than guessing: differences say little there."""
+    """Name the test sets on which even the best method is hardly better than guessing."""
     found = []
     for measure in table["measures"]:
         best, chance = max(means[measure["key"]][0] for means in table["means"].values()), 1 / measure["classes"]
@@ -140,7 +140,7 @@ def _near_chance(table: Mapping[str, Any]) -> list[str]:
 
 
 def _power(table: Mapping[str, Any], names: Mapping[str, str], seeds: int) -> str:
-    """What could have been seen on each measure, by the method whose differences spread most."""
+    """The differences that could have been detected, for the method whose differences vary most."""
     said = []
     rows = [row for row in table["differences"] if row["versus"] == REFERENCE]
     for key, name in names.items():
@@ -148,10 +148,10 @@ def _power(table: Mapping[str, Any], names: Mapping[str, str], seeds: int) -> st
         said.append(f"{size(max(known))} on {name}" if known else f"unknown on {name} (the differences do not vary)")
     needed = [row["seeds_for_a_point"] for row in rows if row["measure"] == "clean" and row["smallest"] is not None]
     count = "more than 10000" if None in needed else str(max(needed, default=0))
-    point = f" One point of F1 ({POINT}) on clean test images would take {count} seeds." if needed else ""
+    point = f" To find one point of F1 ({POINT}) on clean test images would take {count} seeds." if needed else ""
     return (
-        f"What could have been seen: with {seeds} seeds and {table['tests']} tests, a true difference of this size "
-        f"would be found four times in five: {_join(said)}. Smaller ones may be there unseen.{point}"
+        f"Power: with {seeds} seeds and {table['tests']} tests, a true difference of this size would be found with "
+        f"80 % probability: {_join(said)}. Smaller ones may have been missed.{point}"
     )
 
 

@@ -53,7 +53,7 @@ def _kinds(data: Any) -> np.ndarray:
 def intensity_histogram(data: Any, path: PathLike, *, images: int = 256) -> None:
     """Draw how often each grey value occurs in the training split, a panel for each modality.
 
-    A dotted line marks the mean, from which multiplication in normalised values moves grey values away or to it.
+    A dotted line marks the mean. Multiplying normalized values moves grey values towards it or away from it.
 
     Args:
         data: The set; without modalities one panel shows all.

@@ -20,8 +20,8 @@ def confusion_matrix(
 ) -> None:
     """Draw a confusion matrix as shares of each true class.
 
-    Up to 30 classes are named. More are put in the order of their groups, which are named and parted by lines; which
-    classes are confused is then for a table, see :func:`~policy_noise.experiments.metrics.confused_pairs`.
+    Up to 30 classes are named. More classes are sorted by group, and only the groups are named and separated by lines.
+    For the confused classes see :func:`~policy_noise.experiments.metrics.confused_pairs`.
 
     Args:
         counts: Row the true class, column the predicted one.

@@ -1,4 +1,4 @@
-"""What all pictures share: colours, names, and matplotlib without a display."""
+"""Shared parts of all figures: colours, names, and matplotlib without a display."""
 
 from collections.abc import Iterable
 from itertools import cycle
@@ -58,7 +58,7 @@ def figure(width: float, height: float) -> Any:
 
 
 def save(figure: Any, path: PathLike) -> None:
-    """Write a figure in the format of the path's ending, whole or not at all."""
+    """Write a figure atomically, in the format of the path's suffix."""
     write_atomic(path, lambda temporary: figure.savefig(temporary, format=Path(path).suffix[1:] or "png"))
 
 
@@ -76,5 +76,5 @@ def colours_of(labels: Iterable[str]) -> dict[str, str]:
 
 
 def plain(text: str) -> str:
-    """A name from the user's data as matplotlib shall draw it: no mathematics between dollar signs, no odd bytes."""
+    """Make a name from the user's data safe for matplotlib: no math mode between dollar signs, no undecodable bytes."""
     return text.encode("utf-8", "replace").decode().replace("$", r"\$")

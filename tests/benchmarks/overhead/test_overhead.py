@@ -9,9 +9,9 @@ import torch
 from kornia.filters import gaussian_blur2d
 
 from benchmarks.overhead import __main__ as main
-from benchmarks.overhead import arms, clock, launches, measure, parts, ratios, report, suites
-from benchmarks.overhead.arms import AuthorsPolicy
+from benchmarks.overhead import clock, launches, measure, parts, ratios, report, suites, variants
 from benchmarks.overhead.suites import Configuration
+from benchmarks.overhead.variants import AuthorsPolicy
 from policy_noise.hooks.copies import Functor
 
 CPU = torch.device("cpu")
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 def test_dense_blur_is_the_papers():
     mask = torch.rand(2, 1, 32, 40)
-    torch.testing.assert_close(arms.dense_blur(mask), gaussian_blur2d(mask, (13, 13), (6.0, 6.0)))
+    torch.testing.assert_close(variants.dense_blur(mask), gaussian_blur2d(mask, (13, 13), (6.0, 6.0)))
 
 
 def test_authors_policy_has_the_published_size_and_runs_its_heads_twice():
@@ -46,7 +46,7 @@ def test_an_arm_that_learns_now_and_then_is_timed_over_whole_periods(monkeypatch
     runs = []
     monkeypatch.setattr(measure, "elapsed", lambda step, times, device: runs.append(times) or 0.005)
     configuration = Configuration("tiny", 64, 2, arms=("plain", suites.SPARSE), repetitions=1)
-    assert arms.make_arm(suites.SPARSE, configuration, CPU).hook.learner.update_every == suites.EVERY
+    assert variants.make_variant(suites.SPARSE, configuration, CPU).hook.learner.update_every == suites.EVERY
     measure.measure(configuration, CPU)
     assert sorted(runs[2:]) == [4, 4]  # 20 ms of steps of 5 ms
     runs.clear()
@@ -78,7 +78,7 @@ def test_a_run_writes_results_table_and_plot_and_survives_a_failure(tmp_path, mo
     good, small, bad = results["configurations"]
     assert len(good["arms"]["default"]["seconds"]) == 6
     assert good["arms"]["default"]["peak_memory_bytes"] > good["arms"]["plain"]["peak_memory_bytes"] > 0
-    assert "unknown arm" in good["failures"]["no such arm"]
+    assert "unknown training step" in good["failures"]["no such arm"]
     assert "grid_size" in small["failures"]["default"]
     assert "the plain step failed" in bad["error"]
     table = (tmp_path / "quick.md").read_text()
@@ -115,9 +115,9 @@ def test_a_deadline_leaves_a_whole_table(tmp_path, monkeypatch):
 
 
 def test_peak_memory_on_a_cpu_is_what_is_held_at_once(monkeypatch):
-    before = torch.empty(2**20, dtype=torch.uint8)  # not the condition's
+    before = torch.empty(2**20, dtype=torch.uint8)  # not the variant's
 
-    def make_arm(name, configuration, device):
+    def make_variant(name, configuration, device):
         weights = torch.empty(3 * 2**20, dtype=torch.uint8)
 
         def step():
@@ -125,24 +125,24 @@ def test_peak_memory_on_a_cpu_is_what_is_held_at_once(monkeypatch):
             del first
             assert torch.empty(7 * 2**20, dtype=torch.uint8).numel() > weights.numel()
 
-        return arms.Arm(step)
+        return variants.Variant(step)
 
-    monkeypatch.setattr(measure, "make_arm", make_arm)
+    monkeypatch.setattr(measure, "make_variant", make_variant)
     assert measure.peak_memory_on_cpu("plain", Configuration("tiny")) == 10 * 2**20
     assert before.numel() == 2**20
 
 
 def test_measuring_takes_the_hooks_off_again(monkeypatch):
     made = []
-    make_arm = measure.make_arm
-    monkeypatch.setattr(measure, "make_arm", lambda *args: made.append(make_arm(*args)) or made[-1])
+    make_variant = measure.make_variant
+    monkeypatch.setattr(measure, "make_variant", lambda *args: made.append(make_variant(*args)) or made[-1])
     measure.measure(Configuration("tiny", 64, 2, arms=("plain", "default"), seconds=0.0), CPU)
-    hooked = [arm for arm in made if arm.hook is not None]
+    hooked = [variant for variant in made if variant.hook is not None]
     assert len(hooked) == 2  # the one timed, and the one whose memory was counted
-    for arm in hooked:
-        seen = arm.hook.metrics["samples_seen"]
-        arm.step()
-        assert arm.hook.metrics["samples_seen"] == seen > 0
+    for variant in hooked:
+        seen = variant.hook.metrics["samples_seen"]
+        variant.step()
+        assert variant.hook.metrics["samples_seen"] == seen > 0
 
 
 def test_goals_are_told_of():
@@ -171,13 +171,13 @@ def test_the_law_finds_what_it_was_made_of():
 
 
 def test_launches_are_counted_where_they_are_made():
-    arm = arms.make_arm("default", Configuration("tiny", 64, 2), CPU)
-    counts = launches.count_launches(arm)
+    variant = variants.make_variant("default", Configuration("tiny", 64, 2), CPU)
+    counts = launches.count_launches(variant)
     assert counts["all"] == sum(counts[part] for part in parts.PARTS)
     assert counts["policy forward"] >= 4 + 3 + 4  # convolutions, norms, activations
     assert counts["policy backward"] > counts["rendering"] > 5
     assert counts["observe"] == 0
-    unlearned = launches.count_launches(arms.make_arm("augment", Configuration("tiny", 64, 2), CPU))
+    unlearned = launches.count_launches(variants.make_variant("augment", Configuration("tiny", 64, 2), CPU))
     asked = {part for part, count in unlearned.items() if count}
     assert asked == {"sampling", "rendering", "all"}  # neither policy nor losses
     # Each may be a launch on a GPU: none is added unnoticed.
@@ -188,10 +188,10 @@ def test_launches_are_counted_where_they_are_made():
 
 @pytest.mark.parametrize("preset", ["default", "paper"])
 def test_parts_are_timed_without_what_they_call(preset):
-    arm = arms.make_arm(preset, Configuration("tiny", 64, 2), CPU)
-    arm.step()
+    variant = variants.make_variant(preset, Configuration("tiny", 64, 2), CPU)
+    variant.step()
     start = time.perf_counter()
-    seconds = launches.time_parts(arm, 1, CPU)
+    seconds = launches.time_parts(variant, 1, CPU)
     assert tuple(seconds) == (*parts.PARTS, "hooks and pairing", "all")
     assert min(seconds.values()) > 0
     assert sum(seconds.values()) == pytest.approx(2 * seconds["all"])
@@ -201,16 +201,16 @@ def test_parts_are_timed_without_what_they_call(preset):
 def test_hooks_are_clocked_and_nothing_else():
     in_hooks = []
     for name in ("plain", "default"):
-        arm = arms.make_arm(name, Configuration("tiny", 64, 2), CPU)
-        arm.step()
+        variant = variants.make_variant(name, Configuration("tiny", 64, 2), CPU)
+        variant.step()
         with parts.clocked_hooks() as spent:
-            whole = clock.elapsed(arm.step, 3, CPU) * 3
+            whole = clock.elapsed(variant.step, 3, CPU) * 3
         in_hooks.append(spent[0])
     # Hooks that other tests left on see every optimizer's step.
     assert 10 * in_hooks[0] < in_hooks[1] < whole
-    arm.step()
+    variant.step()
     assert spent[0] == in_hooks[1]  # only while it lasts
-    arm.close()
+    variant.close()
 
 
 def test_a_hook_within_a_hook_is_clocked_once():

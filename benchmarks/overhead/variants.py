@@ -1,4 +1,4 @@
-"""The training steps that are compared: the plain one, the package's, the authors' recipe, and usual augmentations."""
+"""The training steps that are compared: plain, the package's, the authors' code, and common augmentations."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -16,7 +16,7 @@ from benchmarks.overhead.suites import CLASSES, EVERY, MEAN, MODELS, PRECISIONS,
 
 
 class AuthorsPolicy(nn.Module):
-    """The published policy at its published cost: a resnet10t on the full image, whose two heads run twice a step."""
+    """The published policy at its published cost: a resnet10t on the full image, with two heads run twice per step."""
 
     def __init__(self, grid: int) -> None:
         super().__init__()
@@ -54,8 +54,8 @@ def dense_blur(mask: Tensor, kernel_size: int = 13, sigma: float = 6.0) -> Tenso
 
 
 @dataclass
-class Arm:
-    """A training step that can be repeated, and what was measured of it."""
+class Variant:
+    """A variant of the training step, and its measurements."""
 
     step: Callable[[], None]
     hook: policy_noise.ReinforceHook | None = None
@@ -66,11 +66,11 @@ class Arm:
 
     @property
     def period(self) -> int:
-        """Steps after which all repeats."""
+        """The number of steps after which the pattern of steps repeats."""
         return 1 if self.hook is None else self.hook.learner.update_every
 
     def close(self) -> None:
-        """Take the hook off, which would keep the model and see other arms' steps."""
+        """Remove the hook, which would keep the model alive and react to other variants' steps."""
         if self.hook is not None:
             self.hook.remove()
 
@@ -94,8 +94,8 @@ def make_batch(configuration: Configuration, device: torch.device) -> tuple[Tens
     return images, torch.randint(CLASSES, (configuration.batch,), generator=generator).to(device)
 
 
-def make_arm(name: str, configuration: Configuration, device: torch.device) -> Arm:
-    """A model of its own, its optimizer and its step."""
+def make_variant(name: str, configuration: Configuration, device: torch.device) -> Variant:
+    """Make a variant with its own model, optimizer and step."""
     torch.manual_seed(0)
     images, targets = make_batch(configuration, device)
     model = make_model(configuration, device)
@@ -155,7 +155,7 @@ def make_arm(name: str, configuration: Configuration, device: torch.device) -> A
         erasing = kornia.augmentation.RandomErasing(p=0.25)
         prepare = lambda: (erasing(images), targets)  # noqa: E731
     elif not name.startswith("plain"):
-        raise ValueError(f"unknown arm {name!r}")
+        raise ValueError(f"unknown training step {name!r}")
 
     def step() -> None:
         x, y = prepare()
@@ -168,4 +168,4 @@ def make_arm(name: str, configuration: Configuration, device: torch.device) -> A
             scaler.step(each)
         scaler.update()
 
-    return Arm(step, hook)
+    return Variant(step, hook)
