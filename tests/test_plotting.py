@@ -128,7 +128,8 @@ def test_metrics_go_to_a_writer_without_those_that_are_not_numbers(make_model, b
     writer = Writer()
     with policy_noise.attach(model, optimizer, criterion) as hook:
         log_metrics(writer, hook, 0)
-        assert writer.scalars.keys() == {"policy_noise/samples_seen", "policy_noise/samples_dropped"}
+        known = ("samples_seen", "samples_dropped", "entropy_coef")
+        assert writer.scalars.keys() == {f"policy_noise/{name}" for name in known}
         criterion(model(images), targets).backward()
         optimizer.step()
         log_metrics(writer, hook, 1)

@@ -11,10 +11,28 @@ from policy_noise.policy import BackbonePolicy, SpatialPolicy
 from policy_noise.presets import PRESETS, get_preset
 
 
-def test_the_default_is_the_constructors_own():
+def test_the_learned_preset_holds_the_entropy_of_the_constructors_mask(make_model):
     mask = PolicyNoiseMask.from_preset("learned", in_chans=1)
-    assert repr(mask) == repr(PolicyNoiseMask(in_chans=1))
+    assert repr(mask) == repr(PolicyNoiseMask(in_chans=1, center_brightness=True))
     assert isinstance(mask.policy, SpatialPolicy)
+    model = make_model()
+    hook = policy_noise.attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert hook.learner.reward == "adversarial"
+    assert hook.learner.entropy.target == -0.075
+
+
+@pytest.mark.parametrize(("settings", "target"), [({"entropy_coef": 0.02}, None), ({"entropy_target": -0.2}, -0.2)])
+def test_an_entropy_setting_of_ones_own_takes_the_place_of_the_presets(make_model, settings, target):
+    model = make_model()
+    learner = policy_noise.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), **settings).learner
+    assert (None if learner.entropy is None else learner.entropy.target) == target
+    assert learner.entropy_coef == settings.get("entropy_coef", 0.0)
+
+
+def test_the_papers_estimator_names_the_preset_that_it_belongs_to(make_model):
+    model = make_model()
+    with pytest.raises(ValueError, match=r"estimator='paper' allows neither .* preset='paper'"):
+        policy_noise.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), estimator="paper")
 
 
 def test_the_augmentation_masks_and_learns_nothing_and_needs_no_criterion(batch):

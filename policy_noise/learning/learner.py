@@ -93,7 +93,7 @@ class PolicyLearner:
         self.reward: PF.Reward = "cooperative" if callable(reward) else reward
         self.baseline = baseline
         self.entropy_coef = entropy_coef
-        self.entropy = None if entropy_target is None else EntropyConstraint(entropy_target, entropy_coef)
+        constraint = None if entropy_target is None else EntropyConstraint(entropy_target, entropy_coef)
         self.baseline_momentum = baseline_momentum
         self.frozen = frozen
         self.update_every = update_every
@@ -104,6 +104,7 @@ class PolicyLearner:
             raise ValueError(
                 f"{type(augmentation).__name__} has no parameter that requires a gradient: there is no policy to train"
             )
+        self.entropy = None if self.frozen else constraint
         rate = PolicyRate(policy_lr, policy_lr_ratio, follow_schedule)
         self._step = PolicyOptimizer(self.parameters, policy_optimizer, rate, policy_weight_decay)
         if self.entropy is not None:
@@ -201,7 +202,7 @@ class PolicyLearner:
                 self._moving_average,
                 self.device,
                 distributed=distributed,
-                with_entropy=self.entropy is not None and not self.frozen,
+                with_entropy=self.entropy is not None,
             )
             if moments is None:
                 return

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +32,17 @@ class ShadingSample(Sample):
         return None
 
 
+class _LogProb:
+    """The field ``log_prob`` of a :class:`MaskSample`: what was stored, or, for None, computed when it is read."""
+
+    def __get__(self, sample: "MaskSample", owner: Any = None) -> Tensor:
+        stored = vars(sample)["log_prob"]
+        return sample.cell_log_prob().sum(1) if stored is None else stored
+
+    def __set__(self, sample: "MaskSample", value: Tensor | None) -> None:
+        vars(sample)["log_prob"] = value
+
+
 @dataclass(frozen=True)
 class MaskSample(ShadingSample):
     """Masks that a policy drew. Passed to the module again, they are the same masks.
@@ -48,14 +59,13 @@ class MaskSample(ShadingSample):
     concentration1: Tensor
     concentration0: Tensor
 
-    def __post_init__(self) -> None:
-        if self.log_prob is None:
-            del self.__dict__["log_prob"]
+    __slots__ = ("_terms",)  # beside the fields, so that vars() and replace() know of the fields alone
+    log_prob = _LogProb()  # type: ignore[assignment]
 
     @property
     def is_scored(self) -> bool:
         """Whether the log-probability was given, and is not computed when it is read."""
-        return "log_prob" in vars(self)
+        return vars(self)["log_prob"] is not None
 
     @property
     def has_graph(self) -> bool:
@@ -73,18 +83,17 @@ class MaskSample(ShadingSample):
         broad = (-1, *[1] * (self.action.ndim - 1))
         bonus = None if entropy_weight is None else entropy_weight.view(broad)
         with torch.no_grad():
-            gradients = self._terms.gradient(self.action, weight.view(broad), bonus)
+            gradients = self._shared().gradient(self.action, weight.view(broad), bonus)
         return [self.concentration1, self.concentration0], [*gradients]
 
-    @cached_property
-    def _terms(self) -> BetaTerms:
-        with torch.no_grad():
-            return BetaTerms.of(self.concentration1, self.concentration0)
-
-    def __getattr__(self, name: str) -> Tensor:
-        if name == "log_prob":
-            return self.cell_log_prob().sum(1)
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+    def _shared(self) -> BetaTerms:
+        """What entropy and gradient share, computed once."""
+        terms: BetaTerms | None = getattr(self, "_terms", None)
+        if terms is None:
+            with torch.no_grad():
+                terms = BetaTerms.of(self.concentration1, self.concentration0)
+            object.__setattr__(self, "_terms", terms)
+        return terms
 
     @property
     def entropy(self) -> Tensor:
@@ -92,7 +101,7 @@ class MaskSample(ShadingSample):
         if torch.is_grad_enabled() and self.has_graph:
             cells = PF.beta_entropy(self.concentration1, self.concentration0)
         else:
-            cells = self._terms.entropy()
+            cells = self._shared().entropy()
         return cells.flatten(1).sum(1)
 
     @property

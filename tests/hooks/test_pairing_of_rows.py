@@ -56,7 +56,7 @@ def test_labelled_rows_are_paired_behind_wrappers(make_model, batch, tmp_path, w
     torch.testing.assert_close(seen, expected.where(LABELLED, torch.nan), equal_nan=True)
     loss.backward()
     optimizer.step()
-    assert hook.metrics["reward"] == pytest.approx(-float(expected[LABELLED].mean()), rel=1e-5)
+    assert hook.metrics["reward"] == pytest.approx(float(expected[LABELLED].mean()), rel=1e-5)
 
 
 def test_images_without_a_loss_do_not_count(make_model, batch):
@@ -115,4 +115,4 @@ def test_losses_are_observed_with_an_index(make_model, batch, graph):
     assert torch.equal(returned, losses)
     losses.mean().backward()
     optimizer.step()
-    assert hook.metrics["reward"] == pytest.approx(-float(losses[:2].detach().mean()), rel=1e-5)
+    assert hook.metrics["reward"] == pytest.approx(float(losses[:2].detach().mean()), rel=1e-5)

@@ -134,7 +134,7 @@ def test_losses_and_mixed_targets(criterion, soft):
     task.register_forward_hook(lambda module, args, result: losses.append(result["loss"].item()))
     train_one_epoch(task, optimizer, mixup=mixup)
     assert hook.metrics["samples_seen"] == 32
-    assert hook.metrics["reward"] == pytest.approx(-losses[-1], rel=1e-4)
+    assert hook.metrics["reward"] == pytest.approx(losses[-1], rel=1e-4)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -176,7 +176,7 @@ def test_multi_label_task(criterion):
     task.register_forward_hook(lambda module, args, result: losses.append(result["loss"].item()))
     train_one_epoch(task, optimizer, prepare=lambda x, t: (x, nn.functional.one_hot(t, 4).float()))
     assert hook.metrics["samples_seen"] == 32
-    assert hook.metrics["reward"] == pytest.approx(-losses[-1], rel=1e-4)
+    assert hook.metrics["reward"] == pytest.approx(losses[-1], rel=1e-4)
 
 
 def test_distillation_task_is_rewarded_with_the_loss_on_the_targets():
@@ -187,7 +187,7 @@ def test_distillation_task_is_rewarded_with_the_loss_on_the_targets():
     results = []
     task.register_forward_hook(lambda module, args, result: results.append(result["task_loss"].item()))
     train_one_epoch(task, optimizer)
-    assert hook.metrics["reward"] == pytest.approx(-results[-1], rel=1e-4)
+    assert hook.metrics["reward"] == pytest.approx(results[-1], rel=1e-4)
 
 
 def test_task_without_criterion_says_what_to_do():

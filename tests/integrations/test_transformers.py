@@ -88,7 +88,7 @@ def test_reward_is_the_loss_that_the_model_computes(tmp_path):
     model.register_forward_hook(lambda module, args, output: losses.append(output.loss.item()))
     train(model, tmp_path, noise, max_steps=1, eval_strategy="no", save_strategy="no")
     assert len(losses) == 1
-    assert noise.hook.metrics["reward"] == pytest.approx(-losses[0], rel=1e-5)
+    assert noise.hook.metrics["reward"] == pytest.approx(losses[0], rel=1e-5)
 
 
 @pytest.mark.parametrize(("step", "seed"), [(6, None), (4, None), (4, 0)])

@@ -28,10 +28,12 @@ def start(make_model, **settings):
 def test_all_keys_are_there_from_the_start(make_model, batch, settings):
     hook, step = start(make_model, **settings)
     before = hook.metrics
-    assert before.keys() == ALWAYS
-    assert all(math.isnan(value) for name, value in before.items() if not name.startswith("samples"))
+    expected = ALWAYS if settings else ALWAYS | {"entropy_coef"}
+    assert before.keys() == expected
+    numbers = ("samples_seen", "samples_dropped", "entropy_coef")
+    assert all(math.isnan(value) for name, value in before.items() if name not in numbers)
     step(*batch)
-    assert hook.metrics.keys() == ALWAYS
+    assert hook.metrics.keys() == expected
 
 
 def test_an_entropy_target_adds_its_coefficient_from_the_start(make_model, batch):

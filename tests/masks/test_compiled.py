@@ -73,7 +73,9 @@ def test_it_draws_multiplies_and_learns_as_without(settings):
     torch.set_rng_state(state)
 
 
-@pytest.mark.parametrize(("settings", "graphs"), [({}, 3), ({"preset": "augment"}, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("settings", "graphs"), [({}, 4), ({"entropy_target": None}, 3), ({"preset": "augment"}, 1)], ids=str
+)
 def test_batches_of_any_size_take_the_same_graphs(settings, graphs):
     train((8,), compile=True, **settings)
     assert counters["stats"]["unique_graphs"] == graphs
