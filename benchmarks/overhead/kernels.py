@@ -16,7 +16,7 @@ PRESETS = ("learned", "augment")
 SIZE = 64
 BATCHES = (8, 5, 12, 3, 15, 16, 64, 17)
 """Batch sizes. The first call compiles for the first one; the others follow."""
-PARTS = ("policy forward", "sampling", "rendering", "policy backward")
+PARTS = ("policy forward", "sampling", "rendering", "entropy", "score", "policy backward")
 """The compiled parts. Drawing random numbers is not compiled."""
 FUSED = re.compile(r"^ +(?:cpp_fused\w*\(|triton_\w+\.run\()", re.MULTILINE)
 LIBRARY = re.compile(r"^ +(?:\w+ = )?(?:extern_kernels\.\w+\(|torch\.ops\.aten\.\w+\.\w+\()", re.MULTILINE)

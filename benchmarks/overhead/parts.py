@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 import policy_noise
+from policy_noise import MaskSample
 from policy_noise.hooks.copies import Functor
+from policy_noise.learning import window
 from policy_noise.learning.window import SampleCount
 from policy_noise.losses import LossSplitter
 
@@ -42,6 +44,8 @@ PARTS: dict[str, Callable[[policy_noise.ReinforceHook], tuple[Any, str]]] = {
     "rendering": lambda hook: (hook.augmentation, "forward"),
     "loss of each sample": lambda hook: (LossSplitter, "__call__"),
     "observe": lambda hook: (hook.learner, "observe"),
+    "entropy": lambda hook: (window, "_entropy_sum"),
+    "score": lambda hook: (MaskSample, "surrogate"),
     "policy backward": lambda hook: (torch.autograd, "grad"),
     "estimator and policy step": lambda hook: (hook.learner, "step"),
 }

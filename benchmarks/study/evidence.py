@@ -24,8 +24,17 @@ PICTURE = ROOT / "docs" / "_static" / "evidence.png"
 MARKERS = "EVIDENCE"
 LONG_MARKERS = "LONG"
 
-MAIN = ("fixed-std", "broad-cells", "brightness-alone", "augment", "milder-noise", "learned-augment", "jitter")
-"""Suites on three tasks, on CPU."""
+MAIN = (
+    "entropy",
+    "fixed-std",
+    "broad-cells",
+    "brightness-alone",
+    "augment",
+    "milder-noise",
+    "learned-augment",
+    "jitter",
+)
+"""Suites on three tasks, on CPU. ``entropy`` repeats runs of the others, whose records count: it stands first."""
 FIRST = ("free-strength",)
 """The first round: four tasks, on one GPU."""
 MEASURES = {
@@ -36,6 +45,10 @@ MEASURES = {
     "ct2": "unseen CT patient",
 }
 SHOWN = ("clean", "shifted", "bias_field")
+
+
+HELD = "adv-2x2-dose10-level20-entropy075-centred"
+"""The condition that preset="learned" has."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +66,9 @@ ROWS = (
     Row("random", "frozen-2x2-dose5-level", "mild: pattern .05, brightness .05"),
     Row("random", "frozen-2x2-dose10", "pattern .10 alone"),
     Row("random", "frozen-1x1-dose20-level", "brightness .20 alone"),
-    Row("learned", "coop-2x2-dose10-level20", 'learned masks, `preset="learned"`'),
-    Row("learned", "coop-2x2-dose10-level20-shuffled", "learned, masks swapped"),
+    Row("learned", HELD, 'learned masks, `preset="learned"`'),
+    Row("learned", f"{HELD}-shuffled", "the same, masks swapped"),
+    Row("learned", "coop-2x2-dose10-level20", "cooperative, entropy not held"),
     Row("learned", "paper", '`preset="paper"` (first round)', FIRST),
     Row("by hand", "color-jitter", "ColorJitter(0.4, 0.4)"),
     Row("by hand", "color-jitter-2x2-dose10-level20", "ColorJitter, then random masks"),
@@ -70,9 +84,10 @@ LONG_ROWS = {
     "randaugment": "RandAugment",
     "color-jitter": "ColorJitter(0.4, 0.4)",
     "frozen-2x2-dose10-level20": 'random masks, `preset="augment"`',
-    "coop-2x2-dose10-level20": 'learned masks, `preset="learned"`',
+    HELD: 'learned masks, `preset="learned"`',
+    "coop-2x2-dose10-level20": "cooperative, entropy not held",
     "color-jitter-2x2-dose10-level20": "ColorJitter, then random masks",
-    "color-jitter-coop-2x2-dose10-level20": "ColorJitter, then learned masks",
+    "color-jitter-coop-2x2-dose10-level20": "ColorJitter, then cooperative",
 }
 LONG_TASKS = {"joined-half-long": "joined, 240 epochs", "pneumonia-half-long": "pneumonia, 450 epochs"}
 FEWEST_SEEDS = 3

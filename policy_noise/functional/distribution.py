@@ -168,12 +168,13 @@ class BetaTerms(NamedTuple):
 
     def gradient(self, action: Tensor, weight: Tensor, entropy_weight: Tensor | None) -> tuple[Tensor, Tensor]:
         """:func:`beta_gradient`."""
-        gradient = torch.stack([action, 1.0 - action], dim=-1).log_()
-        gradient.sub_(self.digamma[..., :2]).add_(self.digamma[..., 2:]).mul_(weight.unsqueeze(-1))
+        weight = weight.unsqueeze(-1)
+        slopes = self.digamma * weight
         if entropy_weight is not None:
-            slopes = self.excess * torch.polygamma(1, self.values)
-            gradient.addcmul_(slopes[..., :2] - slopes[..., 2:], entropy_weight.unsqueeze(-1))
-        first, second = gradient.unbind(-1)
+            trigamma = torch.polygamma(1, self.values)
+            slopes.addcmul_(self.excess * trigamma, entropy_weight.unsqueeze(-1), value=-1)
+        log_action = torch.stack([action, 1.0 - action], dim=-1).log_()
+        first, second = (slopes[..., 2:] - slopes[..., :2]).addcmul_(log_action, weight).unbind(-1)
         return first, second
 
 

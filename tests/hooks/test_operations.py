@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import pytest
 import torch
 from torch import nn
 
@@ -10,7 +11,12 @@ from benchmarks.overhead.launches import Launches
 from policy_noise.learning.window import SampleCount
 
 
-def test_a_step_asks_little_of_the_device_and_reads_nothing_back(make_model, batch, monkeypatch):
+@pytest.mark.parametrize(
+    ("settings", "most"),
+    [({}, 131), ({"entropy_target": None, "center_brightness": False, "reward": "cooperative"}, 108)],
+    ids=["preset", "without holding the entropy"],
+)
+def test_a_step_asks_little_of_the_device_and_reads_nothing_back(make_model, batch, monkeypatch, settings, most):
     """On a GPU, a small policy costs mainly launches and waits, so their number must not grow unnoticed."""
     images, targets = batch
     model, criterion = make_model(), nn.CrossEntropyLoss()
@@ -30,7 +36,7 @@ def test_a_step_asks_little_of_the_device_and_reads_nothing_back(make_model, bat
     plain = recorded()
     # On a GPU dropped samples are reported only when the metrics are read.
     monkeypatch.setattr(SampleCount, "warn_dropped", lambda self: None)
-    hook = policy_noise.attach(model, optimizer, criterion, mean=4.0, std=1.0)
+    hook = policy_noise.attach(model, optimizer, criterion, mean=4.0, std=1.0, **settings)
     counts = recorded()
     hook.remove()
     extra = counts - plain
@@ -39,4 +45,4 @@ def test_a_step_asks_little_of_the_device_and_reads_nothing_back(make_model, bat
     assert extra["sample_dirichlet"] == 1
     assert extra["adaptive_avg_pool2d"] == 0
     assert extra["lerp"] >= 1
-    assert 80 < extra.total() <= 115, extra
+    assert 80 < extra.total() <= most, extra

@@ -182,8 +182,8 @@ def test_launches_are_counted_where_they_are_made():
     assert asked == {"sampling", "rendering", "all"}  # neither policy nor losses
     # Each may be a launch on a GPU: none is added unnoticed.
     assert unlearned["all"] <= 18
-    assert counts["all"] <= 115
-    assert unlearned["sampling"] < counts["sampling"] / 3  # uniform numbers, and no log-probability
+    assert counts["all"] <= 131
+    assert unlearned["sampling"] < counts["sampling"]  # one uniform draw
 
 
 @pytest.mark.parametrize("preset", ["default", "paper"])

@@ -57,8 +57,8 @@ def test_committed_results_are_those_of_their_suite():
         ("jitter", ("jitter", "jitter-learned"), 0, True),
         ("pathwise-screen", ("pathwise-screen",), 600, False),
         ("entropy-screen", ("entropy-screen",), 700, True),
-        ("entropy", ("entropy",), 0, True),
-        ("long", ("long",), 0, False),
+        ("entropy", ("entropy", "entropy-pneumonia"), 0, True),
+        ("long", ("long", "long-learned"), 0, True),
     ):
         found = {record["key"] for record in read_results(results / name / "runs.jsonl.gz")}
         declared = {key_of(job) for suite in suites for job in jobs(suite, first_seed=first_seed)}
