@@ -234,7 +234,7 @@ SUITES = {
         8,
         ("val", "test"),
     ),
-    # Added when test scores of the others were known: the learned preset since then, see "entropy". Nothing is selected.
+    # Added when test scores of the others were known: the learned preset since then, see "entropy". Nothing is chosen.
     "long-learned": Suite(
         ("joined-half-long", "pneumonia-half-long"), ("adv-2x2-dose10-level20-entropy075-centred",), 8, ("val", "test")
     ),
