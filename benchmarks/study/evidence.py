@@ -89,7 +89,11 @@ LONG_ROWS = {
     "color-jitter-2x2-dose10-level20": "ColorJitter, then random masks",
     "color-jitter-coop-2x2-dose10-level20": "ColorJitter, then cooperative",
 }
-LONG_TASKS = {"joined-half-long": "joined, 240 epochs", "pneumonia-half-long": "pneumonia, 450 epochs"}
+LONG_TASKS = {
+    "all": "mean over both tasks",
+    "joined-half-long": "joined, 240 epochs",
+    "pneumonia-half-long": "pneumonia, 450 epochs",
+}
 FEWEST_SEEDS = 3
 """Fewest seeds for an interval."""
 
@@ -122,7 +126,8 @@ def collect_long() -> dict[tuple[str, str, str], Comparison]:
     """Differences from plain training in long trainings by task, condition and measure, Holm-corrected by column."""
     results = Results(read_results(RESULTS / LONG / "runs.jsonl.gz"), "test")
     found: dict[tuple[str, str, str], Comparison] = {}
-    for task in (task for task in results.tasks if len(results.values(task, "plain", "clean")) >= FEWEST_SEEDS):
+    enough = [task for task in results.tasks if len(results.values(task, "plain", "clean")) >= FEWEST_SEEDS]
+    for task in ("all", *enough):
         for measure in SHOWN:
             column = {name: compare(results, task, name, "plain", measure) for name in LONG_ROWS}
             found |= {(task, name, measure): c for name, c in column.items() if c is not None}

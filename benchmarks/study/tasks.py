@@ -81,7 +81,7 @@ def _declare() -> list[Task]:
         replace(vit, name="joined-vit-half", model="vit-half"),
     ]
     # Five times as long: a regularizer may not have paid yet when the short trainings end.
-    tasks += [replace(task, name=f"{task.name}-long", epochs=5 * task.epochs) for task in (half, tasks[8])]
+    tasks += [replace(task, name=f"{task.name}-long", epochs=5 * task.epochs) for task in (half, *tasks[7:9])]
     for left_out in JOINED:
         parts = tuple(part for part in JOINED if part != left_out)
         tasks.append(replace(half, name=f"no-{left_out}", parts=parts, few_shot=left_out))
