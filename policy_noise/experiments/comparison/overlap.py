@@ -1,4 +1,4 @@
-"""Images of the test sets that are training images too, which would make their scores too good."""
+"""Find test images that are training images too. They make scores too good."""
 
 import dataclasses
 import hashlib
@@ -26,9 +26,9 @@ class Overlap(NamedTuple):
     """What a test set shares with the training split.
 
     Args:
-        shared: Images that are training images too.
-        images: Images in all.
-        example: One of them, a path or ``set/split/position``.
+        shared: Number of images that are training images too.
+        images: Number of images.
+        example: One of the shared images: a path, or ``set/split/position``.
         original: The training image that it equals.
     """
 
@@ -45,12 +45,12 @@ class Overlap(NamedTuple):
 
 
 def sentence(key: str, overlap: Overlap, *, example: bool = False) -> str:
-    """What was found, and what it means for the scores.
+    """Say in a sentence what was found, and what it means for the scores.
 
     Args:
-        key: The measure's, see :func:`find_overlaps`.
-        overlap: What it shares.
-        example: Name an image.
+        key: The measure's key, see :func:`find_overlaps`.
+        overlap: What the set shares with the training split.
+        example: Whether to name an image.
     """
     kind, _, name = key.partition(":")
     whose = {"val": "validation images", "clean": "test images", "site": f"images of site {name}"}
@@ -79,14 +79,15 @@ _Stage = Callable[[_Piece], np.ndarray]
 def find_overlaps(data: Any, sites: Sequence[Site], targets: Sequence[Any], size: int) -> dict[str, Overlap]:
     """Look for training images among all other images that a comparison uses.
 
-    Files are compared with files: by size, of those that agree by their last 4 KiB, and of those by decoded pixels. So
-    few are read whole, and a copy in another format is not found. All else is compared by its pixels at one size, for
-    which files are decoded once. Images of a single value are not counted. Memory: 8 bytes an image at each step.
+    Files are compared with files in three steps: by size; if the sizes agree, by their last 4 KiB; if these agree too,
+    by decoded pixels. So few files are read whole. A copy in another format is not found. Everything else is compared
+    by its pixels at one size, and files are decoded once for that. Images of a single value are not counted. Each step
+    takes 8 bytes of memory per image.
 
     Args:
-        data: The set that is trained on.
-        sites: Tested only.
-        targets: Sets for few-shot transfer, of which all splits count.
+        data: The training set, with its validation and test images.
+        sites: Sets that are only tested on.
+        targets: Sets for few-shot transfer. All their splits count.
         size: Side in pixels at which images in memory are compared.
 
     Returns:
