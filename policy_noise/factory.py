@@ -64,11 +64,15 @@ def attach(
             ``hook.step()`` after each of their steps.
         criterion: The loss module that the loop calls. If your loss is a function, omit it and call
             ``hook.observe(losses)`` with shape (B,). ``preset="augment"`` needs none.
-        preset: ``"learned"``, ``"augment"`` (random masks, nothing learned) or ``"paper"``.
-        augmentation: Train this augmentation instead of a mask. The preset and the settings of masks do not apply then.
+        preset: ``"learned"`` (an adversarial policy whose entropy is held near a target), ``"augment"`` (random masks,
+            nothing learned) or ``"paper"``. Settings that you pass take the place of the preset's;
+            :mod:`policy_noise.presets` lists them.
+        augmentation: Train this augmentation instead of a mask. The preset and the settings of masks do not apply then:
+            its policy is cooperative and its entropy is free, unless you pass ``reward`` or ``entropy_target``.
         replace: First remove all hooks from the model and the optimizer. Without it only a hook that the model has with
             another optimizer is removed, with a warning: Lightning's Tuner makes one optimizer, ``fit`` the next.
-        **settings: Any argument of :class:`PolicyNoiseMask`, :class:`ReinforceHook` or its learner.
+        **settings: Any argument of :class:`PolicyNoiseMask`, :class:`ReinforceHook` or its learner. A fixed
+            ``entropy_coef`` also takes the place of the preset's ``entropy_target``.
 
     Returns:
         The hook, which is already active.

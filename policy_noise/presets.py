@@ -1,7 +1,8 @@
 """Named sets of settings.
 
-``augment`` has random masks, to use as an augmentation. ``learned`` has the same masks, learned. ``paper`` has the
-published settings, number for number.
+``augment`` has random masks, to use as an augmentation. ``learned`` has the same masks, learned by an adversarial
+policy whose entropy is held near -0.075 nats per cell, and which cannot brighten or darken images on average. ``paper``
+has the published settings, number for number.
 """
 
 from collections.abc import Mapping

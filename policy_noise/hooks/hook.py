@@ -64,7 +64,8 @@ class ReinforceHook(PolicyTrainer):
         compile: Compile a mask's own work with :func:`torch.compile`. Policy, scores and rendering become a few fused
             kernels, for batches of any size; another image size compiles again. The draws stay outside and keep their
             generators. If compiling fails, the hook warns once and runs uncompiled.
-        **learner: How the policy learns; see :class:`policy_noise.learning.PolicyLearner`.
+        **learner: How the policy learns; see :class:`policy_noise.learning.PolicyLearner`. By default the policy is
+            cooperative and its entropy is free. (:func:`policy_noise.attach` has other defaults, those of its preset.)
 
     Note:
         A loss counts only if it comes before the next step. A forward pass that runs ahead of a step (prefetching) is

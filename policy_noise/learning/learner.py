@@ -35,15 +35,17 @@ class PolicyLearner:
     Args:
         augmentation: What is trained.
         estimator: ``"reinforce"``, or ``"paper"`` for :func:`policy_noise.functional.paper_objective`.
-        reward: ``"cooperative"`` (a low loss is good), ``"adversarial"`` (a high loss is good), or a function from
-            losses (B,) to costs (B,), where a low cost is good. The metrics are then those of the costs.
+        reward: ``"cooperative"`` (a low loss is good), ``"adversarial"`` (a high loss is good; the choice of
+            ``preset="learned"``), or a function from losses (B,) to costs (B,), where a low cost is good. The metrics
+            are then those of the costs.
         baseline: ``"leave_one_out"``, ``"batch"``, ``"moving_average"`` or ``"none"``. If a window has only one sample
             that counts, the moving average is used.
         normalize_advantage: Divide advantages by their standard deviation.
-        entropy_coef: Weight of the entropy bonus.
+        entropy_coef: Weight of the entropy bonus. With an ``entropy_target`` it is the weight at the start.
         baseline_momentum: Momentum of the moving average of the loss.
         entropy_target: Instead of a fixed ``entropy_coef``: keep the window's mean entropy near this value, in nats per
-            action (per cell of a mask). 0 is uniform. See :class:`EntropyConstraint`.
+            action (per cell of a mask). 0 is uniform, ``preset="learned"`` has -0.075, and None leaves the entropy
+            free. See :class:`EntropyConstraint`.
         policy_optimizer: ``"adamw"`` or ``"sgd"`` (momentum 0.9).
         policy_lr: Peak learning rate. It follows the shape of your learning-rate schedule; see :class:`PolicyRate`.
         policy_lr_ratio: Instead of ``policy_lr``: the user's current learning rate times this.

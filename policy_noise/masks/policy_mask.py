@@ -50,7 +50,7 @@ class PolicyNoiseMask(SmoothMask):
         brightness_std: Also brighten or darken each image as a whole, by one factor. The factor's logarithm has this
             standard deviation if the mask is random; see :func:`policy_noise.functional.mask_brightness`.
         center_brightness: Measure the brightness relative to the policy's own expectation. Then no policy can brighten
-            or darken images on average.
+            or darken images on average. ``preset="learned"`` sets it.
         scale_about: ``"black"`` multiplies intensities, so that the mask is a bias field. ``"zero"`` multiplies the
             normalized image directly, which pulls it towards the mean grey, as the paper does.
         mean: The normalization, used to locate black: one number or one per channel. If ``mean`` and ``std`` are
