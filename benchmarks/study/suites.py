@@ -238,7 +238,7 @@ SUITES = {
     "long-learned": Suite(
         ("joined-half-long", "pneumonia-half-long"), ("adv-2x2-dose10-level20-entropy075-centred",), 8, ("val", "test")
     ),
-    # CT, which pays most of the clean cost in short trainings. Added when test scores of the other two tasks were known.
+    # CT, which pays most of the clean cost in short trainings. Added when test scores of the other tasks were known.
     # Time, and no score, decides how many of the 8 seeds are run. Nothing is chosen.
     "long-ct": Suite(
         ("organs-half-long",),

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ..presets import PRESETS
 from ..utils.files import PathLike, write_atomic
 
 __all__ = ["Run", "digest", "environment", "read_json", "read_lines", "require_free", "write_atomic", "write_json"]
@@ -97,7 +98,7 @@ def require_free(folder: PathLike) -> None:
         FileExistsError: If it does.
     """
     if (Path(folder) / "recipe.json").is_file():
-        raise FileExistsError(f"{folder} holds a run already: pass --resume to go on, or another --output")
+        raise FileExistsError(f"{folder} already holds a run: pass --resume, or another --output")
 
 
 class Run:
@@ -126,6 +127,7 @@ class Run:
         self.folder = Path(folder)
         self.writes = writes
         record = {"stage": stage, "data": dict(data), "recipe": dataclasses.asdict(recipe)}
+        record["presets"] = _settings_of_presets(stage, recipe)
         record = json.loads(json.dumps(record))  # as it will be read back
         path = self.folder / "recipe.json"
         # Only one process checks: the others might see the record that it has just written.
@@ -188,6 +190,13 @@ class Run:
         """Write a checkpoint, atomically."""
         if self.writes:
             write_atomic(self.checkpoints / name, lambda path: torch.save(state, path))
+
+
+def _settings_of_presets(stage: str, recipe: Any) -> dict[str, Any]:
+    """Return what the presets of a run stand for. A version of the package that changes them must not go on with it."""
+    masked = getattr(recipe, "noise", "conventional") != "conventional"
+    names = PRESETS if stage == "compare" else [recipe.preset] if masked else []
+    return {name: {"mask": dict(PRESETS[name].mask), "hook": dict(PRESETS[name].hook)} for name in names}
 
 
 def _differing(found: Any, asked: Any, name: str = "") -> list[tuple[str, Any, Any]]:

@@ -341,7 +341,7 @@ def test_bad_input_before_any_training(tmp_path, files, changed, message):
 
 def test_other_images_or_sites_are_not_resumed(tmp_path, finished, files):
     folder = copied(finished, tmp_path)
-    with pytest.raises(SystemExit, match="holds a run already: pass --resume"):
+    with pytest.raises(SystemExit, match="already holds a run: pass --resume"):
         compare("--npz", "nowhere.npz", "--output", folder)  # said before any data are read
     line = arguments(files)
     line[line.index("--site") + 1] = f"C={files / 'other.npz'}"

@@ -1,12 +1,16 @@
 """Run folders."""
 
+import dataclasses
 import json
 import subprocess
 from dataclasses import dataclass
 
 import pytest
 
+from policy_noise.experiments import runs
+from policy_noise.experiments.recipes import RECIPES
 from policy_noise.experiments.runs import Run, environment, read_lines, write_atomic
+from policy_noise.presets import PRESETS, Preset
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,8 @@ class Recipe:
 def test_folder_says_what_was_asked_for(tmp_path):
     Run(tmp_path / "a", "pretrain", Recipe(), {"name": "set"}, resume=False)
     record = json.loads((tmp_path / "a" / "recipe.json").read_text())
-    assert record == {"stage": "pretrain", "data": {"name": "set"}, "recipe": {"epochs": 3, "model": "tiny"}}
+    recipe = {"epochs": 3, "model": "tiny"}
+    assert record == {"stage": "pretrain", "data": {"name": "set"}, "recipe": recipe, "presets": {}}
     place = json.loads((tmp_path / "a" / "environment.json").read_text())
     assert {"command", "date", "packages", "git_revision", "processor", "device"} <= place.keys()
 
@@ -48,6 +53,17 @@ def test_resume_of_another_run_is_refused(tmp_path, stage, recipe, name, message
     with pytest.raises(ValueError, match=message):
         Run(tmp_path, stage, recipe, {"name": name}, resume=True)
     assert (tmp_path / "recipe.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(("stage", "noise"), [("pretrain", "policy"), ("compare", "conventional")])
+def test_a_run_is_not_continued_with_a_preset_that_has_changed(tmp_path, monkeypatch, stage, noise):
+    recipe = RECIPES["small"]["pretrain"]
+    recipe = dataclasses.replace(recipe, noise=noise)
+    Run(tmp_path, stage, recipe, {"name": "set"}, resume=False)
+    other = {**PRESETS, "learned": Preset(mask={}, hook={"reward": "cooperative"})}
+    monkeypatch.setattr(runs, "PRESETS", other)
+    with pytest.raises(ValueError, match=r"presets\.learned\.hook\.reward was \"adversarial\" and is \"cooperative\""):
+        Run(tmp_path, stage, recipe, {"name": "set"}, resume=True)
 
 
 def test_a_resumed_run_notes_its_second_machine(tmp_path):
