@@ -1,9 +1,9 @@
-"""Does it help on my data? Trains by several methods and seeds, and reports what differs and what could have been seen.
+"""Does it help on my data? Train by several methods and seeds, and report what differs, with the power of the tests.
 
 All methods of a seed have equal epochs, initial weights, order and geometric augmentation. Each model is scored on the
 test split, on the test images under eight shifts, and on every site, other data that are only tested on. Differences
-are paired by seed. report.html says in plain sentences what was found. Runs go on where they stopped with --resume,
-which also adds methods and seeds.
+are paired by seed. report.html says in plain sentences what was found. --resume continues runs where they stopped, and
+adds methods and seeds.
 """
 
 import argparse
