@@ -77,8 +77,8 @@ ROWS = (
     Row("by hand", "mixup", "MixUp (first round)", FIRST),
 )
 
-LONG = "long"
-"""Suite of five times the epochs."""
+LONG = {"long": ("all",), "long-ct": ()}
+"""Suites of five times the epochs, and the mean over tasks where it is shown."""
 LONG_ROWS = {
     "mixup": "MixUp",
     "randaugment": "RandAugment",
@@ -90,9 +90,10 @@ LONG_ROWS = {
     "color-jitter-coop-2x2-dose10-level20": "ColorJitter, then cooperative",
 }
 LONG_TASKS = {
-    "all": "mean over both tasks",
+    "all": "mean of the next two tasks",
     "joined-half-long": "joined, 240 epochs",
     "pneumonia-half-long": "pneumonia, 450 epochs",
+    "organs-half-long": "CT organs, 180 epochs",
 }
 FEWEST_SEEDS = 3
 """Fewest seeds for an interval."""
@@ -124,14 +125,15 @@ def _correct(column: list[Comparison]) -> None:
 
 def collect_long() -> dict[tuple[str, str, str], Comparison]:
     """Differences from plain training in long trainings by task, condition and measure, Holm-corrected by column."""
-    results = Results(read_results(RESULTS / LONG / "runs.jsonl.gz"), "test")
     found: dict[tuple[str, str, str], Comparison] = {}
-    enough = [task for task in results.tasks if len(results.values(task, "plain", "clean")) >= FEWEST_SEEDS]
-    for task in ("all", *enough):
-        for measure in SHOWN:
-            column = {name: compare(results, task, name, "plain", measure) for name in LONG_ROWS}
-            found |= {(task, name, measure): c for name, c in column.items() if c is not None}
-            _correct([c for c in column.values() if c is not None])
+    for suite, means in LONG.items():
+        results = Results(read_results(RESULTS / suite / "runs.jsonl.gz"), "test")
+        enough = [task for task in results.tasks if len(results.values(task, "plain", "clean")) >= FEWEST_SEEDS]
+        for task in (*means, *enough):
+            for measure in SHOWN:
+                column = {name: compare(results, task, name, "plain", measure) for name in LONG_ROWS}
+                found |= {(task, name, measure): c for name, c in column.items() if c is not None}
+                _correct([c for c in column.values() if c is not None])
     return found
 
 
@@ -139,9 +141,9 @@ def long_table(found: dict[tuple[str, str, str], Comparison]) -> str:
     """The table of long trainings in Markdown, one group of rows per task, with its number of seeds."""
     lines = head(["training images", *(MEASURES[measure] for measure in SHOWN)])
     for task in dict.fromkeys(task for task, _, _ in found):
-        seeds = found[task, next(iter(LONG_ROWS)), "clean"].seeds
+        seeds = next(comparison for (named, _, _), comparison in found.items() if named == task).seeds
         lines.append(row_of([f"*{LONG_TASKS[task]}, {seeds} seeds*", *("" for _ in SHOWN)]))
-        for name, title in LONG_ROWS.items():
+        for name, title in ((name, title) for name, title in LONG_ROWS.items() if (task, name, "clean") in found):
             lines.append(row_of([title, *(_cell(found.get((task, name, measure))) for measure in SHOWN)]))
     return "\n".join(lines)
 
