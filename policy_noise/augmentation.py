@@ -90,12 +90,10 @@ class Sample:
 
     def detach(self) -> "Sample":
         """The same draw without its graph."""
-        kept: dict[str, Any] = {} if self.is_scored else {"log_prob": None}
-        for field in dataclasses.fields(self):
-            if field.name not in kept:
-                value = getattr(self, field.name)
-                kept[field.name] = value.detach() if isinstance(value, Tensor) else value
-        return dataclasses.replace(self, **kept)
+        names = [f.name for f in dataclasses.fields(self) if f.name != "log_prob" or self.is_scored]
+        values = {name: getattr(self, name) for name in names}
+        kept: dict[str, Any] = {name: v.detach() for name, v in values.items() if isinstance(v, Tensor)}
+        return dataclasses.replace(self, **{"log_prob": None, **kept})
 
 
 class Drawing(Protocol):

@@ -44,7 +44,7 @@ PARTS: dict[str, Callable[[policy_noise.ReinforceHook], tuple[Any, str]]] = {
     "rendering": lambda hook: (hook.augmentation, "forward"),
     "loss of each sample": lambda hook: (LossSplitter, "__call__"),
     "observe": lambda hook: (hook.learner, "observe"),
-    "entropy": lambda hook: (window, "_entropy_sum"),
+    "entropy": lambda hook: (window, "_entropy_sums"),
     "score": lambda hook: (MaskSample, "surrogate"),
     "policy backward": lambda hook: (torch.autograd, "grad"),
     "estimator and policy step": lambda hook: (hook.learner, "step"),

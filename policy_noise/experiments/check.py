@@ -44,7 +44,7 @@ class Finding(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What reading an image told: a hash of its pixels; its only value, if it has but one; why it cannot be read."""
+    """What was found in an image: a hash of its pixels, its value if it is constant, the error if it is unreadable."""
 
     pixels: str
     constant: str
@@ -120,7 +120,7 @@ def _look_at_arrays(data: Any) -> Iterator[Look]:
 
 
 def look_at(paths: Sequence[str]) -> list[Look]:
-    """Decode files, to their own depth: no window is asked for."""
+    """Decode files at their full bit depth, so that no window is needed."""
     from PIL import Image
 
     looks = []

@@ -14,17 +14,17 @@ __all__ = ["end_with_parent", "in_threads", "usable_cores", "worker_pool"]
 
 T = TypeVar("T")
 U = TypeVar("U")
-THREADS = 16  # they wait for the disk, not for one another
+THREADS = 16  # more than cores, as they mostly wait for the disk
 
 
 def in_threads(work: Callable[[T], U], items: Sequence[T], *, desc: str, unit: str) -> Iterator[U]:
-    """Results in the order of the items, with a progress bar if it takes long; a failure ends all.
+    """Yield results in the order of the items, with a progress bar if it takes long. An error stops all threads.
 
     Args:
-        work: Done on every item.
+        work: Function that is called with each item.
         items: The items.
-        desc: What the bar says.
-        unit: What the bar calls an item.
+        desc: Text of the progress bar.
+        unit: The bar's name for an item.
     """
     from tqdm import tqdm
 
@@ -64,8 +64,8 @@ def worker_pool(jobs: int, initializer: Callable[..., Any], *arguments: Any) -> 
 def _start(initializer: Callable[..., Any], *arguments: Any) -> None:
     from tqdm import tqdm
 
-    tqdm.set_lock(threading.RLock())  # its own holds a semaphore, which a worker that is ended leaves behind
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    tqdm.set_lock(threading.RLock())  # its default lock leaks a semaphore if a worker is killed
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     end_with_parent()
     initializer(*arguments)
 

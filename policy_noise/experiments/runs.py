@@ -131,9 +131,9 @@ class Run:
         record = json.loads(json.dumps(record))  # as it will be read back
         path = self.folder / "recipe.json"
         # Only one process checks: the others might see the record that it has just written.
+        if writes and not resume:
+            require_free(self.folder)
         if path.is_file() and writes:
-            if not resume:
-                require_free(self.folder)
             differing = _differing(read_json(path), record)
             if differing:
                 changed = "; ".join(f"{name} was {_short(old)} and is {_short(new)}" for name, old, new in differing)

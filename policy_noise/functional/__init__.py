@@ -1,7 +1,7 @@
 """The mathematics of the noise mask, without state.
 
-All functions are pure. Random ones take a generator. Only the rendering operators are cached. They depend on nothing
-but sizes, device and dtype.
+All functions are pure. Random ones take a generator. Caches hold only what sizes and settings, device and dtype decide,
+such as the rendering operators.
 """
 
 from . import library  # noqa: F401 (registers with torch)

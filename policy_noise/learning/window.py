@@ -3,6 +3,7 @@
 import math
 import warnings
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 import torch.distributed as dist
@@ -154,9 +155,9 @@ def moments_of(
     valid = _join([count.valid(seen) for seen in window], torch.bool, device)
     samples = [seen.sample for seen in window]
     if not distributed:
-        entropy = _entropy_sum(samples, device, len(loss)) if with_entropy else None
+        entropy = _entropy_sums(samples, device, len(loss))[0] if with_entropy else None
         return WindowMoments(LossMoments.of(loss, valid, average), len(loss), entropy)
-    entropies = torch.stack([_entropy_sum(samples, device, per_action=per_action) for per_action in (True, False)])
+    entropies = torch.stack(_entropy_sums(samples, device))
     sums = torch.cat([LossMoments.sums(loss, valid, average), loss.new_tensor([len(loss)]), entropies])
     dist.all_reduce(sums)
     if not window and not bool(sums[3]):
@@ -165,17 +166,21 @@ def moments_of(
     return WindowMoments(LossMoments.of_all_ranks(loss, valid, sums[:3], average), seen, *(sums[4:] / seen))
 
 
-def _entropy_sum(samples: list[Sample], device: torch.device, count: int = 1, *, per_action: bool = True) -> Tensor:
-    """Entropy of all draws, per action or not, over a count; NaN where it is not known."""
-    total = None
+def _entropy_sums(samples: list[Sample], device: torch.device, count: int = 1) -> tuple[Tensor, Tensor]:
+    """Entropy of all draws: per action and over a count, and as it is. NaN where it is not known."""
+    if not samples:
+        return torch.zeros((), device=device), torch.zeros((), device=device)
+    per_action, whole = [], []
     with torch.no_grad():
         for sample in samples:
             entropy = sample.entropy
             if entropy is None:
-                return torch.full((), math.nan, device=device)
-            share = entropy.sum() / (count * (sample.actions if per_action else 1))
-            total = share if total is None else total + share
-    return torch.zeros((), device=device) if total is None else total
+                unknown = torch.full((), math.nan, device=device)
+                return unknown, unknown
+            total = entropy.sum()
+            per_action.append(total / (count * sample.actions))
+            whole.append(total)
+    return reduce(torch.add, per_action), reduce(torch.add, whole)
 
 
 def sum_over_ranks(gradient: Tensor, module: nn.Module) -> Tensor:

@@ -1,7 +1,7 @@
 """Masks compiled with torch.compile."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from ..augmentation import Sample
 from ..functional.distribution import draw_pairs
 from ..functional.rendering import without_autocast
 from ..utils.compat import of_any_batch
-from .samples import MaskSample, ShadingSample
+from .samples import MaskSample, ShadingSample, per_cell
 
 if TYPE_CHECKING:
     from .base import SmoothMask
@@ -84,23 +84,16 @@ class _CompiledSample(MaskSample):
 
     compiled: CompiledPolicyMask
 
-    @property
-    def entropy(self) -> Tensor:
-        if torch.is_grad_enabled() and self.has_graph:
-            return super().entropy
-        return self.compiled.entropy(self.concentration1, self.concentration0)
+    def _gradients(self, weight: Tensor, entropy_weight: Tensor | None) -> Sequence[Tensor]:
+        tensors = (self.action, self.concentration1, self.concentration0, weight, entropy_weight)
+        return self.compiled.gradient(*tensors).unbind(-1)
 
-    def surrogate(self, weight: Tensor, entropy_weight: Tensor | None = None) -> tuple[list[Tensor], list[Tensor]]:
-        with torch.no_grad():
-            tensors = (self.action, self.concentration1, self.concentration0, weight, entropy_weight)
-            gradients = self.compiled.gradient(*tensors)
-        return [self.concentration1, self.concentration0], [*gradients.unbind(-1)]
+    def _entropy(self) -> Tensor:
+        return self.compiled.entropy(self.concentration1, self.concentration0)
 
 
 def _gradient(action: Tensor, alpha: Tensor, beta: Tensor, weight: Tensor, entropy_weight: Tensor | None) -> Tensor:
-    broad = (-1, *[1] * (action.ndim - 1))
-    bonus = None if entropy_weight is None else entropy_weight.view(broad)
-    return torch.stack(PF.beta_gradient(action, alpha, beta, weight.view(broad), bonus), dim=-1)
+    return torch.stack(PF.beta_gradient(action, alpha, beta, *per_cell(action, weight, entropy_weight)), dim=-1)
 
 
 def _entropy(alpha: Tensor, beta: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """One draw of masks for a batch."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,12 @@ class ShadingSample(Sample):
     def expected(self) -> Tensor | None:
         """Expected value of each cell; None stands for 1/2."""
         return None
+
+
+def per_cell(action: Tensor, weight: Tensor, entropy_weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Weights of images, (B,), in the form in which they multiply an action's cells."""
+    shape = (-1, *[1] * (action.ndim - 1))
+    return weight.view(shape), None if entropy_weight is None else entropy_weight.view(shape)
 
 
 class _LogProb:
@@ -80,11 +87,17 @@ class MaskSample(ShadingSample):
         """The gradient in the concentrations, in closed form."""
         if self.is_scored:
             return super().surrogate(weight, entropy_weight)
-        broad = (-1, *[1] * (self.action.ndim - 1))
-        bonus = None if entropy_weight is None else entropy_weight.view(broad)
         with torch.no_grad():
-            gradients = self._shared().gradient(self.action, weight.view(broad), bonus)
+            gradients = self._gradients(weight, entropy_weight)
         return [self.concentration1, self.concentration0], [*gradients]
+
+    def _gradients(self, weight: Tensor, entropy_weight: Tensor | None) -> Sequence[Tensor]:
+        """Derivatives of the weighted sum in both concentrations, without graph."""
+        return self._shared().gradient(self.action, *per_cell(self.action, weight, entropy_weight))
+
+    def _entropy(self) -> Tensor:
+        """The entropy without graph."""
+        return self._shared().entropy().flatten(1).sum(1)
 
     def _shared(self) -> BetaTerms:
         """What entropy and gradient share, computed once."""
@@ -99,10 +112,8 @@ class MaskSample(ShadingSample):
     def entropy(self) -> Tensor:
         """Entropy in nats of each image's distribution, (B,), differentiable in the policy; computed when read."""
         if torch.is_grad_enabled() and self.has_graph:
-            cells = PF.beta_entropy(self.concentration1, self.concentration0)
-        else:
-            cells = self._shared().entropy()
-        return cells.flatten(1).sum(1)
+            return PF.beta_entropy(self.concentration1, self.concentration0).flatten(1).sum(1)
+        return self._entropy()
 
     @property
     def expected(self) -> Tensor:

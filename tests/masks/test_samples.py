@@ -35,8 +35,9 @@ def test_the_closed_gradient_is_that_of_the_weighted_sum(mask, with_entropy, com
     torch.testing.assert_close(found, torch.autograd.grad(total, parameters), rtol=1e-4, atol=1e-5)
 
 
-def test_a_log_prob_that_is_given_is_what_is_learned_from(mask):
-    sample = mask.sample(torch.randn(4, 3, 24, 24))
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_log_prob_that_is_given_is_what_is_learned_from(mask, compile):
+    sample = (mask.compiled() if compile else mask).sample(torch.randn(4, 3, 24, 24))
     other = torch.zeros(4, requires_grad=True)
     replaced = dataclasses.replace(sample, log_prob=other)
     outputs, weights = replaced.surrogate(torch.arange(4.0))
