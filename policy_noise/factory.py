@@ -19,7 +19,6 @@ from .masks import PolicyNoiseMask, RandomShading
 from .presets import get_preset
 from .settings import HookSettings, MaskSettings
 from .utils.model import image_channels, normalization, takes_volumes, unwrap
-from .utils.renames import check_renamed
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
@@ -63,8 +62,8 @@ def attach(
         optimizer: The loop's optimizer, or a wrapper of it. None for loops that have no torch optimizer: call
             ``hook.step()`` after each of their steps.
         criterion: The loss module that the loop calls. If your loss is a function, omit it and call
-            ``hook.observe(losses)`` with shape (B,). ``preset="augment"`` needs none.
-        preset: ``"learned"`` (an adversarial policy whose entropy is held near a target), ``"augment"`` (random masks,
+            ``hook.observe(losses)`` with shape (B,). ``preset="random"`` needs none.
+        preset: ``"learned"`` (an adversarial policy whose entropy is held near a target), ``"random"`` (random masks,
             nothing learned) or ``"paper"``. Settings that you pass take the place of the preset's;
             :mod:`policy_noise.presets` lists them.
         augmentation: Train this augmentation instead of a mask. The preset and the settings of masks do not apply then:
@@ -94,7 +93,6 @@ def attach(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     overrides: dict[str, Any] = dict(settings)
-    check_renamed(overrides)
     mask_names = _keywords(PolicyNoiseMask.__init__)
     hook_names = _keywords(ReinforceHook.__init__) | _keywords(PolicyLearner.__init__)
     unknown = overrides.keys() - mask_names - hook_names
@@ -153,7 +151,7 @@ def _build(network: nn.Module, preset: str, overrides: dict[str, Any], *, frozen
         settings |= normalization(network, settings["in_chans"])
     shading = inspect.signature(RandomShading).parameters.keys()
     plain = {name: value for name, value in settings.items() if name in shading}
-    unlearned = preset == "augment" and frozen and "policy" not in overrides
+    unlearned = preset == "random" and frozen and "policy" not in overrides
     if unlearned and settings.keys() - plain.keys() == {"in_chans", "policy"}:
         return RandomShading(**plain)
     # The loop's generators must not notice that there is a policy.

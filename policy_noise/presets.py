@@ -1,6 +1,6 @@
 """Named sets of settings.
 
-``augment`` has random masks, to use as an augmentation. ``learned`` has the same masks, learned by an adversarial
+``random`` has random masks, to use as an augmentation. ``learned`` has the same masks, learned by an adversarial
 policy whose entropy is held near -0.075 nats per cell, and which cannot brighten or darken images on average. ``paper``
 has the published settings, number for number.
 """
@@ -28,11 +28,11 @@ class Preset:
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        # The masks of "augment", learned. The policy's entropy is held, so that it cannot give up noise: the only
+        # The masks of "random", learned. The policy's entropy is held, so that it cannot give up noise: the only
         # learned condition of the study that was as good as random masks (docs/evidence.md).
         "learned": Preset(mask={"center_brightness": True}, hook={"reward": "adversarial", "entropy_target": -0.075}),
         # Learned masks were no better, and in some respects worse (benchmarks/README.md).
-        "augment": Preset(mask={"policy": "static"}, hook={"frozen": True}),
+        "random": Preset(mask={"policy": "static"}, hook={"frozen": True}),
         # arXiv 2406.14568 and its training code: a resnet10t on the full image, every image masked on its normalised
         # values at half the contrast, the batch's scalar loss as the reward of all, SGD at a tenth of 0.1.
         "paper": Preset(
@@ -65,8 +65,6 @@ def get_preset(name: str) -> Preset:
     Raises:
         ValueError: If there is none of that name.
     """
-    if name == "default":
-        raise ValueError("preset 'default' has been renamed: use 'learned'")
     if name not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {name!r}")
     return PRESETS[name]

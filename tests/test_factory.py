@@ -140,7 +140,7 @@ def test_the_overrides_are_those_of_mask_hook_and_learner(parts):
         ({"model": F.relu}, TypeError, r"model must be a torch\.nn\.Module, got function"),
         ({"optimizer": nn.Linear(2, 2)}, TypeError, "optimizer must be .*Linear"),
         ({"criterion": F.cross_entropy}, TypeError, "criterion must be .*function"),
-        ({"preset": "papper"}, ValueError, r"preset must be one of \['augment', 'learned', 'paper'\], got 'papper'"),
+        ({"preset": "papper"}, ValueError, r"preset must be one of \['learned', 'paper', 'random'\], got 'papper'"),
         ({"grid_size": 0}, ValueError, "grid_size .*got 0"),
         ({"kernel_size": 4}, ValueError, "kernel_size .*got 4"),
         ({"sigma": -1}, ValueError, "sigma .*got -1"),

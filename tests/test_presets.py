@@ -39,7 +39,7 @@ def test_the_augmentation_masks_and_learns_nothing_and_needs_no_criterion(batch)
     images, labels = batch
     model = nn.Sequential(nn.Flatten(), nn.Linear(images[0].numel(), 5))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    hook = policy_noise.attach(model, optimizer, preset="augment", in_chans=3)
+    hook = policy_noise.attach(model, optimizer, preset="random", in_chans=3)
     seen = []
     model[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     for _ in range(10):  # more than may wait for a loss
@@ -49,12 +49,12 @@ def test_the_augmentation_masks_and_learns_nothing_and_needs_no_criterion(batch)
     assert isinstance(hook.augmentation, RandomShading)
     assert hook.policy_optimizer is None
     settings = ("grid_size", "p", "strength", "pattern_std", "brightness_std", "mean_preserving", "scale_about")
-    mask = PolicyNoiseMask.from_preset("augment")
+    mask = PolicyNoiseMask.from_preset("random")
     assert all(getattr(hook.augmentation, name) == getattr(mask, name) for name in settings)
 
 
 def test_the_augmentations_mask():
-    mask = PolicyNoiseMask.from_preset("augment").eval()
+    mask = PolicyNoiseMask.from_preset("random").eval()
     assert (mask.grid_size, mask.p, mask.pattern_std, mask.brightness_std) == ((2, 2), 0.5, 0.1, 0.2)
     torch.manual_seed(0)
     sample = mask.sample(torch.rand(4000, 3, 16, 16))
@@ -94,5 +94,5 @@ def test_presets_cannot_be_changed_by_accident():
 
 @pytest.mark.parametrize("build", [get_preset, PolicyNoiseMask.from_preset])
 def test_an_unknown_preset_is_refused(build):
-    with pytest.raises(ValueError, match=r"preset must be one of \['augment', 'learned', 'paper'\], got 'papper'"):
+    with pytest.raises(ValueError, match=r"preset must be one of \['learned', 'paper', 'random'\], got 'papper'"):
         build("papper")

@@ -44,14 +44,14 @@ Transform = Callable[[Tensor], Any]
 
 
 def peers(kind: str) -> dict[str, Callable[[], Transform]]:
-    """Functions that make the compared transforms, by name. All change every image, except preset "augment"."""
+    """Functions that make the compared transforms, by name. All change every image, except preset "random"."""
     if kind == "batch":
         factor = torch.rand(16, 1, 224, 224)
         return {
             "one multiply": lambda: lambda images: images * factor,
             OURS: lambda: policy_noise.RandomShading(p=1.0, mean=0.0, std=1.0),
             NORMALIZED: lambda: policy_noise.RandomShading(p=1.0, mean=MEAN, std=STD),
-            'preset "augment", hooked, half of the images': _preset,
+            'preset "random", hooked, half of the images': _preset,
             "timm RandomErasing": _timm_erasing,
             "timm Mixup": _timm_mixup,
             "torchvision ColorJitter, one factor a batch": lambda: _torchvision("ColorJitter", *JITTER),
@@ -154,7 +154,7 @@ def _middle_half(seconds: list[float]) -> tuple[float, float]:
 
 def _preset() -> Transform:
     model = nn.Conv2d(3, 1, 1)
-    hook = policy_noise.attach(model, None, preset="augment", mean=0.0, std=1.0)
+    hook = policy_noise.attach(model, None, preset="random", mean=0.0, std=1.0)
 
     def transform(images: Tensor) -> Tensor:
         masked = hook.apply(images)

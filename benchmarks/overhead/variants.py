@@ -115,7 +115,7 @@ def make_variant(name: str, configuration: Configuration, device: torch.device) 
     forward: Callable[[Tensor, Tensor], Tensor] = lambda x, y: criterion(model(x), y)  # noqa: E731
     grid = configuration.grid or min(64, configuration.size // 2)
     if name == "augment":
-        hook = policy_noise.attach(model, optimizer, preset="augment", mean=MEAN, std=STD)
+        hook = policy_noise.attach(model, optimizer, preset="random", mean=MEAN, std=STD)
     elif name.startswith("default"):
         settings: dict[str, Any] = {"mean": MEAN, "std": STD}
         if configuration.grid:

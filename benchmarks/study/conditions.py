@@ -235,7 +235,7 @@ def _later() -> list[Condition]:
         _frozen("2x2-dose5-level", _level(0.05, 0.05)),
         _frozen("2x2-dose10-half-level", _level(0.1, 0.05)),
         _learned("coop-2x2-dose10-level-shuffled", _level(0.1, 0.1), shuffled=True),
-        # The learned counterpart of preset="augment", and the same strengths on the cells of the default at that time.
+        # The learned counterpart of preset="random", and the same strengths on the cells of the default at that time.
         *(
             _learned(f"coop-2x2-dose10-level20{twin}", _level(0.1, 0.2), shuffled=bool(twin))
             for twin in ("", "-shuffled")
@@ -266,7 +266,7 @@ def _later() -> list[Condition]:
             )
             for twin in ("", "-shuffled")
         ),
-        # The signal's own gradient instead of REINFORCE, on the mask of preset="augment".
+        # The signal's own gradient instead of REINFORCE, on the mask of preset="random".
         *(
             _learned(
                 f"pathwise-{name}-2x2-dose10-level20{bounded}{twin}",

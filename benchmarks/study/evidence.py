@@ -62,7 +62,7 @@ class Row:
 
 
 ROWS = (
-    Row("random", "frozen-2x2-dose10-level20", 'random masks, `preset="augment"`'),
+    Row("random", "frozen-2x2-dose10-level20", 'random masks, `preset="random"`'),
     Row("random", "frozen-2x2-dose5-level", "mild: pattern .05, brightness .05"),
     Row("random", "frozen-2x2-dose10", "pattern .10 alone"),
     Row("random", "frozen-1x1-dose20-level", "brightness .20 alone"),
@@ -83,7 +83,7 @@ LONG_ROWS = {
     "mixup": "MixUp",
     "randaugment": "RandAugment",
     "color-jitter": "ColorJitter(0.4, 0.4)",
-    "frozen-2x2-dose10-level20": 'random masks, `preset="augment"`',
+    "frozen-2x2-dose10-level20": 'random masks, `preset="random"`',
     HELD: 'learned masks, `preset="learned"`',
     "coop-2x2-dose10-level20": "cooperative, entropy not held",
     "color-jitter-2x2-dose10-level20": "ColorJitter, then random masks",

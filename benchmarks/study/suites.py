@@ -153,7 +153,7 @@ SUITES = {
     "brightness-alone": Suite(
         HALF_TASKS, tuple(name for name in CONDITIONS if "1x1-dose20" in name), 8, ("val", "test")
     ),
-    # preset="augment" again, now that the effect of brightness alone is known: brightness with and without a pattern.
+    # preset="random" again, now that the effect of brightness alone is known: brightness with and without a pattern.
     # Validation alone, with seeds that no other suite uses. Conditions that lose more than 0.01 clean in the mean over
     # the four tasks are excluded, as long as one is left. Of the rest, the one with the best mean of its differences
     # from plain (clean, shifted, bias fields) is taken. It replaces frozen-2x2-dose10-level, the preset at that time,
@@ -170,7 +170,7 @@ SUITES = {
     ),
     # Declared after augment-screen, whose rule left only a mask weaker than the preset at that time, which therefore
     # stayed. There a level of 0.2 with the same pattern gained more, without a significant clean loss against it. It
-    # becomes preset="augment" if the same holds here on validation, with new seeds: over the four tasks, the 95 %
+    # becomes preset="random" if the same holds here on validation, with new seeds: over the four tasks, the 95 %
     # intervals of its differences from frozen-2x2-dose10-level lie above 0 for the shifts and for bias fields, and not
     # below 0 on clean images. Test decides nothing.
     "augment": Suite(HALF_TASKS, ("frozen-2x2-dose10-level20",), 8, ("val", "test")),
@@ -200,7 +200,7 @@ SUITES = {
         5,
         ("val",),
     ),
-    # Declared with it, whatever it selects: the learned counterpart of preset="augment". Test decides nothing.
+    # Declared with it, whatever it selects: the learned counterpart of preset="random". Test decides nothing.
     "learned-augment": Suite(HALF_TASKS, ("coop-2x2-dose10-level20",), 8, ("val", "test")),
     "large-learned-augment": Suite(("joined-full-half",), ("coop-2x2-dose10-level20",), 8, ("val", "test")),
     # Declared after looking at suite learned-augment: do the default's masks work as well on other images?

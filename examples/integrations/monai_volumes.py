@@ -27,7 +27,7 @@ def main() -> None:
         loss_function=DiceLoss(sigmoid=True),
         train_handlers=[noise],
     ).run()
-    print(noise.hook.mask)
+    print(noise.hook.augmentation)
     print(noise.hook.metrics)
 
 

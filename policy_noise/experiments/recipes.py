@@ -74,7 +74,7 @@ class TrainRecipe:
         in_chans: Channels that the model takes: 1 or 3.
         noise: ``"conventional"`` (no masks), ``"frozen"`` (random masks of a policy that never learns) or ``"policy"``
             (learned masks).
-        preset: The mask's preset: ``"learned"``, ``"augment"`` or ``"paper"``.
+        preset: The mask's preset: ``"learned"``, ``"random"`` or ``"paper"``.
         noise_options: More arguments of :func:`policy_noise.attach`.
         policy_lr: Learning rate of the policy, which falls to 0 along a cosine; by default the preset's own rule.
         extra_augmentation: Intensity augmentation before the mask: ``"none"`` or one of

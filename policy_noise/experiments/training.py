@@ -71,7 +71,7 @@ def check_mask(model: nn.Module, recipe: TrainRecipe, *, multi_label: bool) -> N
     criterion: nn.Module = nn.BCEWithLogitsLoss() if multi_label else nn.CrossEntropyLoss()
     try:
         hook, _ = attach_noise(model, _optimizer(model, recipe), criterion, recipe, 1, torch.Generator())
-        hook.mask.sample(torch.zeros(2, recipe.in_chans, recipe.image_size, recipe.image_size))
+        hook.augmentation.sample(torch.zeros(2, recipe.in_chans, recipe.image_size, recipe.image_size))
         hook.remove()
     except Exception as error:  # TypeError of an unknown name, ValueError of a value, and what a policy raises
         raise ValueError(
@@ -192,7 +192,7 @@ def train(
         left_out = sum(world.gather(skipped))
         _report(run, writer, {**entry, "files_skipped": left_out} if left_out else entry)
         skipped = 0
-        mask = None if hook is None else hook.mask
+        mask = None if hook is None else hook.augmentation
         if run.writes and epoch in (0, noisy_epochs // 2, noisy_epochs - 1):
             moment = "3-end" if epoch == noisy_epochs - 1 else "2-middle" if epoch else "1-start"
             mask_gallery(run.figures / f"gallery-{moment}.png", mask, data, recipe, world, epoch)

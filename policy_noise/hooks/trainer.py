@@ -28,11 +28,6 @@ class PolicyTrainer(HookState):
     _paused: int
     _masked: bool
 
-    @property
-    def mask(self) -> StochasticAugmentation:
-        """Older name of ``augmentation``."""
-        return self.augmentation
-
     # -- for loops that mask and observe by hand -----------------------------------------------------------------------
 
     def apply(self, images: Tensor) -> Tensor:

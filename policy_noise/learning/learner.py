@@ -10,7 +10,6 @@ from torch import Tensor
 from .. import functional as PF
 from ..augmentation import Sample, StochasticAugmentation
 from ..utils.distributed import is_distributed
-from ..utils.renames import refuse_renamed
 from .entropy import EntropyConstraint
 from .estimators import PaperEstimator, create_estimator
 from .metrics import KEYS, LastStep
@@ -56,7 +55,6 @@ class PolicyLearner:
             losses are ignored.
     """
 
-    @refuse_renamed
     def __init__(
         self,
         augmentation: StochasticAugmentation,

@@ -12,7 +12,6 @@ from ..functional.distribution import draw_pairs
 from ..functional.rendering import without_autocast
 from ..policy import SpatialPolicy, StaticPolicy, create_policy
 from ..presets import get_preset
-from ..utils.renames import refuse_renamed
 from .base import SmoothMask
 from .compiled import CompiledPolicyMask
 from .samples import MaskSample
@@ -74,7 +73,6 @@ class PolicyNoiseMask(SmoothMask):
         (True, True)
     """
 
-    @refuse_renamed
     def __init__(
         self,
         in_chans: int = 3,
@@ -121,7 +119,7 @@ class PolicyNoiseMask(SmoothMask):
         """Build a mask from a preset's settings, any of which can be overridden.
 
         Args:
-            preset: ``"learned"``, ``"augment"`` or ``"paper"``.
+            preset: ``"learned"``, ``"random"`` or ``"paper"``.
             in_chans: Channels of the images.
             overrides: Arguments of the class.
 

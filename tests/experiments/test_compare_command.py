@@ -65,7 +65,7 @@ def finished(tmp_path_factory, files):
 
 
 def arguments(files, *methods):
-    own = 'mild={"noise": "frozen", "preset": "augment", "noise_options": {"pattern_std": 0.05}}'
+    own = 'mild={"noise": "frozen", "preset": "random", "noise_options": {"pattern_std": 0.05}}'
     return ["--npz", files / "mine.npz", "--site", f"B={files / 'other.npz'}", "--target", files / "other.npz",
             "--methods", *(methods or ["conventional"]), "--method", own]  # fmt: skip
 

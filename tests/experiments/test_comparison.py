@@ -32,7 +32,7 @@ SPEED = [{"images_per_s": 100.0}]
 
 def test_the_reference_is_always_there_and_first():
     assert [method.name for method in choose_methods(["mixup", "augment"], [])] == [REFERENCE, "mixup", "augment"]
-    own = 'mild={"noise": "frozen", "preset": "augment", "noise_options": {"pattern_std": 0.05}}'
+    own = 'mild={"noise": "frozen", "preset": "random", "noise_options": {"pattern_std": 0.05}}'
     chosen = choose_methods([], [own])
     assert [method.name for method in chosen] == [REFERENCE, "mild"]
     assert recipe_for(chosen[1], BASE, 3).noise_options == {"pattern_std": 0.05}

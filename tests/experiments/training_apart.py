@@ -65,5 +65,5 @@ def train_apart(rank: int, folder: str, names: list[str], when: str = "", port: 
             place = Path(folder, name)
             model = train(run_of(place, RECIPES[name], here), RECIPES[name], organs(), here)
             # What each rank ended with, to compare them.
-            policy = {key: value for hook in hooks for key, value in hook.mask.state_dict().items()}
+            policy = {key: value for hook in hooks for key, value in hook.augmentation.state_dict().items()}
             torch.save({"model": model.state_dict(), "policy": policy}, place / f"rank{here.rank}.pt")

@@ -953,11 +953,11 @@ def test_a_loop_that_nobody_wrote_for_this_package(make_model, dtype, preset, re
     small = {"grid_size": 4, "kernel_size": 3, "sigma": 1.0} if preset == "paper" else {}
 
     hook = attach(model, optimizer, criterion, preset=preset, **small)  # the one added line
-    before = copy.deepcopy(hook.mask.state_dict())
+    before = copy.deepcopy(hook.augmentation.state_dict())
 
     ema, history = train(model, optimizer, criterion, batches, dtype=dtype)
     assert hook.metrics["samples_seen"] == 60 * 16
-    assert any(not torch.equal(value, before[name]) for name, value in hook.mask.state_dict().items())
+    assert any(not torch.equal(value, before[name]) for name, value in hook.augmentation.state_dict().items())
     assert hook.policy_optimizer.param_groups[0]["lr"] < 1e-4  # it has followed the schedule to its end
     assert sum(history[-10:]) < 0.8 * sum(history[:10])
     hook.remove()

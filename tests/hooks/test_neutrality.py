@@ -76,7 +76,7 @@ POLICIES = {
     "spatial": lambda: {},
     "dropout": lambda: {"policy": Dropping()},
     "backbone": lambda: {"policy": "resnet10t"},
-    "augment": lambda: {"preset": "augment"},
+    "augment": lambda: {"preset": "random"},
 }
 
 
@@ -108,7 +108,7 @@ def test_generators_are_untouched_by_twenty_masked_steps(kind):
     assert states[2] == python_state
 
 
-@pytest.mark.parametrize("settings", [{}, {"policy": "resnet10t"}, {"preset": "augment"}, {"policy": "static"}])
+@pytest.mark.parametrize("settings", [{}, {"policy": "resnet10t"}, {"preset": "random"}, {"policy": "static"}])
 def test_attaching_draws_nothing_from_the_global_generator(make_model, settings):
     model = make_model()
     before = torch.get_rng_state()

@@ -55,7 +55,7 @@ def test_learns_and_validates_clean(options, attach_before):
     assert_clean(watch.validation, images)
     assert hook.metrics["samples_seen"] == 32
     assert hook._draws.steps == 4 // options.get("gradient_accumulation_steps", 1)
-    assert hook.mask.policy.head.weight.abs().sum() > 0
+    assert hook.augmentation.policy.head.weight.abs().sum() > 0
 
 
 def test_resume_equals_uninterrupted(tmp_path):

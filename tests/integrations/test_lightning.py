@@ -83,7 +83,7 @@ def test_learns_and_validates_clean(manual, precision):
     assert_clean(watch.validation, images)
     assert noise.hook.metrics["samples_seen"] == 64
     assert policy_vector(noise.hook).isfinite().all()
-    assert noise.hook.mask.policy.head.weight.abs().sum() > 0  # it starts at zero
+    assert noise.hook.augmentation.policy.head.weight.abs().sum() > 0  # it starts at zero
     module.train()
     assert torch.equal(module.net(images), module.net(images))  # the hook was removed when fitting ended
 

@@ -141,7 +141,7 @@ class Loop:
         seen = self.hook.learner._window[-1]
         sample, losses = seen.sample, seen.loss
         with torch.random.fork_rng(), torch.no_grad(), self.autocast():
-            masked = self.hook.mask(self.images, sample)
+            masked = self.hook.augmentation(self.images, sample)
             expected = nn.functional.cross_entropy(self.twin(masked), args[1])
         self.losses += [(loss.item(), expected.item()), (losses.mean().item(), expected.item())]
 

@@ -53,10 +53,10 @@ def test_learns_on_volumes_and_validates_clean():
     trainer(network, [noise, ValidationHandler(1, evaluator)], DiceLoss(sigmoid=True)).run()
     assert_masked(watch.training, VOLUMES)
     assert_clean(watch.validation, VOLUMES)
-    assert noise.hook.mask.grid_size == (4, 4, 4)
+    assert noise.hook.augmentation.grid_size == (4, 4, 4)
     assert type(noise.hook.learner._moving_average) is torch.Tensor  # no MetaTensor goes into the policy
     assert noise.hook.metrics["samples_seen"] == 24
-    assert noise.hook.mask.policy.head.weight.abs().sum() > 0
+    assert noise.hook.augmentation.policy.head.weight.abs().sum() > 0
     network.train()
     assert network._forward_pre_hooks.keys() == set()  # taken off when the run ended
 

@@ -117,7 +117,7 @@ def test_volumes(grid_size):
     model, criterion = TinyNet(in_chans=1, dims=3), nn.CrossEntropyLoss()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     hook = policy_noise.attach(model, optimizer, criterion, **({} if grid_size is None else {"grid_size": grid_size}))
-    assert hook.mask.grid_size == {None: (2, 2, 2), 3: (3, 3, 3), (2, 4, 4): (2, 4, 4)}[grid_size]
+    assert hook.augmentation.grid_size == {None: (2, 2, 2), 3: (3, 3, 3), (2, 4, 4): (2, 4, 4)}[grid_size]
     before = policy_vector(hook)
     for rows in torch.arange(16).split(8):
         loss = criterion(model(volumes[rows]), targets[rows])

@@ -88,7 +88,7 @@ def test_learns_and_validates_clean(opt, dtype):
     optimizer = create_optimizer_v2(task.trainable_module, opt=opt, lr=1e-2)
     scheduler, _ = create_scheduler_v2(optimizer, "cosine", num_epochs=2, warmup_epochs=0, updates_per_epoch=4)
     hook = attach(task, optimizer)
-    assert hook.mask.black.flatten().tolist() == pytest.approx([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225])
+    assert hook.augmentation.black.flatten().tolist() == pytest.approx([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225])
     ema = task.setup_ema(decay=0.5)
     watch, watch_ema = Watch(task.trainable_module.conv_stem), Watch(ema.module.conv_stem)
     for epoch in range(2):
@@ -101,7 +101,7 @@ def test_learns_and_validates_clean(opt, dtype):
     assert_clean(watch_ema.validation, images)
     assert hook.metrics["samples_seen"] == 64
     assert hook.metrics["samples_dropped"] == 0
-    assert hook.mask.policy.head.weight.abs().sum() > 0
+    assert hook.augmentation.policy.head.weight.abs().sum() > 0
     assert hook.policy_optimizer.param_groups[0]["lr"] < 1e-2  # follows the cosine
 
 
@@ -158,7 +158,7 @@ def test_jsd_with_splits_in_a_task():
     hook = attach(task, optimizer)
     train_one_epoch(task, optimizer, prepare=views)
     assert hook.metrics["samples_seen"] == 96
-    assert hook.mask.policy.head.weight.abs().sum() > 0
+    assert hook.augmentation.policy.head.weight.abs().sum() > 0
 
 
 def test_jsd_without_a_task_says_what_to_do():

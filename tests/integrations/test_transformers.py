@@ -79,7 +79,7 @@ def test_loss_inside_the_model(tmp_path, kind, labels):
     assert_masked(watch.training, images)
     assert_clean(watch.validation, images)
     assert noise.hook.metrics["samples_seen"] == 64
-    assert noise.hook.mask.policy.head.weight.abs().sum() > 0
+    assert noise.hook.augmentation.policy.head.weight.abs().sum() > 0
 
 
 def test_reward_is_the_loss_that_the_model_computes(tmp_path):

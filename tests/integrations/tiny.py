@@ -54,7 +54,7 @@ def parameters_equal(first: nn.Module, second: nn.Module) -> bool:
 
 def policy_vector(hook: ReinforceHook) -> Tensor:
     """All of a policy's weights in one vector."""
-    return nn.utils.parameters_to_vector(hook.mask.parameters()).detach().clone()
+    return nn.utils.parameters_to_vector(hook.augmentation.parameters()).detach().clone()
 
 
 def assert_moved(before: Tensor, hook: ReinforceHook) -> None:

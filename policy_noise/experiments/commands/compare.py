@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=JSON",
         help=f"a method of your own, as a JSON object with any of {', '.join(SETTINGS)}, for example "
-        'mild={"noise": "frozen", "preset": "augment", "noise_options": {"pattern_std": 0.05}}',
+        'mild={"noise": "frozen", "preset": "random", "noise_options": {"pattern_std": 0.05}}',
     )
     group.add_argument(
         "--site",

@@ -37,14 +37,14 @@ class Method:
 
 
 _PAPER: dict[str, Any] = {"preset": "paper", "policy_lr": 0.01}
-_RANDOM: dict[str, Any] = {"noise": "frozen", "preset": "augment", "policy_lr": None}
+_RANDOM: dict[str, Any] = {"noise": "frozen", "preset": "random", "policy_lr": None}
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         method.name: method
         for method in (
             Method(REFERENCE, "conventional", "no masks and no other change of intensities"),
-            Method("augment", "random masks", 'smooth random shading of half of the images, preset="augment"', _RANDOM),
+            Method("augment", "random masks", 'smooth random shading of half of the images, preset="random"', _RANDOM),
             Method(
                 "policy",
                 "learned masks",
@@ -103,7 +103,7 @@ def choose_methods(names: Sequence[str], own: Sequence[str]) -> list[Method]:
     Args:
         names: Names from :data:`METHODS`.
         own: The user's own methods as ``NAME=JSON`` with an object of settings, such as
-            ``mild={"noise": "frozen", "preset": "augment", "noise_options": {"pattern_std": 0.05}}``.
+            ``mild={"noise": "frozen", "preset": "random", "noise_options": {"pattern_std": 0.05}}``.
 
     Raises:
         ValueError: If a name is unknown or repeated, or an own method is malformed.
@@ -123,7 +123,7 @@ def choose_methods(names: Sequence[str], own: Sequence[str]) -> list[Method]:
 
 def _parse(text: str) -> Method:
     name, separator, settings = text.partition("=")
-    form = '--method must be NAME=JSON, for example mild={"noise": "frozen", "preset": "augment"}'
+    form = '--method must be NAME=JSON, for example mild={"noise": "frozen", "preset": "random"}'
     if not separator or not name or not all(letter.isalnum() or letter in "-_." for letter in name):
         raise ValueError(f"{form}, with letters, digits, ., - and _ in NAME; got {text!r}")
     if name in METHODS:
