@@ -20,7 +20,7 @@ from policy_noise.experiments.shifts import SEVERITIES, SHIFTS
 
 ROOT = Path(__file__).resolve().parents[2]
 JOINED = ("mednist", "braintumormri", "breastcancerus")
-ORGANS = ROOT / "examples" / "data" / "organpatches.npz"
+ORGANS = ROOT / "policy_noise" / "experiments" / "embedded" / "organpatches.npz"
 
 
 @dataclass(frozen=True)

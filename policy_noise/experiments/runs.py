@@ -194,7 +194,7 @@ class Run:
 
 def _settings_of_presets(stage: str, recipe: Any) -> dict[str, Any]:
     """Return what the presets of a run stand for. A version of the package that changes them must not go on with it."""
-    masked = getattr(recipe, "noise", "conventional") != "conventional"
+    masked = getattr(recipe, "noise", "plain") != "plain"
     names = PRESETS if stage == "compare" else [recipe.preset] if masked else []
     return {name: {"mask": dict(PRESETS[name].mask), "hook": dict(PRESETS[name].hook)} for name in names}
 

@@ -65,9 +65,9 @@ def finished(tmp_path_factory, files):
 
 
 def arguments(files, *methods):
-    own = 'mild={"noise": "frozen", "preset": "random", "noise_options": {"pattern_std": 0.05}}'
+    own = 'mild={"noise": "random", "preset": "random", "noise_options": {"pattern_std": 0.05}}'
     return ["--npz", files / "mine.npz", "--site", f"B={files / 'other.npz'}", "--target", files / "other.npz",
-            "--methods", *(methods or ["conventional"]), "--method", own]  # fmt: skip
+            "--methods", *(methods or ["plain"]), "--method", own]  # fmt: skip
 
 
 def copied(finished, tmp_path):
@@ -77,7 +77,7 @@ def copied(finished, tmp_path):
 
 def test_the_page_and_its_numbers(finished):
     results = json.loads((finished / "results.json").read_text())
-    assert [method["name"] for method in results["methods"]] == ["conventional", "mild"]
+    assert [method["name"] for method in results["methods"]] == ["plain", "mild"]
     assert len(results["runs"]) == 6
     table = results["tables"]["f1"]
     assert [m["key"] for m in table["measures"]] == ["clean", "site:B", "shifts", "few-shot:other"]
@@ -132,7 +132,7 @@ def test_runs_of_a_seed_share_weights_order_and_geometry(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(training, "augment", look)
     monkeypatch.setattr(training, "create_model", begin)
-    compare("--npz", files / "mine.npz", "--methods", "augment", "policy", "mixup", "--seeds", 1,
+    compare("--npz", files / "mine.npz", "--methods", "random", "learned", "mixup", "--seeds", 1,
             "--output", tmp_path / "out")  # fmt: skip
     first, *others = seen
     assert len(others) == 3
@@ -178,18 +178,18 @@ def compare_rank(rank, words, port, folder):
 
 
 def test_of_two_processes_one_writes(tmp_path, files):
-    words = ["--npz", files / "mine.npz", "--methods", "augment", "--site", f"B={files / 'other.npz'}", "--seeds", 1,
+    words = ["--npz", files / "mine.npz", "--methods", "random", "--site", f"B={files / 'other.npz'}", "--seeds", 1,
              "--output", tmp_path / "out", "--set", *TINY]  # fmt: skip
     run_ranks(compare_rank, [str(word) for word in words], free_port(), tmp_path)
     printed = "".join(path.read_text() for path in tmp_path.glob("printed-*"))
     assert printed.count("No verdict from 1 seed:") == 1
-    log = (tmp_path / "out" / "runs" / "augment-0" / "metrics.jsonl").read_text().splitlines()
+    log = (tmp_path / "out" / "runs" / "random-0" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in log if "val_f1" in line] == [1, 2]
 
 
 def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, monkeypatch, capsys, files):
     monkeypatch.setattr(command, "estimate", estimate)
-    compare(*arguments(files, "augment", "paper"), "--seeds", 4, "--output", tmp_path / "out", "--dry-run")
+    compare(*arguments(files, "random", "paper"), "--seeds", 4, "--output", tmp_path / "out", "--dry-run")
     printed = capsys.readouterr().out
     assert "site B: 48 images of 2 shared classes, only tested on" in printed
     assert "24 images are left out, of classes not trained on: zebra" in printed
@@ -250,7 +250,7 @@ def test_radimagenet_with_a_tree_as_its_site(tmp_path):
                 for index in range(4 * number, 4 * number + 4):
                     table.writerow([f"radiology_ai/{folder}/{index}.png", folder.rpartition("/")[2]])
     site = write_images(tmp_path / "site", ["CT__lung__nodule", "MR__knee__acl"], ("test",))
-    compare("--radimagenet", root, "--site", f"clinic={site}", "--methods", "augment", "--seeds", 1,
+    compare("--radimagenet", root, "--site", f"clinic={site}", "--methods", "random", "--seeds", 1,
             "--output", tmp_path / "out")  # fmt: skip
     record = json.loads((tmp_path / "out" / "recipe.json").read_text())["data"]
     assert record["sites"][0]["classes"] == ["CT/lung/nodule", "MR/knee/acl"]
@@ -260,7 +260,7 @@ def test_training_images_among_the_tested_are_said_everywhere(tmp_path, capsys):
     mine = write_images(tmp_path / "mine", ["a", "b"], ("train", "val", "test"))
     site = write_images(tmp_path / "site", ["a", "b"], (".",), images=3, seed=1)
     shutil.copy(mine / "train" / "a" / "0.png", site / "b" / "copy.png")
-    line = ["--image-folder", mine, "--site", f"B={site}", "--methods", "augment", "--seeds", 1]
+    line = ["--image-folder", mine, "--site", f"B={site}", "--methods", "random", "--seeds", 1]
     compare(*line, "--output", tmp_path / "out", "--dry-run")
     found, meaning = "1 of the 7 images of site B is a training image too", "scores there say less about new images."
     said = f"{found}: {meaning}"
@@ -281,7 +281,7 @@ def test_medmnist_with_another_of_its_sets_as_site_and_target(tmp_path):
     for flag in ("organamnist", "organsmnist"):
         write_npz(tmp_path / f"{flag}.npz", 11, images=33)
     compare("--medmnist", "organamnist", "--root", tmp_path, "--site", "sagittal=organsmnist", "--target",
-            "organsmnist", "--methods", "augment", "--seeds", 1, "--output", tmp_path / "out")  # fmt: skip
+            "organsmnist", "--methods", "random", "--seeds", 1, "--output", tmp_path / "out")  # fmt: skip
     assert measures(tmp_path / "out") == ["clean", "site:sagittal", "shifts", "few-shot:organsmnist"]
     record = json.loads((tmp_path / "out" / "recipe.json").read_text())["data"]
     assert len(record["sites"][0]["classes"]) == 11
@@ -300,7 +300,7 @@ def test_several_labels_an_image(tmp_path):
     np.savez(tmp_path / "several.npz", **content)
     line = ["--npz", tmp_path / "several.npz", "--multi-label", "--site", f"B={tmp_path / 'several.npz'}",
             "--seeds", 1, "--output", tmp_path / "out", "--methods"]  # fmt: skip
-    compare(*line, "augment")
+    compare(*line, "random")
     assert measures(tmp_path / "out") == ["clean", "site:B", "shifts"]
     with pytest.raises(SystemExit, match="method mixup: mixup needs one label per image, and several has several"):
         compare(*line, "mixup", "--resume")
@@ -319,12 +319,12 @@ def test_several_labels_an_image(tmp_path):
         (["--site", "B=nowhere"], "site B: nowhere does not exist: it must be an npz file"),
         (["--site", "A=OTHER", "A=OTHER"], r"--site: names must differ from one another, got \['A', 'A'\]"),
         (["--target", "OTHER", "OTHER"], "--target: names must differ"),
-        (["--set", "noise=policy"], "--set noise: methods may differ in this setting; set it with --method NAME=JSON"),
+        (["--set", "noise=learned"], "--set noise: methods may differ in this setting; set it with --method NAME=JSON"),
         (["--set", "seed=3"], "--set seed: the runs use the seeds"),
         (["--set", "clean_epochs=10"], "clean_epochs must be fewer than epochs, got 10 of 10"),
         (["--set", "batch_size=25"], "needs 25 training images, got 24"),
         (
-            ["--method", 'm={"preset": "loud", "noise": "policy"}'],
+            ["--method", 'm={"preset": "loud", "noise": "learned"}'],
             "method m: noise_options .* do not suit preset='loud'",
         ),
     ],
@@ -351,5 +351,5 @@ def test_other_images_or_sites_are_not_resumed(tmp_path, finished, files):
 
 def test_a_run_that_diverges_is_named(tmp_path, files):
     with pytest.raises(SystemExit, match=r"conventional, seed 0: training diverged"):
-        compare("--npz", files / "mine.npz", "--methods", "augment", "--seeds", 1, "--output", tmp_path / "out",
+        compare("--npz", files / "mine.npz", "--methods", "random", "--seeds", 1, "--output", tmp_path / "out",
                 tiny=[*TINY, "lr=1e30"])  # fmt: skip

@@ -31,8 +31,8 @@ SPEED = [{"images_per_s": 100.0}]
 
 
 def test_the_reference_is_always_there_and_first():
-    assert [method.name for method in choose_methods(["mixup", "augment"], [])] == [REFERENCE, "mixup", "augment"]
-    own = 'mild={"noise": "frozen", "preset": "random", "noise_options": {"pattern_std": 0.05}}'
+    assert [method.name for method in choose_methods(["mixup", "random"], [])] == [REFERENCE, "mixup", "random"]
+    own = 'mild={"noise": "random", "preset": "random", "noise_options": {"pattern_std": 0.05}}'
     chosen = choose_methods([], [own])
     assert [method.name for method in chosen] == [REFERENCE, "mild"]
     assert recipe_for(chosen[1], BASE, 3).noise_options == {"pattern_std": 0.05}
@@ -42,7 +42,7 @@ def test_the_reference_is_always_there_and_first():
 def test_methods_differ_from_the_reference_in_their_own_settings_alone(name):
     recipe, reference = (dataclasses.asdict(recipe_for(METHODS[m], BASE, 3)) for m in (name, REFERENCE))
     differing = {key for key in recipe if recipe[key] != reference[key]}
-    assert differing <= {"noise", "preset", "noise_options", "policy_lr", "extra_augmentation"}
+    assert differing <= {"noise", "preset", "noise_options", "policy_lr", "extra_augmentation", "normalize_images"}
     assert bool(differing) is (name != REFERENCE)
 
 
@@ -56,13 +56,13 @@ def test_the_papers_grid_follows_the_image():
     ("names", "own", "message"),
     [
         (["augmnt"], [], r"--methods must be among \['conventional', .*got \['augmnt'\]"),
-        (["conventional"], [], "at least one method besides conventional"),
+        (["plain"], [], "at least one method besides conventional"),
         ([], ["mild"], "--method must be NAME=JSON"),
         ([], ["a b={}"], "letters, digits, ., - and _ in NAME"),
         ([], ["mild={noise: 1}"], "is not JSON"),
         ([], ["mild=[1]"], "is not an object"),
         ([], ['mild={"epochs": 3}'], r"may only change .*, got \['epochs'\]"),
-        ([], ['augment={"noise": "frozen"}'], "a built-in method"),
+        ([], ['random={"noise": "frozen"}'], "a built-in method"),
         ([], ["a={}", "a={}"], "must have different names"),
     ],
 )
@@ -205,7 +205,7 @@ def comparison(tmp_path):
 
     def write(gains, seeds=8, spread=0.01):
         rng = np.random.default_rng(0)
-        names = ["conventional", *gains]
+        names = ["plain", *gains]
         methods = [{"name": n, "label": METHODS[n].label, "about": "", "changes": {}} for n in names]
         data = {"classes": 5, "sites": [{"name": "B", "classes": ["a", "b"]}], "targets": []}
         for path, value in (
@@ -232,7 +232,7 @@ def comparison(tmp_path):
     return write
 
 
-def row_of(table, method, measure, versus="conventional"):
+def row_of(table, method, measure, versus="plain"):
     return next(
         row
         for row in table["differences"]
@@ -241,32 +241,32 @@ def row_of(table, method, measure, versus="conventional"):
 
 
 def test_a_difference_that_is_there_is_found_and_paired(comparison):
-    results = results_of(comparison({"augment": (-0.05, 0.1), "policy": (0.0, 0.0)}))
+    results = results_of(comparison({"random": (-0.05, 0.1), "learned": (0.0, 0.0)}))
     table = results["tables"]["f1"]
-    assert table["tests"] == 9  # three measures of augment, of policy, and of policy minus augment
-    found = row_of(table, "augment", "site:B")
+    assert table["tests"] == 9  # three measures of random, of learned, and of learned minus random
+    found = row_of(table, "random", "site:B")
     assert found["p_holm"] < 0.05
     assert found["mean"] == pytest.approx(0.1, abs=0.02)  # seeds alone spread by 0.1
     assert 0 < found["smallest"] < 0.05
-    assert row_of(table, "policy", "clean")["p_holm"] > 0.05
-    assert row_of(table, "policy", "site:B", "augment")["mean"] == pytest.approx(-0.1, abs=0.02)
+    assert row_of(table, "learned", "clean")["p_holm"] > 0.05
+    assert row_of(table, "learned", "site:B", "random")["mean"] == pytest.approx(-0.1, abs=0.02)
     assert results["tables"]["shifts"]["tests"] == 8 * 3
 
 
 def test_the_correction_is_over_all_tests_of_a_table(comparison):
-    table = results_of(comparison({"augment": (0.0, 0.0)}))["tables"]["f1"]
+    table = results_of(comparison({"random": (0.0, 0.0)}))["tables"]["f1"]
     smallest = min(table["differences"], key=lambda row: row["p"])
     assert smallest["p_holm"] == pytest.approx(min(1.0, smallest["p"] * table["tests"]))
 
 
 def test_the_mean_of_shifts_is_over_all_severities(comparison):
-    folder = comparison({"augment": (0.0, 0.0)}, seeds=3, spread=0.0)
-    means = results_of(folder)["tables"]["f1"]["means"]["augment"]
+    folder = comparison({"random": (0.0, 0.0)}, seeds=3, spread=0.0)
+    means = results_of(folder)["tables"]["f1"]["means"]["random"]
     assert means["shifts"][0] - means["clean"][0] == pytest.approx(0.02)
 
 
 def test_the_verdict_says_what_helps_and_what_it_costs(comparison):
-    gains = {"augment": (-0.05, 0.1), "policy": (-0.05, 0.1), "color-jitter": (0.0, 0.0), "mixup": (0.06, 0.0)}
+    gains = {"random": (-0.05, 0.1), "learned": (-0.05, 0.1), "color-jitter": (0.0, 0.0), "mixup": (0.06, 0.0)}
     answer, *others = verdict(results_of(comparison(gains)))
     trade = "(better on site B; worse on clean test images)"
     assert answer.startswith(
@@ -282,7 +282,7 @@ def test_the_verdict_says_what_helps_and_what_it_costs(comparison):
 
 
 def test_scores_near_guessing_are_called_so(comparison):
-    texts = verdict(results_of(comparison({"augment": (0.0, 0.0)})))
+    texts = verdict(results_of(comparison({"random": (0.0, 0.0)})))
     (near,) = (text for text in texts if "guessing" in text)
     assert near.startswith("No method does much better than guessing on site B (0.")  # 0.3 of two classes
     assert "guessing among 2 gives 0.500" in near
@@ -290,14 +290,14 @@ def test_scores_near_guessing_are_called_so(comparison):
 
 
 def test_an_interval_beside_zero_without_a_significant_test_is_no_finding(comparison):
-    gains = dict.fromkeys(["augment", "mixup", "randaugment"], (-0.05, 0.0))
+    gains = dict.fromkeys(["random", "mixup", "randaugment"], (-0.05, 0.0))
     texts = verdict(results_of(comparison(gains, seeds=3)))
     assert any("lower, but not significant after correction, on clean test images (-0.0" in text for text in texts)
 
 
 def test_differences_that_do_not_vary_tell_nothing_of_what_could_be_seen(comparison):
-    results = results_of(comparison({"augment": (0.0, 0.0)}, seeds=3, spread=0.0))
-    row = row_of(results["tables"]["f1"], "augment", "clean")
+    results = results_of(comparison({"random": (0.0, 0.0)}, seeds=3, spread=0.0))
+    row = row_of(results["tables"]["f1"], "random", "clean")
     assert (row["spread"], row["smallest"], row["seeds_for_a_point"]) == (0, None, None)
     (power,) = (text for text in verdict(results) if text.startswith("Power:"))
     assert "unknown on clean test images (the differences do not vary)" in power
@@ -305,7 +305,7 @@ def test_differences_that_do_not_vary_tell_nothing_of_what_could_be_seen(compari
 
 
 def test_training_images_at_a_site_stand_right_after_the_answer(comparison):
-    folder = comparison({"augment": (0.0, 0.0)})
+    folder = comparison({"random": (0.0, 0.0)})
     plan = json.loads((folder / "plan.json").read_text())
     shared = {"shared": 3, "images": 7, "example": "x.png", "original": "y.png"}
     (folder / "plan.json").write_text(json.dumps(plan | {"overlaps": {"site:B": shared, "val": shared}}))
@@ -314,24 +314,24 @@ def test_training_images_at_a_site_stand_right_after_the_answer(comparison):
 
 
 def test_two_seeds_give_no_verdict(comparison):
-    results = results_of(comparison({"augment": (0.3, 0.3)}, seeds=2))
+    results = results_of(comparison({"random": (0.3, 0.3)}, seeds=2))
     assert verdict(results)[0].startswith("No verdict from 2 seeds: a test needs at least three")
-    row = row_of(results["tables"]["f1"], "augment", "clean")
+    row = row_of(results["tables"]["f1"], "random", "clean")
     assert (row["p"], row["smallest"], row["seeds_for_a_point"]) == (None, None, None)
     json.dumps(results, allow_nan=False)
 
 
 def test_seeds_without_all_methods_are_left_out_and_named(comparison):
-    folder = comparison({"augment": (0.0, 0.0)}, seeds=4)
-    (folder / "runs" / "augment-2" / "comparison.json").unlink()
+    folder = comparison({"random": (0.0, 0.0)}, seeds=4)
+    (folder / "runs" / "random-2" / "comparison.json").unlink()
     results = results_of(folder)
-    assert (results["seeds"], results["missing"]) == ([0, 1, 3], ["augment-2"])
+    assert (results["seeds"], results["missing"]) == ([0, 1, 3], ["random-2"])
 
 
 def test_folders_without_a_comparison(tmp_path, comparison):
     with pytest.raises(FileNotFoundError, match=r"holds no comparison: plan\.json is missing"):
         results_of(tmp_path)
-    folder = comparison({"augment": (0.0, 0.0)}, seeds=1)
-    (folder / "runs" / "augment-0" / "comparison.json").unlink()
-    with pytest.raises(ValueError, match=r"no seed has the scores of all methods yet; missing: \['augment-0'\]"):
+    folder = comparison({"random": (0.0, 0.0)}, seeds=1)
+    (folder / "runs" / "random-0" / "comparison.json").unlink()
+    with pytest.raises(ValueError, match=r"no seed has the scores of all methods yet; missing: \['random-0'\]"):
         results_of(folder)

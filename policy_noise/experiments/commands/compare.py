@@ -11,6 +11,8 @@ import dataclasses
 import sys
 from typing import Any
 
+import torch
+
 from ..batches import epoch_batches
 from ..comparison.jobs import run_all
 from ..comparison.methods import METHODS, SETTINGS, choose_methods, recipe_for
@@ -22,6 +24,7 @@ from ..comparison.sites import FORMS, open_site
 from ..data import require_classes
 from ..distributed import World, world
 from ..recipes import RECIPES, TrainRecipe, TransferRecipe, override
+from ..rivals import Augmentation
 from ..runs import Run, require_free, write_json
 from ..sources import NAMED, add_source_arguments, open_named
 from ..training import check_mask, create_model
@@ -29,7 +32,7 @@ from ._stages import add_recipe, check_scorable, open_for_training, record_of, r
 
 __all__ = ["add_arguments", "run"]
 
-DEFAULT = ("conventional", "augment", "policy", "color-jitter")
+DEFAULT = ("plain", "normalize", "random", "color-jitter", "normalize+random")
 CLEAN_SHARE = 0.25
 """Share of the epochs, at the end, without masks and intensity changes. The project's own study uses the same."""
 
@@ -43,15 +46,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=list(DEFAULT),
         metavar="NAME",
-        help=f"any of {', '.join(METHODS)} (default: {' '.join(DEFAULT)}); conventional is always run",
+        help=f"any of {', '.join(METHODS)}, or several joined by + (default: {' '.join(DEFAULT)})",
     )
     group.add_argument(
         "--method",
         action="append",
         default=[],
         metavar="NAME=JSON",
-        help=f"a method of your own, as a JSON object with any of {', '.join(SETTINGS)}, for example "
-        'mild={"noise": "frozen", "preset": "random", "noise_options": {"pattern_std": 0.05}}',
+        help='a method of your own: a transform, mine={"transform": "package.module:build"}, or any of '
+        f"{', '.join(SETTINGS)}, for example "
+        'mild={"noise": "random", "preset": "random", "noise_options": {"pattern_std": 0.05}}',
     )
     group.add_argument(
         "--site",
@@ -127,9 +131,7 @@ def _recipe(arguments: argparse.Namespace) -> TrainRecipe:
         raise ValueError(f"--set {own[0]}: methods may differ in this setting; set it with --method NAME=JSON")
     if "seed" in names:
         raise ValueError("--set seed: the runs use the seeds 0, 1, ...; give their number with --seeds")
-    recipe = dataclasses.replace(
-        RECIPES[arguments.recipe]["pretrain"], noise="conventional", preset="learned", policy_lr=None
-    )
+    recipe = dataclasses.replace(RECIPES[arguments.recipe]["pretrain"], noise="plain", preset="learned", policy_lr=None)
     recipe = override(recipe, arguments.set)
     if "clean_epochs" not in names:
         recipe = dataclasses.replace(
@@ -149,6 +151,7 @@ def _plan(arguments: argparse.Namespace, here: World) -> Plan:
         if own.extra_augmentation == "mixup" and data.multi_label:
             raise ValueError(f"method {method.name}: mixup needs one label per image, and {data.name} has several")
         try:
+            _check_augmentation(own, data)
             check_mask(create_model(own, data.num_classes), own, multi_label=data.multi_label)
         except ValueError as error:
             raise ValueError(f"method {method.name}: {error}") from error
@@ -172,6 +175,16 @@ def _plan(arguments: argparse.Namespace, here: World) -> Plan:
         methods=tuple(methods),
         seeds=tuple(range(arguments.seeds)),
     )
+
+
+def _check_augmentation(recipe: TrainRecipe, data: Any) -> None:
+    """Try the augmentation on two images, so that a transform of the user's own is found wrong before anything runs."""
+    if recipe.extra_augmentation != "none":
+        augmentation = Augmentation(recipe.extra_augmentation, data.num_classes, torch.device("cpu"), 0)
+        try:
+            augmentation(torch.rand(2, recipe.in_chans, recipe.image_size, recipe.image_size), torch.zeros(2).long())
+        except Exception as error:  # whatever a transform of the user's own raises
+            raise ValueError(f"{recipe.extra_augmentation} fails on images: {error!r}") from error
 
 
 def _overlaps(plan: Plan) -> dict[str, Overlap]:

@@ -48,7 +48,7 @@ def write_comparison(folder: Path) -> list[str]:
     write_json(folder / "results.json", {"verdict": sentences, **results})
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
-    labels = {method["name"]: method["label"] for method in results["methods"]}
+    labels = {method["name"]: method["name"] for method in results["methods"]}
     data, place = results["record"]["data"], results["environment"]
     last = place.get("resumed", [place])[-1]  # which names all methods and seeds
     title = f"Does it help on {data['name']}?"
@@ -100,7 +100,7 @@ def _how(table: Mapping[str, Any], seeds: int) -> str:
         else "There are too few seeds for a test."
     )
     return (
-        f"Mean {table['metric_label']} of each method minus that of {REFERENCE} training, or of the method named in "
+        f"Mean {table['metric_label']} of each method minus that of {REFERENCE}, or of the method named in "
         f"the row. {seeds} seeds, paired, with 95 % t-intervals. {stars} Intervals are not corrected for multiplicity."
     )
 
@@ -246,16 +246,16 @@ def _recipes(results: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]
     )
     seconds = {name: [run["seconds"] for run in results["runs"] if run["method"] == name] for name in labels}
     rows = [
-        [method["label"], method["name"], method["about"], json.dumps(method["changes"]) if method["changes"] else ""]
+        [method["name"], method["about"], json.dumps(method["changes"]) if method["changes"] else ""]
         for method in results["methods"]
     ]
-    rows = [[*row, in_words(float(np.mean(seconds[row[1]])))] for row in rows]
+    rows = [[*row, in_words(float(np.mean(seconds[row[0]])))] for row in rows]
     parts = [
         "<h2>Methods and recipes</h2>",
         f"<p>The same for all methods: {html.escape(equal)}. Runs of one seed also share the initial weights, the "
-        f"order of images and their geometric augmentation. All are compared with {labels[REFERENCE]} training.</p>",
+        f"order of images and their geometric augmentation. All are compared with {labels[REFERENCE]}.</p>",
         '<div class="prose">',
-        table_html(["method", "--methods", "what it does", "changes to the recipe", "time per run"], rows),
+        table_html(["method", "what it does", "changes to the recipe", "time per run"], rows),
         "</div>",
     ]
     shown = {"recipe": recipe, "data": results["record"]["data"], "environment": place}

@@ -15,6 +15,7 @@ from ..recipes import TrainRecipe
 from ..runs import Run, read_lines
 from ..shifts import SEVERITIES, SHIFTS, ShiftedSplit
 from ..transfer import compare
+from .methods import recipe_for
 from .plan import Job, Plan
 
 __all__ = ["METRICS", "score_run", "transfer_lines"]
@@ -70,7 +71,7 @@ def _among(probabilities: np.ndarray, classes: tuple[int, ...], *, renormalise: 
 
 def _few_shot(plan: Plan, job: Job, here: World) -> dict[str, dict[str, float]]:
     """Run the few-shot transfer of ``policy-noise transfer`` from this run. Finished trials are not repeated."""
-    folder, recipe = plan.folder(job), plan.recipe
+    folder, recipe = plan.folder(job), recipe_for(job.method, plan.recipe, job.seed)
     init = Initialisation(
         job.method.name,
         str(folder / "model.safetensors"),
@@ -78,6 +79,7 @@ def _few_shot(plan: Plan, job: Job, here: World) -> dict[str, dict[str, float]]:
         recipe.in_chans,
         recipe.model_options,
         (recipe.mean, recipe.std),
+        normalize_images=recipe.normalize_images,
     )
     sizes = {target.name: [len(getattr(target, split)) for split in SPLITS] for target in plan.targets}
     record = {"name": ", ".join(sizes), "sets": sizes, "init": job.name}

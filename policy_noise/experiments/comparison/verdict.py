@@ -37,7 +37,7 @@ def finding(row: Mapping[str, Any]) -> str:
 def verdict(results: Mapping[str, Any]) -> list[str]:
     """The verdict in sentences, the answer first, from the table of F1."""
     table = results["tables"]["f1"]
-    labels = {method["name"]: method["label"] for method in results["methods"]}
+    labels = {method["name"]: method["name"] for method in results["methods"]}
     names = {measure["key"]: measure["label"] for measure in table["measures"]}
     rows = table["differences"]
     seeds = len(results["seeds"])
@@ -79,10 +79,10 @@ def _answer(own: Mapping[str, Sequence[Mapping[str, Any]]], labels: Mapping[str,
         else:
             kinds["nothing"].append(labels[name])
     parts = [
-        ("better than conventional training and nowhere shown to be worse", kinds["helps"]),
+        ("better than plain and nowhere shown to be worse", kinds["helps"]),
         ("better on some test sets and worse on others", kinds["trades"]),
-        ("worse than conventional training and nowhere shown to be better", kinds["harms"]),
-        ("not shown to differ from conventional training", kinds["nothing"]),
+        ("worse than plain and nowhere shown to be better", kinds["harms"]),
+        ("not shown to differ from plain", kinds["nothing"]),
     ]
     said = [f"{what}: {', '.join(who)}" for what, who in parts if who]
     on_clean = [labels[name] for name, rows in own.items() if finding(rows[0]) == "better"]
@@ -111,7 +111,7 @@ def _controls(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str], name
         mine = [row for row in rows if (row["method"], row["versus"]) == (method, versus)]
         what = _of_method(f"{labels[method]} against {labels[versus]}", mine, names)
         tail = ""
-        if method in ("policy", "paper") and not any(finding(row) == "better" for row in mine):
+        if method in ("learned", "paper") and not any(finding(row) == "better" for row in mine):
             tail = " Learning is not shown to add anything here."
         sentences.append(what + tail)
     return sentences

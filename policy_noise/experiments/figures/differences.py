@@ -38,8 +38,8 @@ def forest(
             axis.axvline(0, color=INK, linewidth=0.9)
             for place, row in zip(places, found, strict=True):
                 shown = row["p_holm"] is not None and row["p_holm"] < alpha
-                better = COLOURS["policy"] if row["mean"] > 0 else "#d55e00"
-                colour = better if shown else COLOURS["conventional"]
+                better = COLOURS["learned"] if row["mean"] > 0 else "#d55e00"
+                colour = better if shown else COLOURS["plain"]
                 if row["low"] is not None:
                     axis.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=1.6)
                 axis.plot(
