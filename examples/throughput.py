@@ -21,7 +21,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import policy_noise
-from policy_noise.experiments import tables
+from policy_noise.experiments import file_sets, tables
 from policy_noise.experiments.batches import augment
 from policy_noise.experiments.recipes import RECIPES, override
 from policy_noise.experiments.runs import environment
