@@ -114,24 +114,29 @@ def _gaussian_noise(num_classes: int, generator: torch.Generator) -> Transform:
 
 def _swap_statistics(num_classes: int, generator: torch.Generator) -> Transform:
     def work(images: Tensor) -> Tensor:
-        other = torch.randperm(len(images), generator=generator, device=images.device)
-        mean, std = images.mean((2, 3), keepdim=True), images.std((2, 3), keepdim=True).clamp_min(1e-4)
-        return ((images - mean) / std * std[other] + mean[other]).clamp(0, 1)
+        std, mean = torch.std_mean(images, dim=(2, 3), keepdim=True)
+        order = torch.randperm(len(images), generator=generator, device=images.device)
+        normalized = (images - mean) / std.clamp_min(1e-6)
+        return (normalized * std[order] + mean[order]).clamp(0, 1)
 
     return _half(work, generator)
 
 
 def _randconv(num_classes: int, generator: torch.Generator) -> Transform:
-    """A random convolution of each image, mixed with the image (Xu et al., 2020: RC mix, 1 to 7 pixels)."""
+    """Mix each image with itself under a random filter (RandConv's RC-mix 1-7, Xu et al. 2021).
+
+    A size of 1, 3, 5 or 7 for each batch, and a filter and a share for each image. As in the authors' code, grey of 0.5
+    is zero to the filters.
+    """
 
     def work(images: Tensor) -> Tensor:
         count, channels = images.shape[:2]
         place: dict[str, Any] = {"generator": generator, "device": images.device}
-        side = 2 * int(torch.randint(4, (), **place)) + 1
-        weights = torch.randn(count * channels, channels, side, side, **place) / (channels * side**2) ** 0.5
-        flat = (images - 0.5).reshape(1, count * channels, *images.shape[2:])  # around grey, as after normalization
-        drawn = F.conv2d(F.pad(flat, (side // 2,) * 4, mode="replicate"), weights, groups=count).reshape(images.shape)
-        return torch.lerp(drawn + 0.5, images, torch.rand(count, 1, 1, 1, **place)).clamp(0, 1)
+        size = 1 + 2 * int(torch.randint(4, (), **place))
+        filters = torch.randn(count * channels, channels, size, size, **place) / (channels * size**2) ** 0.5
+        flat = (images - 0.5).reshape(1, count * channels, *images.shape[2:])
+        filtered = F.conv2d(flat, filters, padding=size // 2, groups=count).reshape(images.shape) + 0.5
+        return torch.lerp(filtered, images, torch.rand(count, 1, 1, 1, **place))
 
     return _half(work, generator)
 

@@ -213,7 +213,7 @@ def differences(
             "smallest": smallest_difference(row["spread"], row["seeds"], **strictest) if tested else None,
             "seeds_needed": pairs_needed(row["spread"], worthwhile, **strictest) if tested else None,
         }
-    return [{name: None if value != value else value for name, value in row.items()} for row in rows]  # noqa: PLR0124
+    return [{name: None if value != value else value for name, value in row.items()} for row in rows]
 
 
 def bootstrap_interval(

@@ -14,13 +14,13 @@ from torch.nn.parallel import DistributedDataParallel
 from policy_noise.heated import load_heated, save_heated
 
 from .batches import Batches, augment, epoch_batches, loader_of, predict
-from .distributed import World
 from .gallery import mask_gallery, save_seen
 from .metrics import classification_metrics, cross_entropy
 from .noise import attach_noise
 from .recipes import TrainRecipe, name_of
 from .rivals import RunAugmentation, normalize_each_image
 from .runs import Run, read_json, write_json
+from .world import World
 
 __all__ = ["check_mask", "create_model", "train"]
 
@@ -97,7 +97,7 @@ def train(
         run: The run's folder.
         recipe: The settings.
         data: An :class:`~policy_noise.experiments.data.ImageSet` or
-            :class:`~policy_noise.experiments.files.FileSet`.
+            :class:`~policy_noise.experiments.file_sets.FileSet`.
         world: The processes.
         init: Trained model to start from.
         fresh_head: Do not load its last layer, because its classes differ.

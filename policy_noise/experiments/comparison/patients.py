@@ -40,9 +40,10 @@ def over_patients(
         return []
     rows = []
     for measure in measures:
-        parts = {run: table[(table["set"] == measure["key"]) & table["patient"].notna()] for run, table in tables.items()}
+        chosen = {run: table["set"] == measure["key"] for run, table in tables.items()}
+        parts = {run: table[chosen[run] & table["patient"].notna()] for run, table in tables.items()}
         first = next(iter(parts.values()))
-        names, person = np.unique(first["patient"].astype(str), return_inverse=True)
+        names = np.unique(first["patient"].astype(str))
         if len(names) < 2:
             continue
         classes = sorted({*first["label"], *(label for part in parts.values() for label in part["predicted"])})

@@ -59,13 +59,14 @@ def results_of(folder: Path) -> dict[str, Any]:
 
     def table(chosen: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
         rows = [
-            {"method": run["method"], "seed": run["seed"], "set": m["key"], "value": _value(run["scores"], m["key"], metric)}
+            (run["method"], run["seed"], measure["key"], _value(run["scores"], measure["key"], metric))
             for run in runs
             if run["seed"] in complete
-            for m in chosen
+            for measure in chosen
         ]
+        scores = pd.DataFrame(rows, columns=["method", "seed", "set", "value"])
         pairs, level = controls(names, reference), ALPHA / looks
-        return table_of(pd.DataFrame(rows), pairs, chosen, metric=METRICS[metric], level=level, bounds=(0, 1))
+        return table_of(scores, pairs, chosen, metric=METRICS[metric], level=level, bounds=(0, 1))
 
     tables = {"f1": table(measures, "f1"), "roc_auc": table(measures, "roc_auc"), "shifts": table(single, "f1")}
     folders = {(name, seed): paths[name, seed].parent for name in names for seed in complete}
@@ -84,8 +85,8 @@ def results_of(folder: Path) -> dict[str, Any]:
 
 
 def _measures(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The test sets that are scored. ``classes`` is the number of classes that can be predicted."""
-    return [
+    """The test sets that are scored. ``classes`` is the number of classes among which one is predicted."""
+    measures = [
         {"key": "clean", "label": "clean test images", "classes": data["classes"]},
         *(
             {"key": f"site:{site['name']}", "label": f"site {site['name']}", "classes": len(site["classes"])}
@@ -97,6 +98,8 @@ def _measures(data: Mapping[str, Any]) -> list[dict[str, Any]]:
             for target in data["targets"]
         ),
     ]
+    several = data.get("multi_label")
+    return [{name: m[name] for name in ("key", "label")} for m in measures] if several else measures
 
 
 def _value(scores: Mapping[str, Mapping[str, float]], key: str, metric: str) -> float:
@@ -135,23 +138,21 @@ def table_of(
     """
     width = None if bounds is None else (bounds[0] - bounds[1], bounds[1] - bounds[0])
     rows = differences(runs, pairs, level=level, power=POWER, worthwhile=POINT, bounds=width)
-    means: dict[str, dict[str, list[float | None]]] = {}
+    means: dict[str, dict[str, list[Any]]] = {}
     for (name, key), values in runs.groupby(["method", "set"], sort=False)["value"]:
         interval = t_interval(values.to_numpy(), bounds=bounds)
         means.setdefault(name, {})[key] = [None if math.isnan(end) else end for end in interval]
-    measures = [dict(measure) for measure in measures]
-    for measure in measures:
-        measure["best"] = max(found[measure["key"]][0] for found in means.values() if measure["key"] in found)
-        chance = 1 / measure["classes"] if "classes" in measure else 0.0
-        measure["near_chance"] = measure["best"] < NEAR_CHANCE * chance
-    near = {measure["key"] for measure in measures if measure["near_chance"]}
+    sets: dict[str, dict[str, Any]] = {measure["key"]: dict(measure) for measure in measures}
+    for key, measure in sets.items():
+        measure["best"] = max(found[key][0] for found in means.values() if key in found)
+        measure["near_chance"] = "classes" in measure and measure["best"] < NEAR_CHANCE / measure["classes"]
     for row in rows:
-        row["finding"] = _finding(row, level, higher, row["measure"] in near)
+        row["finding"] = _finding(row, level, higher, sets[row["measure"]]["near_chance"])
     return {
         "metric": metric,
         "level": level,
         "higher": higher,
-        "measures": measures,
+        "measures": list(sets.values()),
         "means": means,
         "differences": rows,
         "tests": sum(row["p"] is not None for row in rows),
