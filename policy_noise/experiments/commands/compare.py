@@ -10,9 +10,11 @@ import argparse
 import contextlib
 import dataclasses
 import sys
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..batches import epoch_batches
@@ -24,10 +26,12 @@ from ..comparison.plan import Plan, estimate, listing
 from ..comparison.results import PLAN
 from ..comparison.sites import FORMS, open_site
 from ..data import require_classes
+from ..file_sets import FileSplit
 from ..recipes import RECIPES, TrainRecipe, TransferRecipe, override
 from ..rivals import Augmentation
-from ..runs import Run, require_free, write_json
+from ..runs import Run, only_one, read_json, require_free, write_json
 from ..sources import NAMED, add_source_arguments, open_named
+from ..statistics import MIN_PAIRS
 from ..training import check_mask, create_model
 from ..world import World, world
 from ._stages import add_recipe, check_scorable, open_for_training, record_of, require_different
@@ -153,8 +157,8 @@ def _planned(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--seeds must be at least the {seeds} that were planned, got {arguments.seeds}")
     if looked and arguments.seeds > seeds and len(looked) >= plan["looks"]:
         raise ValueError(
-            f"--seeds {arguments.seeds}: the verdict of {looked[-1]} seeds was the last planned look. Adding seeds until "
-            "a difference is found finds differences that are not there. Plan another comparison in another --output, "
+            f"--seeds {arguments.seeds}: the verdict of {looked[-1]} seeds was the last planned look. Adding seeds "
+            "until a difference shows finds differences that are not there. Plan another one in another --output, "
             "with more --seeds, or with --looks 2"
         )
     return plan
@@ -221,8 +225,9 @@ def _plan(arguments: argparse.Namespace, here: World, before: Mapping[str, Any])
     return Plan(
         output=arguments.output,
         data=data,
-        record=record_of(data, arguments) | {
-            "original_size": original_size(data, arguments),
+        record=record_of(data, arguments)
+        | {
+            "original_size": _original_size(data, arguments),
             "weights": sum(parameter.numel() for parameter in model.parameters()),
         },
         sites=sites,
@@ -251,6 +256,25 @@ def _check_size(model: torch.nn.Module, recipe: TrainRecipe) -> None:
             model.eval()(torch.zeros(2, recipe.in_chans, recipe.image_size, recipe.image_size))
     except Exception as error:  # whatever the architecture says
         raise ValueError(f"{recipe.model} does not take images of {recipe.image_size} pixels: {error}") from error
+
+
+def _original_size(data: Any, arguments: argparse.Namespace) -> int | None:
+    """The larger side in pixels of a training image as it is stored, of the first source."""
+    if isinstance(data.train, FileSplit):
+        from PIL import Image
+
+        with contextlib.suppress(OSError), Image.open(data.train.path(0)) as image:
+            return max(image.size)
+        return None
+    if not arguments.npz:
+        return arguments.medmnist_size
+    path, _, prefix = arguments.npz[0].partition(".npz:")
+    with zipfile.ZipFile(path if path.endswith(".npz") else f"{path}.npz") as archive:
+        name = next(name for name in archive.namelist() if name.startswith(prefix) and name.endswith("images.npy"))
+        with archive.open(name) as file:  # the header alone
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            return max(read(file)[0][1:3])
 
 
 def _overlaps(plan: Plan) -> dict[str, Overlap]:

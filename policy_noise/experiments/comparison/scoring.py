@@ -1,5 +1,6 @@
 """The scores of a run: on clean test images, under shifts, at each site, and in few-shot transfer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from ..data import SPLITS
 from ..initialisation import Initialisation
 from ..metrics import classification_metrics
 from ..recipes import TrainRecipe
-from ..runs import Run, read_lines
+from ..runs import Run, read_lines, write_atomic
 from ..shifts import SEVERITIES, SHIFTS, ShiftedSplit
 from ..transfer import compare
 from ..world import World
@@ -37,21 +38,65 @@ def score_run(plan: Plan, job: Job, model: nn.Module, recipe: TrainRecipe, here:
         Macro ``f1`` and ``roc_auc`` under the keys ``"clean"``, ``"site:NAME"``, ``"shift:NAME:SEVERITY"`` and
         ``"few-shot:SET:IMAGES"``; the last are means over draws.
     """
+    import pandas as pd
 
-    def scored(split: Any, classes: tuple[int, ...] | None = None) -> dict[str, float]:
+    tables = []
+
+    def scored(key: str, split: Any, classes: tuple[int, ...] | None = None) -> dict[str, float]:
         positions, probabilities = outputs(model, split, recipe, here, multi_label=plan.data.multi_label)
         if classes is not None:
             probabilities = _among(probabilities, classes, renormalise=not plan.data.multi_label)
         found = classification_metrics(split.labels[positions], probabilities)
+        if not key.startswith("shift:"):
+            named = [plan.data.class_names[place] for place in classes or range(plan.data.num_classes)]
+            tables.append(predictions(key, split, positions, probabilities, named))
         skipped = len(split) - len(positions)
         return {name: found[name] for name in METRICS} | ({"files_skipped": skipped} if skipped else {})
 
-    scores = {"clean": scored(plan.data.test)}
-    scores |= {f"site:{site.name}": scored(site.images, site.classes) for site in plan.sites}
+    scores = {"clean": scored("clean", plan.data.test)}
+    scores |= {f"site:{site.name}": scored(f"site:{site.name}", site.images, site.classes) for site in plan.sites}
     for name in SHIFTS:
         for severity in SEVERITIES:
-            scores[f"shift:{name}:{severity}"] = scored(ShiftedSplit(plan.data.test, name, severity))
+            key = f"shift:{name}:{severity}"
+            scores[key] = scored(key, ShiftedSplit(plan.data.test, name, severity))
+    if here.main:
+        whole = pd.concat(tables, ignore_index=True)
+        write_atomic(
+            plan.folder(job) / "predictions.csv",
+            lambda path: whole.to_csv(path, index=False, float_format="%.5f"),
+        )
     return scores | (_few_shot(plan, job, here) if plan.targets else {})
+
+
+def predictions(key: str, split: Any, positions: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> Any:
+    """The predictions of a test set as a pandas table, a row for each image.
+
+    Args:
+        key: The set's name.
+        split: Its images.
+        positions: Of the images that could be read, (N,).
+        probabilities: (N, K).
+        classes: Their names, (K,).
+
+    Returns:
+        The columns ``set``, ``image`` (the position in the set), ``patient`` if the set names patients, and a
+        probability for each class. With one label per image also ``label`` and ``predicted``; with several, ``true``
+        and the class's name for each label.
+    """
+    import pandas as pd
+
+    labels, groups = split.labels[positions], getattr(split, "groups", None)
+    table = pd.DataFrame({"set": key, "image": positions})
+    if groups is not None:
+        table["patient"] = np.asarray(groups)[positions]
+    if labels.ndim == 1:
+        table["label"] = np.asarray(classes)[labels]
+        table["predicted"] = np.asarray(classes)[probabilities.argmax(1)]
+    for place, name in enumerate(classes):
+        if labels.ndim == 2:
+            table[f"true {name}"] = labels[:, place]
+        table[name] = probabilities[:, place]
+    return table
 
 
 def transfer_lines(folder: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..statistics import MIN_PAIRS
+from ..statistics import MIN_PAIRS, pairs_needed
 from .overlap import Overlap, sentence
 
 __all__ = ["signed", "size", "verdict"]
@@ -201,18 +201,17 @@ def _what_next(
     if all(measure["near_chance"] for measure in table["measures"]):
         return "Next: a model that learns the task, with more epochs or weights; all scores are near chance."
     rows = [row for several in own.values() for row in several]
-    shown = [row for row in rows if row["finding"] in ("better", "worse")]
-    wanted = [row["seeds_needed"] for row in rows if row["finding"] == "not shown" and row["seeds_needed"]]
-    worthwhile = [
-        row
-        for row in rows
-        if row["finding"] == "not shown" and abs(row["mean"]) >= 2 * results["settings"]["point"] and row["smallest"]
-    ]
-    if not shown and worthwhile and min(wanted, default=MOST_SEEDS + 1) > seeds:
-        ratio = min(row["smallest"] / abs(row["mean"]) for row in worthwhile)
-        more = max(seeds + 3, round(seeds * ratio**2))
-        if more <= MOST_SEEDS:
-            return f"Next: more seeds; about {more} would find the largest of these; plan them in a new folder."
+    if not any(row["finding"] in ("better", "worse") for row in rows):
+        strict = table["level"] / max(1, table["tests"])
+        wanted = [
+            pairs_needed(row["spread"], abs(row["mean"]), alpha=strict, largest=MOST_SEEDS)
+            for row in rows
+            if row["finding"] == "not shown" and abs(row["mean"]) >= 2 * results["settings"]["point"]
+        ]
+        known = [count for count in wanted if count is not None]
+        if known:
+            count = max(seeds + 1, min(known))
+            return f"Next: more seeds; {count} would find the largest of these differences. Plan them in a new folder."
     if record is not None:
         recipe, data = record["recipe"], record["data"]
         reduced = (data.get("original_size") or 0) >= LARGE * recipe["image_size"]
