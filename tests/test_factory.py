@@ -95,7 +95,7 @@ def test_wrapped_models_are_looked_into(make_model, compiled):
 def test_a_model_with_an_empty_record(make_model):
     model = make_model(2)
     model.pretrained_cfg = None
-    assert attach(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss()).mask.in_chans == 2
+    assert attach(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss()).augmentation.in_chans == 2
 
 
 def test_a_function_as_loss(parts, batch):
@@ -165,7 +165,7 @@ def test_a_model_that_does_not_say_its_channels_is_refused():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r"in_chans cannot be read from Sequential.*attach\(\.\.\., in_chans=\.\.\.\)"):
         attach(model, optimizer)
-    assert attach(model, optimizer, in_chans=3).mask.in_chans == 3
+    assert attach(model, optimizer, in_chans=3).augmentation.in_chans == 3
 
 
 def test_attaching_twice_is_refused_and_the_first_goes_on(parts, batch):
