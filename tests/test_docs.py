@@ -91,7 +91,7 @@ def messages():
             if not isinstance(node, ast.Call):
                 continue
             called = ast.unparse(node.func)
-            if called == "warnings.warn" or called in ("RuntimeError", "PairingError"):
+            if called in ("warn", "RuntimeError", "PairingError"):
                 yield node.args[0]
             elif called.endswith(".say") and isinstance(node.func.value, ast.Attribute | ast.Name):
                 yield node.args[1]
