@@ -62,7 +62,7 @@ html_css_files = ["tables.css"]
 
 LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<path>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)")
 RESULTS = HERE / "results"
-"""Pages of Markdown files that stand elsewhere in the repository, such as the benchmarks' results. Made anew each time."""
+"""Pages of Markdown files from elsewhere in the repository, such as results. Written anew by each build."""
 
 
 def on_the_site(text: str, source: Path, page: Path, pages: dict[Path, Path]) -> str:
