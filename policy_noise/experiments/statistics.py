@@ -3,6 +3,7 @@
 :func:`differences` does all of it for a table of runs, from any framework and task.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -146,7 +147,7 @@ def differences(
     *,
     level: float = 0.05,
     power: float = 0.8,
-    worthwhile: float = 0.01,
+    worthwhile: float | None = 0.01,
     bounds: tuple[float, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Compare methods on every test set, seed by seed.
@@ -159,7 +160,7 @@ def differences(
         pairs: Methods to compare, each with another one.
         level: Probability of any false finding in the table, for the power.
         power: See :func:`smallest_difference`.
-        worthwhile: The difference for which ``seeds_needed`` is given.
+        worthwhile: The difference for which ``seeds_needed`` is given, if any.
         bounds: Range of a difference, such as (-1, 1) for scores.
 
     Returns:
@@ -201,18 +202,18 @@ def differences(
             found = paired_difference(*values.T, bounds=bounds, floor=floor)
             spread = max(spreads[first, second], floor) if spreads[first, second] > 0 else 0.0
             row = {"method": first, "versus": second, "measure": name, "mean": found.mean, "low": found.low}
-            rows.append(row | {"high": found.high, "p": found.p_value, "spread": spread, "seeds": len(values)})
+            row |= {"high": found.high, "p": found.p_value, "spread": spread, "seeds": len(values)}
+            rows.append(row | {"smallest": None, "seeds_needed": None})
     order = {pair: place for place, pair in enumerate(pairs)}
     rows.sort(key=lambda row: order[row["method"], row["versus"]])
     tests = max(1, sum(not math.isnan(row["p"]) for row in rows))
     for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
         strictest: dict[str, Any] = {"power": power, "alpha": level / tests}
         tested = not math.isnan(row["p"])
-        row |= {
-            "p_holm": float(adjusted),
-            "smallest": smallest_difference(row["spread"], row["seeds"], **strictest) if tested else None,
-            "seeds_needed": pairs_needed(row["spread"], worthwhile, **strictest) if tested else None,
-        }
+        row["p_holm"] = float(adjusted)
+        if tested:
+            row["smallest"] = smallest_difference(row["spread"], row["seeds"], **strictest)
+            row["seeds_needed"] = None if worthwhile is None else pairs_needed(row["spread"], worthwhile, **strictest)
     return [{name: None if value != value else value for name, value in row.items()} for row in rows]
 
 
@@ -296,15 +297,21 @@ def smallest_difference(spread: float, pairs: int, *, power: float = 0.8, alpha:
     Raises:
         ValueError: If a number is out of its range.
     """
-    from statsmodels.stats.power import TTestPower
-
     if spread < 0:
         raise ValueError(f"spread must not be negative, got {spread!r}")
     if not 0 < alpha < power < 1:
         raise ValueError(f"alpha and power must lie in (0, 1), alpha below power, got {alpha!r} and {power!r}")
     if pairs < MIN_PAIRS:
         return math.nan
-    return float(spread * TTestPower().solve_power(nobs=pairs, alpha=alpha, power=power))
+    return float(spread * _effect(pairs, power, alpha))
+
+
+@functools.cache
+def _effect(pairs: int, power: float, alpha: float) -> float:
+    """The difference that is found, in standard deviations."""
+    from statsmodels.stats.power import TTestPower
+
+    return float(TTestPower().solve_power(nobs=pairs, alpha=alpha, power=power))
 
 
 def pairs_needed(
