@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = [
     "are_transforms_active",
@@ -15,6 +15,7 @@ __all__ = [
     "node_shapes",
     "of_any_batch",
     "own_graph",
+    "remove_hook_functions",
     "sample_dirichlet",
 ]
 
@@ -122,3 +123,23 @@ def of_any_batch(tensor: Tensor) -> Tensor:
     if mark is not None:
         mark(alias, 0)
     return alias
+
+
+FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+FORWARD_HOOK_FLAGS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+
+
+def remove_hook_functions(module: nn.Module, function: Any) -> bool:
+    """``Module._forward_hooks`` and its like (since torch 2.0): remove a function by itself, without its handle.
+
+    Copies of a module have its hooks, but nobody has their handles. If the names are missing, nothing is removed.
+
+    Returns:
+        Whether there was one.
+    """
+    registered = [vars(module).get(name, {}) for name in FORWARD_HOOKS]
+    keys = [key for hooks in registered for key, found in hooks.items() if found is function]
+    for name in (*FORWARD_HOOKS, *FORWARD_HOOK_FLAGS):
+        for key in keys:
+            vars(module).get(name, {}).pop(key, None)
+    return bool(keys)
