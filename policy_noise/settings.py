@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from .functional import Reward
-from .losses import LossMethod
 
 __all__ = ["HookSettings", "MaskSettings"]
 
@@ -35,7 +34,7 @@ class HookSettings(TypedDict, total=False):
     """Arguments of :class:`policy_noise.ReinforceHook` and its learner."""
 
     output_loss: Callable[[Any, tuple[Any, ...], dict[str, Any]], Tensor] | None
-    loss_method: LossMethod
+    loss_method: Literal["auto", "own", "leave_one_out"]
     input_name: int | str | None
     generator: torch.Generator | None
     max_pending: int

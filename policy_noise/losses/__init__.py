@@ -4,4 +4,12 @@ from .batch import plain_tensor
 from .isolation import is_hookable
 from .splitter import CriterionError, LossMethod, LossSplitter, SampleLosses, per_sample_loss
 
-__all__ = ["CriterionError", "LossMethod", "LossSplitter", "SampleLosses", "is_hookable", "per_sample_loss", "plain_tensor"]
+__all__ = [
+    "CriterionError",
+    "LossMethod",
+    "LossSplitter",
+    "SampleLosses",
+    "is_hookable",
+    "per_sample_loss",
+    "plain_tensor",
+]

@@ -182,9 +182,12 @@ def outside(criterion: Any) -> dict[str, Any]:
     while isinstance(criterion, functools.partial):
         criterion = criterion.func
     for part in criterion.modules() if isinstance(criterion, nn.Module) else [criterion]:
-        if hasattr(part, "__code__"):
+        if isinstance(part, types.FunctionType):
             functions.append(part)
             continue
+        functions += [
+            value for value in getattr(part, "__dict__", {}).values() if isinstance(value, types.FunctionType)
+        ]
         for kind in type(part).__mro__[:-1]:
             if not kind.__module__.startswith(("torch.", "timm.")):
                 functions += [value for value in vars(kind).values() if isinstance(value, types.FunctionType)]

@@ -2,7 +2,6 @@
 
 import inspect
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from ..utils.compat import CollectiveError, collectives_refused, version_of
 from ..utils.distributed import is_distributed
+from ..utils.warn import warn
 from .agreement import Late, Verdict, agree, agree_weighted, close, pools, supervised
 from .batch import HALF, Call, Structures, devices_of, loss_of, shapes_of, tree_flatten
 from .isolation import Isolation, Snapshot, evaluator, has_state, is_stateless, outside
@@ -210,13 +210,14 @@ class LossSplitter:
         criterion = self.criterion.func if isinstance(self.criterion, partial) else self.criterion
         return getattr(criterion, "__name__", type(criterion).__name__)
 
-    def _say(self, key: str, message: str) -> None:
+    def say(self, key: str, message: str) -> None:
+        """Warn, once per key."""
         if key not in self._said:
             self._said.add(key)
-            warnings.warn(f"criterion {self._name} {message}", stacklevel=2)
+            warn(f"criterion {self._name} {message}")
 
     def _say_slow(self, seconds: float, of: str) -> None:
-        self._say(
+        self.say(
             "slow",
             f"is evaluated again for the reward, which takes {seconds:.2g} s {of} ({self.describe()}): {OBSERVE}, or "
             "learn from fewer steps (update_every)",
@@ -230,14 +231,14 @@ class LossSplitter:
             raise CriterionError(f"criterion {self._name} cannot be copied ({error}); {OBSERVE}") from error
         if self._isolation.elements >= LARGE:
             size = f"{self._isolation.elements / 1e6:.0f} million"
-            self._say(
+            self.say(
                 "large",
                 f"holds {size} numbers beside its parameters (a memory bank?), which are copied at each step: "
                 f"{OBSERVE}, or learn from fewer steps (update_every)",
             )
         if self._isolation.shared:
             names = ", ".join(f"{name} ({kind})" for name, kind in self._isolation.shared.items())
-            self._say(
+            self.say(
                 "shared",
                 f"holds {names}, which cannot be copied. So its second evaluation, for the reward, uses the same "
                 "object: what the criterion writes there it writes more than once. Keep it out of the criterion, or "
@@ -337,7 +338,7 @@ class LossSplitter:
         finally:
             seen.outside += [name for name, value in changes.items() if outside(self.criterion).get(name) != value]
             if seen.outside:
-                self._say(
+                self.say(
                     "outside",
                     f"changes {', '.join(seen.outside)} outside of itself, where its second evaluation, for the "
                     "reward, changes it again: keep this state in the criterion (self....), or call "
@@ -492,9 +493,7 @@ def _as_module(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     return module, (given["input"], given["target"])
 
 
-def per_sample_loss(
-    criterion: Any, *args: Any, loss_method: LossMethod = "auto", **kwargs: Any
-) -> Tensor:
+def per_sample_loss(criterion: Any, *args: Any, loss_method: LossMethod = "auto", **kwargs: Any) -> Tensor:
     """Compute a criterion's loss for each sample, without gradient and in fp32.
 
     This is the functional form of :class:`LossSplitter`. It has no memory, so each call evaluates the criterion once
