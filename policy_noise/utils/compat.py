@@ -15,7 +15,6 @@ __all__ = [
     "is_saved_elsewhere",
     "is_transformed",
     "node_shapes",
-    "of_any_batch",
     "own_graph",
     "sample_dirichlet",
     "version_of",
