@@ -160,12 +160,3 @@ def test_the_augmentation_needs_torch_alone():
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     assert {name.split(".")[0] for name in modules} - set(sys.stdlib_module_names) == {"torch"}
-
-
-def test_no_room_is_too_long():
-    limits = {"experiments": 350}
-    lengths = {
-        "/".join(parts): (len(path.read_text().splitlines()), limits.get(parts[0], 300)) for path, parts in rooms()
-    }
-    long = {name: lines for name, (lines, limit) in lengths.items() if lines > limit}
-    assert not long, long
