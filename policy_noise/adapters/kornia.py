@@ -66,6 +66,7 @@ class RandomShading(_Shading, IntensityAugmentationBase2D):
         - Output: the same; (1, C, H, W) for a single image without ``keepdim``.
 
     Example:
+        >>> import torch
         >>> augmentation = RandomShading(p=1.0, mean=0.0, std=1.0)
         >>> images = torch.rand(2, 3, 32, 32)
         >>> torch.equal(augmentation(images), augmentation(images, params=augmentation._params))

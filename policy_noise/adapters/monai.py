@@ -28,6 +28,7 @@ class RandShading(RandomizableTransform):
         - Output: the same type, shape, dtype and meta data. Integers are rounded.
 
     Example:
+        >>> import torch
         >>> RandShading(prob=1.0, grid_size=2).set_random_state(0)(torch.rand(1, 16, 16, 16)).shape
         torch.Size([1, 16, 16, 16])
     """
@@ -67,6 +68,7 @@ class RandShadingd(RandomizableTransform, MapTransform):
         settings: Any other setting of :class:`policy_noise.RandomShading`.
 
     Example:
+        >>> import torch
         >>> transform = RandShadingd(keys=["t1", "t2"], prob=1.0, shared=False)
         >>> sorted(transform({"t1": torch.rand(1, 16, 16, 16), "t2": torch.rand(1, 16, 16, 16), "age": 40}))
         ['age', 't1', 't2']
