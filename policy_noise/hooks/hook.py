@@ -5,7 +5,6 @@ the user's loop does not change: loss, scaler, clipping, reducer and parameter g
 """
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from ..learning.window import check_loss
 from ..losses import LossSplitter, SampleLosses, is_hookable
 from ..utils.compat import is_in_backward, is_transformed
 from ..utils.distributed import is_distributed
+from ..utils.warn import warn
 from . import registry
 from .copies import Functor
 from .inputs import find_images, replace
@@ -469,10 +469,9 @@ class ReinforceHook:
         if STATE_KEY in state_dict:
             self.load_state_dict(state_dict.pop(STATE_KEY))
         elif self._learns:
-            warnings.warn(
+            warn(
                 "the optimizer's state was saved without a policy: the classifier resumes, and the policy starts from "
-                "scratch",
-                stacklevel=4,
+                "scratch"
             )
         return state_dict
 

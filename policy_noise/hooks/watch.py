@@ -1,12 +1,13 @@
 """Warn if a hook has no effect: one warning per cause, within ten steps."""
 
 import logging
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+
+from ..utils.warn import warn
 
 __all__ = ["Watch"]
 
@@ -39,7 +40,7 @@ class Watch:
         """Warn, once per key."""
         if key not in self._said:
             self._said.add(key)
-            warnings.warn(f"policy_noise: {message}", stacklevel=4)
+            warn(message)
 
     def was_copied(self) -> None:
         """Note that the hooked model was copied."""
