@@ -184,7 +184,7 @@ def test_a_hook_with_another_optimizer_gives_way_and_says_so(parts, batch):
     model, _, criterion = parts
     first = attach(*parts)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.warns(UserWarning, match=r"had a hook with another optimizer.*rebind.*replace=True"):
+    with pytest.warns(UserWarning, match=r"with another optimizer, was replaced.*rebind.*replace=True"):
         hook = attach(model, optimizer, criterion)
     assert len(model._forward_pre_hooks) == 1
     criterion(model(batch[0]), batch[1]).backward()

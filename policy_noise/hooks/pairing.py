@@ -1,7 +1,6 @@
 """Find the masked batch that a loss belongs to."""
 
 import itertools
-import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from ..augmentation import Sample
 from ..utils.trees import leaves_of
+from ..utils.warn import warn
 from .matching import REMEDY, Match, PairingError, Pending, check_index, match_of, start
 from .walk import follow
 
@@ -62,12 +62,11 @@ class PairingQueue:
             self._lost += 1
         if self._lost and not self._warned:
             self._warned = True
-            warnings.warn(
+            warn(
                 "a masked forward had no loss, and nothing is learned from it: run forwards that have no loss "
                 "(Grad-CAM, a sliding window) under torch.no_grad() or hook.paused(). If several must wait for their "
                 f"losses, raise max_pending (now {self.max_pending}). A loss must be observed before the next step. "
-                "This warning is not repeated.",
-                stacklevel=4,
+                "This warning is not repeated."
             )
 
     def make_room(self) -> None:

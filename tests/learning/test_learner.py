@@ -197,7 +197,7 @@ def test_losses_that_are_not_finite_are_dropped_and_counted_with_one_warning():
         for _ in range(2):
             learner.observe(score(learner.augmentation, images, action), loss)
             learner.step({"lr": 1.0})
-    assert [str(warning.message)[:35] for warning in record] == ["3 samples with a non-finite loss we"]
+    assert [str(warning.message)[:35] for warning in record] == ["policy_noise: 3 samples with a non-"]
     for _ in range(2):
         twin.observe(score(twin.augmentation, images[kept], action[kept]), loss[kept])
         twin.step({"lr": 1.0})
