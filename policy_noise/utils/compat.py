@@ -13,7 +13,6 @@ __all__ = [
     "is_saved_elsewhere",
     "is_transformed",
     "node_shapes",
-    "of_any_batch",
     "own_graph",
     "sample_dirichlet",
 ]
@@ -109,16 +108,3 @@ def node_shapes(node: Any) -> list[tuple[int, ...]] | None:
     """
     metadata = getattr(node, "_input_metadata", None)
     return None if metadata is None else [tuple(output.shape) for output in metadata]
-
-
-def of_any_batch(tensor: Tensor) -> Tensor:
-    """``torch._dynamo.maybe_mark_dynamic`` (since torch 2.1): mark the batch axis, so that a graph takes any length.
-
-    Returns an alias, so that the caller's tensor stays unmarked. If the name is missing, a second batch length compiles
-    once more.
-    """
-    alias = tensor.view_as(tensor)
-    mark = getattr(torch._dynamo, "maybe_mark_dynamic", None)
-    if mark is not None:
-        mark(alias, 0)
-    return alias
