@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..augmentation import Drawing, Sample
+from ..augmentation import Sample, StochasticAugmentation
 from ..losses import plain_tensor
 from ..utils.compat import is_saved_elsewhere, own_graph
 from ..utils.distributed import is_distributed
@@ -28,14 +28,17 @@ class Draws:
     even if the loop seeds them all alike, as many loops do.
 
     Args:
-        augmentation: The augmentation that draws, or its compiled form.
+        augmentation: The augmentation that draws.
         generator: Draw from this generator instead. None derives the seed from ``torch.initial_seed()``.
+        number: Number of the hook among those with one optimizer, whose draws differ.
     """
 
-    def __init__(self, augmentation: Drawing, generator: torch.Generator | None) -> None:
+    def __init__(
+        self, augmentation: StochasticAugmentation, generator: torch.Generator | None, number: int = 0
+    ) -> None:
         self.augmentation = augmentation
         self.generator = generator
-        self.seed = torch.initial_seed()
+        self.seed = derived_seed(torch.initial_seed(), number) if number else torch.initial_seed()
         self.steps = 0
         self._number = 0
         self._equal = is_distributed()

@@ -30,7 +30,7 @@ from ..file_sets import FileSplit
 from ..recipes import RECIPES, TrainRecipe, TransferRecipe, override
 from ..rivals import Augmentation
 from ..runs import Run, only_one, read_json, require_free, write_json
-from ..sources import NAMED, add_source_arguments, open_named
+from ..sources import NAMED, add_source_arguments, open_source
 from ..statistics import MIN_PAIRS
 from ..training import check_mask, create_model
 from ..world import World, world
@@ -215,7 +215,7 @@ def _plan(arguments: argparse.Namespace, here: World, before: Mapping[str, Any])
             raise ValueError(f"method {method.name}: {error}") from error
     sites = tuple(open_site(text, arguments, data, recipe.load_size) for text in arguments.site)
     require_different("--site: names", [site.name for site in sites])
-    targets = tuple(open_named(text, arguments, recipe.image_size, recipe.in_chans) for text in arguments.target)
+    targets = tuple(open_source(text, arguments, recipe.image_size, recipe.in_chans) for text in arguments.target)
     require_different("--target: names", [target.name for target in targets])
     for target in targets:
         require_classes(target)
