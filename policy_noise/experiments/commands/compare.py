@@ -94,6 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dry-run", action="store_true", help="print what would run and how long it would take, and stop"
     )
+    group.add_argument("--no-estimate", action="store_true", help="start at once, without timing a few steps first")
     add_recipe(parser)
     add_source_arguments(parser)
 
@@ -107,7 +108,8 @@ def run(arguments: argparse.Namespace) -> None:
         before = here.agree(lambda: _planned(arguments))
         plan = here.agree(lambda: _plan(arguments, here, before))
         overlaps = here.agree(lambda: _overlaps(plan) if here.main else {})
-        seconds = here.agree(lambda: estimate(plan, here)) if plan.todo() or arguments.dry_run else {}
+        timed = (plan.todo() or arguments.dry_run) and not arguments.no_estimate
+        seconds = here.agree(lambda: estimate(plan, here)) if timed else {}
         if here.main:
             lines = listing(plan, seconds, arguments.jobs, overlaps)
             print("\n".join(lines), file=sys.stdout if arguments.dry_run else sys.stderr)

@@ -34,5 +34,5 @@ def run(arguments: argparse.Namespace) -> None:
     compare.add_arguments(parser)
     words = ["--npz", str(DATA), "--site", f"patient2={DATA}:ct2", "--set", f"epochs={arguments.epochs}"]
     words += ["--methods", *arguments.methods, "--seeds", str(arguments.seeds), "--jobs", str(arguments.jobs)]
-    words += ["--output", str(arguments.output), *(["--resume"] if arguments.resume else [])]
+    words += ["--no-estimate", "--output", str(arguments.output), *(["--resume"] if arguments.resume else [])]
     compare.run(parser.parse_args(words))

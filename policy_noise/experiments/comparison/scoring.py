@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from ..batches import outputs
-from ..data import SPLITS
+from ..data import SPLITS, Split
 from ..initialisation import Initialisation
 from ..metrics import classification_metrics
 from ..recipes import TrainRecipe
@@ -58,7 +58,7 @@ def score_run(plan: Plan, job: Job, model: nn.Module, recipe: TrainRecipe, here:
     for name in SHIFTS:
         for severity in SEVERITIES:
             key = f"shift:{name}:{severity}"
-            scores[key] = scored(key, ShiftedSplit(plan.data.test, name, severity))
+            scores[key] = scored(key, _shifted(plan.data.test, name, severity))
     if here.main:
         whole = pd.concat(tables, ignore_index=True)
         write_atomic(
@@ -66,6 +66,25 @@ def score_run(plan: Plan, job: Job, model: nn.Module, recipe: TrainRecipe, here:
             lambda path: whole.to_csv(path, index=False, float_format="%.5f"),
         )
     return scores | (_few_shot(plan, job, here) if plan.targets else {})
+
+
+_kept: dict[tuple[str, int], Split] = {}
+_kept_of: list[Any] = []
+LARGEST = 2**28
+"""Bytes of shifted images that a process keeps for its next run."""
+
+
+def _shifted(test: Any, name: str, severity: int) -> Any:
+    """Shifted test images. Those of a small set in memory are kept, as every run is scored on the same ones."""
+    split = ShiftedSplit(test, name, severity)
+    if not isinstance(test, Split) or test.images.nbytes * len(SHIFTS) * len(SEVERITIES) > LARGEST:
+        return split
+    if not _kept_of or _kept_of[0] is not test:
+        _kept.clear()
+        _kept_of[:] = [test]
+    if (name, severity) not in _kept:
+        _kept[name, severity] = Split(split.read(np.arange(len(test)))[0], test.labels)
+    return _kept[name, severity]
 
 
 def predictions(key: str, split: Any, positions: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> Any:
