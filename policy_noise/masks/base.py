@@ -11,7 +11,8 @@ from .. import functional as PF
 from ..augmentation import Sample, StochasticAugmentation
 from ..utils.checks import check_one_of, is_number
 from ..utils.warn import warn
-from .inputs import ValueRange, apply_to_images, as_list, low_percentile, smallest
+from .inputs import apply_to_images
+from .levels import ValueRange, as_list, low_percentile, smallest
 from .samples import ShadingSample
 
 __all__ = ["SmoothMask"]

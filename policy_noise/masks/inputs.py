@@ -1,28 +1,41 @@
-"""The images that a mask is given: where they are in a data set's samples, and where their black lies."""
+"""Find the images in a data set's samples, beside labels, boxes and names."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..utils.trees import leaves_of
 
-__all__ = ["ValueRange", "apply_to_images", "as_list", "low_percentile", "smallest"]
+__all__ = ["apply_to_images"]
 
-SHARE = 0.01
-"""Share of the pixels that lie below :func:`low_percentile`."""
-PIXELS = 4096
-"""Pixels of each channel that :func:`low_percentile` looks at, evenly spaced."""
+NAMES = {
+    "image",
+    "images",
+    "img",
+    "imgs",
+    "pixel_values",
+    "video",
+    "videos",
+    "volume",
+    "volumes",
+    "input",
+    "inputs",
+    "x",
+}
+"""Keys of a mapping that name its images."""
+REMEDY = (
+    "name the key 'image', wrap each image in torchvision's tv_tensors.Image, or say which are images with a transform "
+    "of policy_noise.adapters"
+)
 
 
 def apply_to_images(transform: Callable[[Tensor], Tensor], sample: Any, labels: tuple[Any, ...]) -> Any:
     """Transform the images of a sample and leave the rest unchanged.
 
-    All ``tv_tensors.Image`` and ``tv_tensors.Video`` are images. If there are none, the first floating-point tensor
-    with three or more axes is the image. This is torchvision's rule, too.
+    All ``tv_tensors.Image`` and ``tv_tensors.Video`` are images. If there are none, the floating-point tensors of three
+    or more axes are asked: in a mapping, those whose key says so, such as ``"image"`` or ``"pixel_values"``; elsewhere
+    the first, as in ``(image, target)``.
 
     Args:
         transform: A function from images to images.
@@ -30,19 +43,51 @@ def apply_to_images(transform: Callable[[Tensor], Tensor], sample: Any, labels: 
         labels: The call's other arguments.
 
     Raises:
-        TypeError: If the sample holds no images.
+        TypeError: If the sample holds no images, or it is not clear which they are.
     """
     whole = (sample, *labels) if labels else sample
     leaves = list(leaves_of(whole))
     chosen = [leaf for leaf in leaves if type(leaf).__name__ in ("Image", "Video") and isinstance(leaf, Tensor)]
     if not chosen:
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        chosen = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim > 2][:1]
+        chosen = _untyped_images(whole)
     if not chosen:
         got = [f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__ for x in leaves]
         raise TypeError(f"images must be floating-point tensors of three axes or more, got {got}: convert them first")
     # Arithmetic returns plain tensors. Later transforms need the subclass, to tell images from masks.
     return _replace(whole, {id(leaf): transform(leaf).as_subclass(type(leaf)) for leaf in chosen})
+
+
+def _untyped_images(whole: Any) -> list[Tensor]:
+    candidates = [
+        (key, leaf)
+        for key, leaf in _keyed_leaves(whole, None)
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim > 2
+    ]
+    if not candidates:
+        return []
+    named = [leaf for key, leaf in candidates if isinstance(key, str) and key.lower() in NAMES]
+    in_order = [leaf for key, leaf in candidates if key is None]
+    if (named and in_order) or not (named or in_order):
+        keys = [key for key, _ in candidates if key is not None]
+        raise TypeError(f"which tensors are images is not clear from the keys {keys}: {REMEDY}")
+    if isinstance(whole, list) and len(whole) > 1 and len(in_order) == len(whole):
+        raise TypeError(
+            f"a list of {len(whole)} tensors may hold images only, or an image and its target: for the second pass a "
+            f"tuple, else {REMEDY}"
+        )
+    return named or in_order[:1]
+
+
+def _keyed_leaves(value: Any, key: Any) -> Iterator[tuple[Any, Any]]:
+    """The leaves, each with the innermost mapping's key that it stands under, or None."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _keyed_leaves(item, name)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _keyed_leaves(item, key)
+    else:
+        yield key, value
 
 
 def _replace(value: Any, images: dict[int, Tensor]) -> Any:
@@ -53,94 +98,3 @@ def _replace(value: Any, images: dict[int, Tensor]) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_replace(item, images) for item in value)
     return images.get(id(value), value)
-
-
-def smallest(images: Tensor) -> Tensor:
-    """Each image's smallest finite value in each channel. Some scanners pad the field of view with NaN or -inf."""
-    values = torch.nan_to_num(images.detach(), math.inf, math.inf, math.inf)
-    darkest = values.amin(dim=tuple(range(2, images.ndim)), keepdim=True)
-    return torch.nan_to_num(darkest, posinf=0.0)
-
-
-def low_percentile(images: Tensor) -> Tensor:
-    """The 1st percentile of each image's values in each channel. Padding and values that are not finite do not count.
-
-    The smallest value is padding, such as -3024 around a CT slice of which air has -1000, if it stands alone (the next
-    one is farther away than a quarter of the range of the others) and fills less than half of the image.
-    """
-    axes = images.ndim - 2
-    steps = [math.ceil(pixels / PIXELS ** (1 / axes)) for pixels in images.shape[2:]]
-    picked: Any = (..., *(slice(None, None, step) for step in steps))
-    values = images.detach()[picked].flatten(2)
-    lowest = smallest(images).flatten(2)
-    finite = values.isfinite()
-    others = finite & (values > lowest)
-    second = values.masked_fill(~others, math.inf).amin(2, keepdim=True)
-    highest = values.masked_fill(~others, -math.inf).amax(2, keepdim=True)
-    many = others.sum(2, keepdim=True) > finite.sum(2, keepdim=True) / 2
-    counts = torch.where(many & (second - lowest > (highest - second) / 4), others, finite)
-    ordered = values.masked_fill(~counts, math.inf).sort(dim=2).values
-    place = (SHARE * (counts.sum(dim=2, keepdim=True) - 1).clamp(min=0)).long()
-    found = ordered.gather(2, place)
-    return torch.where(found.isfinite(), found, lowest).view(*images.shape[:2], *[1] * axes)
-
-
-def as_list(values: Tensor) -> list[float]:
-    """Values as rounded numbers, for messages."""
-    return [round(float(value), 2) for value in values.flatten()]
-
-
-@dataclass(frozen=True)
-class ValueRange:
-    """Values of images in each channel, on the CPU.
-
-    Args:
-        images: Number of images.
-        darkest: Smallest value, (C,).
-        brightest: Largest value, (C,).
-        outside: Share of the pixels that lie clearly below black or above white, (C,).
-    """
-
-    images: int
-    darkest: Tensor
-    brightest: Tensor
-    outside: Tensor
-
-    @classmethod
-    def of(cls, images: Tensor, black: Tensor, white: Tensor | None) -> "ValueRange":
-        """The range of a batch."""
-        axes = (0, *range(2, images.ndim))
-        values = torch.nan_to_num(images.detach().float(), 0.0, 0.0, 0.0)
-        outside = values < black.to(values) - 0.1
-        if white is not None:
-            outside |= values > white.to(values) + 0.1
-        found = (values.amin(dim=axes), values.amax(dim=axes), outside.float().mean(dim=axes))
-        return cls(len(images), *(each.cpu() for each in found))
-
-    @classmethod
-    def joined(cls, ranges: Sequence["ValueRange"]) -> "ValueRange":
-        """The range of several batches."""
-        total = sum(each.images for each in ranges)
-        return cls(
-            total,
-            torch.stack([each.darkest for each in ranges]).amin(0),
-            torch.stack([each.brightest for each in ranges]).amax(0),
-            torch.stack([each.images / total * each.outside for each in ranges]).sum(0),
-        )
-
-    def contradicts(self, black: Tensor, white: Tensor) -> bool:
-        """Whether the images were not normalized by what gave this black and white."""
-        black, white = black.flatten().cpu(), white.flatten().cpu()
-        # Ignore a few pixels outside the range. Random erasing fills in normal noise, which exceeds it.
-        outside = bool((self.outside > 0.05).any())
-        too_bright = bool((self.darkest > black + 1.5).all())
-        unit = bool((self.darkest >= 0).all() and (self.brightest <= 1).all() and (black < -0.3).any())
-        ends = torch.cat([self.darkest + 1, self.brightest - 1]).abs()
-        signed = bool((ends < 0.02).all() and ((black + 1).abs() > 0.3).any())
-        return outside or too_bright or unit or signed
-
-    def is_far_from(self, black: Tensor) -> bool:
-        """Whether black is brighter than all values, or farther below them than a hundred times their range."""
-        black = black.flatten().cpu()
-        below = black < self.darkest - 100 * (self.brightest - self.darkest).clamp(min=1e-3)
-        return bool((below | (black > self.brightest)).any())

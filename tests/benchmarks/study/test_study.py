@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.study import __main__ as command_line
 from benchmarks.study import report, training
-from benchmarks.study.arms import LEARNT, MASKS, NORMALIZED, PLAIN, SMOOTH, SWAPPED, Arm
+from benchmarks.study.arms import LEARNT, MASKS, NORMALIZED, PLAIN, SMOOTH, SWAPPED, Arm, shading
 from benchmarks.study.classifier import Classifier
 from benchmarks.study.report import EARLIER, EARLIER_ROWS, EVIDENCE, RESULTS, TASKS
 from benchmarks.study.results import Results, read_results
@@ -86,7 +86,7 @@ def test_swapped_masks_go_to_the_next_image_and_are_rewarded_by_its_loss(data):
         assert seen[0].tolist() == expected
 
 
-ARMS = [arm for arm in PROTOCOL if "upsample" not in (arm.masks or {})]
+ARMS = [*PROTOCOL, Arm("cubic", "cubic, clipped", masks=shading("cubic", 0.25, 0.3, clip=True))]
 
 
 @pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.name)
