@@ -20,9 +20,8 @@ from . import registry
 from .arguments import check_arguments
 from .copies import Functor
 from .inputs import find_images, replace
-from .matching import Match
 from .optimizers import stepping_optimizer
-from .pairing import PairingQueue, tensors_of
+from .pairing import Match, PairingQueue, tensors_of
 from .schedule import ScheduledStrength, StrengthSchedule
 from .streams import Draws
 from .trainer import PolicyTrainer
