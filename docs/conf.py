@@ -60,14 +60,61 @@ html_title = f"policy_noise {__version__}"
 html_static_path = ["_static"]
 html_css_files = ["tables.css"]
 
-OUTSIDE = re.compile(r"\[([^\]]+)\]\((\.\./[^)#]+\.md)\)")
-"""Links to Markdown files that are no page of the site: result pages and READMEs."""
+LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<path>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)")
+RESULTS = HERE / "results"
+"""Pages of Markdown files from elsewhere in the repository, such as results. Written anew by each build."""
 
 
-def link_as_download(app: Any, docname: str, source: list[str]) -> None:
-    """Make links out of docs/, which work in the repository, work in the site: the notebook's page, or the file."""
-    source[0] = source[0].replace("](../examples/tutorial.ipynb)", "](tutorial.ipynb)")
-    source[0] = OUTSIDE.sub(r"{download}`\1 <\2>`", source[0])
+def on_the_site(text: str, source: Path, page: Path, pages: dict[Path, Path]) -> str:
+    """Make a page's links, which work in the repository, work on the site.
+
+    Args:
+        text: The page.
+        source: Where it stands in the repository.
+        page: Where Sphinx reads it.
+        pages: Files outside docs/ that are pages of the site. Those that this page links to are added.
+    """
+
+    def link(match: re.Match[str]) -> str:
+        target = (source.parent / match["path"]).resolve()
+        if not target.exists():  # code that looks like a link
+            return match[0]
+        if target.suffix == ".ipynb":
+            target = HERE / target.name
+        elif target.suffix == ".md" and HERE not in target.parents and target.is_file():
+            name = "-".join(target.relative_to(HERE.parent).with_suffix("").parts).lower()
+            target = pages.setdefault(target, RESULTS / f"{name}.md")
+        path = os.path.relpath(target, page.parent)
+        if match["image"] or target.suffix in (".md", ".ipynb"):
+            return f"{match['image']}[{match['text']}]({path}{match['anchor'] or ''})"
+        return f"{{download}}`{match['text']} <{path}>`" if target.is_file() else match["text"]
+
+    return LINK.sub(link, text)
+
+
+def write_result_pages() -> None:
+    """Write a page for each Markdown file outside docs/ to which the site's pages lead."""
+    shutil.rmtree(RESULTS, ignore_errors=True)
+    RESULTS.mkdir()
+    pages: dict[Path, Path] = {}
+    for path in HERE.glob("*.md"):
+        on_the_site(path.read_text(encoding="utf-8"), path, path, pages)
+    written: set[Path] = set()
+    while open_pages := pages.keys() - written:
+        for source in open_pages:
+            text = on_the_site(source.read_text(encoding="utf-8"), source, pages[source], pages)
+            pages[source].write_text(f"---\norphan: true\n---\n\n{text}", encoding="utf-8")
+        written |= open_pages
+
+
+write_result_pages()
+
+
+def links_of_the_site(app: Any, docname: str, source: list[str]) -> None:
+    """Links of the pages under docs/ themselves."""
+    path = HERE / f"{docname}.md"
+    if path.is_file() and path.parent == HERE:
+        source[0] = on_the_site(source[0], path, path, {})
 
 
 def shapes_without_bullets(app: Any, kind: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -81,5 +128,5 @@ def shapes_without_bullets(app: Any, kind: str, name: str, obj: Any, options: An
 
 def setup(app: Any) -> None:
     """Called by Sphinx."""
-    app.connect("source-read", link_as_download)
+    app.connect("source-read", links_of_the_site)
     app.connect("autodoc-process-docstring", shapes_without_bullets, priority=400)  # before napoleon

@@ -21,12 +21,12 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import policy_noise
-from policy_noise.experiments import files, tables
+from policy_noise.experiments import file_sets, tables
 from policy_noise.experiments.batches import augment
-from policy_noise.experiments.distributed import World
 from policy_noise.experiments.recipes import RECIPES, override
 from policy_noise.experiments.runs import environment
 from policy_noise.experiments.training import create_model
+from policy_noise.experiments.world import World
 
 IMAGES, CLASSES, EPOCHS = 1_350_000, 165, 90
 
@@ -55,7 +55,7 @@ def reading(folder: Path, size: int, seconds: float) -> float:
         coarse = Image.fromarray(rng.integers(0, 256, (56, 56), np.uint8))
         coarse.resize((224, 224), Image.Resampling.BICUBIC).save(folder / f"{index:02d}.png")
     names = b"".join(f"{index:02d}.png".encode() for index in range(32))
-    split = files.FileSplit(
+    split = file_sets.FileSplit(
         root=str(folder.parent),
         folders=(folder.name,),
         folder=np.zeros(32, np.uint16),
@@ -80,7 +80,7 @@ def index_memory(root: Path) -> tuple[float, float, float]:
             for number in range(int(IMAGES * share)):
                 file.write(f"{folders[number % CLASSES]}/{split}-{number:07d}.png,label{number % CLASSES}\n")
     # The files do not exist, which the index would report.
-    with mock.patch.object(files, "_missing", return_value=np.zeros(0, np.int64)):
+    with mock.patch.object(file_sets, "_missing", return_value=np.zeros(0, np.int64)):
         tracemalloc.start()
         start = time.perf_counter()
         data, _ = tables.load_radimagenet(root, size=256)

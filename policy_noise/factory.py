@@ -2,7 +2,6 @@
 
 import inspect
 import sys
-import warnings
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from .masks import PolicyNoiseMask, RandomShading
 from .presets import get_preset
 from .settings import HookSettings, MaskSettings
 from .utils.model import image_channels, normalization, takes_volumes, unwrap
+from .utils.warn import warn
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
@@ -117,11 +117,9 @@ def attach(
                 detach(target)
     elif optimizer is not None and hooks_on(model) and not hooks_on(stepping_optimizer(optimizer)):
         detach(model)
-        warnings.warn(
-            f"policy_noise: {type(model).__name__} had a hook with another optimizer, which is off now and its policy "
-            "gone: to keep a policy call hook.rebind(optimizer) instead of attach, to say that it may go pass "
-            "replace=True",
-            stacklevel=2,
+        warn(
+            f"the earlier hook of {type(model).__name__}, with another optimizer, was replaced and its policy "
+            "discarded. Keep it: hook.rebind(optimizer) instead of attach. Silence this: replace=True."
         )
 
     network = model

@@ -25,6 +25,8 @@ __all__ = ["log_metrics", "plot_masks", "plot_metrics"]
 
 MEAN_OF = 64
 """Number of draws that the mean factor of a learned mask is averaged over."""
+FACTORS = "cividis"
+"""Lightness rises with the factor, so that .7 and 1.3 also differ in grey."""
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")
 """From Okabe and Ito's palette, which colour-blind readers can tell apart."""
 PANELS = {
@@ -107,12 +109,17 @@ def plot_masks(
     return _grid(rows, images, titles, mean, std)
 
 
-def plot_metrics(history: Sequence[Mapping[str, float]], *, x: str = "step") -> "Figure":
+def plot_metrics(
+    history: Sequence[Mapping[str, float]], *, x: str = "step", entropy_target: float | None = None
+) -> "Figure":
     """Draw a policy's training from ``hook.metrics``, collected as often as you like.
+
+    The baseline is drawn only where it differs from the reward, as a moving average does.
 
     Args:
         history: ``hook.metrics`` at several steps, in order. Append ``{"step": step, **hook.metrics}`` for an x-axis.
         x: Key of the x-axis. If ``history`` does not have it, the entries are numbered.
+        entropy_target: The hook's target times the number of actions, in nats per image: a dotted line.
 
     Returns:
         The figure.
@@ -130,17 +137,21 @@ def plot_metrics(history: Sequence[Mapping[str, float]], *, x: str = "step") -> 
     if not panels:
         raise ValueError(f"history must hold some of hook.metrics, got {sorted(known) or 'no numbers'}")
     places = [float(entry.get(x, number)) for number, entry in enumerate(history)]
+    if all(math.isclose(e.get("reward", 0), e.get("baseline", 0), rel_tol=1e-3) for e in history if "baseline" in e):
+        panels = {title: [name for name in names if name != "baseline"] for title, names in panels.items()}
     figure = _figure(3.2 * len(panels), 2.6)
     for axes, (title, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for name, colour in zip(names, COLOURS, strict=False):
             axes.plot(places, [entry.get(name, math.nan) for entry in history], color=colour, label=name, linewidth=1.4)
-        if len(names) > 1:
+        if entropy_target is not None and "entropy" in names:
+            axes.axhline(entropy_target, color="0.5", linestyle=":", label="target")
+        if len(axes.get_lines()) > 1:
             axes.legend(frameon=False, fontsize=8)
         axes.set_title(title, fontsize=9, loc="left")
         axes.set_xlabel(x if any(x in entry for entry in history) else "entry", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="#e5e5e5", linewidth=0.7)
+        axes.grid(color="0.5", alpha=0.25, linewidth=0.7)
     return figure
 
 
@@ -193,7 +204,7 @@ def _grid(
             values = ((values - black) / (white - black).clamp(min=1e-6)).clamp(0, 1)
         for axes, value in zip(line, values.permute(0, 2, 3, 1).squeeze(-1).numpy(), strict=True):
             if is_factor:
-                shaded = axes.imshow(value, cmap="RdBu_r", vmin=1 - reach, vmax=1 + reach)
+                shaded = axes.imshow(value, cmap=FACTORS, vmin=1 - reach, vmax=1 + reach)
                 shaded_axes.append(axes)
             else:
                 axes.imshow(value, cmap="gray", vmin=0, vmax=1)

@@ -27,32 +27,32 @@ def timm_parts(name="resnet10t", **arguments):
 def test_channels_are_read_from_the_model(make_model, in_chans):
     model = make_model(in_chans)
     hook = attach(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss())
-    assert hook.mask.in_chans == in_chans
-    assert hook.mask.black is None
+    assert hook.augmentation.in_chans == in_chans
+    assert hook.augmentation.black is None
 
 
 @pytest.mark.parametrize("in_chans", [1, 2, 3])
 def test_timm_models_tell_their_normalisation(in_chans):
     hook = attach(*timm_parts(in_chans=in_chans))
-    assert hook.mask.in_chans == in_chans
+    assert hook.augmentation.in_chans == in_chans
     if in_chans != 3:
-        assert hook.mask.black is None  # the record is of three channels
+        assert hook.augmentation.black is None  # the record is of three channels
         return
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    torch.testing.assert_close(hook.mask.black.flatten(), -mean / std)
+    torch.testing.assert_close(hook.augmentation.black.flatten(), -mean / std)
 
 
 def test_vision_transformers_too():
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=5)
     hook = attach(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss())
-    assert hook.mask.in_chans == 3
-    torch.testing.assert_close(hook.mask.black.flatten(), torch.full((3,), -1.0))
+    assert hook.augmentation.in_chans == 3
+    torch.testing.assert_close(hook.augmentation.black.flatten(), torch.full((3,), -1.0))
 
 
 def test_given_settings_win(parts):
     hook = attach(*parts, mean=0.5, std=0.25, grid_size=4, p=0.3, policy_lr=1e-3, baseline="batch", max_pending=2)
-    torch.testing.assert_close(hook.mask.black.flatten(), torch.full((3,), -2.0))
-    assert (hook.mask.grid_size, hook.mask.p) == ((4, 4), 0.3)
+    torch.testing.assert_close(hook.augmentation.black.flatten(), torch.full((3,), -2.0))
+    assert (hook.augmentation.grid_size, hook.augmentation.p) == ((4, 4), 0.3)
     assert (hook.learner.rate.lr, hook.learner.rate.lr_ratio, hook.learner.baseline) == (1e-3, None, "batch")
 
 
@@ -67,16 +67,16 @@ def test_rates_of_the_presets_give_way(parts):
 
 def test_the_papers_preset(parts):
     hook = attach(*parts, preset="paper")
-    assert sum(parameter.numel() for parameter in hook.mask.parameters()) == 10_179_704
+    assert sum(parameter.numel() for parameter in hook.augmentation.parameters()) == 10_179_704
     assert (hook.learner.scales_loss, hook.learner.rate.lr_ratio) == (True, 0.1)
-    assert hook.mask.scale_about == "zero"
+    assert hook.augmentation.scale_about == "zero"
 
 
 def test_volumes_get_a_grid_of_three_axes():
     model = nn.Sequential(nn.Conv3d(2, 4, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 3))
     optimizer, criterion = torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss()
     hook = attach(model, optimizer, criterion, grid_size=3)
-    assert (hook.mask.in_chans, hook.mask.grid_size) == (2, (3, 3, 3))
+    assert (hook.augmentation.in_chans, hook.augmentation.grid_size) == (2, (3, 3, 3))
     criterion(model(torch.randn(4, 2, 9, 10, 11)), torch.arange(4) % 3).backward()
     optimizer.step()
     assert hook.metrics["samples_seen"] == 4
@@ -87,7 +87,7 @@ def test_wrapped_models_are_looked_into(make_model, compiled):
     inner = make_model(4)
     model = torch.compile(inner) if compiled else nn.DataParallel(inner)
     hook = attach(model, torch.optim.SGD(inner.parameters(), lr=0.1), nn.CrossEntropyLoss())
-    assert hook.mask.in_chans == 4
+    assert hook.augmentation.in_chans == 4
     assert model._forward_pre_hooks
     assert not inner._forward_pre_hooks
 
@@ -95,7 +95,7 @@ def test_wrapped_models_are_looked_into(make_model, compiled):
 def test_a_model_with_an_empty_record(make_model):
     model = make_model(2)
     model.pretrained_cfg = None
-    assert attach(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss()).mask.in_chans == 2
+    assert attach(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss()).augmentation.in_chans == 2
 
 
 def test_a_function_as_loss(parts, batch):
@@ -165,7 +165,7 @@ def test_a_model_that_does_not_say_its_channels_is_refused():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r"in_chans cannot be read from Sequential.*attach\(\.\.\., in_chans=\.\.\.\)"):
         attach(model, optimizer)
-    assert attach(model, optimizer, in_chans=3).mask.in_chans == 3
+    assert attach(model, optimizer, in_chans=3).augmentation.in_chans == 3
 
 
 def test_attaching_twice_is_refused_and_the_first_goes_on(parts, batch):
@@ -184,7 +184,7 @@ def test_a_hook_with_another_optimizer_gives_way_and_says_so(parts, batch):
     model, _, criterion = parts
     first = attach(*parts)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.warns(UserWarning, match=r"had a hook with another optimizer.*rebind.*replace=True"):
+    with pytest.warns(UserWarning, match=r"with another optimizer, was replaced.*rebind.*replace=True"):
         hook = attach(model, optimizer, criterion)
     assert len(model._forward_pre_hooks) == 1
     criterion(model(batch[0]), batch[1]).backward()
@@ -199,14 +199,14 @@ def test_the_readmes_loop():
     criterion = nn.CrossEntropyLoss()
     hook = policy_noise.attach(model, optimizer, criterion)
     keys = model.state_dict().keys()
-    before = {name: value.clone() for name, value in hook.mask.state_dict().items()}
+    before = {name: value.clone() for name, value in hook.augmentation.state_dict().items()}
     for _ in range(2):
         images, targets = torch.randn(4, 3, 64, 64).clamp(-2, 2), torch.arange(4)
         loss = criterion(model(images), targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert any(not torch.equal(value, before[name]) for name, value in hook.mask.state_dict().items())
+    assert any(not torch.equal(value, before[name]) for name, value in hook.augmentation.state_dict().items())
     hook.remove()
     assert model.state_dict().keys() == keys
-    assert isinstance(hook.mask, PolicyNoiseMask)
+    assert isinstance(hook.augmentation, PolicyNoiseMask)

@@ -110,6 +110,15 @@ def test_metrics_have_a_panel_each_and_gaps_where_there_is_no_number():
     assert math.isnan(masks.get_ydata()[1])
 
 
+def test_a_baseline_that_equals_the_reward_does_not_hide_it():
+    history = [{"reward": 1.0 / (i + 1), "baseline": 1.0 / (i + 1), "entropy": -0.1} for i in range(4)]
+    reward, entropy = plot_metrics(history, entropy_target=-0.3).axes
+    assert [line.get_label() for line in reward.get_lines()] == ["reward"]
+    assert [line.get_label() for line in entropy.get_lines()] == ["entropy", "target"]
+    history[3]["baseline"] = 0.9
+    assert len(plot_metrics(history).axes[0].get_lines()) == 2
+
+
 def test_a_history_without_metrics_is_refused():
     with pytest.raises(ValueError, match=r"history must hold some of hook\.metrics"):
         plot_metrics([{"loss": 1.0}])

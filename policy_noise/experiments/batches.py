@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from .data import match_channels
-from .distributed import World
 from .recipes import TrainRecipe
+from .world import World
 
 __all__ = ["Batches", "augment", "epoch_batches", "loader_of", "outputs", "predict"]
 

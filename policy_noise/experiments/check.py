@@ -15,7 +15,7 @@ import numpy as np
 
 from ..utils.files import write_atomic
 from .data import SPLITS
-from .files import FileSet
+from .file_sets import FileSet
 from .runs import read_lines
 
 __all__ = ["COLUMNS", "Finding", "Look", "check", "describe", "look_at", "summary", "write_table"]
@@ -57,7 +57,8 @@ def check(data: Any, *, workers: int = 1, journal: Path | None = None) -> list[F
     Images are equal if their pixels are, whatever the compression. Constant images are not listed as equal too.
 
     Args:
-        data: An :class:`~policy_noise.experiments.data.ImageSet` or :class:`~policy_noise.experiments.files.FileSet`.
+        data: An :class:`~policy_noise.experiments.data.ImageSet` or
+            :class:`~policy_noise.experiments.file_sets.FileSet`.
         workers: Processes that read files.
         journal: JSON-lines file with the result for each image file. Files whose size and modification time have not
             changed are not read again.

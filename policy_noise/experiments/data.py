@@ -108,7 +108,7 @@ def fingerprint(data: Any) -> str:
     are part of the hash; the location of the data is not.
 
     Args:
-        data: An :class:`ImageSet` or :class:`~policy_noise.experiments.files.FileSet`.
+        data: An :class:`ImageSet` or :class:`~policy_noise.experiments.file_sets.FileSet`.
 
     Returns:
         64 hexadecimal digits.
@@ -131,7 +131,7 @@ def require_classes(data: Any, where: str | None = None) -> None:
     If bad files are left out, images are decoded until one readable image of each class is found.
 
     Args:
-        data: An :class:`ImageSet` or :class:`~policy_noise.experiments.files.FileSet`.
+        data: An :class:`ImageSet` or :class:`~policy_noise.experiments.file_sets.FileSet`.
         where: The data set's name in error messages. By default its own name.
 
     Raises:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..utils.files import PathLike
 from .data import SPLITS
-from .files import FileSet, FileSplit, Index, assemble
+from .file_sets import FileSet, FileSplit, Index, assemble
 from .images import Window
 
 __all__ = ["EXTENSIONS", "load_image_folder", "load_test_folder"]

@@ -11,9 +11,9 @@ from policy_noise.plotting import plot_masks
 
 from ..utils.files import write_atomic
 from .batches import augment
-from .distributed import World
 from .figures import LABELS
 from .recipes import TrainRecipe
+from .world import World
 
 __all__ = ["mask_gallery", "one_of_each_class", "save_seen"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .files import FileSet, FileSplit
+from .file_sets import FileSet, FileSplit
 from .images import TooDeep, read_header, read_image
 from .processes import in_threads
 

@@ -1,9 +1,11 @@
 """Established intensity augmentations, for comparison with the masks."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..hooks.streams import own_randomness
@@ -11,7 +13,104 @@ from .shifts import bias_field
 
 __all__ = ["RIVALS", "Augmentation", "RunAugmentation"]
 
-RIVALS = ("bias_field", "gaussian_noise", "random_erasing", "mixup", "randaugment", "color_jitter")
+Operation = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
+"""Of images in [0, 1], labels and a generator on their device."""
+
+
+def _on_half(change: Callable[[Tensor, torch.Generator], Tensor]) -> Callable[[int], Operation]:
+    def operation(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        changed = change(images, generator)
+        chosen = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) < 0.5
+        return torch.where(chosen, changed, images), labels
+
+    return lambda num_classes: operation
+
+
+def _bias_field(images: Tensor, generator: torch.Generator) -> Tensor:
+    """TorchIO's default."""
+    return bias_field(images, generator, 0.5).clamp(0, 1)
+
+
+def _gaussian_noise(images: Tensor, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(images.shape, generator=generator, device=images.device)
+    return (images + 0.1 * noise).clamp(0, 1)
+
+
+def _swap_statistics(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Give each image the mean and standard deviation, in each channel, of another one."""
+    std, mean = torch.std_mean(images, dim=(2, 3), keepdim=True)
+    order = torch.randperm(len(images), generator=generator, device=images.device)
+    normalized = (images - mean) / std.clamp_min(1e-6)
+    return (normalized * std[order] + mean[order]).clamp(0, 1)
+
+
+def _randconv(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Mix each image with itself under a random filter (RandConv's RC-mix 1-7, Xu et al. 2021).
+
+    A size of 1, 3, 5 or 7 for each batch, and a filter and a share for each image. As in the authors' code, grey of 0.5
+    is zero to the filters.
+    """
+    count, channels = images.shape[:2]
+    device = images.device
+    size = 1 + 2 * int(torch.randint(4, (), generator=generator, device=device))
+    filters = torch.randn(count * channels, channels, size, size, generator=generator, device=device)
+    filters = filters / (channels * size**2) ** 0.5
+    flat = (images - 0.5).reshape(1, count * channels, *images.shape[2:])
+    filtered = F.conv2d(flat, filters, padding=size // 2, groups=count).reshape(images.shape) + 0.5
+    return torch.lerp(filtered, images, torch.rand(count, 1, 1, 1, generator=generator, device=device))
+
+
+def _of_torchvision(name: str) -> Callable[[int], Operation]:
+    """Drawn for each eighth of the batch."""
+
+    def build(num_classes: int) -> Operation:
+        from torchvision.transforms import v2
+
+        transform = getattr(v2, name)()
+
+        def operation(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            parts = (images * 255).round().to(torch.uint8).chunk(8)
+            return torch.cat([transform(part) for part in parts]).float() / 255, labels
+
+        return operation
+
+    return build
+
+
+def _random_erasing(num_classes: int) -> Operation:
+    from kornia.augmentation import RandomErasing
+
+    erasing = RandomErasing(p=0.5)
+    return lambda images, labels, generator: (erasing(images), labels)
+
+
+def _mixup(num_classes: int) -> Operation:
+    from timm.data import Mixup
+
+    mixup: Any = Mixup(mixup_alpha=0.2, label_smoothing=0.0, num_classes=num_classes)
+    return lambda images, labels, generator: mixup(images, labels)
+
+
+def _color_jitter(num_classes: int) -> Operation:
+    from kornia.augmentation import ColorJitter
+
+    jitter = ColorJitter(0.4, 0.4, 0.4)
+    return lambda images, labels, generator: (jitter(images.expand(-1, 3, -1, -1))[:, : images.shape[1]], labels)
+
+
+RIVALS: dict[str, Callable[[int], Operation]] = {
+    "bias_field": _on_half(_bias_field),
+    "gaussian_noise": _on_half(_gaussian_noise),
+    "swap_statistics": _on_half(_swap_statistics),
+    "randconv": _on_half(_randconv),
+    "random_erasing": _random_erasing,
+    "mixup": _mixup,
+    "randaugment": _of_torchvision("RandAugment"),
+    "trivialaugment": _of_torchvision("TrivialAugmentWide"),
+    "augmix": _of_torchvision("AugMix"),
+    "color_jitter": _color_jitter,
+}
+"""What makes each, from the number of classes."""
 
 
 class Augmentation:
@@ -19,55 +118,25 @@ class Augmentation:
 
     Args:
         name: ``"bias_field"`` (TorchIO's default, half of the images), ``"gaussian_noise"`` (std 0.1, half),
-            ``"random_erasing"`` (kornia's, half), ``"mixup"`` (timm's, alpha 0.2), ``"randaugment"`` (torchvision's,
-            2 operations of magnitude 9, drawn for each eighth of the batch) or ``"color_jitter"`` (kornia's at
-            timm's default strength: brightness, contrast and, of colours, saturation within 0.4 of 1).
+            ``"swap_statistics"`` (mean and deviation of another image, half), ``"randconv"`` (RC-mix 1-7, half),
+            ``"random_erasing"`` (kornia's, half), ``"mixup"`` (timm's, alpha 0.2), ``"randaugment"``,
+            ``"trivialaugment"`` or ``"augmix"`` (torchvision's, drawn for each eighth of the batch) or
+            ``"color_jitter"`` (kornia's: brightness, contrast and, of colours, saturation within 0.4 of 1).
         num_classes: Number of classes, for MixUp's targets.
         device: Device of the images.
-        seed: Seed of the two augmentations that draw on the device. The others use the global seeds.
+        seed: Seed of the augmentations that draw on the device. Those of libraries use the global seeds.
     """
 
     def __init__(self, name: str, num_classes: int, device: torch.device, seed: int) -> None:
+        if name not in RIVALS:
+            raise ValueError(f"unknown augmentation {name!r}; known are {list(RIVALS)}")
         self.name = name
         self.generator = torch.Generator(device).manual_seed(20_000 + seed)
-        self.operation: Any = None
-        if name == "random_erasing":
-            from kornia.augmentation import RandomErasing
-
-            self.operation = RandomErasing(p=0.5)
-        elif name == "mixup":
-            from timm.data import Mixup
-
-            self.operation = Mixup(mixup_alpha=0.2, label_smoothing=0.0, num_classes=num_classes)
-        elif name == "randaugment":
-            from torchvision.transforms.v2 import RandAugment
-
-            self.operation = RandAugment()
-        elif name == "color_jitter":
-            from kornia.augmentation import ColorJitter
-
-            self.operation = ColorJitter(0.4, 0.4, 0.4)
-        elif name not in RIVALS:
-            raise ValueError(f"unknown augmentation {name!r}")
+        self.operation = RIVALS[name](num_classes)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        if self.name == "mixup":
-            return self.operation(images, labels)
-        if self.name == "randaugment":
-            parts = (images * 255).round().to(torch.uint8).chunk(8)
-            return torch.cat([self.operation(part) for part in parts]).float() / 255, labels
-        if self.name == "random_erasing":
-            return self.operation(images), labels
-        if self.name == "color_jitter":
-            return self.operation(images.expand(-1, 3, -1, -1))[:, : images.shape[1]], labels
-        if self.name == "bias_field":
-            changed = bias_field(images, self.generator, 0.5).clamp(0, 1)
-        else:
-            noise = torch.randn(images.shape, generator=self.generator, device=images.device)
-            changed = (images + 0.1 * noise).clamp(0, 1)
-        chosen = torch.rand(len(images), 1, 1, 1, generator=self.generator, device=images.device) < 0.5
-        return torch.where(chosen, changed, images), labels
+        return self.operation(images, labels, self.generator)
 
 
 class RunAugmentation:

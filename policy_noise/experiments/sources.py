@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from .data import SPLITS, ImageSet, Split, join_sets, resize
-from .distributed import started_first
 from .exclusions import exclude, read_exclusions
-from .files import FileSet
+from .file_sets import FileSet
 from .folders import load_image_folder
 from .headers import in_colour, look_over
 from .images import Window
 from .medmnist import load_medmnist
 from .npz import load_npz
 from .tables import load_radimagenet
+from .world import started_first
 
 __all__ = ["NAMED", "add_source_arguments", "describe", "open_joined", "open_named", "open_sources", "window_of"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..utils.files import PathLike
 from .data import SPLITS
-from .files import FileSet, Index, assemble
+from .file_sets import FileSet, Index, assemble
 from .images import Window
 
 __all__ = ["load_radimagenet"]

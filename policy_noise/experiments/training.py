@@ -14,7 +14,6 @@ from torch.nn.parallel import DistributedDataParallel
 from policy_noise.heated import load_heated, save_heated
 
 from .batches import Batches, augment, epoch_batches, loader_of, predict
-from .distributed import World
 from .figures import LABELS
 from .gallery import mask_gallery, save_seen
 from .metrics import classification_metrics, cross_entropy
@@ -22,6 +21,7 @@ from .noise import attach_noise
 from .recipes import TrainRecipe, with_extra
 from .rivals import RunAugmentation
 from .runs import Run, read_json, write_json
+from .world import World
 
 __all__ = ["check_mask", "create_model", "train"]
 
@@ -98,7 +98,7 @@ def train(
         run: The run's folder.
         recipe: The settings.
         data: An :class:`~policy_noise.experiments.data.ImageSet` or
-            :class:`~policy_noise.experiments.files.FileSet`.
+            :class:`~policy_noise.experiments.file_sets.FileSet`.
         world: The processes.
         init: Trained model to start from.
         fresh_head: Do not load its last layer, because its classes differ.

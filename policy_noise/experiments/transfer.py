@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from .data import match_channels, resize, to_tensor
-from .distributed import World
 from .initialisation import Initialisation
 from .metrics import classification_metrics
 from .recipes import TransferRecipe
 from .runs import Run
 from .statistics import Interval, t_interval
+from .world import World
 
 __all__ = [
     "compare",

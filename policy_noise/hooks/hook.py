@@ -4,35 +4,41 @@ The sampled mask and the reward are both detached, so the policy's graph and the
 the user's loop does not change: loss, scaler, clipping, reducer and parameter groups stay as they are.
 """
 
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..augmentation import StochasticAugmentation
 from ..learning import PolicyLearner
-from ..losses import LossSplitter, SampleLosses
-from ..utils.compat import is_in_backward
+from ..learning.window import check_loss
+from ..losses import LossSplitter, SampleLosses, is_hookable
+from ..utils.compat import is_in_backward, is_transformed
 from ..utils.distributed import is_distributed
+from ..utils.warn import warn
 from . import registry
-from .arguments import check_arguments
 from .copies import Functor
 from .inputs import find_images, replace
-from .optimizers import stepping_optimizer
+from .optimizers import OptimizerLink, stepping_optimizer
 from .pairing import Match, PairingQueue, tensors_of
 from .schedule import ScheduledStrength, StrengthSchedule
 from .streams import Draws
-from .trainer import PolicyTrainer
 from .watch import Watch
 
 __all__ = ["ReinforceHook"]
 
 OutputLoss = Callable[[Any, tuple[Any, ...], dict[str, Any]], Tensor]
 
+STATE_KEY = "policy_noise"
+"""Key of the policy in the optimizer's state dict."""
 
-class ReinforceHook(PolicyTrainer):
+
+class ReinforceHook:
     """Train an augmentation's policy inside an existing training loop.
 
     With ``model``, its images are transformed whenever it runs in training mode with gradients on. With ``criterion``,
@@ -97,7 +103,7 @@ class ReinforceHook(PolicyTrainer):
         model: nn.Module | None = None,
         criterion: nn.Module | None = None,
         output_loss: OutputLoss | None = None,
-        loss_method: str = "auto",
+        loss_method: Literal["auto", "leave_one_out"] = "auto",
         input_name: int | str | None = None,
         generator: torch.Generator | None = None,
         max_pending: int = 8,
@@ -108,23 +114,24 @@ class ReinforceHook(PolicyTrainer):
     ) -> None:
         stepping = None if optimizer is None else stepping_optimizer(optimizer)
         known = registry.was_hooked(stepping)  # then its state may come from this process, not from a checkpoint
-        check_arguments(augmentation, stepping, optimizer, model, criterion, output_loss, max_pending)
+        _check_arguments(augmentation, model, criterion, output_loss, max_pending)
+        _check_free(model=model, optimizer=optimizer)
         self.augmentation = augmentation
         self.learner = PolicyLearner(augmentation, **learner)
         self._draws = Draws(augmentation.compiled() if compile else augmentation, generator)
         self._output_loss = output_loss
-        self._splitter = None if criterion is None else LossSplitter(criterion, loss_method)  # type: ignore[arg-type]
+        self._splitter = None if criterion is None else LossSplitter(criterion, loss_method)
         self._input_name = input_name
         self._queue = PairingQueue(max_pending)
-        self._paused = 0
-        self._masked = False
+        self._pauses = 0
+        self._forward_has_mask = False
         self._size: tuple[int, ...] | None = None
         self._strength = None if strength_schedule is None else ScheduledStrength(augmentation, strength_schedule)
         self._watch = Watch(model)
         self._state_in_optimizer = state_in_optimizer
-        self._targets: list[Any] = []
         self._handles: list[RemovableHandle] = []
-        self._optimizer_handles, self._optimizer_targets = [], []
+        self._targets: list[nn.Module] = []
+        self._link: OptimizerLink | None = None
         if model is not None:
             self._register(
                 model,
@@ -139,10 +146,9 @@ class ReinforceHook(PolicyTrainer):
                 criterion.register_forward_pre_hook(Functor(self._before_criterion), with_kwargs=True),
                 criterion.register_forward_hook(Functor(self._after_criterion), with_kwargs=True),
             )
-        self._stepping: torch.optim.Optimizer | None = None
         if optimizer is not None:
-            self._hook_optimizer(optimizer)
-            registry.follow_steps(self)
+            self._connect(optimizer)
+            registry.follow_steps(self._after_any_step)
         resumable = state_in_optimizer and self._learns and not known
         self._watch.attached(stepping, wrapped=stepping is not optimizer, resumable=resumable)
         if is_distributed():
@@ -150,15 +156,14 @@ class ReinforceHook(PolicyTrainer):
 
     def rebind(self, optimizer: Any) -> None:
         """Switch to another optimizer, for example one that was made when layers were unfrozen."""
-        stepping = stepping_optimizer(optimizer)
-        check_arguments(self.augmentation, stepping, optimizer, None, None, None, self._queue.max_pending)
-        self._unhook_optimizer()
-        self._hook_optimizer(optimizer)
+        _check_free(optimizer=optimizer)
+        self._disconnect()
+        self._connect(optimizer)
 
     def remove(self) -> None:
         """Remove all hooks. The model trains on unmasked images again, and the policy no longer learns."""
-        self._unhook_optimizer()
-        registry.leave_steps(self)
+        self._disconnect()
+        registry.leave_steps(self._after_any_step)
         for handle in self._handles:
             handle.remove()
         for target in self._targets:
@@ -175,19 +180,182 @@ class ReinforceHook(PolicyTrainer):
     def __exit__(self, *_: Any) -> None:
         self.remove()
 
-    # -- hooks ---------------------------------------------------------------------------------------------------------
+    # -- for loops that mask and observe by hand -----------------------------------------------------------------------
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Transform a batch, and remember the draw until its loss is observed.
+
+        Outside training (gradients off, ``hook.augmentation.eval()``, :meth:`paused`) it returns the images unchanged.
+
+        Raises:
+            PairingError: If none of the first ``max_pending`` batches had a loss.
+        """
+        # Outside training nothing is looked at: validation may pass anything.
+        if self._pauses or not torch.is_grad_enabled() or not self.augmentation.training:
+            return images
+        # Before all that reads the images: under a transform they are wrappers, whose shapes lack the batch.
+        if is_transformed():
+            self._watch.transformed()
+            return images
+        axes = self.augmentation.spatial_dims + 2
+        if isinstance(images, Tensor) and images.ndim != axes:
+            raise ValueError(f"images must be a batch with {axes} axes, got shape {tuple(images.shape)}")
+        # Checkpointing's recomputation repeats a draw, so it comes before everything that draws or counts.
+        if is_in_backward():
+            return self._draws.augmentation(images, self._draws.repeat(images))
+        # From here on the batch is one of training. Without a mask it counts as masked on purpose, and nothing waits.
+        if isinstance(images, Tensor) and not len(images):
+            self._watch.masked()
+            return images
+        if self._strength is not None and not self._strength.set(self._draws.steps):
+            self._watch.masked()
+            return images
+        # Before the draw, so that an error leaves the random streams as they were.
+        if self._learns:
+            self._queue.check_room()
+        else:
+            self._queue.make_room()
+        if images.is_floating_point() and images.device != self.learner.device:
+            self.learner.to(images.device)
+        sample = self._draws.draw(images, with_graph=self._learning and self._learns)
+        masked = self._draws.augmentation(images, sample)
+        if self._size is None:
+            self.augmentation.check(images)
+        self._size = tuple(images.shape[2:])
+        # Last, because a batch that failed above must not wait for a loss.
+        self._queue.push(sample)
+        self._watch.masked()
+        self._forward_has_mask = True
+        return masked
+
+    def observe(self, per_sample_loss: Tensor, *, valid: Tensor | None = None, index: Any = None) -> Tensor:
+        """Tell the policy the loss of each image of a masked batch.
+
+        If the loss's autograd graph leads to an output of the hooked model, the loss belongs to that batch. Otherwise
+        it belongs to the oldest batch that still waits for its loss.
+
+        Args:
+            per_sample_loss: One loss per image, with or without gradient.
+            valid: Which losses count, bool; by default all.
+            index: Needed if there is not exactly one loss per image of one batch. For each loss, the number of its
+                image, or -1 for none. Or a list of (forward, index) pairs, where forward 0 is the oldest waiting batch
+                and -1 the newest.
+
+        Shape:
+            - per_sample_loss: (B,), or (N,) with an index.
+            - valid, index: the same.
+
+        Returns:
+            The loss to train on: the same loss, or with the paper's estimator the scaled one. While :meth:`paused`, the
+            loss is returned unchanged and not observed.
+
+        Raises:
+            RuntimeError: If no masked batch waits for a loss.
+            ValueError: If there is not one loss per image.
+        """
+        if not isinstance(per_sample_loss, Tensor):
+            raise TypeError(f"per_sample_loss must be a tensor of shape (B,), got {type(per_sample_loss).__name__}")
+        if self._pauses or not per_sample_loss.numel():
+            return per_sample_loss
+        if self._queue and per_sample_loss.ndim != 1:
+            check_loss(self._queue.newest.sample, per_sample_loss)
+        if index is None:
+            matches = self._queue.find([per_sample_loss])
+        else:
+            matches = self._queue.given(index, len(per_sample_loss), [per_sample_loss])
+        if not matches:
+            raise RuntimeError(
+                "observe was called but no masked batch waits for this loss: mask one first (hook.apply(images), or a "
+                "forward of the hooked model in training mode with gradients on), and observe it once, before the step"
+            )
+        for match in matches:
+            if match.index is None:
+                check_loss(match.pending.sample, per_sample_loss)
+        factor = self._observe(matches, lambda: _given(per_sample_loss, valid), by_hand=True)
+        return per_sample_loss if factor is None else per_sample_loss * factor
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Neither mask nor observe inside this block."""
+        self._pauses += 1
+        try:
+            yield
+        finally:
+            self._pauses -= 1
+
+    def step(self, lr: float | None = None) -> None:
+        """Step the policy. Call it only if your loop has no torch optimizer, after each of the loop's own steps.
+
+        Args:
+            lr: The loop's current learning rate, which the policy's rate follows. None keeps the policy's rate at its
+                peak.
+        """
+        self._step({} if lr is None else {"lr": lr})
+
+    # -- metrics and state ---------------------------------------------------------------------------------------------
+
+    @property
+    def policy_optimizer(self) -> torch.optim.Optimizer | None:
+        """The policy's own optimizer; None if there is nothing to learn."""
+        return self.learner.optimizer
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Diagnostics of the last step. The keys never change. A value is NaN as long as there is no number.
+
+        ``reward``, ``baseline``, ``advantage_std``, ``entropy`` (nats per image), ``policy_grad_norm``,
+        ``entropy_coef`` (with an ``entropy_target``), the augmentation's own metrics (``mask_mean`` and ``mask_std``
+        for masks, after blur and scaling), ``samples_seen`` (images of all observed batches, unmasked and unlabelled
+        ones included) and ``samples_dropped`` (images whose loss was not finite). Reading the metrics waits for the
+        device; a step does not.
+        """
+        return self.learner.metrics(self._size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to resume. It can be loaded with ``torch.load(weights_only=True)``."""
+        generator = self._draws.generator
+        return {
+            **self.learner.state_dict(),
+            "generator": None if generator is None else generator.get_state(),
+            "seed": self._draws.seed,
+            "steps": self._draws.steps,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore a :meth:`state_dict`. If it does not fit, nothing is changed.
+
+        Raises:
+            ValueError: If the state belongs to another policy, or is not a hook's.
+        """
+        if isinstance(state_dict, Mapping) and isinstance(state_dict.get(STATE_KEY), Mapping):
+            state_dict = state_dict[STATE_KEY]
+        self.learner.check_state_dict(state_dict)
+        missing = {"generator", "seed", "steps"} - state_dict.keys()
+        if missing:
+            raise ValueError(f"state_dict must be from a hook's state_dict(), got one without {sorted(missing)}")
+        if self._draws.generator is not None and state_dict["generator"] is not None:
+            self._draws.generator.set_state(state_dict["generator"].cpu())
+        self.learner.load_state_dict(state_dict)
+        self._queue.clear()
+        self._draws.restore(state_dict["seed"], state_dict["steps"])
+
+    # -- hooks on model and criterion ----------------------------------------------------------------------------------
+
+    def _register(self, target: nn.Module, *handles: RemovableHandle) -> None:
+        self._handles += handles
+        self._targets.append(target)
+        registry.enter(target, self)
 
     def _before_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        self._masked = False
-        if self._paused or not self.augmentation.training:
+        self._forward_has_mask = False
+        if self._pauses or not self.augmentation.training:
             self._watch.masked()
             return None
         # Check the hooked module's mode. The mask is not its child, so model.eval() does not reach the mask.
-        self._watch.evaluating += not module.training
-        self._watch.without_gradients += not torch.is_grad_enabled()
         if not module.training or not torch.is_grad_enabled():
+            self._watch.skipped(evaluating=not module.training, without_gradients=not torch.is_grad_enabled())
             return None
         path = find_images(args, kwargs, self._input_name, self.augmentation.spatial_dims + 2)
         args, kwargs = replace((args, kwargs), path, self.apply)
@@ -196,8 +364,8 @@ class ReinforceHook(PolicyTrainer):
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if not torch.is_grad_enabled() or is_in_backward():
             return None
-        if self._output_loss is None or not self._masked:
-            self._queue.mark(output, masked=self._masked)
+        if self._output_loss is None or not self._forward_has_mask:
+            self._queue.mark(output, masked=self._forward_has_mask)
             return None
         output_loss = self._output_loss
 
@@ -210,28 +378,149 @@ class ReinforceHook(PolicyTrainer):
         return None if factor is None else replace(output, ("loss",), lambda value: value * factor)
 
     def _before_criterion(self, criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._queue and self._learning and self._learns and not self._paused and torch.is_grad_enabled():
+        if self._queue and self._learning and self._learns and not self._pauses and torch.is_grad_enabled():
             assert self._splitter is not None
             self._splitter.before(args, kwargs)
 
     def _after_criterion(self, criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any) -> Any:
-        if self._paused or not torch.is_grad_enabled() or not self._queue or self._splitter is None:
+        if self._pauses or not torch.is_grad_enabled() or not self._queue or self._splitter is None:
             return None
         splitter = self._splitter
         matches = self._queue.find([*tensors_of(args), *tensors_of(kwargs)])
         factor = self._observe(matches, lambda: splitter(args, kwargs, loss))
         return None if factor is None else loss * factor
 
-    def after_foreign_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Called after each step of any optimizer in the process, to notice one that replaced the hooked one."""
+    @property
+    def _learns(self) -> bool:
+        return not self.learner.frozen
+
+    @property
+    def _learning(self) -> bool:
+        """Whether the policy learns from this window (``update_every``). All ranks agree."""
+        return self._draws.steps % self.learner.update_every == 0
+
+    def _observe(
+        self, matches: Sequence[Match], losses: Callable[[], SampleLosses], *, by_hand: bool = False
+    ) -> Tensor | None:
+        """Pass the losses of batches to the learner. They are not computed if nothing is learned from them."""
+        if not matches:
+            return None
+        factors = []
+        if self._learning and (self._learns or by_hand):
+            found = losses()
+            for match in matches:
+                values, valid = match.gather(found.values, found.valid)
+                factors.append(self.learner.observe(match.pending.sample, values, valid))
+        else:
+            factors = [self.learner.loss_scale(match.pending.sample) for match in matches]
+        for match in matches:
+            self._queue.pop(match.pending)
+        known = [factor for factor in factors if factor is not None]
+        return torch.stack(known).mean() if len(known) > 1 else next(iter(known), None)
+
+    # -- hooks on the optimizer ----------------------------------------------------------------------------------------
+
+    def _connect(self, optimizer: Any) -> None:
+        self._link = OptimizerLink(optimizer, self._after_step)
+        if self._state_in_optimizer:
+            self._link.keep(self._save_into, self._load_from)
+        for target in self._link.targets:
+            registry.enter(target, self)
+
+    def _disconnect(self) -> None:
+        if self._link is not None:
+            self._link.remove()
+            for target in self._link.targets:
+                registry.leave(target, self)
+            self._link = None
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and bool(found_inf):
+            return  # GradScaler calls a fused optimizer even after an overflow; it skips the step itself
+        self._step(optimizer.param_groups[0])
+
+    def _after_any_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """After each step of any optimizer in the process: notice one that replaced the hooked one."""
         waiting = self._queue or self.learner.observations or self._watch.suspects_copy
         if optimizer is self.learner.optimizer or not waiting:
             return
-        if self._watch.foreign_step(optimizer, self._stepping):
+        if self._watch.foreign_step(optimizer, None if self._link is None else self._link.stepping):
             self.learner.forget()
             self._queue.invalidate()
 
-    def _register(self, target: nn.Module, *handles: RemovableHandle) -> None:
-        self._handles += handles
-        self._targets.append(target)
-        registry.enter(target, self)
+    def _step(self, group: Mapping[str, Any]) -> None:
+        self._watch.first_step(self._describe)
+        if self._learning:
+            self.learner.step(group)
+        else:
+            self.learner.skip(group)
+        self._draws.advance()
+        # The policy has changed, so the graphs of earlier masks are no longer valid.
+        self._queue.invalidate()
+        self._watch.stepped(paused=bool(self._pauses))
+
+    def _save_into(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        return {**state_dict, STATE_KEY: self.state_dict()}
+
+    def _load_from(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        state_dict = dict(state_dict)
+        if STATE_KEY in state_dict:
+            self.load_state_dict(state_dict.pop(STATE_KEY))
+        elif self._learns:
+            warn(
+                "the optimizer's state was saved without a policy: the classifier resumes, and the policy starts from "
+                "scratch"
+            )
+        return state_dict
+
+    # -- details -------------------------------------------------------------------------------------------------------
+
+    def _describe(self) -> str:
+        how = "observe()" if self._splitter is None else f"{type(self._splitter.criterion).__name__}, {self._splitter}"
+        shape = "no images yet" if self._size is None else f"images of {' x '.join(map(str, self._size))} px"
+        stepping = "hook.step()" if self._link is None else type(self._link.stepping).__name__
+        return f"{type(self.augmentation).__name__} on {shape}; losses: {how}; steps with {stepping}"
+
+    def _equalize(self) -> None:
+        """Copy the first rank's policy and seed to all ranks, with one broadcast when the hook is made."""
+        content: list[Any] = [self.augmentation.state_dict(), self._draws.seed]
+        dist.broadcast_object_list(content)
+        self.augmentation.load_state_dict(content[0])
+        self._draws.seed = content[1]
+
+
+def _given(losses: Tensor, valid: Tensor | None) -> SampleLosses:
+    values = losses.detach().float()
+    return SampleLosses(values if valid is None else torch.where(valid, values, 0.0), valid)
+
+
+def _check_arguments(augmentation: Any, model: Any, criterion: Any, output_loss: Any, max_pending: Any) -> None:
+    if not isinstance(augmentation, StochasticAugmentation):
+        raise TypeError(f"augmentation must be a StochasticAugmentation, got {type(augmentation).__name__}")
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if criterion is not None and not isinstance(criterion, nn.Module):
+        raise TypeError(
+            f"criterion must be a torch.nn.Module, got {type(criterion).__name__}: if your loss is a function, omit "
+            "criterion and call hook.observe(losses) with one loss per image, shape (B,)"
+        )
+    if criterion is not None and not is_hookable(criterion):
+        raise TypeError(
+            f"criterion {type(criterion).__name__} overrides __call__, so its forward hooks never run: omit "
+            "criterion and call hook.observe(policy_noise.losses.per_sample_loss(criterion, output, target))"
+        )
+    if output_loss is not None and (model is None or criterion is not None):
+        raise TypeError("output_loss replaces criterion: pass it with model and without criterion")
+    if not max_pending >= 1 or not math.isfinite(max_pending):
+        raise ValueError(f"max_pending must be at least 1, got {max_pending!r}")
+
+
+def _check_free(**targets: Any) -> None:
+    """Refuse what is hooked already, and wrappers of it."""
+    for name, target in targets.items():
+        inner = stepping_optimizer(target) if name == "optimizer" and target is not None else target
+        if any(item is not None and registry.hooks_on(item) for item in (target, inner)):
+            raise RuntimeError(
+                f"{name} is hooked already: call policy_noise.detach({name}) first, or attach(..., replace=True)"
+            )

@@ -1,11 +1,14 @@
-"""Find the torch optimizer inside a wrapper."""
+"""The loop's optimizer: find the torch optimizer inside a wrapper, and hook it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
-__all__ = ["stepping_optimizer"]
+from .copies import Functor
+
+__all__ = ["OptimizerLink", "stepping_optimizer"]
 
 WRAPPED_OPTIMIZER = (
     "optimizer",
@@ -18,6 +21,39 @@ WRAPPED_OPTIMIZER = (
 )
 """Attributes in which wrappers keep their optimizer: accelerate and DeepSpeed, Lightning, Opacus, PostLocalSGD, SAM,
 timm's Lookahead, schedule-free."""
+
+
+class OptimizerLink:
+    """Functions on a loop's optimizer: after its steps, and where its state is saved and loaded.
+
+    Args:
+        optimizer: A torch optimizer or a wrapper of one.
+        after_step: A post hook for the steps of the optimizer inside.
+    """
+
+    def __init__(self, optimizer: Any, after_step: Callable[..., None]) -> None:
+        self.stepping = stepping_optimizer(optimizer)
+        self.targets = [optimizer, self.stepping]
+        self._handles: list[RemovableHandle] = [self.stepping.register_step_post_hook(Functor(after_step))]
+
+    def keep(self, save: Callable[..., dict[str, Any]], load: Callable[..., dict[str, Any]]) -> None:
+        """Call ``save`` for each state dict of the optimizer, and ``load`` before one is loaded."""
+        outer = self.targets[0]
+        # Most wrappers forward state_dict() to the inner optimizer. Some (SAM) inherit torch's own.
+        inherits = isinstance(outer, torch.optim.Optimizer) and (
+            type(outer).state_dict is torch.optim.Optimizer.state_dict
+        )
+        saved: torch.optim.Optimizer = outer if inherits else self.stepping
+        self._handles += [
+            saved.register_state_dict_post_hook(Functor(save)),
+            saved.register_load_state_dict_pre_hook(Functor(load)),
+        ]
+
+    def remove(self) -> None:
+        """Take all functions off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
 
 def stepping_optimizer(optimizer: Any) -> torch.optim.Optimizer:

@@ -1,7 +1,6 @@
 """Find the masked forward that a loss belongs to, and the image that each of the loss's rows came from."""
 
 import itertools
-import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ..augmentation import Sample
 from ..utils.trees import leaves_of
+from ..utils.warn import warn
 from .rows import Rows, follow
 
 __all__ = ["Match", "PairingError", "PairingQueue", "tensors_of"]
@@ -131,12 +131,11 @@ class PairingQueue:
             self._lost += 1
         if self._lost and not self._warned:
             self._warned = True
-            warnings.warn(
+            warn(
                 "a masked forward had no loss, and nothing is learned from it: run forwards that have no loss "
                 "(Grad-CAM, a sliding window) under torch.no_grad() or hook.paused(). If several must wait for their "
                 f"losses, raise max_pending (now {self.max_pending}). A loss must be observed before the next step. "
-                "This warning is not repeated.",
-                stacklevel=4,
+                "This warning is not repeated."
             )
 
     def make_room(self) -> None:

@@ -1,6 +1,7 @@
 """Keep track of the hooks on each model, criterion and optimizer."""
 
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,31 +13,31 @@ if TYPE_CHECKING:
 __all__ = ["detach", "enter", "follow_steps", "hooks_on", "leave", "leave_steps", "was_hooked"]
 
 _HOOKED: "weakref.WeakKeyDictionary[Any, weakref.WeakSet[ReinforceHook]]" = weakref.WeakKeyDictionary()
-
-
-_FOLLOWING: "weakref.WeakSet[ReinforceHook]" = weakref.WeakSet()
+_FOLLOWING: "set[weakref.WeakMethod[Callable[[torch.optim.Optimizer], None]]]" = set()
 _REGISTERED: list[Any] = []
 
 
-def follow_steps(hook: "ReinforceHook") -> None:
-    """Notify a hook of the steps of all optimizers in the process.
+def follow_steps(method: Callable[[torch.optim.Optimizer], None]) -> None:
+    """Call an object's method after each step of any optimizer in the process, as long as the object exists.
 
     One function is registered with torch for all hooks, and never removed. One function per hook would keep model and
     optimizer alive, or be removed by a garbage collection while torch iterates over the functions.
     """
     if not _REGISTERED:
         _REGISTERED.append(register_optimizer_step_post_hook(_after_any_step))
-    _FOLLOWING.add(hook)
+    _FOLLOWING.add(weakref.WeakMethod(method, _FOLLOWING.discard))
 
 
-def leave_steps(hook: "ReinforceHook") -> None:
+def leave_steps(method: Callable[[torch.optim.Optimizer], None]) -> None:
     """Undo :func:`follow_steps`."""
-    _FOLLOWING.discard(hook)
+    _FOLLOWING.discard(weakref.WeakMethod(method))
 
 
 def _after_any_step(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    for hook in list(_FOLLOWING):
-        hook.after_foreign_step(optimizer)
+    for reference in list(_FOLLOWING):
+        method = reference()
+        if method is not None:
+            method(optimizer)
 
 
 def enter(target: Any, hook: "ReinforceHook") -> None:

@@ -1,15 +1,15 @@
 """Warn if a hook has no effect: one warning per cause, within ten steps."""
 
 import logging
-import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["Watch", "is_saved_without_policy"]
+from ..utils.warn import warn
+
+__all__ = ["Watch"]
 
 logger = logging.getLogger("policy_noise")
 
@@ -17,8 +17,6 @@ PATIENCE = 5
 """Warn after this many steps without a masked batch."""
 FOREIGN_STEPS = 5
 """Warn after this many steps in which another optimizer, not the hooked one, trains the model's parameters."""
-SAVERS = {"torch.distributed.checkpoint.state_dict": "torch.distributed.checkpoint", "composer": "composer"}
-"""Modules that save only the entries of an optimizer's state dict that they know, and so leave out the policy."""
 
 
 class Watch:
@@ -30,11 +28,10 @@ class Watch:
 
     def __init__(self, model: nn.Module | None) -> None:
         self.model = model
-        self.evaluating = 0
-        self.without_gradients = 0
         self._copied = False
         self._masked = self._ever_masked = False
-        self._evaluating = self._without_gradients = 0
+        self._evaluated = self._ran_without_gradients = False
+        self._evaluating_steps = self._gradientless_steps = 0
         self._idle_steps = 0
         self._foreign_steps = self._copy_steps = 0
         self._said: set[str] = set()
@@ -43,7 +40,7 @@ class Watch:
         """Warn, once per key."""
         if key not in self._said:
             self._said.add(key)
-            warnings.warn(f"policy_noise: {message}", stacklevel=4)
+            warn(message)
 
     def was_copied(self) -> None:
         """Note that the hooked model was copied."""
@@ -52,6 +49,11 @@ class Watch:
     def masked(self) -> None:
         """Note that a batch was masked, or left unmasked on purpose."""
         self._masked = self._ever_masked = True
+
+    def skipped(self, *, evaluating: bool, without_gradients: bool) -> None:
+        """Note that a batch was left unmasked, and why."""
+        self._evaluated |= evaluating
+        self._ran_without_gradients |= without_gradients
 
     @property
     def suspects_copy(self) -> bool:
@@ -80,15 +82,15 @@ class Watch:
         self._idle_steps = 0 if self._masked or paused else self._idle_steps + 1
         self._masked = False
         # Evaluation between epochs is normal. A cause must be seen at each of these steps.
-        self._evaluating = self._evaluating + 1 if self.evaluating else 0
-        self._without_gradients = self._without_gradients + 1 if self.without_gradients else 0
-        self.evaluating = self.without_gradients = 0
+        self._evaluating_steps = self._evaluating_steps + 1 if self._evaluated else 0
+        self._gradientless_steps = self._gradientless_steps + 1 if self._ran_without_gradients else 0
+        self._evaluated = self._ran_without_gradients = False
         if self.model is None or self._idle_steps < PATIENCE:
             return
         name = type(self.model).__name__
-        if self._evaluating >= PATIENCE:
+        if self._evaluating_steps >= PATIENCE:
             cause = f"{name} runs in eval mode: call model.train() before training"
-        elif self._without_gradients >= PATIENCE:
+        elif self._gradientless_steps >= PATIENCE:
             cause = f"{name} runs without gradients (torch.no_grad, inference_mode)"
         else:
             cause = (
@@ -158,17 +160,3 @@ class Watch:
 def _has_stepped(state: Any) -> bool:
     """Whether a parameter's state comes from a step. Some optimizers (Adagrad, Adahessian) have one from the start."""
     return bool(state.get("step", any(isinstance(value, torch.Tensor) for value in state.values())))
-
-
-def is_saved_without_policy() -> str | None:
-    """Return the library that reads the optimizer's state and leaves the policy out, or None if there is none."""
-    frame = sys._getframe(1)
-    for _ in range(16):
-        if frame.f_back is None:
-            return None
-        frame = frame.f_back
-        name = frame.f_globals.get("__name__", "")
-        saver = SAVERS.get(name) or SAVERS.get(name.split(".")[0])
-        if saver is not None:
-            return saver
-    return None

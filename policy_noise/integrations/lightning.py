@@ -1,6 +1,5 @@
 """Lightning: ``Trainer(callbacks=[PolicyNoiseCallback("model", "criterion")])``."""
 
-import warnings
 import weakref
 from contextlib import AbstractContextManager
 from typing import Any
@@ -9,6 +8,7 @@ from torch import nn
 
 from ..factory import attach
 from ..hooks.hook import ReinforceHook
+from ..utils.warn import warn
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -90,10 +90,9 @@ class PolicyNoiseCallback(Callback):
         if self._state is not None and (known or trainer.ckpt_path is not None):
             self.hook.load_state_dict(self._state)
         elif trainer.ckpt_path is not None:
-            warnings.warn(
+            warn(
                 f"{trainer.ckpt_path} was saved without a policy: the classifier resumes, and the policy starts "
-                "from scratch",
-                stacklevel=2,
+                "from scratch"
             )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

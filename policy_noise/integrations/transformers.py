@@ -2,7 +2,6 @@
 
 import base64
 import io
-import warnings
 import weakref
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from ..factory import attach
 from ..hooks.hook import ReinforceHook
 from ..losses import LossSplitter
+from ..utils.warn import warn
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -83,9 +83,8 @@ class PolicyNoiseCallback(TrainerCallback, ExportableState):
             stream = io.BytesIO(base64.b64decode(saved))
             self.hook.load_state_dict(torch.load(stream, map_location=model.device, weights_only=True))
         elif state.global_step:
-            warnings.warn(
-                "the checkpoint was saved without a policy: the classifier resumes, and the policy starts from scratch",
-                stacklevel=2,
+            warn(
+                "the checkpoint was saved without a policy: the classifier resumes, and the policy starts from scratch"
             )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -146,10 +145,9 @@ class _LossInside:
     def check_trained_on(self) -> None:
         """Warn once, after the first step, if no gradient went through the loss that the model computed."""
         if self._waiting and not self._checked and not self._trained_on:
-            warnings.warn(
+            warn(
                 "the model computed a loss from its labels, but training does not use it (does your Trainer override "
                 "compute_loss?): the policy's reward is not the loss that is trained on; pass criterion (the loss "
-                "module that compute_loss calls) or output_loss to PolicyNoiseCallback",
-                stacklevel=2,
+                "module that compute_loss calls) or output_loss to PolicyNoiseCallback"
             )
         self._checked = self._checked or self._waiting

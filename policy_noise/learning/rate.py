@@ -1,8 +1,9 @@
 """The policy's learning rate, which follows the shape of the user's schedule."""
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
+
+from ..utils.warn import warn
 
 __all__ = ["PolicyRate"]
 
@@ -57,10 +58,9 @@ class PolicyRate:
             return None
         if climbs and not self._warned:
             self._warned = True
-            warnings.warn(
+            warn(
                 f"the learning rate climbs ({known:.3g} to {user_lr:.3g}) past the largest that was seen or announced, "
                 "and while it does the policy's stays at policy_lr: set param_group['max_lr'] of the optimizer's "
-                "first group to the peak, or pass policy_lr_ratio",
-                stacklevel=4,
+                "first group to the peak, or pass policy_lr_ratio"
             )
         return self.lr * user_lr / self.peak if self.peak > 0 else 0.0

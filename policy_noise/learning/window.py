@@ -1,7 +1,6 @@
 """What was observed between two steps of the user's optimizer, and what it amounts to."""
 
 import math
-import warnings
 from dataclasses import dataclass
 from functools import reduce
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from ..augmentation import Sample
 from ..functional import LossMoments
+from ..utils.warn import warn
 
 __all__ = ["Observation", "SampleCount", "WindowMoments", "check_costs", "check_loss", "moments_of", "sum_over_ranks"]
 
@@ -94,10 +94,9 @@ class SampleCount:
         """Warn once of a window that is never closed."""
         if not self._warned_window:
             self._warned_window = True
-            warnings.warn(
+            warn(
                 f"{most} observations passed without an optimizer step: the policy does not learn. Hook the optimizer "
-                "whose step() really runs (a wrapper's inner optimizer, for instance).",
-                stacklevel=4,
+                "whose step() really runs (a wrapper's inner optimizer, for instance)."
             )
 
     def warn_dropped(self) -> None:
@@ -105,10 +104,9 @@ class SampleCount:
         dropped = self.dropped
         if dropped and not self._warned:
             self._warned = True
-            warnings.warn(
+            warn(
                 f"{dropped} samples with a non-finite loss were ignored; metrics['samples_dropped'] goes on counting, "
-                "without further warnings",
-                stacklevel=5,
+                "without further warnings"
             )
 
 

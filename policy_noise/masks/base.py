@@ -1,7 +1,6 @@
 """What all smooth masks share, however they are drawn: settings, rendering and multiplication."""
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from ..augmentation import Sample, StochasticAugmentation
 from ..functional.cells import prepared
 from ..functional.masking import multiply
 from ..functional.operators import Operators
+from ..utils.warn import warn
 from .compiled import CompiledMask
 from .inputs import apply_to_images
 from .samples import ShadingSample
@@ -227,12 +227,11 @@ class SmoothMask(StochasticAugmentation):
         ends = torch.cat([darkest + 1, brightest - 1]).abs()
         signed = bool((ends < 0.02).all() and ((black + 1).abs() > 0.3).any())
         if outside or too_bright or unit or signed:
-            warnings.warn(
+            warn(
                 f"the images' smallest values {_rounded(darkest)} and largest {_rounded(brightest)} don't fit the "
                 f"black level {_rounded(black)} and white {_rounded(white)} that mean and std (for timm models those "
                 "of pretrained_cfg) give: pass mean=... and std=... as your transforms use them, or mean=None, "
-                "std=None to use each image's smallest value as black",
-                stacklevel=5,
+                "std=None to use each image's smallest value as black"
             )
 
     def extra_repr(self) -> str:

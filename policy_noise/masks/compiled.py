@@ -1,6 +1,5 @@
 """Masks compiled with torch.compile."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from ..augmentation import Sample
 from ..functional.distribution import draw_pairs
 from ..functional.rendering import without_autocast
 from ..utils.compat import of_any_batch
+from ..utils.warn import warn
 from .samples import MaskSample, ShadingSample, per_cell
 
 if TYPE_CHECKING:
@@ -121,8 +121,5 @@ class _Compiled:
             result = self._plain(*batches, *last)  # if this fails too, compiling was not the cause
             self._mask.works = False
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            warnings.warn(
-                f"compile=True has no effect: torch.compile failed ({reason}); the mask runs uncompiled",
-                stacklevel=2,
-            )
+            warn(f"compile=True has no effect: torch.compile failed ({reason}); the mask runs uncompiled")
             return result

@@ -18,10 +18,10 @@ from policy_noise.experiments.comparison.results import results_of
 from policy_noise.experiments.comparison.sites import open_site
 from policy_noise.experiments.comparison.verdict import verdict
 from policy_noise.experiments.data import ImageSet, Split
-from policy_noise.experiments.distributed import World
 from policy_noise.experiments.recipes import RECIPES, TransferRecipe
 from policy_noise.experiments.runs import write_json
 from policy_noise.experiments.shifts import SEVERITIES, SHIFTS
+from policy_noise.experiments.world import World
 
 BASE = RECIPES["small"]["pretrain"]
 SPEED = [{"images_per_s": 100.0}]

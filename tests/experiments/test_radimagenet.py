@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from policy_noise.experiments.data import fingerprint, require_classes
-from policy_noise.experiments.files import Index
+from policy_noise.experiments.file_sets import Index
 from policy_noise.experiments.folders import load_image_folder
 from policy_noise.experiments.tables import load_radimagenet
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from policy_noise.experiments.data import Split
-from policy_noise.experiments.rivals import RIVALS, RunAugmentation
+from policy_noise.experiments.rivals import RIVALS, Augmentation, RunAugmentation
 from policy_noise.experiments.shifts import SEVERITIES, SHIFTS, ShiftedSplit
 
 
@@ -70,6 +70,30 @@ def test_mixup_gives_probabilities_of_the_classes():
     _, targets = rival("mixup")(torch.zeros(9, 1, 8, 8), torch.arange(9) % 3, 0)
     assert targets.shape == (9, 3)
     assert torch.allclose(targets.sum(1), torch.ones(9))
+
+
+def test_swapped_statistics_are_those_of_another_image():
+    torch.manual_seed(0)
+    images = 0.4 + 0.2 * torch.rand(64, 3, 8, 8) + 0.1 * torch.rand(64, 3, 1, 1)  # far from where it would be clamped
+    changed, _ = Augmentation("swap_statistics", 3, torch.device("cpu"), 0)(images, torch.zeros(64))
+    own, new = (torch.stack(torch.std_mean(x, dim=(2, 3))).permute(1, 0, 2).flatten(1) for x in (images, changed))
+    nearest = torch.cdist(new, own, compute_mode="donot_use_mm_for_euclid_dist").min(1)
+    assert nearest.values.max() < 1e-5
+    assert 16 < (nearest.indices != torch.arange(64)).sum() < 48  # about half of them
+
+
+def test_random_filters_are_mixed_with_the_image_and_keep_middle_grey():
+    randconv = Augmentation("randconv", 3, torch.device("cpu"), 0)
+    grey = torch.full((8, 3, 16, 16), 0.5)
+    assert torch.allclose(randconv(grey, torch.zeros(8))[0], grey)
+    point = torch.full((64, 1, 16, 16), 0.5)
+    point[:, :, 8, 8] = 1.0
+    sizes = set()
+    for _ in range(20):
+        changed, _ = randconv(point, torch.zeros(64))
+        reached = (changed != 0.5).any(0)[0].nonzero() - 8
+        sizes.add(1 + 2 * int(reached.abs().max()))
+    assert sizes == {1, 3, 5, 7}
 
 
 def test_severities_are_those_of_every_shift():

@@ -17,10 +17,10 @@ from training_case import RECIPES, organs, run_of
 from policy_noise.experiments import training
 from policy_noise.experiments.batches import augment, epoch_batches, predict
 from policy_noise.experiments.data import Split
-from policy_noise.experiments.distributed import World
 from policy_noise.experiments.folders import load_image_folder
 from policy_noise.experiments.recipes import RECIPES as DECLARED
 from policy_noise.experiments.training import check_mask, create_model, train
+from policy_noise.experiments.world import World
 
 ALONE = World(0, 1, torch.device("cpu"))
 

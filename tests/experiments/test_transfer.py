@@ -10,7 +10,6 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from policy_noise.experiments.data import ImageSet, Split, to_tensor
-from policy_noise.experiments.distributed import World
 from policy_noise.experiments.folders import load_image_folder
 from policy_noise.experiments.initialisation import Initialisation, parse_initialisation
 from policy_noise.experiments.recipes import RECIPES, override
@@ -23,6 +22,7 @@ from policy_noise.experiments.transfer import (
     linear_probe,
     summarise,
 )
+from policy_noise.experiments.world import World
 from policy_noise.heated import save_heated
 
 ALONE = World(0, 1, torch.device("cpu"))

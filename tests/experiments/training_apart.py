@@ -10,9 +10,9 @@ from ranks import under_torchrun
 from training_case import RECIPES, organs, run_of
 
 import policy_noise
-from policy_noise.experiments.distributed import world
 from policy_noise.experiments.runs import Run
 from policy_noise.experiments.training import train
+from policy_noise.experiments.world import world
 
 
 def kill_in(when: str) -> None:

@@ -11,7 +11,6 @@ import torch
 import torch.distributed.checkpoint as dcp
 from timm.optim import Adahessian
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from policy_noise import attach
 
@@ -169,15 +168,6 @@ def test_torch_func(batch, recwarn):
             weights[name].grad = gradient
         optimizer.step()
     assert_one(recwarn, "torch.func", "hook.apply(images)", "loss.backward()")
-
-
-def test_a_saver_that_leaves_the_policy_out(batch, recwarn):
-    model, optimizer, criterion, _ = parts()
-    train(model, optimizer, criterion, batch, steps=1)
-    for _ in range(2):
-        state = get_optimizer_state_dict(model, optimizer)
-    assert "policy_noise" not in state
-    assert_one(recwarn, "torch.distributed.checkpoint leaves the policy out", "hook.state_dict()")
 
 
 @pytest.mark.filterwarnings("ignore")

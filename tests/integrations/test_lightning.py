@@ -123,8 +123,9 @@ def test_second_fit_of_a_module_goes_on_with_the_policy_and_a_new_module_gets_on
 def test_foreign_checkpoint_warns_and_ours_loads_into_a_plain_trainer(tmp_path):
     trainer = fit(Classifier(), None, epochs=1)
     trainer.save_checkpoint(tmp_path / "plain.ckpt")
-    with pytest.warns(UserWarning, match="saved without a policy"):
+    with pytest.warns(UserWarning, match="saved without a policy") as said:
         fit(Classifier(), callback(), epochs=2, ckpt_path=tmp_path / "plain.ckpt")
+    assert [w.filename for w in said if "saved without a policy" in str(w.message)] == [fit.__code__.co_filename]
     trainer = fit(Classifier(), callback(), epochs=1)
     trainer.save_checkpoint(tmp_path / "ours.ckpt")
     plain = Classifier()

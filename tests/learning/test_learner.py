@@ -197,7 +197,7 @@ def test_losses_that_are_not_finite_are_dropped_and_counted_with_one_warning():
         for _ in range(2):
             learner.observe(score(learner.augmentation, images, action), loss)
             learner.step({"lr": 1.0})
-    assert [str(warning.message)[:35] for warning in record] == ["3 samples with a non-finite loss we"]
+    assert [str(warning.message)[:35] for warning in record] == ["policy_noise: 3 samples with a non-"]
     for _ in range(2):
         twin.observe(score(twin.augmentation, images[kept], action[kept]), loss[kept])
         twin.step({"lr": 1.0})
@@ -437,13 +437,13 @@ def train_attached(rank, seed, **arguments):
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
     optimizer, criterion = torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss()
     hook = attach(model, optimizer, criterion, grid_size=4, p=1.0, **arguments)
-    actions, draw = [], hook.mask.sample
+    actions, draw = [], hook.augmentation.sample
 
     def sample(*args):
         actions.append((drawn := draw(*args)).action)
         return drawn
 
-    hook.mask.sample = sample
+    hook.augmentation.sample = sample
     generator = torch.Generator().manual_seed(rank)
 
     def steps(count):
@@ -455,12 +455,12 @@ def train_attached(rank, seed, **arguments):
             optimizer.step()
 
     steps(4)
-    policies = [copy.deepcopy(hook.mask.state_dict())]
+    policies = [copy.deepcopy(hook.augmentation.state_dict())]
     states = [hook.state_dict()]
     dist.broadcast_object_list(states)  # rank 0's checkpoint resumes all ranks
     hook.load_state_dict(states[0])
     steps(2)
-    policies.append(hook.mask.state_dict())
+    policies.append(hook.augmentation.state_dict())
     return {"actions": torch.stack(actions), "policies": policies}
 
 

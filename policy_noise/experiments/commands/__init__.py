@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from ..distributed import started_first
+from ..world import started_first
 
 __all__ = ["COMMANDS", "main"]
 

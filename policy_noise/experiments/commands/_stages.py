@@ -11,7 +11,6 @@ from policy_noise.heated import read_heated_metadata
 
 from ..batches import epoch_batches, outputs
 from ..data import ImageSet, fingerprint, require_classes
-from ..distributed import started_first, world
 from ..evaluation import draw_mistakes, score
 from ..figures import LABELS, class_histogram, intensity_histogram
 from ..recipes import RECIPES, TrainRecipe, with_extra
@@ -19,6 +18,7 @@ from ..report import write_report
 from ..runs import Run, digest, write_json
 from ..sources import describe, open_joined
 from ..training import check_mask, create_model, train
+from ..world import started_first, world
 
 __all__ = [
     "add_recipe",

@@ -20,11 +20,11 @@ from ..comparison.plan import Plan, estimate, listing
 from ..comparison.results import PLAN
 from ..comparison.sites import FORMS, open_site
 from ..data import require_classes
-from ..distributed import World, world
 from ..recipes import RECIPES, TrainRecipe, TransferRecipe, override
 from ..runs import Run, require_free, write_json
 from ..sources import NAMED, add_source_arguments, open_named
 from ..training import check_mask, create_model
+from ..world import World, world
 from ._stages import add_recipe, check_scorable, open_for_training, record_of, require_different
 
 __all__ = ["add_arguments", "run"]

@@ -9,13 +9,13 @@ from policy_noise.heated import read_heated_metadata
 
 from ..batches import outputs
 from ..data import fingerprint
-from ..distributed import world
 from ..evaluation import draw_mistakes, score
 from ..recipes import recorded_recipe
 from ..report import write_report
 from ..runs import read_json, write_json
 from ..sources import add_source_arguments, open_joined
 from ..training import create_model
+from ..world import world
 from ._stages import check_scorable, score_line, weights_of
 
 __all__ = ["add_arguments", "run"]

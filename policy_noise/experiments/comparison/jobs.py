@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from ..distributed import World, world
 from ..processes import usable_cores, worker_pool
 from ..runs import Run, write_json
 from ..training import train
+from ..world import World, world
 from .methods import recipe_for
 from .plan import SCORES, Job, Plan, in_words
 from .scoring import score_run

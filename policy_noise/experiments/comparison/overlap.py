@@ -11,7 +11,7 @@ import numpy as np
 
 from ..check import Look, describe, look_at
 from ..data import SPLITS, resize
-from ..files import FileSplit
+from ..file_sets import FileSplit
 from ..processes import in_threads
 from .sites import Pool, Site
 

@@ -8,13 +8,13 @@ from torch import nn
 
 from ..batches import outputs
 from ..data import SPLITS
-from ..distributed import World
 from ..initialisation import Initialisation
 from ..metrics import classification_metrics
 from ..recipes import TrainRecipe
 from ..runs import Run, read_lines
 from ..shifts import SEVERITIES, SHIFTS, ShiftedSplit
 from ..transfer import compare
+from ..world import World
 from .plan import Job, Plan
 
 __all__ = ["METRICS", "score_run", "transfer_lines"]

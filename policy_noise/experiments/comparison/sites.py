@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from ..data import SPLITS, Split, fingerprint_of, resize
-from ..distributed import started_first
-from ..files import FileSet, FileSplit
+from ..file_sets import FileSet, FileSplit
 from ..folders import load_test_folder
 from ..headers import look_over
 from ..sources import NAMED, open_named, window_of
+from ..world import started_first
 
 __all__ = ["Pool", "Site", "open_site"]
 
