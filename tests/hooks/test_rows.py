@@ -1,5 +1,6 @@
 """Rows of losses are followed through known operations to their images, and any other operation is refused."""
 
+import random
 import types
 
 import pytest
@@ -363,3 +364,48 @@ def test_only_what_leads_to_a_forward_is_replayed(monkeypatch):
     (match,) = queue.find([(forward(queue, 4, CLASSES) * other)[:3]])
     assert match.index.tolist() == [0, 1, 2]
     assert replayed == ["Mul", "Slice"]
+
+
+def random_move(tensor, rng):
+    """A random operation that moves rows: a view, a part, a pick or a join."""
+    axis = rng.randrange(tensor.ndim)
+    size = tensor.shape[axis]
+    start = rng.randrange(size)
+    picked = torch.tensor([rng.randrange(size) for _ in range(rng.randint(1, 4))])
+    divisor = rng.choice([d for d in range(1, tensor.numel() + 1) if tensor.numel() % d == 0])
+    moves = [
+        lambda: tensor.narrow(axis, start, rng.randint(1, size - start)),
+        lambda: tensor[start :: rng.randint(1, 3)] if axis == 0 else tensor.index_select(axis, picked),
+        lambda: tensor.select(axis, start) if tensor.ndim > 1 else tensor,
+        lambda: rng.choice(tensor.split(rng.randint(1, size), axis)),
+        lambda: rng.choice(tensor.unbind(axis)) if tensor.ndim > 1 else tensor,
+        lambda: tensor.reshape(divisor, -1),
+        lambda: tensor.flatten(0, axis),
+        lambda: tensor.unsqueeze(axis),
+        lambda: torch.cat([tensor, foreign(2, *tensor.shape[1:]), tensor[:1]]),
+        lambda: torch.stack([tensor, foreign(*tensor.shape)]),
+        lambda: tensor[picked % len(tensor)],
+        lambda: tensor[(tensor.detach() != start).reshape(len(tensor), -1).any(1)],
+        lambda: tensor[picked % len(tensor), picked % tensor.shape[1]] if tensor.ndim > 1 else tensor,
+        lambda: tensor.expand(2, *tensor.shape)[1] * 1.0,
+        lambda: (tensor + tensor.minimum(tensor)) / 2,
+    ]
+    return rng.choice(moves)()
+
+
+def test_random_chains_of_operations_are_followed_exactly_or_refused():
+    rng = random.Random(0)
+    followed = 0
+    for _ in range(400):
+        queue = PairingQueue(8)
+        tensor = forward(queue, 6, 2, 3)
+        for _ in range(rng.randint(1, 5)):
+            moved = random_move(tensor, rng)
+            tensor = moved if moved.numel() else tensor
+        try:
+            (match,) = queue.find([tensor])
+        except PairingError:
+            continue
+        followed += 1
+        assert told(match, len(tensor)) == truth(tensor)
+    assert followed > 100
