@@ -23,6 +23,7 @@ from torchvision.transforms import v2
 import policy_noise
 from policy_noise.experiments import file_sets, tables
 from policy_noise.experiments.batches import augment
+from policy_noise.experiments.images import Reading
 from policy_noise.experiments.recipes import RECIPES, override
 from policy_noise.experiments.runs import environment
 from policy_noise.experiments.training import create_model
@@ -54,16 +55,15 @@ def reading(folder: Path, size: int, seconds: float) -> float:
     for index in range(32):
         coarse = Image.fromarray(rng.integers(0, 256, (56, 56), np.uint8))
         coarse.resize((224, 224), Image.Resampling.BICUBIC).save(folder / f"{index:02d}.png")
-    names = b"".join(f"{index:02d}.png".encode() for index in range(32))
+    names = np.array([f"{index:02d}.png".encode() for index in range(32)])
     split = file_sets.FileSplit(
         root=str(folder.parent),
         folders=(folder.name,),
         folder=np.zeros(32, np.uint16),
-        names=np.frombuffer(names, np.uint8),
-        ends=np.arange(1, 33) * 6,
+        names=names,
+        sizes=np.zeros(32, np.int64),
         labels=np.zeros(32, np.int64),
-        size=size,
-        in_chans=1,
+        reading=Reading(size),
     )
     return rate(lambda: split.read(range(32)), 32, seconds, torch.device("cpu"))
 
@@ -80,10 +80,10 @@ def index_memory(root: Path) -> tuple[float, float, float]:
             for number in range(int(IMAGES * share)):
                 file.write(f"{folders[number % CLASSES]}/{split}-{number:07d}.png,label{number % CLASSES}\n")
     # The files do not exist, which the index would report.
-    with mock.patch.object(file_sets, "_missing", return_value=np.zeros(0, np.int64)):
+    with mock.patch.object(file_sets, "_sizes", side_effect=lambda root, folders, folder, names: np.ones(len(names))):
         tracemalloc.start()
         start = time.perf_counter()
-        data, _ = tables.load_radimagenet(root, size=256)
+        data = tables.load_radimagenet(root, Reading(256))
         seconds = time.perf_counter() - start
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()

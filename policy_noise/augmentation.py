@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Drawing", "Sample", "StochasticAugmentation"]
+__all__ = ["Sample", "StochasticAugmentation"]
 
 
 @dataclass(frozen=True)
@@ -96,17 +96,6 @@ class Sample:
         return dataclasses.replace(self, **{"log_prob": None, **kept})
 
 
-class Drawing(Protocol):
-    """What the hook asks of an augmentation, or of a compiled one: a draw, and its transform."""
-
-    @property
-    def uses_generator(self) -> bool: ...
-
-    def sample(self, images: Tensor, generator: torch.Generator | None = None) -> Sample: ...
-
-    def __call__(self, images: Tensor, sample: Sample) -> Tensor: ...
-
-
 class StochasticAugmentation(nn.Module):
     """A random transform of training images that :class:`policy_noise.ReinforceHook` can train.
 
@@ -171,17 +160,6 @@ class StochasticAugmentation(nn.Module):
             sample = self.sample(images)
         applied = sample.applied.view(-1, *[1] * (images.ndim - 1))
         return torch.where(applied, self.transform(images, sample), images)
-
-    def compiled(self) -> "Drawing":
-        """What draws and transforms in this augmentation's place where the hook is to compile it.
-
-        Raises:
-            TypeError: If it cannot be compiled so.
-        """
-        raise TypeError(
-            f"compile=True needs a PolicyNoiseMask or a RandomShading, got {type(self).__name__}: compile its parts "
-            "yourself"
-        )
 
     def describe(self, sample: Sample | None, size: Sequence[int] | None) -> dict[str, float]:
         """Numbers for ``hook.metrics`` about the last draw, at the last image's size; by default none.

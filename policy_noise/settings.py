@@ -6,7 +6,7 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
-from .functional import Reward
+from .functional import Reward, Upsample
 
 __all__ = ["HookSettings", "MaskSettings"]
 
@@ -22,12 +22,15 @@ class MaskSettings(TypedDict, total=False):
     p: float
     strength: float
     mean_preserving: bool
-    pattern_std: float | None
-    brightness_std: float
+    pattern_std: float | tuple[float, float] | None
+    brightness_std: float | tuple[float, float]
     center_brightness: bool
     scale_about: Literal["black", "zero"]
     mean: float | Sequence[float] | None
     std: float | Sequence[float] | None
+    upsample: Upsample
+    clip: bool
+    white: float | Sequence[float] | None
 
 
 class HookSettings(TypedDict, total=False):
@@ -40,7 +43,6 @@ class HookSettings(TypedDict, total=False):
     max_pending: int
     state_in_optimizer: bool
     strength_schedule: Callable[[int], float] | None
-    compile: bool
     estimator: Literal["reinforce", "paper"]
     reward: Reward | Callable[[Tensor], Tensor]
     baseline: Literal["leave_one_out", "batch", "moving_average", "none"]

@@ -51,7 +51,7 @@ def test_vision_transformers_too():
 
 def test_given_settings_win(parts):
     hook = attach(*parts, mean=0.5, std=0.25, grid_size=4, p=0.3, policy_lr=1e-3, baseline="batch", max_pending=2)
-    torch.testing.assert_close(hook.augmentation.black.flatten(), torch.full((3,), -2.0))
+    torch.testing.assert_close(hook.augmentation.black.flatten(), torch.tensor([-2.0]))
     assert (hook.augmentation.grid_size, hook.augmentation.p) == ((4, 4), 0.3)
     assert (hook.learner.rate.lr, hook.learner.rate.lr_ratio, hook.learner.baseline) == (1e-3, None, "batch")
 

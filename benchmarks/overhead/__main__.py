@@ -5,7 +5,6 @@
     python -m benchmarks.overhead --suite scaling --threads 2 --deadline 540
     python -m benchmarks.overhead --suite launches --threads 1
     python -m benchmarks.overhead --suite peers --threads 1
-    python -m benchmarks.overhead --suite kernels --threads 1
     python -m benchmarks.overhead --suite gpu --output results
     python -m benchmarks.overhead --suite quick --models resnet18 --sizes 32 64 --batches 8
 
@@ -35,11 +34,10 @@ import torch
 import policy_noise
 from benchmarks.overhead.alone import measure_pipeline
 from benchmarks.overhead.clock import guarded
-from benchmarks.overhead.kernels import PRESETS, measure_kernels
 from benchmarks.overhead.measure import measure
 from benchmarks.overhead.peers import SHAPES, library_versions, measure_peers
 from benchmarks.overhead.report import report, to_markdown, write
-from benchmarks.overhead.suites import KERNELS, MODELS, PEERS, PRECISIONS, SUITES, Configuration, suite
+from benchmarks.overhead.suites import MODELS, PEERS, PRECISIONS, SUITES, Configuration, suite
 from benchmarks.overhead.variants import make_variant
 
 RESULTS = Path(__file__).parent / "results"
@@ -71,7 +69,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.overhead", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--suite", choices=(*SUITES, PEERS, KERNELS), default="quick")
+    parser.add_argument("--suite", choices=(*SUITES, PEERS), default="quick")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--device", help="default: cuda for the gpu suite, else cpu")
     parser.add_argument("--threads", type=int, help="number of torch's CPU threads")
@@ -127,12 +125,9 @@ def main(arguments: list[str] | None = None) -> None:
         "configurations": [],
     }
     start = time.perf_counter()
-    if options.suite in (PEERS, KERNELS):
-        if options.suite == PEERS:
-            results["libraries"] = library_versions()
-            results[PEERS] = {kind: measure_peers(kind) for kind in SHAPES}
-        else:
-            results[KERNELS] = {preset: measure_kernels(preset, device) for preset in PRESETS}
+    if options.suite == PEERS:
+        results["libraries"] = library_versions()
+        results[PEERS] = {kind: measure_peers(kind) for kind in SHAPES}
         results["seconds"] = time.perf_counter() - start
         write(results, path)
         report(results, path)

@@ -6,11 +6,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.overhead.kernels import READ_AS, table
 from benchmarks.overhead.peers import tables
 from benchmarks.overhead.plot import plot
 from benchmarks.overhead.ratios import added, law, memory_ratio, ratio, ratio_by_hooks, the_rest
-from benchmarks.overhead.suites import KERNELS, PEERS
+from benchmarks.overhead.suites import PEERS
 from policy_noise.utils.files import write_atomic
 
 PEERS_READ_AS = (
@@ -29,8 +28,6 @@ def to_markdown(results: dict[str, Any]) -> str:
     """The tables of a results file."""
     if results["suite"] == PEERS:
         return "\n".join([*opening(results), "", PEERS_READ_AS, *tables(results)]).rstrip() + "\n"
-    if results["suite"] == KERNELS:
-        return "\n".join([*opening(results), "", READ_AS, *table(results)]).rstrip() + "\n"
     variants = [variant for record in results["configurations"] for variant in record.get("arms", {}).values()]
     clocked = any("seconds_in_hooks" in variant for variant in variants)
     lines = [

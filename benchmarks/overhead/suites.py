@@ -59,8 +59,6 @@ class Configuration:
 SUITES = ("quick", "cpu", "compiled", "launches", "gpu", "scaling")
 PEERS = "peers"
 """Suite that times augmentations alone, without training steps."""
-KERNELS = "kernels"
-"""Suite that counts what a compiler makes of the masks."""
 
 
 def suite(name: str) -> list[Configuration]:
@@ -77,14 +75,14 @@ def suite(name: str) -> list[Configuration]:
             Configuration("vit_small", arms=few, seconds=90),
         ]
     if name == "compiled":
-        arms = ("plain", "plain again", "default", "augment", "default, compiled mask")
+        arms = ("plain", "plain again", "default", "augment")
         return [Configuration("resnet18", compile=True, arms=arms, seconds=180)]
     if name == "launches":
         arms = ("plain", "plain again", "default", SPARSE, "augment")
         return [Configuration("tiny", 64, 2, arms=arms, seconds=20, repetitions=200, launches=True)]
     if name == "gpu":
         few = ("plain", "default", "augment", SPARSE)
-        compiled = (*OURS, SPARSE, "default, compiled mask", "default, policy as graphs")
+        compiled = (*OURS, SPARSE, "default, policy as graphs")
         return [
             Configuration("resnet50", batch=64, precision="bf16", seconds=8, profile=True),
             Configuration("resnet18", batch=256, precision="bf16", seconds=8, profile=True),

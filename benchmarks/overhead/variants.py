@@ -122,7 +122,6 @@ def make_variant(name: str, configuration: Configuration, device: torch.device) 
             settings["grid_size"] = configuration.grid
         if name == SPARSE:
             settings["update_every"] = EVERY
-        settings["compile"] = name == "default, compiled mask"
         hook = policy_noise.attach(model, optimizer, criterion, **settings)
         if name == "default, policy as graphs":  # CUDA graphs, of its forward and of its backward
             hook.augmentation.policy.compile(mode="reduce-overhead")

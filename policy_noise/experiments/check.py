@@ -1,11 +1,12 @@
-"""Read all images of a data set once and list the unreadable, the constant and the duplicate ones."""
+"""Read all images of a data set once and list the unreadable, the constant and the duplicate ones; leave some out."""
 
 import csv
+import dataclasses
 import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,12 +14,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..utils.files import write_atomic
+from ..utils.files import PathLike, write_atomic
 from .data import SPLITS
 from .file_sets import FileSet
+from .groups import crossing
+from .images import pixels
 from .runs import read_lines
 
-__all__ = ["COLUMNS", "Finding", "Look", "check", "describe", "look_at", "summary", "write_table"]
+__all__ = [
+    "COLUMNS",
+    "Finding",
+    "Look",
+    "check",
+    "describe",
+    "exclude",
+    "look_at",
+    "read_exclusions",
+    "summary",
+    "write_table",
+]
 
 CHUNK = 64
 COLUMNS = ("problem", "where", "group", "image", "split", "class", "detail", "exclude")
@@ -28,9 +42,10 @@ KEPT_FIRST = ("test", "val", "train")  # of duplicates, the test image stays: th
 class Finding(NamedTuple):
     """A problem with one image: a row of the table.
 
-    ``group`` numbers the sets of equal images. ``exclude`` proposes whether to leave the image out, ``"yes"`` or
-    ``"no"``. It is "yes" for unreadable and constant images and for equal images of different classes. Of other equal
-    images one is kept, from the test split if possible, else from the validation split.
+    ``group`` numbers the sets of equal images, and of images that belong together. ``exclude`` proposes whether to
+    leave the image out, ``"yes"`` or ``"no"``. It is "yes" for unreadable and constant images and for equal images of
+    different classes. Of other equal images one is kept, from the test split if possible, else from the validation
+    split. Of what belongs together and is in several splits, the images of one split are kept.
     """
 
     problem: str
@@ -94,9 +109,22 @@ def check(data: Any, *, workers: int = 1, journal: Path | None = None) -> list[F
             for split, name, label in members_
         ]
         rows.append((-len(spread), group))
+    rows += [(0, group) for group in _crossing(data)]
     for number, (_, group) in enumerate(sorted(rows, key=lambda row: row[0]), start=1):
         found += [finding._replace(group=str(number)) for finding in group]
     return found
+
+
+def _crossing(data: Any) -> Iterator[list[Finding]]:
+    """The images of each group that is in several splits. They are kept in one, the test split if possible."""
+    for name, splits in crossing(data).items():
+        kept = min(splits, key=KEPT_FIRST.index)
+        found = []
+        for split in splits:
+            for index in np.flatnonzero(getattr(data, split).groups == name).tolist():
+                about = (data.image_name(split, index), split, _label(data, split, index))
+                found.append(Finding("group", "across splits", "", *about, name, "no" if split == kept else "yes"))
+        yield found
 
 
 def _label(data: Any, split: str, index: int) -> str:
@@ -105,7 +133,9 @@ def _label(data: Any, split: str, index: int) -> str:
 
 
 def describe(values: np.ndarray) -> Look:
-    """Look at an image's values, (H, W) or (H, W, C)."""
+    """Look at an image's values, (H, W) or (H, W, C). Equal channels count as one: grey, and the same saved as RGB."""
+    if values.ndim == 3 and (values == values[..., :1]).all():
+        values = values[..., 0]
     flat = values.reshape(-1, values.shape[2]) if values.ndim == 3 else values.reshape(-1, 1)
     constant = str(flat[0].tolist()).strip("[]") if flat.size and (flat == flat[0]).all() else ""
     head = f"{values.dtype.str} {values.shape}".encode()
@@ -127,8 +157,7 @@ def look_at(paths: Sequence[str]) -> list[Look]:
     looks = []
     for path in paths:
         try:
-            with Image.open(path) as opened:
-                looks.append(describe(np.asarray(opened)))
+            looks.append(describe(pixels(path)))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             looks.append(Look("", "", " ".join(str(error).split()) or type(error).__name__))
     return looks
@@ -207,3 +236,42 @@ def summary(data: Any, findings: Sequence[Finding]) -> str:
     rows.append(["proposed to exclude", *map(str, left_out)])
     table = [[data.name, *SPLITS], ["---"] + ["---:"] * len(SPLITS), *rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in table)
+
+
+def read_exclusions(path: PathLike) -> frozenset[str]:
+    """Read a list of images to leave out.
+
+    Args:
+        path: File with one name per line (lines that begin with # are ignored), or a table like that of
+            ``check-data`` with the column ``image`` and optionally ``exclude`` (yes or no).
+
+    Returns:
+        The names: paths below the root, or ``set/split/position`` for sets in memory.
+
+    Raises:
+        ValueError: If ``exclude`` is neither yes nor no.
+    """
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:  # as file names are
+        lines = file.read().splitlines()
+    header = next(csv.reader(lines[:1]), [])
+    if "image" not in header:
+        return frozenset(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    names = set()
+    for number, row in enumerate(csv.DictReader(lines), start=2):
+        wanted = (row.get("exclude", "yes") or "").strip().lower()
+        if wanted not in ("yes", "no") or not row["image"]:
+            raise ValueError(f"{path}, row {number}: needs an image and yes or no in the column exclude, got {row}")
+        if wanted == "yes":
+            names.add(row["image"])
+    return frozenset(names)
+
+
+def exclude(data: Any, names: Collection[str]) -> Any:
+    """Remove the images of these names from a data set. Its ``excluded`` counts them."""
+    parts, count = {}, 0
+    for split in SPLITS:
+        part = getattr(data, split)
+        kept = np.array([i for i in range(len(part)) if data.image_name(split, i) not in names], dtype=np.int64)
+        count += len(part) - len(kept)
+        parts[split] = part.take(kept)
+    return dataclasses.replace(data, **parts, excluded=data.excluded + count)

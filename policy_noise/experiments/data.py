@@ -34,10 +34,12 @@ class Split:
     Args:
         images: uint8, (N, H, W) or (N, H, W, 3).
         labels: int64, (N,) with values 0 to K - 1; or (N, K) of 0 and 1 if an image may have several labels.
+        groups: What belongs together, such as the patient, (N,) text, or None if unknown.
     """
 
     images: np.ndarray
     labels: np.ndarray
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -49,7 +51,8 @@ class Split:
 
     def take(self, indices: np.ndarray) -> "Split":
         """The images at these positions."""
-        return Split(self.images[indices], self.labels[indices])
+        groups = None if self.groups is None else self.groups[indices]
+        return Split(self.images[indices], self.labels[indices], groups)
 
     def content(self) -> Iterator[bytes | memoryview]:
         """The bytes that :func:`fingerprint` hashes: every pixel and every label."""
@@ -170,18 +173,21 @@ def _require_readable(data: Any, split: str, where: str) -> None:
 
 
 def split_stratified(whole: Split, seed: int, shares: Sequence[float] = (0.7, 0.1, 0.2)) -> dict[str, Split]:
-    """Divide images into train, val and test, stratified by class.
+    """Divide images into train, val and test, stratified by class. Groups are kept together.
 
     Args:
         whole: All images, one label each.
         seed: Seed of the random split.
-        shares: Shares of train, val and test.
+        shares: Shares of train, val and test. With groups they are met to about a tenth.
 
     Raises:
-        ValueError: If a class has fewer than three images, or images have several labels.
+        ValueError: If a class has fewer than three images or groups, or images have several labels.
     """
     if whole.labels.ndim == 2:
         raise ValueError("images with several labels cannot be split by class: give train, val and test splits")
+    if whole.groups is not None:
+        return _split_grouped(whole, whole.groups, seed, shares)
+    # Not by scikit-learn: its stratified split may leave a small class out of a part.
     rng = np.random.default_rng(seed)
     parts: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
     for label in np.unique(whole.labels):
@@ -193,6 +199,22 @@ def split_stratified(whole: Split, seed: int, shares: Sequence[float] = (0.7, 0.
         parts["test"].append(indices[val : val + test])
         parts["train"].append(indices[val + test :])
     return {split: whole.take(rng.permutation(np.concatenate(chosen))) for split, chosen in parts.items()}
+
+
+def _split_grouped(whole: Split, groups: np.ndarray, seed: int, shares: Sequence[float]) -> dict[str, Split]:
+    """Divide groups into ten folds of like classes, and the folds among the splits."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    for label in np.unique(whole.labels):
+        found = len(np.unique(groups[whole.labels == label]))
+        if found < len(SPLITS):
+            raise ValueError(f"label {label} has {found} groups: three splits need at least one each")
+    count = min(10, len(np.unique(groups)), int(np.bincount(whole.labels).max()))
+    folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(whole.labels, whole.labels, groups)
+    parts = [indices for _, indices in folds]
+    val, test = (max(1, round(share * count)) for share in shares[1:])
+    chosen = {"train": parts[val + test :], "val": parts[:val], "test": parts[val : val + test]}
+    return {split: whole.take(np.sort(np.concatenate(several))) for split, several in chosen.items()}
 
 
 def join_sets(sets: Sequence[ImageSet], size: int) -> ImageSet:
@@ -219,12 +241,15 @@ def join_sets(sets: Sequence[ImageSet], size: int) -> ImageSet:
     offsets = np.cumsum([0, *(part.num_classes for part in sets)])
     splits = {}
     for split in SPLITS:
-        images, labels = [], []
+        images, labels, groups = [], [], []
         for part, offset in zip(sets, offsets, strict=False):
+            own = getattr(part, split).groups
+            groups += [] if own is None else [np.char.add(f"{part.name}/", own.astype(str))]
             block = resize(getattr(part, split).images, size)
             images.append(np.repeat(block[..., None], 3, axis=3) if colour and block.ndim == 3 else block)
             labels.append(getattr(part, split).labels + offset)
-        splits[split] = Split(np.concatenate(images), np.concatenate(labels))
+        together = np.concatenate(groups) if len(groups) == len(sets) else None
+        splits[split] = Split(np.concatenate(images), np.concatenate(labels), together)
     return ImageSet(
         name="+".join(part.name for part in sets),
         class_names=tuple(f"{part.name}/{name}" for part in sets for name in part.class_names),

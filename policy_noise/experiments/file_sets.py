@@ -1,48 +1,45 @@
-"""A compact index of image files on disk, shared by all kinds of sources."""
+"""Image files on disk as a data set: an index of few bytes an image, and the checks that all sources of files share."""
 
 import dataclasses
 import os
 import warnings
-from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from .images import TooDeep, Window, read_image
+from .images import Reading, TooDeep, as_square, read_image
 
-__all__ = ["FileSet", "FileSplit", "Index", "assemble"]
+__all__ = ["FileSet", "FileSplit", "Kind", "Listing", "assemble"]
+
+Kind = tuple[str, str, str]
+"""A class's name, modality and anatomy; the latter two may be empty."""
 
 
 @dataclass(frozen=True)
 class FileSplit:
-    """Images on disk, indexed by one buffer of names and a few numbers per file, without a Python object per image.
+    """Images on disk, without a Python object per image.
 
     Args:
         root: Folder that the names start from.
         folders: Distinct folders, relative to the root.
         folder: Index into ``folders`` of each file, (N,).
-        names: All file names, one after the other, UTF-8.
-        ends: Where each name ends in ``names``, (N,).
+        names: The files' names below their folders, (N,) bytes.
+        sizes: The files' sizes in bytes, (N,); -1 for a missing file.
         labels: (N,) int64.
-        size: Side in pixels to which images are resized.
-        in_chans: 1 or 3 channels.
-        skip_corrupt: Leave out files that cannot be read, each named in a warning, instead of raising.
-        window: For images of more than 8 bits, see :func:`~policy_noise.experiments.images.read_image`.
+        reading: How files become pixels.
+        groups: What belongs together, such as the patient, (N,) text, or None if unknown.
     """
 
     root: str
     folders: tuple[str, ...]
     folder: np.ndarray
     names: np.ndarray
-    ends: np.ndarray
+    sizes: np.ndarray
     labels: np.ndarray
-    size: int
-    in_chans: int
-    skip_corrupt: bool = False
-    window: Window = None
+    reading: Reading
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,7 +47,12 @@ class FileSplit:
     @property
     def nbytes(self) -> int:
         """Memory of the index in bytes."""
-        return sum(part.nbytes for part in (self.folder, self.names, self.ends, self.labels))
+        return sum(part.nbytes for part in (self.folder, self.names, self.sizes, self.labels))
+
+    @property
+    def skip_corrupt(self) -> bool:
+        """Whether files that cannot be read are left out."""
+        return self.reading.skip_bad_files
 
     def path(self, index: int) -> str:
         """The file's path."""
@@ -58,46 +60,20 @@ class FileSplit:
 
     def below_root(self, index: int) -> str:
         """The file's path without the root, with forward slashes."""
-        start = self.ends[index - 1] if index else 0
-        name = os.fsdecode(self.names[start : self.ends[index]].tobytes())
-        return f"{self.folders[self.folder[index]]}/{name}".replace(os.sep, "/")
+        return f"{self.folders[self.folder[index]]}/{os.fsdecode(self.names[index])}".replace(os.sep, "/")
 
     def take(self, indices: np.ndarray) -> "FileSplit":
         """The files at these positions."""
-        starts = np.concatenate([[0], self.ends[:-1]])[indices] if len(self.ends) else self.ends
-        lengths = self.ends[indices] - starts
-        ends = np.cumsum(lengths)
-        places = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
-        return dataclasses.replace(
-            self, folder=self.folder[indices], names=self.names[places], ends=ends, labels=self.labels[indices]
-        )
-
-    def sizes(self) -> np.ndarray:
-        """Each file's size in bytes, (N,); one listing a folder, not one call a file."""
-        sizes = np.zeros(len(self), dtype=np.int64)
-        for folder, positions in self._by_folder():
-            place = os.path.join(self.root, self.folders[folder])
-            with os.scandir(place) as entries:
-                found = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
-            for index in positions:
-                path = self.path(int(index))
-                size = found.get(os.path.basename(path)) if os.path.dirname(path) == place else None
-                sizes[index] = os.path.getsize(path) if size is None else size
-        return sizes
+        parts = {name: getattr(self, name)[indices] for name in ("folder", "names", "sizes", "labels")}
+        groups = None if self.groups is None else self.groups[indices]
+        return dataclasses.replace(self, **parts, groups=groups)
 
     def content(self) -> Iterator[bytes | memoryview]:
         """What :func:`~policy_noise.experiments.data.fingerprint` hashes: each file's path, size in bytes and label."""
-        sizes = self.sizes()
         yield "\0".join(self.folders).encode(errors="surrogateescape")
-        for part in (self.folder.astype(np.int64), self.names, self.ends, self.labels, sizes):
+        yield b"\0".join(self.names.tolist())
+        for part in (self.folder.astype(np.int64), self.labels, self.sizes):
             yield np.ascontiguousarray(part).data.cast("B")
-
-    def _by_folder(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Each folder's number and its files' positions, so that each folder is listed only once."""
-        order = np.argsort(self.folder, kind="stable")
-        bounds = np.searchsorted(self.folder[order], np.arange(len(self.folders) + 1))
-        for folder in range(len(self.folders)):
-            yield folder, order[bounds[folder] : bounds[folder + 1]]
 
     def read(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Decode images.
@@ -106,23 +82,23 @@ class FileSplit:
             The readable images, uint8, (B, size, size) or (B, size, size, 3), and their positions.
 
         Raises:
-            ValueError: If a file cannot be read and ``skip_corrupt`` is off. The message names the file.
+            ValueError: If a file cannot be read and such files are not left out. The message names the file.
         """
         from PIL import Image
 
-        images, kept = [], []
+        how, images, kept = self.reading, [], []
         for index in indices:
             path = self.path(int(index))
             try:
-                image = Image.fromarray(read_image(path, self.in_chans, self.window))
-                images.append(np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR)))
+                image = Image.fromarray(as_square(read_image(path, how.in_chans, how.window), how.fit))
+                images.append(np.asarray(image.resize((how.size, how.size), Image.Resampling.BILINEAR)))
                 kept.append(int(index))
             except TooDeep:
                 raise
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 self.refuse_unless_skipped(path, error)
                 warnings.warn(f"{path} is left out: it cannot be read as an image ({error})", stacklevel=2)
-        shape = (0, self.size, self.size) + ((3,) if self.in_chans == 3 else ())
+        shape = (0, how.size, how.size) + ((3,) if how.in_chans == 3 else ())
         return (np.stack(images) if images else np.zeros(shape, np.uint8)), np.array(kept, dtype=np.int64)
 
     def refuse_unless_skipped(self, path: str, error: Exception) -> None:
@@ -139,9 +115,10 @@ class FileSplit:
 
 @dataclass(frozen=True)
 class FileSet:
-    """A data set on disk, with the attributes of :class:`policy_noise.experiments.data.ImageSet` and ``notes``.
+    """A data set on disk, with the attributes of :class:`policy_noise.experiments.data.ImageSet`.
 
-    Notes are messages about the files found and left out, to be printed at the start.
+    ``notes`` are messages about the files found and left out, to be printed at the start. ``missing`` are the files
+    that a table names and that are not there.
     """
 
     name: str
@@ -151,9 +128,9 @@ class FileSet:
     class_names: tuple[str, ...]
     groups: dict[str, tuple[str, ...]]
     notes: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
     multi_label: bool = False
     excluded: int = 0
-    files_missing: int = 0
 
     def image_name(self, split: str, index: int) -> str:
         """An image's name in lists: its path below the root."""
@@ -168,157 +145,158 @@ class FileSet:
     @property
     def in_chans(self) -> int:
         """Channels as which the images are read."""
-        return self.train.in_chans
+        return self.train.reading.in_chans
 
 
-class Index:
-    """Builder of the compact arrays of a :class:`FileSplit`, file by file."""
+@dataclass
+class Listing:
+    """The files of a split as a source lists them, one entry each.
 
-    def __init__(self) -> None:
-        self.folders: dict[str, int] = {}
-        self.folder = array("I")
-        self.names = bytearray()
-        self.ends = array("Q")
+    Args:
+        folders: Folders below the root.
+        names: Names below the folders.
+        kinds: Classes.
+        groups: What belongs together, or None.
+    """
 
-    def __len__(self) -> int:
-        return len(self.ends)
+    folders: list[str]
+    names: list[str]
+    kinds: list[Kind]
+    groups: list[str] | None = None
 
-    def extend(self, files: Iterable[tuple[str, str]]) -> None:
-        """Add files by folder and name."""
-        for folder, name in files:
-            self.folder.append(self.folders.setdefault(folder, len(self.folders)))
-            self.names += os.fsencode(name)
-            self.ends.append(len(self.names))
+    def extend(self, other: "Listing") -> None:
+        """Add the files of another listing."""
+        for name in ("folders", "names", "kinds", "groups"):
+            if getattr(self, name) is not None:
+                getattr(self, name).extend(getattr(other, name))
 
-    def split(
-        self, root: Path, label_of: np.ndarray, *, size: int, in_chans: int, skip_bad_files: bool, window: Window
-    ) -> FileSplit:
-        """All files as a split; ``label_of`` holds each folder's label."""
-        wide = np.uint16 if len(self.folders) < 65536 else np.uint32
-        folder = np.frombuffer(self.folder, dtype=np.uint32).astype(wide)
-        return FileSplit(
-            root=str(root),
-            folders=tuple(self.folders),
-            folder=folder,
-            names=np.frombuffer(bytes(self.names), dtype=np.uint8),
-            ends=np.frombuffer(self.ends, dtype=np.uint64).astype(np.int64),
-            labels=label_of[folder],
-            size=size,
-            in_chans=in_chans,
-            skip_corrupt=skip_bad_files,
-            window=window,
-        )
+    def split(self, root: Path, classes: Sequence[Kind], reading: Reading) -> FileSplit:
+        """All files as a split, with their sizes on disk."""
+        code = {folder: number for number, folder in enumerate(dict.fromkeys(self.folders))}
+        folder = np.array([code[name] for name in self.folders], np.uint16 if len(code) < 65536 else np.uint32)
+        names = np.array([os.fsencode(name) for name in self.names], dtype=bytes)
+        label_of = {kind: label for label, kind in enumerate(classes)}
+        labels = np.array([label_of[kind] for kind in self.kinds], dtype=np.int64)
+        groups = None if self.groups is None else np.array(self.groups, dtype=str)
+        sizes = _sizes(root, tuple(code), folder, names)
+        return FileSplit(str(root), tuple(code), folder, names, sizes, labels, reading, groups)
+
+
+def _sizes(root: Path, folders: Sequence[str], folder: np.ndarray, names: np.ndarray) -> np.ndarray:
+    """Each file's size in bytes, -1 if it is missing; one listing a folder, not one call a file."""
+    sizes = np.full(len(folder), -1, dtype=np.int64)
+    order = np.argsort(folder, kind="stable")
+    bounds = np.searchsorted(folder[order], np.arange(len(folders) + 1))
+    for number, name in enumerate(folders):
+        place = os.fsencode(root / name)
+        found = {}
+        if os.path.isdir(place):
+            with os.scandir(place) as entries:
+                found = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        for index in order[bounds[number] : bounds[number + 1]]:
+            file = bytes(names[index])
+            if file in found:
+                sizes[index] = found[file]
+            elif b"/" in file or os.fsencode(os.sep) in file:  # it lies in a folder of its class's folder
+                path = os.path.join(place, file)
+                sizes[index] = os.path.getsize(path) if os.path.isfile(path) else -1
+    return sizes
 
 
 def assemble(
     name: str,
     root: Path,
-    builders: Mapping[str, Index],
-    kind: Callable[[str], tuple[str, str, str]],
+    listings: Mapping[str, Listing],
+    reading: Reading,
     *,
-    size: int,
-    in_chans: int,
-    skip_bad_files: bool,
-    window: Window,
     notes: Sequence[str] = (),
     excluded: Collection[str] = (),
-) -> tuple[FileSet, list[str]]:
-    """Make a data set of indexed files and run the checks that all sources of files share.
+    linked: bool = False,
+) -> FileSet:
+    """Make a data set of listed files and run the checks that all sources of files share.
 
     A path that is repeated within a split is used once, and a note says so.
 
     Args:
         name: Of the set.
-        root: Folder that the index starts from.
-        builders: The files of train, val and test.
-        kind: From a folder to its class, modality and anatomy; the latter two may be empty.
-        size: See :class:`FileSplit`.
-        in_chans: See :class:`FileSplit`.
-        skip_bad_files: Leave out files that are missing or corrupt.
-        window: See :class:`FileSplit`.
+        root: Folder that the listings start from.
+        listings: The files of train, val and test.
+        reading: How files become pixels.
         notes: Of the set.
         excluded: Paths below the root of images to leave out, before anything is checked.
-
-    Returns:
-        The set, and the files that are missing.
+        linked: Whether there are links, so that two paths may be one file.
 
     Raises:
-        FileNotFoundError: If files are missing, and ``skip_bad_files`` is off.
-        ValueError: If a file is in two splits, or a split lacks a class.
+        FileNotFoundError: If files are missing, and such files are not left out.
+        ValueError: If a file is in two splits or two classes, or a split lacks a class.
     """
-    kinds = {folder: kind(folder) for builder in builders.values() for folder in builder.folders}
-    classes = sorted(set(kinds.values()))
-    number = {entry: label for label, entry in enumerate(classes)}
+    classes = sorted({kind for listing in listings.values() for kind in listing.kinds})
     splits, missing, left_out = {}, [], 0
-    for split, builder in builders.items():
-        label_of = np.array([number[kinds[folder]] for folder in builder.folders], dtype=np.int64)
-        own: dict[str, Any] = {"size": size, "in_chans": in_chans, "skip_bad_files": skip_bad_files, "window": window}
-        whole = builder.split(root, label_of, **own)
+    for split, listing in listings.items():
+        whole = listing.split(root, classes, reading)
         if excluded:
             kept = [index for index in range(len(whole)) if whole.below_root(index) not in excluded]
             left_out += len(whole) - len(kept)
             whole = whole.take(np.array(kept, dtype=np.int64))
-        absent = _missing(whole)
-        missing += [whole.path(index) for index in absent]
-        splits[split] = whole.take(np.setdiff1d(np.arange(len(whole)), absent)) if len(absent) else whole
-    splits, twice = _once(splits)
-    if missing and not skip_bad_files:
+        missing += [whole.path(int(index)) for index in np.flatnonzero(whole.sizes < 0)]
+        splits[split] = whole.take(np.flatnonzero(whole.sizes >= 0))
+    splits, twice = _once(splits, [kind[0] for kind in classes], linked=linked)
+    if missing and not reading.skip_bad_files:
         what = "1 file is" if len(missing) == 1 else f"{len(missing)} files are"
         raise FileNotFoundError(
             f"{what} missing below {root}, such as {missing[:5]}; --skip-bad-files leaves such files out"
         )
     for split, files in splits.items():
         counts = np.bincount(files.labels, minlength=len(classes))
-        absent_classes = [classes[label][0] for label in np.flatnonzero(counts == 0)]
-        if absent_classes:
-            raise ValueError(f"{root}: the {split} split has no image of {absent_classes[:10]}")
-    groups = {"modality": tuple(entry[1] for entry in classes), "anatomy": tuple(entry[2] for entry in classes)}
-    groups = {key: values for key, values in groups.items() if any(values)}
-    names = tuple(entry[0] for entry in classes)
-    notes = (*notes, *twice)
-    parts = (splits["train"], splits["val"], splits["test"])
-    return FileSet(name, *parts, names, groups, notes, excluded=left_out, files_missing=len(missing)), missing
+        absent = [classes[label][0] for label in np.flatnonzero(counts == 0)]
+        if absent:
+            raise ValueError(f"{root}: the {split} split has no image of {absent[:10]}")
+    groups = {"modality": tuple(kind[1] for kind in classes), "anatomy": tuple(kind[2] for kind in classes)}
+    return FileSet(
+        name,
+        splits["train"],
+        splits["val"],
+        splits["test"],
+        class_names=tuple(kind[0] for kind in classes),
+        groups={key: values for key, values in groups.items() if any(values)},
+        notes=(*notes, *twice),
+        missing=tuple(missing),
+        excluded=left_out,
+    )
 
 
-def _once(splits: dict[str, FileSplit]) -> tuple[dict[str, FileSplit], list[str]]:
-    """Remove repeated paths within splits, with notes, and refuse paths in two splits. Keeps 8 bytes per file."""
+def _once(
+    splits: dict[str, FileSplit], classes: Sequence[str], *, linked: bool
+) -> tuple[dict[str, FileSplit], list[str]]:
+    """Remove repeated files within splits, with notes; refuse files in two splits or classes. Keeps 8 bytes a file."""
+    resolve = os.path.realpath if linked else os.path.normpath
     hashes = {
-        split: np.array([hash(os.path.normpath(files.path(i))) for i in range(len(files))], np.int64)
+        split: np.array([hash(resolve(files.path(index))) for index in range(len(files))], np.int64)
         for split, files in splits.items()
     }
     values, counts = np.unique(np.concatenate(list(hashes.values())), return_counts=True)
     again = values[counts > 1]
-    seen: dict[str, str] = {}
+    seen: dict[str, tuple[str, str, str]] = {}
     shared, notes = [], []
     for split, files in splits.items():
         repeated = []
         for index in np.flatnonzero(np.isin(hashes[split], again)):
-            path = os.path.normpath(files.path(int(index)))
-            if seen.get(path, split) != split:
-                shared.append(f"{path} is in {seen[path]} and in {split}")
-            elif path in seen:
+            path, kind = files.path(int(index)), classes[files.labels[index]]
+            first, place, before = seen.setdefault(resolve(path), (path, split, kind))
+            if (place, before) != (split, kind):
+                same = path if os.path.normpath(first) == os.path.normpath(path) else f"{first} and {path} are one file"
+                there = f"{place} and in {split}" if place != split else f"{before!r} and in {kind!r}"
+                shared.append(f"{same} is in {there}" if same == path else f"{same}, in {there}")
+            elif first is not path:
                 repeated.append(index)
-            seen[path] = split
         if repeated:
-            first = files.path(int(repeated[0]))
-            rows = "1 row names" if len(repeated) == 1 else f"{len(repeated)} rows name"
-            notes.append(f"{split}: {rows} a file again, such as {first}: each is taken once")
+            example = files.path(int(repeated[0]))
+            rows = "1 entry names" if len(repeated) == 1 else f"{len(repeated)} entries name"
+            notes.append(f"{split}: {rows} a file again, such as {example}: each is taken once")
             splits[split] = files.take(np.setdiff1d(np.arange(len(files)), repeated))
     if shared:
-        more = f" ({len(shared)} files in two splits in all)" if len(shared) > 1 else ""
-        raise ValueError(f"{shared[0]}{more}: an image must belong to one split; --exclude leaves it out of both")
+        more = f" ({len(shared)} such files in all)" if len(shared) > 1 else ""
+        raise ValueError(
+            f"{shared[0]}{more}: an image must belong to one split and one class; --exclude leaves it out of both"
+        )
     return splits, notes
-
-
-def _missing(files: FileSplit) -> np.ndarray:
-    """Positions of missing files, found with one listing per folder instead of one call per file."""
-    absent = []
-    for folder, positions in files._by_folder():
-        path = os.path.join(files.root, files.folders[folder])
-        present = set(os.listdir(path)) if os.path.isdir(path) else set()
-        for index in positions:
-            file = files.path(int(index))
-            listed = os.path.dirname(file) == path  # else it lies in a folder of the class's folder
-            if os.path.basename(file) not in present if listed else not os.path.exists(file):
-                absent.append(int(index))
-    return np.array(sorted(absent), dtype=np.int64)

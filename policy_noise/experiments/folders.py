@@ -1,126 +1,149 @@
 """Trees of image files with one folder per class."""
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..utils.files import PathLike
 from .data import SPLITS
-from .file_sets import FileSet, FileSplit, Index, assemble
-from .images import Window
+from .file_sets import FileSet, FileSplit, Kind, Listing, assemble
+from .groups import Groups
+from .images import Reading
 
 __all__ = ["EXTENSIONS", "load_image_folder", "load_test_folder"]
 
-# torchvision's, and GIF
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
+EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
 
 
 def load_image_folder(
-    root: PathLike,
-    *,
-    size: int,
-    in_chans: int = 1,
-    skip_bad_files: bool = False,
-    window: Window = None,
-    excluded: Collection[str] = (),
-) -> tuple[FileSet, list[str]]:
+    root: PathLike, reading: Reading, *, excluded: Collection[str] = (), group: str | None = None
+) -> FileSet:
     """Index a tree ``{train,val,test}/<class>/<image>``; classes ``MR__knee__acl`` name modality and anatomy.
 
     Args:
         root: Folder of the three splits.
-        size: Side in pixels to which images are resized when read.
-        in_chans: 1 for grey, or 3 for RGB.
-        skip_bad_files: Leave out files that are missing or corrupt.
-        window: For images of more than 8 bits.
+        reading: How files become pixels.
         excluded: Paths below the root of images to leave out.
+        group: Pattern for what belongs together, searched in the paths below the root.
 
     Raises:
         FileNotFoundError: If the root or a split is missing.
-        ValueError: If a split or a class's folder is empty, or a split lacks a class.
+        ValueError: If a split or a class's folder is empty, a split lacks a class, or links make one file two.
     """
     root = Path(root)
-    builders = {split: Index() for split in SPLITS}
-    found = _Found()
     for split in SPLITS:
         if not (root / split).is_dir():
             raise FileNotFoundError(f"{root / split} does not exist: an image folder needs train, val and test")
-        folders = sorted(entry.name for entry in os.scandir(root / split) if entry.is_dir() and not found.hides(entry))
-        for folder in folders:
-            files = found.walk(root / split / folder)
-            if not files:
-                raise ValueError(f"{root / split / folder} holds no images ({', '.join(EXTENSIONS)})")
-            builders[split].extend((f"{split}/{folder}", name) for name in files)
-        if not folders:
-            raise ValueError(f"{root / split} is empty: it must hold a folder of images for each class")
-    own: dict[str, Any] = {"size": size, "in_chans": in_chans, "skip_bad_files": skip_bad_files, "window": window}
-    return assemble(root.name, root, builders, _kind, **own, notes=[f"{root}: {found}"], excluded=excluded)
+    found = _Found(root, group)
+    found.stray(".", SPLITS)
+    listings = {split: found.classes(split) for split in SPLITS}
+    notes = [f"{root}: {found}"]
+    return assemble(root.name, root, listings, reading, notes=notes, excluded=excluded, linked=found.linked)
 
 
 def load_test_folder(
-    root: PathLike, *, size: int, in_chans: int = 1, skip_bad_files: bool = False, window: Window = None
+    root: PathLike, reading: Reading, *, group: str | None = None
 ) -> tuple[FileSplit, tuple[str, ...], list[str]]:
     """Index a tree that is only tested on: ``<class>/<image>``, or the same below any of train, val and test.
 
     Args:
         root: The folder.
-        size: Side in pixels to which images are resized when read.
-        in_chans: 1 for grey, or 3 for RGB.
-        skip_bad_files: Leave out files that are corrupt.
-        window: For images of more than 8 bits.
+        reading: How files become pixels.
+        group: Pattern for what belongs together, searched in the paths below the root.
 
     Returns:
         All images as one split, the classes' names, and a note on what was found.
 
     Raises:
         FileNotFoundError: If the root is missing.
-        ValueError: If there are no folders of images, or one is empty.
+        ValueError: If there are no folders of images, one is empty, or both layouts are there.
     """
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root} does not exist: it must be a folder with a folder of images for each class")
-    found, index = _Found(), Index()
+    found = _Found(root, group)
     below = [split for split in SPLITS if (root / split).is_dir()]
-    for place in below or ["."]:
-        folders = sorted(e.name for e in os.scandir(root / place) if e.is_dir() and not found.hides(e))
-        for folder in folders:
-            files = found.walk(root / place / folder)
-            if not files:
-                raise ValueError(f"{root / place / folder} holds no images ({', '.join(EXTENSIONS)})")
-            index.extend((os.path.normpath(f"{place}/{folder}"), name) for name in files)
-    if not len(index):
-        raise ValueError(f"{root} must hold a folder of images for each class, got none")
-    names = tuple(sorted({os.path.basename(folder) for folder in index.folders}))
-    labels = np.array([names.index(os.path.basename(folder)) for folder in index.folders], dtype=np.int64)
-    own: dict[str, Any] = {"size": size, "in_chans": in_chans, "skip_bad_files": skip_bad_files, "window": window}
-    return index.split(root, labels, **own), names, [f"{root}: {found}"]
+    if below:
+        beside = sorted(found.stray(".", SPLITS))
+        if beside:
+            raise ValueError(
+                f"{root} holds folders of images beside {below[0]}/, such as {beside[0]}/: it must be CLASS/IMAGE, or "
+                "the same below train, val and test, not both"
+            )
+    parts = [found.classes(place) for place in below or ["."]]
+    whole = Listing([], [], [], None if group is None else [])
+    for part in parts:
+        whole.extend(part)
+    classes = sorted(set(whole.kinds))
+    split = whole.split(root, classes, reading)
+    return split, tuple(kind[0] for kind in classes), [f"{root}: {found}"]
 
 
 class _Found:
-    """Walks the class folders and counts the files used and left out."""
+    """Walks the class folders and counts the files used and left out.
 
-    def __init__(self) -> None:
+    torchvision's ``find_classes`` and ``make_dataset`` are not used: they take hidden folders for classes, count
+    nothing that they leave out, and follow links in circles.
+    """
+
+    def __init__(self, root: Path, group: str | None) -> None:
+        self.root = root
+        self.group = Groups(group) if group else None
         self.taken = 0
         self.others: Counter[str] = Counter()
         self.hidden = 0
+        self.hidden_folders: list[str] = []
+        self.outside: list[str] = []
+        self.linked = False
 
     def __str__(self) -> str:
         others = ", ".join(f"{count} {ending}" for ending, count in self.others.most_common())
-        parts = [f"{self.taken + self.others.total()} files found", f"{self.taken} taken"]
+        total = self.taken + self.others.total() + len(self.outside)
+        parts = [f"{total} files found", f"{self.taken} taken"]
         parts += [f"left out by ending: {others}"] if others else []
-        parts += [f"{self.hidden} hidden files and folders passed over"] if self.hidden else []
+        such = f"outside the class folders: {len(self.outside)}, such as {self.outside[0]}" if self.outside else ""
+        parts += [such] if such else []
+        such = f", such as the folder {self.hidden_folders[0]}" if self.hidden_folders else ""
+        parts += [f"{self.hidden} hidden files and folders passed over{such}"] if self.hidden else []
         return ", ".join(parts)
 
-    def hides(self, entry: "os.DirEntry[str]") -> bool:
-        """Whether an entry of a split's folder is a hidden or system entry; if so, it is counted."""
-        litter = _is_litter(entry.name)
-        self.hidden += litter
-        return litter
+    def stray(self, place: str, expected: Collection[str] = ()) -> list[str]:
+        """Count images that lie directly in a folder. Returns its visible folders that are not expected."""
+        folders = []
+        for entry in os.scandir(self.root / place):
+            if entry.is_dir():
+                self.linked |= entry.is_symlink()
+                if _is_litter(entry.name):
+                    self.hidden += 1
+                    self.hidden_folders.append(os.path.normpath(f"{place}/{entry.name}"))
+                elif entry.name not in expected:
+                    folders.append(entry.name)
+            elif entry.name.lower().endswith(EXTENSIONS) and not _is_litter(entry.name):
+                self.outside.append(os.path.normpath(f"{place}/{entry.name}"))
+        return folders
 
-    def walk(self, folder: Path) -> list[str]:
+    def classes(self, place: str) -> Listing:
+        """The images of a split's class folders."""
+        folders = sorted(self.stray(place))
+        found = Listing([], [], [], None if self.group is None else [])
+        for folder in folders:
+            files = self._walk(self.root / place / folder)
+            if not files:
+                raise ValueError(f"{self.root / place / folder} holds no images ({', '.join(EXTENSIONS)})")
+            below = os.path.normpath(f"{place}/{folder}")
+            groups = None if self.group is None else [self.group.of(f"{below}/{name}") for name in files]
+            found.extend(Listing([below] * len(files), files, [_kind(folder)] * len(files), groups))
+        if not folders:
+            raise ValueError(
+                f"{os.path.normpath(self.root / place)} is empty: it must hold a folder of images for each class"
+            )
+        return found
+
+    def _walk(self, folder: Path) -> list[str]:
         """Images in a class's folder and below, relative to it, sorted; links to folders are followed once."""
         found, visited = [], set()
         for place, folders, names in os.walk(folder, followlinks=True):
@@ -134,6 +157,7 @@ class _Found:
             self.hidden += len(names) - len(shown) + len(folders) - len(inner)
             folders[:] = inner
             taken = [name for name in shown if name.lower().endswith(EXTENSIONS)]
+            self.linked = self.linked or any(os.path.islink(os.path.join(place, name)) for name in (*inner, *taken))
             self.others.update(
                 os.path.splitext(name)[1].lower() or "without one"
                 for name in shown
@@ -149,7 +173,8 @@ def _is_litter(name: str) -> bool:
     return name.startswith(".") or name.lower() in ("__macosx", "thumbs.db", "desktop.ini")
 
 
-def _kind(folder: str) -> tuple[str, str, str]:
-    name = folder.rpartition("/")[2]
+def _kind(folder: str) -> Kind:
+    """A class by its folder. One name may be written in two ways in Unicode (macOS splits accents off)."""
+    name = unicodedata.normalize("NFC", folder)
     parts = name.split("__")
     return name, parts[0] if len(parts) == 3 else "", parts[1] if len(parts) == 3 else ""

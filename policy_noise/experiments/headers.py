@@ -2,16 +2,16 @@
 
 import dataclasses
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from .file_sets import FileSet, FileSplit
-from .images import TooDeep, read_header, read_image
+from .images import Reading, TooDeep, count_unfinite, pixels, read_header, read_image
 from .processes import in_threads
 
-__all__ = ["in_colour", "look_over"]
+__all__ = ["in_colour", "look_over", "size_notes"]
 
 CHUNK = 256
 
@@ -23,23 +23,51 @@ def look_over(parts: Sequence[FileSplit]) -> list[str]:
         parts: Splits of a set.
 
     Returns:
-        Notes for the user, if images have transparency, which is dropped.
+        Notes for the user on what is dropped or changed when the images are read.
 
     Raises:
         TooDeep: If a file has more than 8 bits and there is no window.
         ValueError: If a file cannot be read and the data set does not leave out such files.
     """
-    transparent: list[str] = []
-    total = 0
-    for count, example in in_threads(
+    found = _Seen()
+    for seen in in_threads(
         lambda chunk: _look(*chunk), list(_chunks(parts)), desc="looking at headers", unit=f" x {CHUNK} files"
     ):
-        total += count
-        transparent += example
-    if not total:
-        return []
-    few = "1 image has" if total == 1 else f"{total} images have"
-    return [f"{few} transparency, such as {transparent[0]}: it is dropped, and pixels keep the colour under it"]
+        found.add(seen)
+    return found.notes(parts[0].reading)
+
+
+class _Seen:
+    """What headers say: how many files of each kind there are, and the first of each."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.first: dict[str, str] = {}
+        self.sizes: Counter[tuple[int, int]] = Counter()
+
+    def note(self, kind: str, path: str) -> None:
+        """Count a file."""
+        self.counts[kind] += 1
+        self.first.setdefault(kind, path)
+
+    def add(self, other: "_Seen") -> None:
+        """Count what was seen elsewhere."""
+        self.counts.update(other.counts)
+        self.sizes.update(other.sizes)
+        self.first = {**other.first, **self.first}
+
+    def notes(self, reading: Reading) -> list[str]:
+        """What was seen, in sentences."""
+        said = []
+        for kind, text in (
+            ("alpha", "transparency{}: it is dropped, and pixels keep the colour under it"),
+            ("frames", "several frames or pages{}: only the first is read"),
+            ("unfinite", "values that are not finite{}: NaN and -inf become black, +inf white"),
+        ):
+            if self.counts[kind]:
+                few = "1 image has" if self.counts[kind] == 1 else f"{self.counts[kind]} images have"
+                said.append(f"{few} {text.format(f', such as {self.first[kind]}')}")
+        return said + size_notes(self.sizes, reading)
 
 
 def _chunks(parts: Sequence[FileSplit]) -> Iterator[tuple[FileSplit, range]]:
@@ -48,30 +76,62 @@ def _chunks(parts: Sequence[FileSplit]) -> Iterator[tuple[FileSplit, range]]:
             yield part, range(start, min(start + CHUNK, len(part)))
 
 
-def _look(part: FileSplit, indices: range) -> tuple[int, list[str]]:
-    """How many have transparency, and the first of them."""
+def _look(part: FileSplit, indices: range) -> _Seen:
     from PIL import Image
 
-    transparent = []
+    seen = _Seen()
     for index in indices:
         path = part.path(index)
         try:
             header = read_header(path)
-            if header.deep and part.window is None:
+            if header.deep and part.reading.window is None:
                 read_image(path, 1)  # its values may still lie in 0..255
+            if header.floats and count_unfinite(pixels(path)):
+                seen.note("unfinite", path)
         except TooDeep:
             raise
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             part.refuse_unless_skipped(path, error)
             continue
+        seen.sizes[header.size] += 1
         if header.alpha:
-            transparent.append(path)
-    return len(transparent), transparent[:1]
+            seen.note("alpha", path)
+        if header.frames > 1:
+            seen.note("frames", path)
+    return seen
+
+
+def size_notes(sizes: Mapping[tuple[int, int], int], reading: Reading) -> list[str]:
+    """Say what becomes of images that are not square, and of those that are larger than they are read.
+
+    Args:
+        sizes: How many images have each width and height.
+        reading: How they are read.
+    """
+    total, notes = sum(sizes.values()), []
+    several = Counter({size: count for size, count in sizes.items() if size[0] != size[1]})
+    if several:
+        done = {"stretch": "stretched to a square", "crop": "cropped to their middle", "pad": "padded with black"}
+        more = "; --fit crop or --fit pad keeps proportions" if reading.fit == "stretch" else ""
+        wide, high = several.most_common(1)[0][0]
+        notes.append(
+            f"{several.total()} of {total} images are not square, most of them {wide} x {high} pixels: they are "
+            f"{done[reading.fit]}{more}"
+        )
+    larger = Counter({size: count for size, count in sizes.items() if min(size) > reading.size})
+    if larger:
+        wide, high = larger.most_common(1)[0][0]
+        notes.append(
+            f"{larger.total()} of {total} images are larger than they are read, most of them {wide} x {high} pixels: "
+            f"they are reduced to {reading.size} x {reading.size}"
+        )
+    return notes
 
 
 def in_colour(data: FileSet) -> bool:
     """Whether the first readable image of any class is in colour. Grayscale stored as RGB is not."""
-    split: Any = dataclasses.replace(data.train, in_chans=3, skip_corrupt=True)
+    reading = dataclasses.replace(data.train.reading, in_chans=3, skip_bad_files=True)
+    split = dataclasses.replace(data.train, reading=reading)
     for label in range(data.num_classes):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # unreadable files are reported later

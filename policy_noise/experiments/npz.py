@@ -1,6 +1,7 @@
 """npz files in MedMNIST's layout, checked as a whole."""
 
 import contextlib
+import unicodedata
 import warnings
 import zipfile
 from pathlib import Path
@@ -9,13 +10,19 @@ import numpy as np
 
 from ..utils.files import PathLike
 from .data import SPLITS, ImageSet, Split, require_classes, split_stratified
-from .images import Window, apply_window
+from .images import Window, apply_window, count_unfinite, span
 
 __all__ = ["load_npz"]
 
 
 def load_npz(
-    path: PathLike, prefix: str = "", *, seed: int = 0, multi_label: bool = False, window: Window = None
+    path: PathLike,
+    prefix: str = "",
+    *,
+    seed: int = 0,
+    multi_label: bool = False,
+    window: Window = None,
+    group: str | None = None,
 ) -> ImageSet:
     """Load an npz file in MedMNIST's layout and check all of it.
 
@@ -29,8 +36,9 @@ def load_npz(
         seed: Seed of the split, if the file has none.
         multi_label: Keep labels of several columns as they are, even if each row has exactly one 1. By default such
             labels are read as one-hot, one label per image, and a warning says so.
-        window: The values that become black and white if images do not have 8 bits, or ``"auto"`` for each image's
-            own. Without a window, other integers are accepted only if all lie in 0..255.
+        window: The values that become black and white if images do not have 8 bits, or are all 0 or 1; or ``"auto"``
+            for each image's own. Without a window, other integers are accepted only if all lie in 0..255.
+        group: Key of what belongs together, with or without the splits' names before it.
 
     Returns:
         The data set, named after the file and the prefix.
@@ -52,18 +60,23 @@ def load_npz(
             if not hasattr(file, "files"):
                 raise ValueError("it is a .npy file, a single array")
             keys = list(file.files)
-            arrays = {key: file[key] for key in file.files if key.startswith(prefix) or key == "names"}
+            arrays = {key: file[key] for key in keys if key.startswith(prefix) or key == "names"}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
         raise ValueError(f"{path} cannot be read as an npz file without pickled objects: {error}") from error
     name = path.stem + (f":{prefix.rstrip('_')}" if prefix else "")
     whole = (f"{prefix}images", f"{prefix}labels")
     wanted = [f"{prefix}{split}_{kind}" for split in SPLITS for kind in ("images", "labels")]
-    if all(key in arrays for key in whole):
-        raw = {"all": (arrays[whole[0]], arrays[whole[1]])}
-    elif all(key in arrays for key in wanted):
+    missing = [key for key in wanted if key not in arrays]
+    both = all(key in arrays for key in whole) and len(missing) < len(wanted)
+    if both and missing:
+        raise ValueError(f"{path} holds {list(whole)} beside a part of the splits: it lacks {missing}")
+    if both:
+        warnings.warn(f"{path}: {list(whole)} are ignored, as it also holds the splits {wanted[::2]}", stacklevel=2)
+    if not missing:
         raw = {split: (arrays[f"{prefix}{split}_images"], arrays[f"{prefix}{split}_labels"]) for split in SPLITS}
+    elif all(key in arrays for key in whole):
+        raw = {"all": (arrays[whole[0]], arrays[whole[1]])}
     else:
-        missing = [key for key in wanted if key not in arrays]
         offered = _prefixes(keys)
         if prefix not in offered and offered:
             choices = ", ".join(f"{path.name}:{own.rstrip('_')}" if own else path.name for own in offered)
@@ -73,8 +86,9 @@ def load_npz(
             f"{sorted(keys)[:20]}"
         )
     where = {split: f"{path}, {prefix}{'' if split == 'all' else split + '_'}" for split in raw}
+    binary = _is_binary([images for images, _ in raw.values()])
     raw = {
-        split: (_as_bytes(where[split], _grey_axis_dropped(images), window), labels)
+        split: (_as_bytes(where[split], _grey_axis_dropped(images), window, binary), labels)
         for split, (images, labels) in raw.items()
     }
     for split, (images, labels) in raw.items():
@@ -90,7 +104,14 @@ def load_npz(
             raise ValueError(f"{path}: the splits' labels must have the same number of columns, got {sorted(columns)}")
         raw = {split: (images, part.argmax(1)) for split, (images, part) in raw.items()}
     classes = _classes(path, prefix, arrays, [labels for _, labels in raw.values()])
-    splits = {split: Split(images, _relabel(labels, classes)) for split, (images, labels) in raw.items()}
+    splits = {
+        split: Split(
+            images,
+            _relabel(labels, classes),
+            _groups(path, prefix, arrays, split, group, len(images)) if group else None,
+        )
+        for split, (images, labels) in raw.items()
+    }
     if "all" in splits:
         splits = split_stratified(splits["all"], seed)
     names = _class_names(path, arrays.get("names"), classes)
@@ -119,19 +140,40 @@ def _grey_axis_dropped(images: np.ndarray) -> np.ndarray:
     return images
 
 
-def _as_bytes(where: str, images: np.ndarray, window: Window) -> np.ndarray:
+def _groups(path: Path, prefix: str, arrays: dict[str, np.ndarray], split: str, group: str, count: int) -> np.ndarray:
+    """What belongs together in a split, as texts."""
+    key = f"{prefix}{group}" if split == "all" else f"{prefix}{split}_{group}"
+    if key not in arrays:
+        raise ValueError(f"{path} has no key {key!r}, which --group {group} asks for; it holds {sorted(arrays)[:20]}")
+    if arrays[key].size != count:
+        raise ValueError(f"{path}, {key} must hold one entry for each of {count} images, got {arrays[key].shape}")
+    return arrays[key].reshape(-1).astype(str)
+
+
+def _is_binary(parts: list[np.ndarray]) -> bool:
+    """Whether all images are of 0 and 1."""
+    whole = all(part.dtype.kind in "iub" and part.size for part in parts)
+    return whole and min(int(part.min()) for part in parts) == 0 and max(int(part.max()) for part in parts) == 1
+
+
+def _as_bytes(where: str, images: np.ndarray, window: Window, binary: bool) -> np.ndarray:
     """Map images to 8 bits through the window. uint8 arrays and arrays that are not numeric stay as they are."""
-    if images.dtype == np.uint8 or images.dtype.kind not in "iuf" or not images.size:
+    if images.dtype.kind not in "iufb" or not images.size or (images.dtype == np.uint8 and not binary):
         return images
     if window is not None:
+        if bad := count_unfinite(images):
+            warnings.warn(
+                f"{where}images: {bad} values are not finite: NaN and -inf become black, +inf white", stacklevel=3
+            )
         result = np.empty(images.shape, np.uint8)
         for index, image in enumerate(images):  # not all at once: it takes 8 bytes a pixel
             result[index] = apply_window(image, window)
         return result
-    low, high = images.min(), images.max()
-    if images.dtype.kind == "f" or low < 0 or high > 255:
+    if binary:
+        raise ValueError(f"{where}images are all 0 or 1, which is black: pass --window 0 1, or save them as 0 and 255")
+    if images.dtype.kind == "f" or images.min() < 0 or images.max() > 255:
         raise ValueError(
-            f"{where}images must be uint8, got {images.dtype} with values {low} to {high}: pass --window LOW HIGH, the "
+            f"{where}images must be uint8, got {images.dtype} with values {span(images)}: pass --window LOW HIGH, the "
             "values that become black and white, or --window auto for each image's own"
         )
     return images.astype(np.uint8)
@@ -141,6 +183,11 @@ def _check_arrays(where: str, images: np.ndarray, labels: np.ndarray) -> None:
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
         raise ValueError(
             f"{where}images must be uint8 of shape (N, H, W) or (N, H, W, 3), got {images.dtype} {images.shape}"
+        )
+    if labels.dtype.kind in "US":
+        raise ValueError(
+            f"{where}labels must be integers, got texts such as {str(labels.flat[0])!r}: number them from 0, and give "
+            "the texts in that order under the key 'names'"
         )
     if labels.dtype.kind not in "iub" or labels.ndim not in (1, 2):
         raise ValueError(
@@ -167,21 +214,21 @@ def _classes(path: Path, prefix: str, arrays: dict[str, np.ndarray], labels: lis
         raise ValueError(f"{path}: the splits' labels must have the same number of columns, got {sorted(columns)}")
     if _is_multi(labels[0]):
         return np.arange(labels[0].shape[1])
-    found = np.unique(np.concatenate([part.ravel() for part in labels])).astype(np.int64)
+    found = sorted({int(label) for part in labels for label in np.unique(part)})
     key = f"{prefix}classes"
     if key in arrays:
-        declared = np.sort(arrays[key].ravel().astype(np.int64))
-        outside = np.setdiff1d(found, declared)
-        if len(outside):
-            raise ValueError(f"{path}: labels {outside.tolist()} are not among {key} {declared.tolist()}")
-        return declared
-    if not np.array_equal(found, np.arange(len(found))):
-        absent = np.setdiff1d(np.arange(len(found)), found)  # never as many as a label's value
+        declared = sorted(set(map(int, arrays[key].ravel())))
+        outside = sorted(set(found) - set(declared))
+        if outside:
+            raise ValueError(f"{path}: labels {outside} are not among {key} {declared}")
+        return np.array(declared)
+    absent = sorted(set(range(len(found))) - set(found))  # never as many as a label's value
+    if absent:
         raise ValueError(
-            f"{path}: labels must run from 0 to {found[-1]} without a hole, but {absent.tolist()[:10]} do not occur; "
-            f"a key {key!r} with the labels in use would allow that"
+            f"{path}: labels must run from 0 to {found[-1]} without a hole, but {absent[:10]} do not occur; a key "
+            f"{key!r} with the labels in use would allow that"
         )
-    return found
+    return np.array(found)
 
 
 def _relabel(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -195,7 +242,11 @@ def _class_names(path: Path, names: np.ndarray | None, classes: np.ndarray) -> t
         return tuple(f"class {label}" for label in classes)
     if classes[-1] >= len(names):
         raise ValueError(f"{path}: label {classes[-1]} is out of the range of names, which holds {len(names)}")
-    return tuple(str(names[label]) for label in classes)
+    found = tuple(unicodedata.normalize("NFC", str(names[label])) for label in classes)
+    if len(set(found)) < len(found):
+        again = sorted({name for name in found if found.count(name) > 1})
+        raise ValueError(f"{path}: names must differ from one another, and {again[:10]} occur more than once")
+    return found
 
 
 def _check_set(where: str, images: ImageSet) -> None:

@@ -4,23 +4,40 @@ import argparse
 import dataclasses
 import math
 import sys
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from .data import SPLITS, ImageSet, Split, join_sets, resize
-from .exclusions import exclude, read_exclusions
+import numpy as np
+
+from .check import exclude, read_exclusions
+from .data import SPLITS, ImageSet, join_sets, resize
 from .file_sets import FileSet
-from .folders import load_image_folder
-from .headers import in_colour, look_over
-from .images import Window
+from .folders import load_image_folder, load_test_folder
+from .groups import crossing_note
+from .headers import in_colour, look_over, size_notes
+from .images import FITS, Reading, Window, as_square
 from .medmnist import load_medmnist
 from .npz import load_npz
-from .tables import load_radimagenet
+from .tables import LABELS, load_radimagenet
 from .world import started_first
 
-__all__ = ["NAMED", "add_source_arguments", "describe", "open_joined", "open_named", "open_sources", "window_of"]
+__all__ = [
+    "KINDS",
+    "NAMED",
+    "add_source_arguments",
+    "describe",
+    "open_joined",
+    "open_parts",
+    "open_source",
+    "open_sources",
+    "reading_of",
+    "window_of",
+]
 
+KINDS = ("npz", "medmnist", "radimagenet", "image_folder")
+"""The kinds of sources, each with an option of its name."""
 
 NAMED = (
     "an npz file (PATH or PATH:PREFIX), a tree {train,val,test}/CLASS/IMAGE, RadImageNet's root, or a set of the "
@@ -60,6 +77,25 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         "image's own minimum and maximum",
     )
     group.add_argument(
+        "--fit",
+        choices=FITS,
+        default="stretch",
+        help="what becomes of images that are not square: stretched (default), cropped to their middle, or padded "
+        "with black",
+    )
+    group.add_argument(
+        "--labels",
+        choices=LABELS,
+        help="which of RadImageNet's classes rule if they contradict each other: the folders, or the tables' column "
+        "label",
+    )
+    group.add_argument(
+        "--group",
+        metavar="NAME",
+        help="what belongs together, such as the patient, and goes into one split: a key of an npz file, a column of "
+        r"RadImageNet's tables, or a pattern for the paths of files, such as '(p\d+)_'",
+    )
+    group.add_argument(
         "--exclude",
         type=Path,
         metavar="FILE",
@@ -85,7 +121,7 @@ def window_of(values: list[str] | None) -> Window:
 
 
 def open_sources(arguments: argparse.Namespace, size: int, in_chans: int | None, *, look: bool = True) -> list[Any]:
-    """Open the data sets that the command line names, separately, and print what is left out or dropped.
+    """Open the data sets that the command line names, separately, and print what is left out or changed.
 
     Args:
         arguments: The parsed command line.
@@ -94,7 +130,17 @@ def open_sources(arguments: argparse.Namespace, size: int, in_chans: int | None,
         look: Look at the headers of files.
     """
     names = read_exclusions(arguments.exclude) if arguments.exclude else frozenset()
-    sets, missing = _open(arguments, size, in_chans, names)
+    given = [kind for kind in KINDS if getattr(arguments, kind)]
+    if len(given) != 1 and given != ["npz", "medmnist"]:
+        options = ", ".join("--" + kind.replace("_", "-") for kind in KINDS)
+        raise ValueError(f"exactly one of {options} must be given, or the first two together, got {given or 'none'}")
+    if given == ["medmnist"] and arguments.window:
+        raise ValueError("--window is for images of more than 8 bits, and MedMNIST's have 8")
+    sets = []
+    for kind in given:
+        value = getattr(arguments, kind)
+        for text in value if isinstance(value, list) else [value]:
+            sets.append(open_source(str(text), arguments, size, in_chans, kind=kind, excluded=names))
     if arguments.exclude:
         sets = [data if isinstance(data, FileSet) else exclude(data, names) for data in sets]
         found = sum(data.excluded for data in sets)
@@ -103,46 +149,73 @@ def open_sources(arguments: argparse.Namespace, size: int, in_chans: int | None,
                 f"{arguments.exclude} names {len(names)} images, but {len(names) - found} of them are not in "
                 f"{', '.join(data.name for data in sets)}; names are like {sets[0].image_name('train', 0)!r}"
             )
-    what = "1 missing file is" if len(missing) == 1 else f"{len(missing)} missing files are"
-    notes = [f"{what} left out:", *missing] if missing else []
-    for data in sets:
-        notes += getattr(data, "notes", ())
-        if data.excluded:
-            what = "1 image is" if data.excluded == 1 else f"{data.excluded} images are"
-            notes.append(f"{data.name}: {what} left out by {arguments.exclude}")
-        if look and isinstance(data, FileSet) and started_first():  # one process looks for all
-            notes += look_over([getattr(data, split) for split in SPLITS])
-    if notes and started_first():
-        print("\n".join(notes), file=sys.stderr)
-    return sets
+    if started_first():  # one process looks for all
+        notes = [note for data in sets for note in _notes(data, arguments, size, look=look)]
+        if notes:
+            print("\n".join(notes), file=sys.stderr)
+    return [_squared(data, arguments.fit) if isinstance(data, ImageSet) else data for data in sets]
 
 
-def _open(
-    arguments: argparse.Namespace, size: int, in_chans: int | None, excluded: Collection[str]
-) -> tuple[list[Any], list[str]]:
-    """The data sets and the missing files. Exclusions are already applied to data sets of files."""
-    kinds = ("npz", "medmnist", "radimagenet", "image_folder")
-    given = [name for name in kinds if getattr(arguments, name)]
-    if len(given) != 1 and given != ["npz", "medmnist"]:
-        options = ", ".join("--" + name.replace("_", "-") for name in kinds)
-        raise ValueError(f"exactly one of {options} must be given, or the first two together, got {given or 'none'}")
-    window = window_of(arguments.window)
-    if "npz" in given or "medmnist" in given:
-        if window is not None and "npz" not in given:
-            raise ValueError("--window is for images of more than 8 bits, and MedMNIST's have 8")
-        own: dict[str, Any] = {"seed": arguments.split_seed, "multi_label": arguments.multi_label, "window": window}
-        sets = [load_npz(*_path_and_prefix(text), **own) for text in arguments.npz or ()]
-        own = {"size": arguments.medmnist_size, "download": arguments.download}
-        return sets + [load_medmnist(flag, arguments.root, **own) for flag in arguments.medmnist or ()], []
-    own = {"size": size, "skip_bad_files": arguments.skip_bad_files, "window": window, "excluded": excluded}
-    if arguments.radimagenet:  # grey: what takes three channels gets them on its device
-        files, missing = load_radimagenet(arguments.radimagenet, **own)
-    else:
-        files, missing = load_image_folder(arguments.image_folder, in_chans=in_chans or 1, **own)
-        if in_chans is None and in_colour(files):
-            parts = {split: dataclasses.replace(getattr(files, split), in_chans=3) for split in SPLITS}
-            files = dataclasses.replace(files, **parts)
-    return [files], missing
+def open_source(
+    text: str,
+    arguments: argparse.Namespace,
+    size: int,
+    in_chans: int | None,
+    *,
+    kind: str | None = None,
+    excluded: Collection[str] = (),
+) -> Any:
+    """Open the data set that a text names, see :data:`NAMED`.
+
+    Args:
+        text: The text.
+        arguments: The parsed command line, for the options of its kind of source.
+        size: Side in pixels to which files are resized when read.
+        in_chans: Channels as which image folders are read. By default 3 if they contain colour images, else 1.
+        kind: One of :data:`KINDS`; by default the one that the text looks like.
+        excluded: Images of files to leave out, before they are checked.
+
+    Raises:
+        FileNotFoundError: If there is no such source.
+    """
+    kind = kind or _kind_of(text)
+    group, window = arguments.group, window_of(arguments.window)
+    if kind == "npz":
+        own: dict[str, Any] = {"seed": arguments.split_seed, "multi_label": arguments.multi_label}
+        return load_npz(*_path_and_prefix(text), **own, window=window, group=group)
+    if kind == "medmnist":
+        return load_medmnist(text, arguments.root, size=arguments.medmnist_size, download=arguments.download)
+    reading = reading_of(arguments, size, in_chans or 1)
+    if kind == "radimagenet":  # grey: what takes three channels gets them on its device
+        return load_radimagenet(text, reading, labels=arguments.labels, excluded=excluded, group=group)
+    files = load_image_folder(text, reading, excluded=excluded, group=group)
+    if in_chans is None and in_colour(files):
+        colour = dataclasses.replace(reading, in_chans=3)
+        parts = {split: dataclasses.replace(getattr(files, split), reading=colour) for split in SPLITS}
+        files = dataclasses.replace(files, **parts)
+    return files
+
+
+def open_parts(
+    text: str, arguments: argparse.Namespace, size: int, in_chans: int
+) -> tuple[tuple[Any, ...], tuple[str, ...], list[str]]:
+    """Open a data set that is only tested on: as :func:`open_source`, or a tree CLASS/IMAGE without splits.
+
+    Returns:
+        Its splits, its classes' names, and notes for the user.
+    """
+    if Path(text).is_dir() and _kind_of(text) == "image_folder":
+        split, names, notes = load_test_folder(text, reading_of(arguments, size, in_chans), group=arguments.group)
+        return (split,), names, [*notes, *(look_over([split]) if started_first() else ())]
+    data = open_source(text, arguments, size, in_chans)
+    notes = _notes(data, arguments, size) if started_first() else []
+    data = _sized(_squared(data, arguments.fit), size) if isinstance(data, ImageSet) else data
+    return tuple(getattr(data, split) for split in SPLITS), data.class_names, notes
+
+
+def reading_of(arguments: argparse.Namespace, size: int, in_chans: int) -> Reading:
+    """How the command line wants files to be read."""
+    return Reading(size, in_chans, window_of(arguments.window), arguments.fit, arguments.skip_bad_files)
 
 
 def _path_and_prefix(text: str) -> tuple[str, str]:
@@ -150,33 +223,35 @@ def _path_and_prefix(text: str) -> tuple[str, str]:
     return (path, f"{prefix}_") if separator and path.endswith(".npz") else (text, "")
 
 
-def open_named(text: str, arguments: argparse.Namespace, size: int, in_chans: int) -> Any:
-    """Open the data set that a text names, see :data:`NAMED`.
-
-    Args:
-        text: The text.
-        arguments: The parsed command line, for the options of its kind of source.
-        size: Side in pixels to which files are resized when read.
-        in_chans: Channels as which image folders are read.
-
-    Raises:
-        FileNotFoundError: If there is no such source.
-    """
-    files: dict[str, Any] = {"size": size, "skip_bad_files": arguments.skip_bad_files}
-    files["window"] = window_of(arguments.window)
-    path, prefix = _path_and_prefix(text)
-    if path.endswith(".npz"):
-        own = {"seed": arguments.split_seed, "multi_label": arguments.multi_label, "window": files["window"]}
-        return load_npz(path, prefix, **own)
-    if (Path(text) / "radiology_ai").is_dir():
-        found, _ = load_radimagenet(text, in_chans=in_chans, **files)
-        return found
+def _kind_of(text: str) -> str:
+    if _path_and_prefix(text)[0].endswith(".npz"):
+        return "npz"
     if Path(text).is_dir():
-        found, _ = load_image_folder(text, in_chans=in_chans, **files)
-        return found
+        return "radimagenet" if (Path(text) / "radiology_ai").is_dir() else "image_folder"
     if text.isalnum() and text.endswith("mnist"):
-        return load_medmnist(text, arguments.root, size=arguments.medmnist_size, download=arguments.download)
+        return "medmnist"
     raise FileNotFoundError(f"{text} does not exist: it must be {NAMED}")
+
+
+def _notes(data: Any, arguments: argparse.Namespace, size: int, *, look: bool = True) -> list[str]:
+    """What the user should know of a data set."""
+    missing = getattr(data, "missing", ())
+    what = "1 missing file is" if len(missing) == 1 else f"{len(missing)} missing files are"
+    notes = [f"{what} left out:", *missing] if missing else []
+    notes += getattr(data, "notes", ())
+    if data.excluded:
+        what = "1 image is" if data.excluded == 1 else f"{data.excluded} images are"
+        notes.append(f"{data.name}: {what} left out by {arguments.exclude}")
+    notes += crossing_note(data)
+    if look and isinstance(data, FileSet):
+        notes += look_over([getattr(data, split) for split in SPLITS])
+    elif look:
+        sizes: Counter[tuple[int, int]] = Counter()
+        for split in SPLITS:
+            high, wide = getattr(data, split).images.shape[1:3]
+            sizes[wide, high] += len(getattr(data, split))
+        notes += [f"{data.name}: {note}" for note in size_notes(sizes, reading_of(arguments, size, 1))]
+    return notes
 
 
 def open_joined(arguments: argparse.Namespace, size: int, in_chans: int | None) -> Any:
@@ -188,8 +263,17 @@ def open_joined(arguments: argparse.Namespace, size: int, in_chans: int | None) 
 
 
 def _sized(data: ImageSet, size: int) -> ImageSet:
-    train_, val, test = (Split(resize(split.images, size), split.labels) for split in (data.train, data.val, data.test))
-    return dataclasses.replace(data, train=train_, val=val, test=test)
+    return _with_images(data, lambda images: resize(images, size))
+
+
+def _squared(data: ImageSet, fit: str) -> ImageSet:
+    return _with_images(data, lambda images: as_square(images, fit, axis=1))
+
+
+def _with_images(data: ImageSet, change: Callable[[np.ndarray], np.ndarray]) -> ImageSet:
+    parts = {split: getattr(data, split) for split in SPLITS}
+    changed = {split: dataclasses.replace(part, images=change(part.images)) for split, part in parts.items()}
+    return dataclasses.replace(data, **changed)
 
 
 def describe(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -202,6 +286,9 @@ def describe(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
         "split_seed": arguments.split_seed,
         "multi_label": data.multi_label,
         "window": window_of(arguments.window),
+        "fit": arguments.fit,
+        **({"labels": arguments.labels} if arguments.labels else {}),
+        **({"group": arguments.group} if arguments.group else {}),
         **({"excluded": data.excluded} if arguments.exclude else {}),
-        **({"files_missing": data.files_missing} if getattr(data, "files_missing", 0) else {}),
+        **({"files_missing": len(data.missing)} if getattr(data, "missing", ()) else {}),
     }

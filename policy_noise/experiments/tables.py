@@ -1,17 +1,22 @@
 """RadImageNet in its original layout: three tables of file names."""
 
-import csv
 import posixpath
-from collections.abc import Collection, Iterator
+import re
+import unicodedata
+import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from ..utils.files import PathLike
 from .data import SPLITS
-from .file_sets import FileSet, Index, assemble
-from .images import Window
+from .file_sets import FileSet, Kind, Listing, assemble
+from .groups import Groups
+from .images import Reading
 
-__all__ = ["load_radimagenet"]
+__all__ = ["LABELS", "load_radimagenet"]
+
+LABELS = ("folders", "table")
 
 ACCESS = (
     "RadImageNet is given out on request and under a signed agreement: ask for it at https://www.radimagenet.com, then "
@@ -22,82 +27,143 @@ ACCESS = (
 
 def load_radimagenet(
     root: PathLike,
+    reading: Reading,
     *,
-    size: int,
-    in_chans: int = 1,
-    skip_bad_files: bool = False,
-    window: Window = None,
+    labels: str | None = None,
     excluded: Collection[str] = (),
-) -> tuple[FileSet, list[str]]:
+    group: str | None = None,
+) -> FileSet:
     """Index RadImageNet in its own layout: ``radiology_ai/...`` and ``RadiologyAI_{train,val,test}.csv``.
 
-    A class is a folder, ``modality/anatomy/label``: labels of the same name in two anatomies stay two classes.
+    A class is a folder, ``modality/anatomy/label``: labels of the same name in two anatomies stay two classes. The
+    tables' column ``label`` must agree, unless ``labels`` says which of the two rules.
 
     Args:
         root: Folder that holds both.
-        size: Side in pixels to which images are resized when read.
-        in_chans: 1, or 3 for grey images repeated.
-        skip_bad_files: Leave out files that are missing or corrupt.
-        window: For images of more than 8 bits.
+        reading: How files become pixels.
+        labels: ``"folders"``, or ``"table"`` for the classes of the column ``label``.
         excluded: Paths below the root of images to leave out.
-
-    Returns:
-        The data set, and the files that the tables name but that are missing on disk.
+        group: Column of what belongs together, or a pattern that is searched in the file names.
 
     Raises:
         FileNotFoundError: If something is missing; the message says how to ask for access.
-        ValueError: If a table has other columns, or a class is absent from a split.
+        ValueError: If a table has other columns, labels contradict folders, or a class is absent from a split.
     """
     root = Path(root)
-    tables = {split: root / f"RadiologyAI_{split}.csv" for split in SPLITS}
-    for path in (root, root / "radiology_ai", *tables.values()):
+    paths = {split: root / f"RadiologyAI_{split}.csv" for split in SPLITS}
+    for path in (root, root / "radiology_ai", *paths.values()):
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist. {ACCESS}")
-    builders = {split: Index() for split in SPLITS}
+    tables = {split: _read(path, group) for split, path in paths.items()}
+    if labels is None:
+        _require_agreement(root, tables)
+    kinds = {folder: _kind(folder) for table in tables.values() for folder in table["folder"].unique()}
+    listings = {}
     for split, table in tables.items():
-        builders[split].extend(_rows(table))
-    own: dict[str, Any] = {"size": size, "in_chans": in_chans, "skip_bad_files": skip_bad_files, "window": window}
-    return assemble("radimagenet", root, builders, _kind, **own, excluded=excluded)
+        own = [kinds[folder] for folder in table["folder"]]
+        if labels == "table":
+            own = [(label, kind[1], kind[2]) for label, kind in zip(table["label"], own, strict=True)]
+        groups = table["group"].tolist() if group else None
+        listings[split] = Listing(table["folder"].tolist(), table["name"].tolist(), own, groups)
+    if labels == "table":
+        _one_kind_a_label(listings)
+    return assemble("radimagenet", root, listings, reading, excluded=excluded)
 
 
-def _rows(table: Path) -> Iterator[tuple[str, str]]:
+def _read(path: Path, group: str | None) -> Any:
+    """A table with the columns folder, name, label and, if asked for, group."""
+    import pandas as pd
+
+    # As texts: pandas would read NA and null as missing. The columns of a longer row would move to the left.
+    options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "index_col": False, "skipinitialspace": True}
     try:
-        yield from _decoded_rows(table)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(path, encoding="utf-8-sig", skip_blank_lines=False, **options)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{table} must be UTF-8, and is not ({error}): save it as UTF-8") from error
-    except csv.Error as error:
-        raise ValueError(f"{table} cannot be read as a table ({error})") from error
+        raise ValueError(f"{path} must be UTF-8, and is not ({error}): save it as UTF-8") from error
+    except (ValueError, pd.errors.ParserWarning) as error:
+        raise ValueError(f"{path} cannot be read as a table ({str(error).strip()})") from error
+    table.columns = table.columns.str.strip()
+    header = list(table.columns)
+    if any("\0" in name for name in header):
+        raise ValueError(f"{path} must be UTF-8, and its first line looks like UTF-16: save it as UTF-8")
+    if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
+        raise ValueError(f"{path} must be separated by commas, got the first line {header[0]!r}")
+    if "filename" not in header or "label" not in header:
+        raise ValueError(f"{path} must have the columns filename and label, got {header}")
+    table = table[(table.fillna("") != "").any(axis=1)].fillna("")
+    if table.empty:
+        raise ValueError(f"{path} names no files")
+    places = table["filename"].str.strip().str.replace("\\", "/").map(posixpath.normpath).str.rpartition("/")
+    table = table.assign(folder=places[0], name=places[2], label=table["label"].str.strip())
+    for column in ("label", *([group] if group in header else ())):
+        if (table[column] == "").any():  # also of a row that is too short
+            raise ValueError(f"{path}, line {table[table[column] == ''].index[0] + 2}: the column {column} is empty")
+    bad = (table["folder"] == "") | (table["name"] == "") | (table["folder"] == "radiology_ai")
+    if bad.any():
+        row = table[bad].iloc[0]
+        raise ValueError(
+            f"{path}, line {row.name + 2}: filename must be a path below the root, got {row['filename']!r}"
+        )
+    if group:
+        table["group"] = table[group] if group in header else table["filename"].map(Groups(group).of)
+    return table
 
 
-def _decoded_rows(table: Path) -> Iterator[tuple[str, str]]:
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file)
-        header = [column.strip() for column in next(rows, [])]
-        if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
-            raise ValueError(f"{table} must be separated by commas, got the first line {header[0]!r}")
-        if "filename" not in header or "label" not in header:
-            raise ValueError(f"{table} must have the columns filename and label, got {header}")
-        column = header.index("filename")
-        empty = True
-        for number, row in enumerate(rows, start=2):
-            if not any(cell.strip() for cell in row):
-                continue
-            if len(row) != len(header):
-                raise ValueError(f"{table}, line {number}: {len(header)} columns expected, got {len(row)}")
-            folder, _, name = posixpath.normpath(row[column].strip().replace("\\", "/")).rpartition("/")
-            if not folder or not name or folder == "radiology_ai":
-                raise ValueError(f"{table}, line {number}: filename must be a path below the root, got {row[column]!r}")
-            empty = False
-            yield folder, name
-        if empty:
-            raise ValueError(f"{table} names no files")
-
-
-def _kind(folder: str) -> tuple[str, str, str]:
+def _kind(folder: str) -> Kind:
     """Class name, modality and anatomy of ``radiology_ai/MR/knee/acl``; ultrasound has no folder for the anatomy."""
-    parts = folder.split("/")
+    parts = unicodedata.normalize("NFC", folder).split("/")
     parts = parts[parts.index("radiology_ai") + 1 :] if "radiology_ai" in parts else parts
     if len(parts) >= 3:
         return "/".join(parts), parts[0], {"abd": "abdomen"}.get(parts[1], parts[1])  # CT and MR say abd
     modality, label = parts[0], parts[-1]
     return "/".join(parts), modality, "thyroid" if "thyroid" in label.lower() else "abdomen"
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFC", text)).strip().casefold()
+
+
+def _require_agreement(root: Path, tables: dict[str, Any]) -> None:
+    """Check that the tables' labels divide the images as their folders do, by the folders' last names.
+
+    Raises:
+        ValueError: If a folder has two labels, or a label stands for folders of different names.
+    """
+    import pandas as pd
+
+    pairs = pd.concat([table[["folder", "label"]] for table in tables.values()]).value_counts().reset_index()
+    last = pairs["folder"].str.rpartition("/")[2].map(_plain)
+    pairs = pairs.assign(last=last, label=pairs["label"])
+    for one, other, what in (("folder", "label", "has the labels"), ("label", "last", "stands for the folders")):
+        distinct = pairs.groupby(one)[other].nunique()
+        if (distinct > 1).any():
+            name = distinct[distinct > 1].index[0]
+            shown = pairs[pairs[one] == name][other if one == "folder" else "folder"].tolist()
+            raise ValueError(
+                f"{root}: the tables' labels and the folders contradict each other: {one} {name!r} {what} {shown[:4]}; "
+                "--labels folders or --labels table says which rules"
+            )
+    foreign = pairs[(pairs["label"].map(_plain) != last) & pairs["label"].map(_plain).isin(set(last))]
+    if len(foreign):
+        row = foreign.iloc[0]
+        raise ValueError(
+            f"{root}: the tables' labels and the folders contradict each other: {row['folder']} has the label "
+            f"{row['label']!r}, which is another folder; --labels folders or --labels table says which rules"
+        )
+
+
+def _one_kind_a_label(listings: dict[str, Listing]) -> None:
+    """Make one class of each label. Modality and anatomy are kept if all its folders agree."""
+    found: dict[str, Kind] = {}
+    for listing in listings.values():
+        for name, modality, anatomy in set(listing.kinds):
+            before = found.setdefault(name, (name, modality, anatomy))
+            found[name] = (
+                name,
+                modality if before[1] == modality else "several",
+                anatomy if before[2] == anatomy else "several",
+            )
+    for listing in listings.values():
+        listing.kinds = [found[kind[0]] for kind in listing.kinds]

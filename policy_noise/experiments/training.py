@@ -208,6 +208,7 @@ def train(
         if writer is not None:
             writer.close()
         metadata = {"stage": stage, "data": data.name, "classes": list(data.class_names), "ancestry": list(ancestry)}
+        metadata["fingerprint"] = run.record["data"].get("fingerprint")
         save_heated(model, run.folder / "model.safetensors", {**metadata, "recipe": run.record["recipe"]})
     world.barrier()
     return model

@@ -4,18 +4,17 @@ All functions are pure. Random ones take a generator. Caches hold only what size
 such as the rendering operators.
 """
 
-from . import library  # noqa: F401 (registers with torch)
-from .cells import mask_brightness
 from .distribution import ACTION_EPS, beta_entropy, beta_gradient, beta_log_prob, bounded_exp, sample_beta
 from .estimator import Baseline, LossMoments, Reward, advantage, average_or, paper_objective, reinforce_loss
-from .masking import apply_mask, noise_mask, scale_mask
-from .rendering import blur_parameters, render_mask
+from .masking import apply_mask, mask_brightness, noise_mask, scale_mask
+from .rendering import Upsample, blur_parameters, render_mask
 
 __all__ = [
     "ACTION_EPS",
     "Baseline",
     "LossMoments",
     "Reward",
+    "Upsample",
     "advantage",
     "apply_mask",
     "average_or",

@@ -32,12 +32,6 @@ def sample_beta(concentration1: Tensor, concentration0: Tensor, generator: torch
         - concentration1, concentration0: any shape, the same.
         - Output: that shape, in [1e-6, 1 - 1e-6].
     """
-    if torch.compiler.is_compiling() and generator is None:
-        return torch.ops.policy_noise.sample_beta(concentration1.detach(), concentration0.detach())
-    return draw_beta(concentration1, concentration0, generator)
-
-
-def draw_beta(concentration1: Tensor, concentration0: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return draw_pairs(torch.stack([concentration1, concentration0], dim=-1), generator)
 
 
@@ -70,8 +64,7 @@ def bounded_exp(logarithm: Tensor, low: float, high: float) -> Tensor:
         - logarithm: any shape.
         - Output: that shape.
     """
-    # Compilers fuse the plain form by themselves, and transforms need functions of another kind.
-    if torch.compiler.is_compiling() or are_transforms_active():
+    if are_transforms_active():  # which need functions of another kind
         return logarithm.clamp(low, high).exp()
     return _BoundedExp.apply(logarithm, low, high)
 
@@ -155,11 +148,7 @@ class BetaTerms(NamedTuple):
         """The terms of each cell."""
         total = concentration1 + concentration0
         values = torch.stack([concentration1, concentration0, total], dim=-1)
-        if torch.compiler.is_compiling():  # which follows no cache, and fuses this
-            excess = torch.stack([concentration1 - 1.0, concentration0 - 1.0, total - 2.0], dim=-1)
-        else:
-            excess = values - _modes(values.device, values.dtype)
-        return cls(values, excess, values.digamma())
+        return cls(values, values - _modes(values.device, values.dtype), values.digamma())
 
     def entropy(self) -> Tensor:
         """:func:`beta_entropy`."""

@@ -66,9 +66,6 @@ class ReinforceHook:
             it. With False, use :meth:`state_dict` and :meth:`load_state_dict`.
         strength_schedule: The share of the augmentation's ``strength`` at each step; see
             :class:`policy_noise.StrengthSchedule`.
-        compile: Compile a mask's own work with :func:`torch.compile`. Policy, scores and rendering become a few fused
-            kernels, for batches of any size; another image size compiles again. The draws stay outside and keep their
-            generators. If compiling fails, the hook warns once and runs uncompiled.
         **learner: How the policy learns; see :class:`policy_noise.learning.PolicyLearner`. By default the policy is
             cooperative and its entropy is free. (:func:`policy_noise.attach` has other defaults, those of its preset.)
 
@@ -109,7 +106,6 @@ class ReinforceHook:
         max_pending: int = 8,
         state_in_optimizer: bool = True,
         strength_schedule: StrengthSchedule | Callable[[int], float] | None = None,
-        compile: bool = False,
         **learner: Any,
     ) -> None:
         stepping = None if optimizer is None else stepping_optimizer(optimizer)
@@ -118,7 +114,7 @@ class ReinforceHook:
         _check_free(model=model, optimizer=optimizer)
         self.augmentation = augmentation
         self.learner = PolicyLearner(augmentation, **learner)
-        self._draws = Draws(augmentation.compiled() if compile else augmentation, generator)
+        self._draws = Draws(augmentation, generator)
         self._output_loss = output_loss
         self._splitter = None if criterion is None else LossSplitter(criterion, loss_method)
         self._input_name = input_name

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..augmentation import Drawing, Sample
+from ..augmentation import Sample, StochasticAugmentation
 from ..losses import plain_tensor
 from ..utils.compat import is_saved_elsewhere, own_graph
 from ..utils.distributed import is_distributed
@@ -28,11 +28,11 @@ class Draws:
     even if the loop seeds them all alike, as many loops do.
 
     Args:
-        augmentation: The augmentation that draws, or its compiled form.
+        augmentation: The augmentation that draws.
         generator: Draw from this generator instead. None derives the seed from ``torch.initial_seed()``.
     """
 
-    def __init__(self, augmentation: Drawing, generator: torch.Generator | None) -> None:
+    def __init__(self, augmentation: StochasticAugmentation, generator: torch.Generator | None) -> None:
         self.augmentation = augmentation
         self.generator = generator
         self.seed = torch.initial_seed()

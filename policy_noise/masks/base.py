@@ -9,11 +9,8 @@ from torch import Tensor
 
 from .. import functional as PF
 from ..augmentation import Sample, StochasticAugmentation
-from ..functional.cells import prepared
-from ..functional.masking import multiply
-from ..functional.operators import Operators
+from ..utils.checks import is_number
 from ..utils.warn import warn
-from .compiled import CompiledMask
 from .inputs import apply_to_images
 from .samples import ShadingSample
 
@@ -24,6 +21,7 @@ class SmoothMask(StochasticAugmentation):
     """Base of :class:`PolicyNoiseMask` and :class:`RandomShading`, which document the settings."""
 
     black: Tensor | None
+    white: Tensor | None
 
     def __init__(
         self,
@@ -35,22 +33,28 @@ class SmoothMask(StochasticAugmentation):
         p: float,
         strength: float,
         mean_preserving: bool,
-        pattern_std: float | None,
-        brightness_std: float,
+        pattern_std: float | tuple[float, float] | None,
+        brightness_std: float | tuple[float, float],
         center_brightness: bool,
         scale_about: Literal["black", "zero"],
         mean: float | Sequence[float] | None,
         std: float | Sequence[float] | None,
+        upsample: PF.Upsample,
+        clip: bool,
+        white: float | Sequence[float] | None,
     ) -> None:
         super().__init__()
         self.grid_size = _grid(grid_size)
         if in_chans is not None and (not isinstance(in_chans, int) or in_chans < 1):
             raise ValueError(f"in_chans must be a positive integer, got {in_chans!r}")
-        for name, value in (("p", p), ("strength", strength), ("brightness_std", brightness_std)):
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name} must lie in [0, 1], got {value!r}")
-        if pattern_std is not None and not 0.0 < pattern_std <= 1.0:
-            raise ValueError(f"pattern_std must lie in (0, 1], got {pattern_std!r}")
+        for name, value in (("p", p), ("strength", strength)):
+            if not (is_number(value) and 0.0 <= value <= 1.0):
+                raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
+        brightness_std = _deviation("brightness_std", brightness_std)
+        if pattern_std is not None:
+            pattern_std = _deviation("pattern_std", pattern_std)
+            if pattern_std in (0.0, (0.0, 0.0)):
+                raise ValueError(f"pattern_std must be larger than 0, or None for no limit, got {pattern_std!r}")
         if not mean_preserving and (pattern_std is not None or brightness_std):
             raise ValueError(
                 "mean_preserving=False leaves the masks' mean and standard deviation to the policy: also pass "
@@ -66,7 +70,7 @@ class SmoothMask(StochasticAugmentation):
         if scale_about not in ("black", "zero"):
             raise ValueError(f"scale_about must be 'black' or 'zero', got {scale_about!r}")
         # The image size is not known yet. With a huge one in its place, this checks only the numbers themselves.
-        PF.blur_parameters((10**6,) * len(self.grid_size), self.grid_size, kernel_size, sigma)
+        PF.blur_parameters((10**6,) * len(self.grid_size), self.grid_size, kernel_size, sigma, upsample)
         self.spatial_dims = len(self.grid_size)
         self.in_chans = in_chans
         self.kernel_size = kernel_size
@@ -78,29 +82,42 @@ class SmoothMask(StochasticAugmentation):
         self.brightness_std = brightness_std
         self.center_brightness = center_brightness
         self.scale_about = scale_about
+        self.upsample = upsample
+        self.clip = clip
         # Not persistent: the images that the policy is used on later may be normalized differently.
-        self.register_buffer("black", self._black_level(mean, std), persistent=False)
+        levels = self._levels(mean, std, white)
+        for name, level in zip(("black", "white"), levels, strict=True):
+            self.register_buffer(name, level, persistent=False)
         self._black_is_zero = self.black is not None and not bool(self.black.any())  # usually images in [0, 1]
 
-    def _black_level(self, mean: Any, std: Any) -> Tensor | None:
+    def _levels(self, mean: Any, std: Any, white: Any) -> tuple[Tensor | None, Tensor | None]:
+        """Black and white, (1, C or 1, 1, 1), as far as they are known."""
         if (mean is None) != (std is None):
             raise ValueError(f"mean and std belong together, got mean={mean!r} and std={std!r}")
-        if mean is None or self.scale_about == "zero":
-            return None
-        values = []
-        for name, value in (("mean", mean), ("std", std)):
-            tensor = torch.as_tensor(value, dtype=torch.float32).flatten()
-            fits = self.in_chans is None or tensor.numel() in (1, self.in_chans)
-            if not fits or not bool(torch.isfinite(tensor).all()):
-                allowed = "one finite number per channel" if self.in_chans is None else f"{self.in_chans} (in_chans)"
-                raise ValueError(f"{name} must be one finite number or {allowed}, got {value!r}")
-            values.append(tensor)
-        if bool((values[1] <= 0).any()):
-            raise ValueError(f"std must be positive, got {std!r}")
-        black, white = -values[0] / values[1], (1 - values[0]) / values[1]
-        self._white = [round(float(value), 2) for value in white]
-        shape = (1, len(black) if self.in_chans is None else self.in_chans, *[1] * len(self.grid_size))
-        return black.expand(shape[1]).reshape(shape).clone()
+        low = None
+        high = None if white is None else self._per_channel("white", white)
+        if mean is not None:
+            center, spread = self._per_channel("mean", mean), self._per_channel("std", std)
+            if bool((spread <= 0).any()):
+                raise ValueError(f"std must be positive, got {std!r}")
+            low = None if self.scale_about == "zero" else -center / spread
+            high = (1 - center) / spread if high is None else high
+        if self.clip and high is None:
+            raise ValueError("clip=True needs to know white: pass mean and std, or white=...")
+        if low is not None and high is not None and bool((high <= low).any()):
+            raise ValueError(f"white must be brighter than black, got {_rounded(high)} and {_rounded(low)}")
+        return low, high
+
+    def _per_channel(self, name: str, value: Any) -> Tensor:
+        try:
+            level = torch.as_tensor(value, dtype=torch.float32).flatten()
+        except (TypeError, ValueError, RuntimeError):
+            level = torch.tensor(math.nan)
+        fits = self.in_chans is None or level.numel() in (1, self.in_chans)
+        if not fits or not bool(torch.isfinite(level).all()):
+            allowed = "one finite number per channel" if self.in_chans is None else f"{self.in_chans} (in_chans)"
+            raise ValueError(f"{name} must be one finite number or {allowed}, got {value!r}")
+        return level.view(1, -1, *[1] * len(self.grid_size))
 
     def as_batch(self, images: Any) -> Tensor:
         """Check that the mask fits the images. A single image is returned as a batch of one."""
@@ -121,32 +138,45 @@ class SmoothMask(StochasticAugmentation):
                 "every cell needs a pixel; choose a smaller grid_size"
             )
         # Check before anything is drawn, so that an error leaves policy and random state as they were.
-        PF.blur_parameters(size, self.grid_size, self.kernel_size, self.sigma)
+        PF.blur_parameters(size, self.grid_size, self.kernel_size, self.sigma, self.upsample)
         return batch
 
     def render(self, sample: ShadingSample, size: Sequence[int]) -> Tensor:
         """The factor that each pixel is multiplied by, (B, 1, H, W); 1 for images that are not masked."""
-        ones = sample.action.new_ones(len(sample.action), 1, *size)
-        return multiply(
-            ones,
+        ones = sample.action.new_ones(*sample.action.shape[:2], *size)
+        return self._noise_mask(ones, sample, None, None)
+
+    def _noise_mask(self, images: Tensor, sample: ShadingSample, black: Tensor | None, white: Tensor | None) -> Tensor:
+        pattern_std: Any = self.pattern_std if sample.pattern_std is None else sample.pattern_std
+        brightness_std: Any = self.brightness_std if sample.brightness_std is None else sample.brightness_std
+        return PF.noise_mask(
+            images,
             sample.action,
-            self.operators(ones, sample),
-            self.strength,
-            self.expected(sample),
-            None,
-            sample.applied,
-            **self._scaling(),
+            kernel_size=self.kernel_size,
+            sigma=self.sigma,
+            upsample=self.upsample,
+            strength=self.strength,
+            mean_preserving=self.mean_preserving,
+            pattern_std=pattern_std,
+            brightness_std=brightness_std,
+            expected=sample.expected if self.center_brightness else None,
+            black=black,
+            white=white,
+            applied=sample.applied,
         )
 
-    def expected(self, sample: ShadingSample) -> Tensor | None:
-        """The value that the brightness is measured from: the expected cells, or None for 1/2."""
-        return sample.expected if self.center_brightness else None
+    @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Deviations that are drawn anew for each image: name, lowest and highest value."""
+        found = {"pattern_std": self.pattern_std, "brightness_std": self.brightness_std}
+        return {name: value for name, value in found.items() if isinstance(value, tuple)}
 
-    def _scaling(self) -> dict[str, Any]:
+    def _within_ranges(self, uniform: Tensor) -> dict[str, Tensor]:
+        """Each image's deviations, (B,), from uniform numbers (B, number of ranges)."""
+        ranges = self.ranges.items()
         return {
-            "mean_preserving": self.mean_preserving,
-            "pattern_std": self.pattern_std,
-            "brightness_std": self.brightness_std,
+            name: torch.lerp(torch.full_like(u, low), torch.full_like(u, high), u)
+            for (name, (low, high)), u in zip(ranges, uniform.unbind(1), strict=True)
         }
 
     def forward(self, images: Any, *labels: Any, sample: Any = None) -> Any:
@@ -179,27 +209,10 @@ class SmoothMask(StochasticAugmentation):
     def transform(self, images: Tensor, sample: Sample) -> Tensor:
         """Mask a batch. Images that are not ``applied`` are returned unchanged, bit for bit."""
         assert isinstance(sample, ShadingSample)
-        return self.multiply(
-            images, sample.action, sample.applied, self.expected(sample), self.operators(images, sample)
-        )
-
-    def operators(self, images: Tensor, sample: ShadingSample) -> Operators:
-        """The operators that render this sample at the images' size."""
-        placing = (self.kernel_size, self.sigma, self.pattern_std, self.brightness_std)
-        return prepared(sample.action, images.shape[2:], *placing)
-
-    def multiply(
-        self, images: Tensor, action: Tensor, applied: Tensor, expected: Tensor | None, operators: Operators
-    ) -> Tensor:
-        """:meth:`transform` with tensors as its arguments, so that torch.compile can trace it."""
         black = None
         if self.scale_about == "black" and not self._black_is_zero:
             black = self.black if self.black is not None else _darkest(images)
-        return multiply(images, action, operators, self.strength, expected, black, applied, **self._scaling())
-
-    def compiled(self) -> CompiledMask:
-        """Return a compiled version of this mask, for a hook."""
-        return CompiledMask(self)
+        return self._noise_mask(images, sample, black, self.white if self.clip else None)
 
     def describe(self, sample: Sample | None, size: Sequence[int] | None) -> dict[str, float]:
         """Mean and standard deviation of the last masks, after blur and scaling. NaN if there are none yet."""
@@ -216,7 +229,8 @@ class SmoothMask(StochasticAugmentation):
         axes = (0, *range(2, images.ndim))
         values = torch.nan_to_num(images.detach().float(), 0.0, 0.0, 0.0)
         darkest, brightest = values.amin(dim=axes).cpu(), values.amax(dim=axes).cpu()
-        black, white = self.black.flatten().cpu(), torch.tensor(self._white)
+        assert self.white is not None
+        black, white = (level.flatten().cpu() for level in (self.black, self.white))
         broad = (1, -1, *[1] * len(self.grid_size))
         low, high = (end.to(values).view(broad) for end in (black - 0.1, white + 0.1))
         # Ignore a few pixels outside the range. Random erasing fills in normal noise, which exceeds it.
@@ -236,7 +250,7 @@ class SmoothMask(StochasticAugmentation):
 
     def extra_repr(self) -> str:
         names = ["grid_size", "kernel_size", "sigma", "p", "strength", "mean_preserving", "pattern_std"]
-        names += ["brightness_std", "center_brightness", "scale_about"]
+        names += ["brightness_std", "center_brightness", "scale_about", "upsample", "clip"]
         shown = [name for name in ["in_chans", *names] if getattr(self, name) is not None or name != "in_chans"]
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
 
@@ -249,7 +263,15 @@ def _darkest(images: Tensor) -> Tensor:
 
 
 def _rounded(values: Tensor) -> list[float]:
-    return [round(float(value), 2) for value in values]
+    return [round(float(value), 2) for value in values.flatten()]
+
+
+def _deviation(name: str, value: Any) -> Any:
+    """A standard deviation, or a range (low, high) of them as a tuple."""
+    ends = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value, value)
+    if len(ends) != 2 or not all(is_number(end) for end in ends) or not 0.0 <= ends[0] <= ends[1] <= 1.0:
+        raise ValueError(f"{name} must be a number in [0, 1] or a range (low, high) of them, got {value!r}")
+    return value if is_number(value) else ends
 
 
 def _grid(grid_size: int | Sequence[int]) -> tuple[int, ...]:

@@ -13,7 +13,6 @@ from ..functional.rendering import without_autocast
 from ..policy import SpatialPolicy, StaticPolicy, create_policy
 from ..presets import get_preset
 from .base import SmoothMask
-from .compiled import CompiledPolicyMask
 from .samples import MaskSample
 
 __all__ = ["PolicyNoiseMask"]
@@ -45,9 +44,11 @@ class PolicyNoiseMask(SmoothMask):
         mean_preserving: Normalize each mask to mean 1.
         pattern_std: Also give each mask this standard deviation across the image (at full ``strength``). The policy
             then decides where the mask is bright. It can neither switch the mask off nor make it a spotlight. With
-            None, the policy decides the standard deviation too.
+            None, the policy decides the standard deviation too. A pair (low, high) has each image draw its own,
+            uniformly; the policy does not see it.
         brightness_std: Also brighten or darken each image as a whole, by one factor. The factor's logarithm has this
-            standard deviation if the mask is random; see :func:`policy_noise.functional.mask_brightness`.
+            standard deviation if the mask is random; see :func:`policy_noise.functional.mask_brightness`. A pair
+            (low, high) as above.
         center_brightness: Measure the brightness relative to the policy's own expectation. Then no policy can brighten
             or darken images on average. ``preset="learned"`` sets it.
         scale_about: ``"black"`` multiplies intensities, so that the mask is a bias field. ``"zero"`` multiplies the
@@ -55,6 +56,9 @@ class PolicyNoiseMask(SmoothMask):
         mean: The normalization, used to locate black: one number or one per channel. If ``mean`` and ``std`` are
             omitted, each image's minimum in each channel is taken as black.
         std: See ``mean``.
+        upsample: See :class:`RandomShading`.
+        clip: See :class:`RandomShading`.
+        white: See :class:`RandomShading`.
 
     Shape:
         - images: (B, in_chans, H, W), or (B, in_chans, D, H, W) with a grid of three axes; floating point. A single
@@ -84,12 +88,15 @@ class PolicyNoiseMask(SmoothMask):
         p: float = 0.5,
         strength: float = 1.0,
         mean_preserving: bool = True,
-        pattern_std: float | None = 0.1,
-        brightness_std: float = 0.2,
+        pattern_std: float | tuple[float, float] | None = 0.1,
+        brightness_std: float | tuple[float, float] = 0.2,
         center_brightness: bool = False,
         scale_about: Literal["black", "zero"] = "black",
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
+        upsample: PF.Upsample = "nearest",
+        clip: bool = False,
+        white: float | Sequence[float] | None = None,
     ) -> None:
         super().__init__(
             in_chans,
@@ -105,6 +112,9 @@ class PolicyNoiseMask(SmoothMask):
             scale_about=scale_about,
             mean=mean,
             std=std,
+            upsample=upsample,
+            clip=clip,
+            white=white,
         )
         # The policy stays fp32 under any default dtype, in a model of any dtype, and under autocast.
         self.policy = create_policy(policy, in_chans, self.grid_size).float()
@@ -150,31 +160,16 @@ class PolicyNoiseMask(SmoothMask):
         """
         images = self.as_batch(images)
         with without_autocast(images.device.type):
-            concentration = self.concentrations(images)
-            if torch.compiler.is_compiling():
-                concentration1, concentration0 = concentration.unbind(-1)
-                action = PF.sample_beta(concentration1, concentration0, generator)
+            concentration = PF.bounded_exp(self._logarithms(images), LOW, HIGH)
+            action = draw_pairs(concentration, generator)
+            batch, device = len(images), images.device
+            if self.p < 1.0:
+                applied = torch.rand(batch, generator=generator, device=device, dtype=torch.float32) < self.p
             else:
-                action = draw_pairs(concentration, generator)
-            return self.sample_of(concentration, action, generator)
-
-    def compiled(self) -> CompiledPolicyMask:
-        """Return a compiled version of this mask and its policy, for a hook."""
-        return CompiledPolicyMask(self)
-
-    def concentrations(self, images: Tensor) -> Tensor:
-        """Compute alpha and beta of each cell, ``(B, 1, *grid, 2)``, with the policy's graph."""
-        return PF.bounded_exp(self._logarithms(images), LOW, HIGH)
-
-    def sample_of(self, concentration: Tensor, action: Tensor, generator: torch.Generator | None) -> MaskSample:
-        """Make the sample from drawn actions, and draw which images are masked."""
-        batch = len(concentration)
-        if self.p < 1.0:
-            # Same as torch.rand, in a form that torch.compile accepts for batches of any size.
-            chance = torch.empty(batch, device=action.device).uniform_(generator=generator)
-            applied = chance < self.p
-        else:
-            applied = torch.ones(batch, device=action.device, dtype=torch.bool)
+                applied = torch.ones(batch, device=device, dtype=torch.bool)
+            own: dict[str, Tensor] = {}
+            if self.ranges:
+                own = self._within_ranges(torch.rand(batch, len(self.ranges), generator=generator, device=device))
         concentration1, concentration0 = concentration.unbind(-1)
         return MaskSample(
             action=action,
@@ -182,6 +177,7 @@ class PolicyNoiseMask(SmoothMask):
             concentration0=concentration0,
             log_prob=None,
             applied=applied,
+            **own,
         )
 
     def _logarithms(self, images: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ __all__ = ["RandomShading"]
 class RandomShading(SmoothMask):
     """Multiply images by smooth random masks that brighten some regions and darken others.
 
-    Each mask is a coarse grid of uniform random values, enlarged, blurred and scaled to mean 1, times one random
+    Each mask is a coarse grid of uniform random values, enlarged smoothly and scaled to mean 1, times one random
     brightness factor: a random bias field. There is nothing to learn. It works on batches on any device, on single
     images as one of a data set's transforms, and in ``torchvision.transforms.v2.Compose`` with labels. In eval mode it
     returns its input.
@@ -25,8 +25,11 @@ class RandomShading(SmoothMask):
     Args:
         p: Probability that an image is masked.
         grid_size: Cells along each axis; a tuple of two for images, of three for volumes (B, C, D, H, W).
-        pattern_std: Standard deviation of each mask across its image. With None, the random grid determines it.
-        brightness_std: Standard deviation of the logarithm of the brightness factor.
+        pattern_std: Standard deviation of each mask across its image: 0.1 is about 10 %. A pair (low, high) has each
+            image draw its own, uniformly. With None, the random grid determines it. It is smaller where a pixel would
+            otherwise become negative.
+        brightness_std: Standard deviation of the logarithm of the brightness factor, or a pair (low, high) of which
+            each image draws its own.
         strength: How far the mask moves from 1; 0 switches it off.
         mean: The normalization, used to locate black: one number or one per channel. If ``mean`` and ``std`` are
             omitted, each image's minimum in each channel is taken as black. Pass ``mean=0, std=1`` for images in
@@ -34,7 +37,14 @@ class RandomShading(SmoothMask):
         std: See ``mean``.
         scale_about: ``"black"``, or ``"zero"`` to multiply the values as they are.
         kernel_size: Size of the blur kernel in pixels, one number or one per axis; by default it follows sigma.
-        sigma: Standard deviation of the blur in pixels, likewise; by default one third of a cell along each axis.
+        sigma: Standard deviation of the blur in pixels, likewise; by default one third of a cell along each axis for
+            ``upsample="nearest"``, and no blur for the others.
+        upsample: ``"nearest"`` gives each cell an equal part of the image, as the paper does. ``"linear"`` and
+            ``"cubic"`` place the outer cells on the image's edges and are smooth everywhere; see
+            :func:`policy_noise.functional.render_mask`.
+        clip: Brighten no pixel beyond white, as an exposure that saturates.
+        white: Where white lies: one number or one per channel; by default it follows from ``mean`` and ``std``.
+        per_channel: Draw a mask and a brightness for each channel: for several coils, stains or modalities.
 
     Shape:
         - images: (B, C, H, W) or one image (C, H, W); (B, C, D, H, W) or (C, D, H, W) with a grid of three axes.
@@ -57,8 +67,8 @@ class RandomShading(SmoothMask):
         self,
         p: float = 0.5,
         grid_size: int | Sequence[int] = 2,
-        pattern_std: float | None = 0.1,
-        brightness_std: float = 0.2,
+        pattern_std: float | tuple[float, float] | None = 0.1,
+        brightness_std: float | tuple[float, float] = 0.2,
         *,
         strength: float = 1.0,
         mean: float | Sequence[float] | None = None,
@@ -66,6 +76,10 @@ class RandomShading(SmoothMask):
         scale_about: Literal["black", "zero"] = "black",
         kernel_size: int | Sequence[int] | None = None,
         sigma: float | Sequence[float] | None = None,
+        upsample: PF.Upsample = "nearest",
+        clip: bool = False,
+        white: float | Sequence[float] | None = None,
+        per_channel: bool = False,
     ) -> None:
         super().__init__(
             None,
@@ -81,19 +95,32 @@ class RandomShading(SmoothMask):
             scale_about=scale_about,
             mean=mean,
             std=std,
+            upsample=upsample,
+            clip=clip,
+            white=white,
         )
+        self.per_channel = per_channel
 
     def sample(self, images: Tensor, generator: torch.Generator | None = None) -> ShadingSample:
         """Draw masks for a batch.
 
-        One call draws all random numbers: one per cell, and one more per image that decides whether it is masked.
+        One call draws all random numbers: one per cell, one more per image that decides whether it is masked, and one
+        for each deviation that has a range.
 
         Args:
             images: A batch, or one image; see the class.
             generator: Source of randomness on the images' device; by default the global one.
         """
         images = self.as_batch(images)
-        cells = math.prod(self.grid_size)
-        drawn = torch.rand(len(images), cells + 1, generator=generator, device=images.device, dtype=torch.float32)
-        action = drawn[:, :cells].clamp(PF.ACTION_EPS, 1 - PF.ACTION_EPS).unflatten(1, (1, *self.grid_size))
-        return ShadingSample(log_prob=None, applied=drawn[:, cells] < self.p, action=action)
+        grid = (images.shape[1] if self.per_channel else 1, *self.grid_size)
+        cells = math.prod(grid)
+        columns = cells + 1 + len(self.ranges)
+        # Same as torch.rand, in a form that torch.compile accepts for batches of any size.
+        drawn = torch.empty(len(images), columns, device=images.device, dtype=torch.float32)
+        drawn = drawn.uniform_(generator=generator)
+        action = drawn[:, :cells].clamp(PF.ACTION_EPS, 1 - PF.ACTION_EPS).unflatten(1, grid)
+        applied, own = drawn[:, cells] < self.p, self._within_ranges(drawn[:, cells + 1 :])
+        return ShadingSample(log_prob=None, applied=applied, action=action, **own)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, per_channel={self.per_channel}"

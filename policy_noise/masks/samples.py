@@ -15,17 +15,21 @@ from ..functional.distribution import BetaTerms
 __all__ = ["MaskSample", "ShadingSample"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ShadingSample(Sample):
     """Random masks.
 
     Args:
         log_prob: None.
         applied: Which images are masked, (B,) bool.
-        action: Values in (0, 1), ``(B, 1, *grid)``.
+        action: Values in (0, 1), ``(B, 1, *grid)``; with ``per_channel`` ``(B, C, *grid)``.
+        pattern_std: Each image's own, (B,), where the mask draws it from a range.
+        brightness_std: Likewise.
     """
 
     action: Tensor
+    pattern_std: Tensor | None = None
+    brightness_std: Tensor | None = None
 
     @property
     def expected(self) -> Tensor | None:
@@ -50,7 +54,7 @@ class _LogProb:
         vars(sample)["log_prob"] = value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MaskSample(ShadingSample):
     """Masks that a policy drew. Passed to the module again, they are the same masks.
 

@@ -1,8 +1,11 @@
 """Checks of arguments that several modules share."""
 
+import math
 from collections.abc import Sequence
+from numbers import Real
+from typing import TypeGuard
 
-__all__ = ["check_one_of"]
+__all__ = ["check_one_of", "is_number"]
 
 
 def check_one_of(name: str, value: object, allowed: Sequence[str]) -> None:
@@ -13,3 +16,8 @@ def check_one_of(name: str, value: object, allowed: Sequence[str]) -> None:
     """
     if value not in allowed:
         raise ValueError(f"{name} must be one of {tuple(allowed)}, got {value!r}")
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a finite real number."""
+    return isinstance(value, Real) and math.isfinite(value)

@@ -13,7 +13,6 @@ __all__ = [
     "is_saved_elsewhere",
     "is_transformed",
     "node_shapes",
-    "of_any_batch",
     "own_graph",
     "sample_dirichlet",
     "saved",
@@ -117,16 +116,3 @@ def saved(node: Any, name: str, *default: Any) -> Any:
         return getattr(node, "_saved_" + name, *default)
     except RuntimeError:
         return None
-
-
-def of_any_batch(tensor: Tensor) -> Tensor:
-    """``torch._dynamo.maybe_mark_dynamic`` (since torch 2.1): mark the batch axis, so that a graph takes any length.
-
-    Returns an alias, so that the caller's tensor stays unmarked. If the name is missing, a second batch length compiles
-    once more.
-    """
-    alias = tensor.view_as(tensor)
-    mark = getattr(torch._dynamo, "maybe_mark_dynamic", None)
-    if mark is not None:
-        mark(alias, 0)
-    return alias

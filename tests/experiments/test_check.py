@@ -12,6 +12,7 @@ from policy_noise.experiments.check import check
 from policy_noise.experiments.commands import main
 from policy_noise.experiments.data import ImageSet, Split
 from policy_noise.experiments.folders import load_image_folder
+from policy_noise.experiments.images import Reading
 
 SPLITS = ("train", "val", "test")
 
@@ -62,7 +63,7 @@ def as_expected(findings):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_kind_is_found(tree, workers, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 4)
-    data, _ = load_image_folder(tree, size=8, skip_bad_files=True)
+    data = load_image_folder(tree, Reading(8, skip_bad_files=True))
     findings = check(data, workers=workers)
     assert as_expected(findings) == EXPECTED
     assert len({finding.group for finding in findings if finding.group}) == 3
@@ -70,7 +71,7 @@ def test_every_kind_is_found(tree, workers, monkeypatch):
 
 def test_a_stopped_check_goes_on_and_reads_only_what_it_has_not_seen(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 4)
-    data, _ = load_image_folder(tree, size=8, skip_bad_files=True)
+    data = load_image_folder(tree, Reading(8, skip_bad_files=True))
     journal = tmp_path / "journal.jsonl"
     look, calls = module.look_at, []
 
@@ -103,8 +104,31 @@ def test_deep_images_need_no_window(tmp_path):
             (tmp_path / split / name).mkdir(parents=True)
             values = np.random.default_rng(0).integers(0, 4096, (8, 8)).astype(np.uint16)
             Image.fromarray(values).save(tmp_path / split / name / "a.png")
-    found = as_expected(check(load_image_folder(tmp_path, size=8)[0]))
+    found = as_expected(check(load_image_folder(tmp_path, Reading(8))))
     assert found["train/dog/a.png"] == ("equal", "across splits and classes", "yes")
+
+
+def test_pixels_are_compared_and_not_the_numbers_of_a_palette(tmp_path):
+    shades = [[value] * 3 for value in range(256)]
+    grey = Image.fromarray(noise(0))
+    plain = grey.convert("RGB")
+    palette = Image.fromarray(noise(0), "P")
+    palette.putpalette([part for shade in shades for part in shade])
+    other = palette.copy()
+    other.putpalette([part for shade in shades for part in (255 - shade[0], 9, 9)])
+    black = palette.copy()
+    black.putpalette([0] * 768)
+    images = {"train/a/grey": grey, "test/a/rgb": plain, "val/b/palette": palette, "train/b/other": other,
+              "train/a/black": black}  # fmt: skip
+    images |= {f"{split}/{name}/own": Image.fromarray(noise(50 + 2 * number + (name == "a")))
+               for number, split in enumerate(SPLITS) for name in "ab"}  # fmt: skip
+    for name, image in images.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / f"{name}.png")
+    found = as_expected(check(load_image_folder(tmp_path, Reading(8))))
+    assert found.pop("train/a/black.png") == ("constant", "", "yes")
+    assert set(found) == {"train/a/grey.png", "test/a/rgb.png", "val/b/palette.png"}
+    assert set(found.values()) == {("equal", "across splits and classes", "yes")}
 
 
 def test_sets_in_memory():

@@ -323,7 +323,8 @@ def test_the_page_tells_averaged_and_fine_tuned_models_apart(tmp_path, monkeypat
     for part in ("95 % bootstrap intervals", "training images/s", "calibration-scores", "most confused pairs"):
         assert part in page
     again = tmp_path / "again"
-    swapped = changed(files, tmp_path / "swapped.npz")  # equally many classes, whose names say nothing
+    labels = 1 - np.load(files / "one.npz")["train_labels"]  # equally many classes, whose names say nothing
+    swapped = changed(files, tmp_path / "swapped.npz", train_labels=labels)
     start(monkeypatch, "finetune", "--init", tuned, "--npz", swapped, "--output", again, "--set", *TINY, "epochs=1")
     record = json.loads((again / "recipe.json").read_text())["data"]["init"]
     assert record["head"] == "fresh"
@@ -495,3 +496,26 @@ def test_a_grey_model_is_tuned_on_coloured_images(tmp_path, monkeypatch, capsys,
     start(monkeypatch, "finetune", *words, "--output", tmp_path / "tuned")
     assert "colour: 3 channels are averaged into one" in capsys.readouterr().err
     assert load_file(tmp_path / "tuned" / "model.safetensors")["conv1.0.weight"].shape[1] == 1
+
+
+def test_the_head_stays_for_the_same_images_and_not_for_the_same_name(tmp_path, monkeypatch, capsys, files, heated):
+    tiny = ["--set", *TINY, "epochs=1"]
+    whole = dict(np.load(files / "one.npz"))
+    labels = {key: 1 - value for key, value in whole.items() if "labels" in key}
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(files / "one.npz", tmp_path / "elsewhere" / "renamed.npz")
+    places = {"kept": tmp_path / "elsewhere" / "renamed.npz"}
+    places["fresh"] = changed(files, tmp_path / "other" / "one.npz", **labels)
+    for head, place in places.items():
+        run = tmp_path / head
+        start(monkeypatch, "finetune", "--init", heated, "--npz", place, "--output", run, *tiny)
+        assert json.loads((run / "recipe.json").read_text())["data"]["init"]["head"] == head
+    capsys.readouterr()
+    for place, said in ((places["kept"], False), (places["fresh"], True)):
+        output = tmp_path / f"{said}.json"
+        start(monkeypatch, "evaluate", "--model", heated, "--npz", place, "--output", output)
+        assert (
+            "its classes have no names and are matched with the model's by number" in capsys.readouterr().err
+        ) == said
+    message = complaint(monkeypatch, "evaluate", "--model", heated, "--npz", places["kept"], "--output", output)
+    assert message == f"error: {output} exists: pass another --output, or remove it first"

@@ -87,6 +87,7 @@ def training_set(names):
 
 def options(**changes):
     own = {"skip_bad_files": False, "window": None, "split_seed": 0, "multi_label": False}
+    own |= {"fit": "stretch", "group": None, "labels": None}
     return argparse.Namespace(**own | changes)
 
 

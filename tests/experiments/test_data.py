@@ -277,3 +277,46 @@ def test_one_hot_labels_are_single_labels_unless_asked(tmp_path):
         data = load_npz(path)
     assert data.train.labels.tolist() == content["train_labels"].ravel().tolist()
     assert load_npz(path, multi_label=True).multi_label
+
+
+class TestWhatWouldBeReadWrongly:
+    def test_published_splits_go_before_a_whole(self, tmp_path):
+        content = arrays()
+        whole = {"images": np.zeros((20, 8, 8), np.uint8), "labels": np.arange(20) % 2}
+        with pytest.warns(UserWarning, match=r"\['images', 'labels'\] are ignored"):
+            data = load_npz(save(tmp_path / "set.npz", content | whole))
+        assert np.array_equal(data.test.images, content["test_images"])
+        del content["val_images"]
+        with pytest.raises(ValueError, match=r"beside a part of the splits: it lacks \['val_images'\]"):
+            load_npz(save(tmp_path / "set.npz", content | whole))
+
+    @pytest.mark.parametrize("dtype", [np.uint8, bool, np.int64])
+    def test_masks_of_0_and_1_need_a_window(self, tmp_path, dtype):
+        content = arrays()
+        content |= {key: (value > 127).astype(dtype) for key, value in content.items() if "images" in key}
+        path = save(tmp_path / "set.npz", content)
+        with pytest.raises(ValueError, match=r"train_images are all 0 or 1, which is black: pass --window 0 1"):
+            load_npz(path)
+        assert np.unique(load_npz(path, window=(0, 1)).val.images).tolist() == [0, 255]
+
+    def test_values_that_are_not_finite_are_counted(self, tmp_path):
+        images = np.ones((12, 8, 8), np.float32)
+        images[0, 0, :3] = np.nan, np.inf, -np.inf
+        path = save(tmp_path / "set.npz", arrays() | {"train_images": images})
+        with pytest.raises(ValueError, match=r"values 1\.0 to 1\.0, and 3 that are NaN or infinite"):
+            load_npz(path)
+        with pytest.warns(UserWarning, match="3 values are not finite: NaN and -inf become black"):
+            data = load_npz(path, window=(0, 2))
+        assert data.train.images[0, 0, :4].tolist() == [0, 255, 0, 128]
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"names": np.array(["a", "b", "a"])}, r"names must differ from one another, and \['a'\] occur"),
+            ({"train_labels": np.array(["cat"] * 12)}, "got texts such as 'cat'.*under the key 'names'"),
+            ({"train_labels": np.array([0] * 11 + [2**64 - 1], np.uint64)}, "run from 0 to 18446744073709551615"),
+        ],
+    )
+    def test_labels_and_names(self, tmp_path, change, message):
+        with pytest.raises(ValueError, match=message):
+            load_npz(save(tmp_path / "set.npz", arrays() | change))

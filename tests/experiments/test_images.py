@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from policy_noise.experiments.images import MODES, TooDeep, apply_window, read_header, read_image
+from policy_noise.experiments.images import MODES, Header, TooDeep, apply_window, as_square, read_header, read_image
 
 
 @pytest.mark.parametrize(("dtype", "top", "ending"), [
@@ -44,6 +44,16 @@ def test_both_byte_orders(tmp_path):
     assert read_image(tmp_path / "a.tif", 1, (0, 4000)).tolist() == [[0, 64], [128, 255]]
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_that_lies_on_its_side_is_turned_and_not_scrambled(tmp_path, dtype, orientation):
+    a = np.arange(192, dtype=dtype).reshape(16, 12)
+    expected = {1: a, 2: np.fliplr(a), 3: np.rot90(a, 2), 4: np.flipud(a), 5: a.T, 6: np.rot90(a, -1),
+                7: np.rot90(a, 2).T, 8: np.rot90(a, 1)}[orientation]  # fmt: skip
+    Image.fromarray(a).save(tmp_path / "a.tif", tiffinfo={274: orientation})
+    assert np.array_equal(read_image(tmp_path / "a.tif", 1), expected)
+
+
 def test_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -70,13 +80,16 @@ def deep_png(path, channels):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
 
 
-def tiff(path, values, sample_format=1):
+def tiff(path, values, sample_format=1, colours=None):
     """An uncompressed TIFF of any depth, which Pillow reads and does not write."""
     high, wide, channels = values.shape
     bits = values.dtype.itemsize * 8
     tags = [(256, 3, [wide]), (257, 3, [high]), (258, 3, [bits] * channels), (259, 3, [1]),
             (262, 3, [2 if channels == 3 else 1]), (273, 4, [8]), (277, 3, [channels]), (278, 3, [high]),
             (279, 4, [values.nbytes]), (339, 3, [sample_format] * channels)]  # fmt: skip
+    if colours is not None:
+        tags[4] = (262, 3, [3])
+        tags.insert(-1, (320, 3, colours))
     start = 8 + values.nbytes
     more, entries = b"", b""
     for tag, kind, numbers in tags:
@@ -131,5 +144,44 @@ def test_headers_tell_depth_and_transparency(tmp_path):
     Image.new("L", (4, 4)).save(tmp_path / "d.png")
     Image.new("L", (4, 4)).save(tmp_path / "e.png", transparency=0)
     found = [read_header(path) for path in sorted(tmp_path.iterdir())]
-    plain, alpha = (False, False), (False, True)
-    assert [(header.deep, header.alpha) for header in found] == [alpha, (True, False), plain, plain, alpha]
+    plain, alpha = Header((4, 4)), Header((4, 4), alpha=True)
+    assert found == [alpha, Header((4, 4), deep=True), plain, plain, alpha]
+
+
+@pytest.mark.parametrize("ending", ["tif", "png", "gif", "webp"])
+def test_headers_tell_frames_and_pages(tmp_path, ending):
+    pages = [Image.new("L", (4, 6), 80 * number) for number in range(3)]
+    pages[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=pages[1:])
+    assert read_header(tmp_path / f"a.{ending}").frames == 3
+
+
+def test_a_palette_of_bytes_is_not_black(tmp_path):
+    indices = np.arange(16, dtype=np.uint8).reshape(4, 4, 1)
+    tiff(tmp_path / "a.tif", indices, colours=[*range(256), *[7] * 256, *range(255, -1, -1)])
+    assert read_image(tmp_path / "a.tif", 3)[1, 1].tolist() == [5, 7, 250]
+    tiff(tmp_path / "b.tif", indices, colours=[257 * value for value in [*range(256), *[7] * 256, *range(255, -1, -1)]])
+    assert np.array_equal(read_image(tmp_path / "b.tif", 3), read_image(tmp_path / "a.tif", 3))
+
+
+def test_large_unsigned_values_do_not_wrap(tmp_path):
+    values = np.array([[0, 1 << 31], [3 << 30, (1 << 32) - 1]], "<u4")
+    tiff(tmp_path / "a.tif", values[..., None])
+    assert read_image(tmp_path / "a.tif", 1, (0, 1 << 32)).tolist() == [[0, 128], [191, 255]]
+    tiff(tmp_path / "b.tif", np.array([[-5, 0], [5, 10]], "<i4")[..., None], sample_format=2)
+    assert read_image(tmp_path / "b.tif", 1, (-5, 10)).tolist() == [[0, 85], [170, 255]]
+
+
+def test_the_range_of_values_leaves_out_those_that_are_not_finite(tmp_path):
+    Image.fromarray(np.array([[np.nan, 1], [np.inf, 3]], np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(TooDeep, match=r"values 1\.0 to 3\.0, and 2 that are NaN or infinite"):
+        read_image(tmp_path / "a.tif", 1)
+
+
+def test_images_become_square_by_stretching_cropping_or_padding():
+    wide = np.arange(12).reshape(3, 4)
+    assert as_square(wide, "stretch") is wide
+    assert as_square(wide, "crop").tolist() == [[0, 1, 2], [4, 5, 6], [8, 9, 10]]
+    assert np.array_equal(as_square(wide, "pad"), np.pad(wide, ((0, 1), (0, 0))))
+    batch = np.ones((2, 3, 5, 3))
+    assert as_square(batch, "crop", axis=1).shape == (2, 3, 3, 3)
+    assert as_square(batch, "pad", axis=1).sum((1, 2, 3)).tolist() == [45, 45]

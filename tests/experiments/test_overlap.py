@@ -11,8 +11,11 @@ from policy_noise.experiments.comparison.overlap import Overlap, find_overlaps, 
 from policy_noise.experiments.comparison.sites import open_site
 from policy_noise.experiments.data import ImageSet, Split
 from policy_noise.experiments.folders import load_image_folder
+from policy_noise.experiments.images import Reading
 
-OPTIONS = argparse.Namespace(skip_bad_files=True, window=None, split_seed=0, multi_label=False)
+OPTIONS = argparse.Namespace(
+    skip_bad_files=True, window=None, split_seed=0, multi_label=False, fit="stretch", group=None, labels=None
+)
 SPLITS = ("train", "val", "test")
 
 
@@ -51,7 +54,7 @@ def test_copies_are_found_whatever_the_sources(tmp_path, mine, theirs, monkeypat
     own, other = images_of(0), images_of(100)
     other["val"][1], other["test"][2] = own["train"][3], own["train"][0]
     other["test"][3] = own["test"][0]  # no training image
-    data = set_of(own) if mine == "memory" else load_image_folder(write_tree(tmp_path / "mine", own), size=8)[0]
+    data = set_of(own) if mine == "memory" else load_image_folder(write_tree(tmp_path / "mine", own), Reading(8))
     write = write_tree if theirs == "tree" else write_npz
     text = f"B={write(tmp_path / ('site' if theirs == 'tree' else 'site.npz'), other)}"
     found = find_overlaps(data, [open_site(text, OPTIONS, data, 8)], [], 8)
@@ -94,7 +97,7 @@ def test_what_is_constant_unreadable_or_only_alike_does_not_count(tmp_path):
             if path.name != "broken.png":
                 Image.open(path).save(path.with_suffix(".bmp"))
                 path.unlink()
-    data = load_image_folder(tmp_path / "mine", size=8, skip_bad_files=True)[0]
+    data = load_image_folder(tmp_path / "mine", Reading(8, skip_bad_files=True))
     site = open_site(f"B={tmp_path / 'site'}", OPTIONS, data, 8)
     assert find_overlaps(data, [site], [], 8) == {}
 
@@ -102,7 +105,7 @@ def test_what_is_constant_unreadable_or_only_alike_does_not_count(tmp_path):
 def test_few_files_are_decoded(tmp_path, monkeypatch):
     own, other = images_of(0), images_of(100)
     other["test"][2] = own["train"][0]
-    data = load_image_folder(write_tree(tmp_path / "mine", own), size=8)[0]
+    data = load_image_folder(write_tree(tmp_path / "mine", own), Reading(8))
     site = open_site(f"B={write_tree(tmp_path / 'site', other)}", OPTIONS, data, 8)
     decoded, look_at = [], module.look_at
     monkeypatch.setattr(module, "look_at", lambda paths: decoded.extend(paths) or look_at(paths))

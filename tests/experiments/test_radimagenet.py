@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from policy_noise.experiments.data import fingerprint, require_classes
-from policy_noise.experiments.file_sets import Index
+from policy_noise.experiments.file_sets import Listing
 from policy_noise.experiments.folders import load_image_folder
+from policy_noise.experiments.images import Reading
 from policy_noise.experiments.tables import load_radimagenet
 
 FILES = {
@@ -44,8 +45,8 @@ def root(tmp_path):
 
 
 def test_own_layout(root):
-    data, missing = load_radimagenet(root, size=8)
-    assert missing == []
+    data = load_radimagenet(root, Reading(8))
+    assert data.missing == ()
     assert data.class_names == ("CT/lung/Nodule", "MR/knee/acl", "US/kidney", "US/thyroid_nodule")
     assert data.groups["modality"] == ("CT", "MR", "US", "US")
     assert data.groups["anatomy"] == ("lung", "knee", "abdomen", "thyroid")
@@ -59,7 +60,7 @@ def test_own_layout(root):
 
 
 def test_grey_as_three_channels(root):
-    data, _ = load_radimagenet(root, size=8, in_chans=3)
+    data = load_radimagenet(root, Reading(8, in_chans=3))
     images, _ = data.train.read([0])
     assert images.shape == (1, 8, 8, 3)
     assert (images == 1).all()
@@ -69,15 +70,15 @@ def test_grey_as_three_channels(root):
 def test_missing_parts_say_how_to_ask_for_access(root, lacking):
     (root / lacking).rename(root / "elsewhere")
     with pytest.raises(FileNotFoundError, match=rf"{lacking} does not exist.*request.*radimagenet\.com"):
-        load_radimagenet(root, size=8)
+        load_radimagenet(root, Reading(8))
 
 
 def test_missing_files_are_named_and_skipped_only_when_asked(root):
     (root / "radiology_ai/MR/knee/acl/train1.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 file is missing.*train1\.png.*--skip-bad-files"):
-        load_radimagenet(root, size=8)
-    data, missing = load_radimagenet(root, size=8, skip_bad_files=True)
-    assert missing == [str(root / "radiology_ai/MR/knee/acl/train1.png")]
+        load_radimagenet(root, Reading(8))
+    data = load_radimagenet(root, Reading(8, skip_bad_files=True))
+    assert data.missing == (str(root / "radiology_ai/MR/knee/acl/train1.png"),)
     assert len(data.train) == 6
     assert data.train.read(range(6))[0][:, 0, 0].tolist() == [1, 3, 4, 5, 6, 7]
     assert data.train.labels.tolist() == [1, 1, 0, 0, 3, 2]
@@ -85,10 +86,10 @@ def test_missing_files_are_named_and_skipped_only_when_asked(root):
 
 def test_corrupt_files_are_named_and_skipped_only_when_asked(root):
     (root / "radiology_ai/MR/knee/acl/train1.png").write_bytes(b"\x89PNG broken")
-    data, _ = load_radimagenet(root, size=8)
+    data = load_radimagenet(root, Reading(8))
     with pytest.raises(ValueError, match=r"train1\.png cannot be read as an image"):
         data.train.read([0, 1])
-    data, _ = load_radimagenet(root, size=8, skip_bad_files=True)
+    data = load_radimagenet(root, Reading(8, skip_bad_files=True))
     with pytest.warns(UserWarning, match=r"train1\.png is left out"):
         images, kept = data.train.read([0, 1, 2])
     assert len(images) == 2
@@ -103,14 +104,14 @@ def test_corrupt_files_are_named_and_skipped_only_when_asked(root):
         ("file,class\n", "must have the columns filename and label"),
         ("filename,label\n", "names no files"),
         ("filename,label\nx.png,acl\n", r"line 2: filename must be a path"),
-        ("filename,label\nradiology_ai/MR/knee/acl/train0.png\n", "line 2: 2 columns expected, got 1"),
+        ("filename,label\nradiology_ai/MR/knee/acl/train0.png\n", "line 2: the column label is empty"),
         ("filename,label\nradiology_ai/MR/knee/acl/train0.png,acl\n", "the train split has no image of"),
     ],
 )
 def test_bad_tables(root, text, message):
     (root / "RadiologyAI_train.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
-        load_radimagenet(root, size=8)
+        load_radimagenet(root, Reading(8))
 
 
 def test_image_folder(tmp_path):
@@ -118,7 +119,7 @@ def test_image_folder(tmp_path):
         write_image(tmp_path / split / "MR__knee__acl" / "b.png", 9)
         write_image(tmp_path / split / "CT__lung__nodule" / "a.PNG", 5)
         (tmp_path / split / "CT__lung__nodule" / "notes.txt").write_text("no image")
-    data, _ = load_image_folder(tmp_path, size=8)
+    data = load_image_folder(tmp_path, Reading(8))
     assert data.class_names == ("CT__lung__nodule", "MR__knee__acl")
     assert data.groups == {"modality": ("CT", "MR"), "anatomy": ("lung", "knee")}
     assert data.test.read([0, 1])[0][:, 0, 0].tolist() == [5, 9]
@@ -128,59 +129,60 @@ def test_image_folder_of_other_names_has_no_groups(tmp_path):
     for split in SPLITS:
         for name in ("cat", "dog"):
             write_image(tmp_path / split / name / "a.png", 5)
-    assert load_image_folder(tmp_path, size=8)[0].groups == {}
+    assert load_image_folder(tmp_path, Reading(8)).groups == {}
 
 
 def test_bad_image_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match="train does not exist"):
-        load_image_folder(tmp_path, size=8)
+        load_image_folder(tmp_path, Reading(8))
     for split in SPLITS:
         (tmp_path / split / "empty").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"train.empty holds no images"):
-        load_image_folder(tmp_path, size=8)
+        load_image_folder(tmp_path, Reading(8))
     for split in SPLITS:
         (tmp_path / split / "empty").rmdir()
     with pytest.raises(ValueError, match="train is empty"):
-        load_image_folder(tmp_path, size=8)
+        load_image_folder(tmp_path, Reading(8))
     for split in SPLITS:
         write_image(tmp_path / split / "a" / "x.png", 1)
     write_image(tmp_path / "train" / "b" / "x.png", 1)
     with pytest.raises(ValueError, match=r"the val split has no image of \['b'\]"):
-        load_image_folder(tmp_path, size=8)
+        load_image_folder(tmp_path, Reading(8))
 
 
-def test_index_holds_few_bytes_an_image():
-    index = Index()
-    index.extend((f"radiology_ai/MR/knee/label{number % 165}", f"img{number:07d}.png") for number in range(20_000))
-    held = len(index.names) + index.ends.itemsize * len(index) + index.folder.itemsize * len(index)
-    assert held / len(index) < 32
+def test_index_holds_few_bytes_an_image(tmp_path):
+    folders = [f"radiology_ai/MR/knee/label{number % 165}" for number in range(20_000)]
+    names = [f"img{number:07d}.png" for number in range(20_000)]
+    kinds = [(folder, "", "") for folder in folders]
+    split = Listing(folders, names, kinds).split(tmp_path, sorted(set(kinds)), Reading(8))
+    assert split.nbytes / len(split) < 36
 
 
 def test_fingerprint_of_files_is_of_paths_sizes_and_labels(root, tmp_path_factory):
-    first = fingerprint(load_radimagenet(root, size=8)[0])
+    first = fingerprint(load_radimagenet(root, Reading(8)))
     copy = tmp_path_factory.mktemp("copy") / "moved"
     shutil.copytree(root, copy)
-    assert fingerprint(load_radimagenet(copy, size=8)[0]) == first
+    assert fingerprint(load_radimagenet(copy, Reading(8))) == first
     path = copy / "radiology_ai/MR/knee/acl/train1.png"
     path.write_bytes(path.read_bytes() + b"\0")
-    assert fingerprint(load_radimagenet(copy, size=8)[0]) != first
+    assert fingerprint(load_radimagenet(copy, Reading(8))) != first
 
 
 def test_a_class_of_bad_files_alone_is_named_before_training(root):
     for index in range(3):
         (root / f"radiology_ai/MR/knee/acl/val{index}.png").write_bytes(b"broken")
     (root / "radiology_ai/CT/lung/Nodule/val0.png").write_bytes(b"broken")
-    data, _ = load_radimagenet(root, size=8, skip_bad_files=True)
+    data = load_radimagenet(root, Reading(8, skip_bad_files=True))
     with pytest.raises(ValueError, match=r"the val split has no image of 'MR/knee/acl' that can be read: all 3 files"):
         require_classes(data)
 
 
 def test_decompression_bombs_are_bad_files(root, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # the images have 120
-    data, _ = load_radimagenet(root, size=8)
+    data = load_radimagenet(root, Reading(8))
     with pytest.raises(ValueError, match=r"train0\.png cannot be read as an image.*decompression bomb"):
         data.train.read([0])
-    data, _ = load_radimagenet(root, size=8, skip_bad_files=True)
+    data = load_radimagenet(root, Reading(8, skip_bad_files=True))
     with pytest.warns(UserWarning, match=r"train0\.png is left out"):
         assert len(data.train.read([0])[0]) == 0
 
@@ -193,7 +195,7 @@ def test_folders_are_walked_and_litter_is_left_out(tmp_path):
             write_image(tmp_path / split / name, 1)
         (tmp_path / split / "cat" / "._a.png").write_bytes(b"\0\5\x16\7")
         (tmp_path / split / "cat" / "Thumbs.db").write_bytes(b"no image")
-    data, _ = load_image_folder(tmp_path, size=8)
+    data = load_image_folder(tmp_path, Reading(8))
     assert data.class_names == ("cat",)
     assert [data.train.path(i).rpartition("/")[2] for i in range(5)] == ["a.png", "c.gif", "d.pgm", "b.webp", "e.ppm"]
     assert np.abs(data.train.read(range(5))[0][:, 0, 0].astype(int) - [0, 20, 30, 10, 40]).max() <= 1
@@ -208,9 +210,9 @@ def table(root, text, encoding="utf-8"):
 
 def test_tables_of_windows(root):
     text = (root / "RadiologyAI_train.csv").read_text()
-    before = load_radimagenet(root, size=8)[0].train
+    before = load_radimagenet(root, Reading(8)).train
     table(root, "\ufeff" + text.replace("/", "\\").replace("\n", "\r\n") + "\r\n,\r\n\r\n")
-    after = load_radimagenet(root, size=8)[0].train
+    after = load_radimagenet(root, Reading(8)).train
     assert [after.path(i) for i in range(7)] == [before.path(i) for i in range(7)]
 
 
@@ -226,33 +228,83 @@ def test_tables_of_windows(root):
 def test_tables_that_are_refused(root, change, encoding, message):
     table(root, change((root / "RadiologyAI_train.csv").read_text()), encoding)
     with pytest.raises(ValueError, match=message):
-        load_radimagenet(root, size=8)
+        load_radimagenet(root, Reading(8))
 
 
 def test_exclusions_settle_a_path_in_two_splits_and_a_missing_file(root):
     shared, gone = "radiology_ai/MR/knee/acl/test0.png", "radiology_ai/MR/knee/acl/gone.png"
-    whole = load_radimagenet(root, size=8)[0]
+    whole = load_radimagenet(root, Reading(8))
     text = (root / "RadiologyAI_train.csv").read_text()
     label = text.splitlines()[1].rpartition(",")[2]
     table(root, f"{text}{shared},{label}\n{gone},{label}\n")
-    data, missing = load_radimagenet(root, size=8, excluded={shared, gone})
-    assert not missing
+    data = load_radimagenet(root, Reading(8), excluded={shared, gone})
+    assert not data.missing
     assert data.excluded == 3
     assert (len(data.train), len(data.test)) == (len(whole.train), len(whole.test) - 1)
 
 
 def test_names_that_are_not_utf_8(root):
     path = os.fsencode(root / "radiology_ai/MR/knee/acl") + b"/\xe9.png"
-    data, _ = load_radimagenet(root, size=8)
-    index = Index()
-    index.extend([("radiology_ai/MR/knee/acl", os.fsdecode(b"\xe9.png"))])
-    names = np.frombuffer(bytes(index.names), np.uint8)
-    assert os.fsencode(dataclasses.replace(data.train, names=names, ends=np.array([len(names)])).path(0)) == path
+    data = load_radimagenet(root, Reading(8))
+    assert os.fsencode(dataclasses.replace(data.train, names=np.array([b"\xe9.png"])).path(0)) == path
 
 
 def test_a_path_twice_in_a_split_is_taken_once_and_said(root):
     text = (root / "RadiologyAI_train.csv").read_text()
     table(root, text + text.splitlines()[1] + "\n" + text.splitlines()[2].replace("/acl/", "/./acl/") + "\n")
-    data, _ = load_radimagenet(root, size=8)
+    data = load_radimagenet(root, Reading(8))
     assert len(data.train) == 7
-    assert data.notes == (f"train: 2 rows name a file again, such as {data.train.path(0)}: each is taken once",)
+    assert data.notes == (f"train: 2 entries name a file again, such as {data.train.path(0)}: each is taken once",)
+
+
+class TestLabels:
+    def relabel(self, root, change):
+        for split in SPLITS:
+            path = root / f"RadiologyAI_{split}.csv"
+            header, *rows = path.read_text().splitlines()
+            path.write_text("\n".join([header, *(",".join(change(*row.split(","))) for row in rows)]) + "\n")
+
+    def test_other_spellings_agree(self, root):
+        self.relabel(root, lambda file, label: (file, label.upper().replace("_", " ")))
+        assert load_radimagenet(root, Reading(8)).num_classes == 4
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda file, label: (file, "us" if "/US/" in file else label), "label 'us' stands for the folders"),
+            (lambda file, label: (file, f"{label}{file[-5]}"), "folder 'radiology_ai/CT/lung/Nodule' has the labels"),
+            (
+                lambda file, label: (file, {"acl": "kidney", "kidney": "acl"}.get(label, label)),
+                "which is another folder",
+            ),
+        ],
+    )
+    def test_a_table_that_contradicts_the_folders_is_refused(self, root, change, message):
+        self.relabel(root, change)
+        with pytest.raises(ValueError, match=message + r".*--labels folders or --labels table says which rules"):
+            load_radimagenet(root, Reading(8))
+
+    def test_one_may_say_which_rules(self, root):
+        self.relabel(root, lambda file, label: (file, "us" if "/US/" in file else "other"))
+        data = load_radimagenet(root, Reading(8), labels="folders")
+        assert data.num_classes == 4
+        data = load_radimagenet(root, Reading(8), labels="table")
+        assert data.class_names == ("other", "us")
+        assert data.groups == {"modality": ("several", "US"), "anatomy": ("several", "several")}
+        assert data.train.labels.tolist() == [0, 0, 0, 0, 0, 1, 1]
+
+    def test_columns_for_groups(self, root):
+        for split in SPLITS:
+            path = root / f"RadiologyAI_{split}.csv"
+            header, *rows = path.read_text().splitlines()
+            path.write_text("\n".join([f"{header},patient", *(f"{row},p{n}" for n, row in enumerate(rows))]) + "\n")
+        assert load_radimagenet(root, Reading(8), group="patient").val.groups.tolist() == [f"p{n}" for n in range(7)]
+        assert load_radimagenet(root, Reading(8), group=r"/(train|val|test)\d").val.groups.tolist() == ["val"] * 7
+
+
+def test_a_table_in_utf_16_without_a_mark_is_named(root):
+    text = (root / "RadiologyAI_train.csv").read_text()
+    table(root, text, "utf-16-le")
+    with pytest.raises(ValueError, match=r"RadiologyAI_train\.csv must be UTF-8, and .*UTF-16") as caught:
+        load_radimagenet(root, Reading(8))
+    assert "\0" not in str(caught.value)

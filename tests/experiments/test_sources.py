@@ -2,15 +2,16 @@
 
 import argparse
 import re
+import unicodedata
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from policy_noise.experiments.exclusions import read_exclusions
+from policy_noise.experiments.check import read_exclusions
 from policy_noise.experiments.images import TooDeep
 from policy_noise.experiments.npz import load_npz
-from policy_noise.experiments.sources import add_source_arguments, describe, open_joined, open_sources
+from policy_noise.experiments.sources import add_source_arguments, describe, open_joined, open_parts, open_sources
 
 SPLITS = ("train", "val", "test")
 
@@ -112,6 +113,92 @@ def test_what_a_folder_holds_is_counted(tree, capsys):
     open_joined(parse("--image-folder", tree), 8, 1)
     said = capsys.readouterr().err
     assert "21 files found, 18 taken, left out by ending: 2 .dcm, 1 .txt, 3 hidden files and folders passed" in said
+
+
+class TestLinksAndStrayImages:
+    def test_a_link_to_another_class_is_refused(self, tree):
+        (tree / "train" / "cat" / "more").symlink_to(tree / "train" / "dog", target_is_directory=True)
+        with pytest.raises(ValueError, match=r"0\.png and .*0\.png are one file, in 'cat' and in 'dog'.*3 such files"):
+            open_joined(parse("--image-folder", tree), 8, 1)
+
+    def test_a_link_to_another_split_is_refused(self, tree):
+        (tree / "test" / "cat" / "again.png").symlink_to(tree / "train" / "cat" / "1.png")
+        with pytest.raises(ValueError, match=r"are one file, in train and in test"):
+            open_joined(parse("--image-folder", tree), 8, 1)
+
+    def test_a_link_within_a_class_is_taken_once(self, tree, capsys):
+        (tree / "train" / "cat" / "again.png").symlink_to(tree / "train" / "cat" / "1.png")
+        assert len(open_joined(parse("--image-folder", tree), 8, 1).train) == 6
+        assert "train: 1 entry names a file again" in capsys.readouterr().err
+
+    def test_a_tree_of_links_is_read(self, tree, tmp_path):
+        for path in list(tree.rglob("*.png")):
+            store = tmp_path / "store" / "-".join(path.parts[-3:])
+            store.parent.mkdir(exist_ok=True)
+            path.rename(store)
+            path.symlink_to(store)
+        assert len(open_joined(parse("--image-folder", tree), 8, 1).train) == 6
+
+    def test_images_outside_the_class_folders_are_counted(self, tree, capsys):
+        picture(tree / "stray.png", np.zeros((8, 8), np.uint8))
+        picture(tree / "train" / "stray.png", np.zeros((8, 8), np.uint8))
+        picture(tree / "train" / ".b" / "hidden.png", np.zeros((8, 8), np.uint8))
+        open_joined(parse("--image-folder", tree), 8, 1)
+        said = capsys.readouterr().err
+        assert "20 files found, 18 taken, outside the class folders: 2, such as stray.png" in said
+        assert "1 hidden files and folders passed over, such as the folder train/.b" in said
+
+    def test_a_site_of_two_layouts_is_refused(self, tree):
+        picture(tree / "cat" / "0.png", np.zeros((8, 8), np.uint8))
+        with pytest.raises(ValueError, match=r"holds folders of images beside train/, such as cat/"):
+            open_parts(str(tree), parse(), 8, 1)
+
+    def test_one_name_in_two_unicode_forms_is_one_class(self, tree):
+        for split, form in zip(SPLITS, ("NFC", "NFD", "NFC"), strict=True):
+            (tree / split / "cat").rename(tree / split / unicodedata.normalize(form, "m\u00e9ninge"))
+        data = open_joined(parse("--image-folder", tree), 8, 1)
+        assert data.class_names == ("dog", "m\u00e9ninge")
+        assert data.val.labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+class TestWhatIsChanged:
+    def test_frames_and_values_that_are_not_finite_are_said(self, tree, capsys):
+        pages = [Image.new("L", (8, 8), number) for number in range(3)]
+        pages[0].save(tree / "train" / "cat" / "stack.tif", save_all=True, append_images=pages[1:])
+        picture(tree / "val" / "dog" / "nan.tif", np.array([[np.nan, 1], [2, 3]], np.float32))
+        open_joined(parse("--image-folder", tree, "--window", "0", "4"), 8, 1)
+        said = capsys.readouterr().err
+        assert re.search(r"1 image has several frames or pages, such as .*stack\.tif: only the first is read", said)
+        assert re.search(r"1 image has values that are not finite, such as .*nan\.tif: NaN and -inf become black", said)
+
+    def test_sizes_are_said_and_proportions_kept_if_asked(self, tree, capsys):
+        values = np.zeros((8, 16), np.uint8)
+        values[:, 4:12] = 200
+        picture(tree / "train" / "cat" / "0.png", values)
+        data = open_joined(parse("--image-folder", tree), 4, 1)
+        said = capsys.readouterr().err
+        assert (
+            "1 of 18 images are not square, most of them 16 x 8 pixels: they are stretched to a square; --fit" in said
+        )
+        assert (
+            "18 of 18 images are larger than they are read, most of them 8 x 8 pixels: they are reduced to 4 x 4"
+            in said
+        )
+        assert data.train.read([0])[0][0, 0].tolist() == [29, 175, 175, 29]
+        data = open_joined(parse("--image-folder", tree, "--fit", "crop"), 4, 1)
+        assert (data.train.read([0])[0] == 200).all()
+        assert "cropped to their middle\n" in capsys.readouterr().err
+        data = open_joined(parse("--image-folder", tree, "--fit", "pad"), 4, 1)
+        assert data.train.read([0])[0][0, 0].tolist() == [4, 25, 25, 4]
+
+    def test_arrays_too(self, tmp_path, capsys):
+        path = npz(tmp_path / "wide.npz", shape=(8, 16))
+        arguments = parse("--npz", path, "--fit", "pad")
+        data = open_joined(arguments, 8, 1)
+        assert data.train.images.shape == (4, 8, 8)
+        assert not data.train.images[:, 0].any()
+        assert describe(data, arguments)["fit"] == "pad"
+        assert "wide: 12 of 12 images are not square" in capsys.readouterr().err
 
 
 class TestExclude:

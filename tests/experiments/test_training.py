@@ -18,6 +18,7 @@ from policy_noise.experiments import training
 from policy_noise.experiments.batches import augment, epoch_batches, predict
 from policy_noise.experiments.data import Split
 from policy_noise.experiments.folders import load_image_folder
+from policy_noise.experiments.images import Reading
 from policy_noise.experiments.recipes import RECIPES as DECLARED
 from policy_noise.experiments.training import check_mask, create_model, train
 from policy_noise.experiments.world import World
@@ -213,7 +214,7 @@ def test_files_on_disk_and_a_corrupt_one(tmp_path, recwarn, workers):
             for index in range(8):
                 Image.fromarray(np.full((16, 16), 40 + 120 * label, np.uint8)).save(folder / f"{index}.png")
     (tmp_path / "data" / "train" / "dark" / "3.png").write_bytes(b"broken")
-    data, _ = load_image_folder(tmp_path / "data", size=16, skip_bad_files=True)
+    data = load_image_folder(tmp_path / "data", Reading(16, skip_bad_files=True))
     recipe = dataclasses.replace(RECIPES["conventional"], workers=workers, epochs=2)
     train(run_of(tmp_path / "run", recipe, ALONE), recipe, data, ALONE)
     ends = [entry for entry in run_of(tmp_path / "run", recipe, ALONE).history() if "val_f1" in entry]

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from policy_noise.experiments.data import ImageSet, Split, to_tensor
 from policy_noise.experiments.folders import load_image_folder
+from policy_noise.experiments.images import Reading
 from policy_noise.experiments.initialisation import Initialisation, parse_initialisation
 from policy_noise.experiments.recipes import RECIPES, override
 from policy_noise.experiments.runs import Run
@@ -171,7 +172,7 @@ class TestCompare:
                 for index in range(8):
                     Image.fromarray(np.full((16, 16), 40 + 120 * label, np.uint8)).save(folder / f"{index}.png")
                 (folder / "3.png").write_bytes(b"broken")
-        data, _ = load_image_folder(tmp_path / "data", size=32, skip_bad_files=True)
+        data = load_image_folder(tmp_path / "data", Reading(32, skip_bad_files=True))
         recipe = small(shots=(12,))
         run = Run(tmp_path / "run", "transfer", recipe, {"name": "data"}, resume=False)
         with pytest.warns(UserWarning, match="is left out"):

@@ -197,3 +197,68 @@ def test_noise_mask_keeps_its_precision_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = PF.noise_mask(images, action, mean_preserving=True)
     assert torch.equal(inside, PF.noise_mask(images, action, mean_preserving=True))
+
+
+@pytest.mark.parametrize("grid", [3, 9])
+@pytest.mark.parametrize("upsample", ["nearest", "linear", "cubic"])
+def test_each_image_has_its_own_deviations(upsample, grid):
+    """A batch with a deviation for each image holds the masks of batches with one, on 9 and on 81 cells."""
+    images, action = torch.rand(4, 2, 40, 30), torch.rand(4, 1, grid, grid)
+    patterns, brightnesses = torch.tensor([0.0, 0.05, 0.2, 0.4]), torch.tensor([0.3, 0.0, 0.1, 0.2])
+    expected = [
+        PF.noise_mask(
+            images[i : i + 1],
+            action[i : i + 1],
+            upsample=upsample,
+            pattern_std=max(float(patterns[i]), 1e-6),
+            brightness_std=float(brightnesses[i]),
+        )
+        for i in range(4)
+    ]
+    together = PF.noise_mask(images, action, upsample=upsample, pattern_std=patterns, brightness_std=brightnesses)
+    torch.testing.assert_close(together, torch.cat(expected), rtol=0, atol=2e-6)
+    assert PF.noise_mask(images, torch.full_like(action, 0.5), pattern_std=patterns).isfinite().all()
+
+
+@pytest.mark.parametrize("scaling", [{"mean_preserving": True}, {"pattern_std": 0.2, "brightness_std": 0.3}], ids=str)
+def test_each_channel_is_masked_as_if_it_were_alone(scaling):
+    images, action, expected = torch.rand(2, 3, 24, 20), torch.rand(2, 3, 3, 4), torch.rand(2, 3, 3, 4)
+    applied, black = torch.tensor([True, False]), torch.tensor([-1.0, 0.2, 0.0]).view(1, 3, 1, 1)
+    together = PF.noise_mask(images, action, expected=expected, black=black, applied=applied, **scaling)
+    for channel in range(3):
+        one = slice(channel, channel + 1)
+        alone = PF.noise_mask(
+            images[:, one], action[:, one], expected=expected[:, one], black=black[:, one], applied=applied, **scaling
+        )
+        torch.testing.assert_close(together[:, one], alone)
+    assert torch.equal(together[1], images[1])
+
+
+@pytest.mark.parametrize("upsample", ["linear", "cubic"])
+@pytest.mark.parametrize("pattern_std", [0.1, 0.4, 1.0])
+def test_smooth_masks_have_mean_1_the_deviation_asked_for_and_no_negative_factor(upsample, pattern_std):
+    action = torch.rand(500, 1, 3, 3, dtype=torch.float64)
+    mask = PF.noise_mask(torch.ones(500, 1, 33, 25).double(), action, upsample=upsample, pattern_std=pattern_std)
+    assert mask.amin() >= 0
+    torch.testing.assert_close(mask.mean((1, 2, 3)), torch.ones(500).double())
+    deviation = mask.std((1, 2, 3), correction=0)
+    assert deviation.max() <= pattern_std + 1e-9
+    full = (deviation - pattern_std).abs() < 1e-5
+    if pattern_std < 1.0:
+        assert full.double().mean() > {0.1: 0.99, 0.4: 0.35}[pattern_std]
+    # Where it is smaller, a factor would be negative otherwise.
+    assert ((mask.flatten(1).amin(1) < 0.1) | full).all()
+
+
+def test_nothing_is_brightened_beyond_white_and_nothing_else_changes():
+    images = torch.tensor([0.0, 0.4, 0.9, 1.3, torch.inf, -torch.inf]).view(1, 1, 1, 6)
+    white = torch.ones(1, 1, 1, 1)
+    for factor, expected in ((1.5, [0.0, 0.6, 1.0, 1.3]), (0.5, [0.0, 0.2, 0.45, 0.65]), (1.0, [0.0, 0.4, 0.9, 1.3])):
+        masked = PF.apply_mask(images, torch.full((1, 1, 1, 6), factor), white=white)
+        torch.testing.assert_close(masked.flatten(), torch.tensor([*expected, torch.inf, -torch.inf]))
+    images, action, applied = torch.rand(2, 3, 16, 16) * 1.2, torch.rand(2, 1, 3, 3), torch.tensor([True, False])
+    settings = {"pattern_std": 0.3, "black": torch.full((1, 1, 1, 1), -0.2), "applied": applied}
+    masked, plain = (PF.noise_mask(images, action, white=level, **settings) for level in (white, None))
+    assert torch.equal(masked[1], images[1])
+    assert torch.equal(masked, torch.minimum(plain, images.clamp(min=1.0)))
+    assert not torch.equal(masked, plain)

@@ -2,14 +2,18 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kornia.filters import gaussian_blur2d
+from scipy.interpolate import BSpline
 
 from policy_noise import functional as PF
+
+UPSAMPLES = ("nearest", "linear", "cubic")
 
 
 def kornia_render(action, size, kernel_size, sigma):
@@ -28,7 +32,6 @@ def test_render_is_kornias_call(grid, size, kernel_size, sigma, dtype, atol):
     action = torch.rand(2, 1, *grid, dtype=dtype)
     expected = kornia_render(action, size, kernel_size, sigma)
     torch.testing.assert_close(PF.render_mask(action, size, kernel_size, sigma), expected, rtol=0, atol=atol)
-    assert torch.equal(PF.render_mask(action, size, kernel_size, sigma, method="kornia"), expected)
 
 
 @settings(deadline=None, max_examples=60, derandomize=True)
@@ -79,12 +82,12 @@ def test_render_is_differentiable_in_the_action_also_after_inference_mode():
     assert torch.autograd.gradcheck(lambda value: PF.render_mask(value, (11, 13)), action)
 
 
-@pytest.mark.parametrize("method", ["matmul", "kornia"])
-def test_render_keeps_its_precision_under_autocast(method):
+@pytest.mark.parametrize("upsample", UPSAMPLES)
+def test_render_keeps_its_precision_under_autocast(upsample):
     action = torch.rand(2, 1, 8, 8)
-    expected = PF.render_mask(action, (32, 32), method=method)
+    expected = PF.render_mask(action, (32, 32), upsample=upsample)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(PF.render_mask(action, (32, 32), method=method), expected)
+        assert torch.equal(PF.render_mask(action, (32, 32), upsample=upsample), expected)
 
 
 def test_blur_parameters_are_a_share_of_each_axis_cell():
@@ -119,14 +122,13 @@ def test_the_largest_step_over_the_range_does_not_depend_on_the_aspect_ratio(cel
 
 
 @pytest.mark.parametrize("kernel_size", [None, 13])
-def test_square_images_are_kornias_call_with_one_number_to_the_bit(kernel_size):
+def test_square_images_are_kornias_call_with_one_number(kernel_size):
     action = torch.rand(2, 1, 4, 4)
     kernels, sigmas = PF.blur_parameters((96, 96), (4, 4), kernel_size)
     assert (len(set(kernels)), len(set(sigmas))) == (1, 1)
     expected = gaussian_blur2d(
         F.interpolate(action, (96, 96), mode="nearest"), kernels[0], (sigmas[0], sigmas[0]), border_type="reflect"
     )
-    assert torch.equal(PF.render_mask(action, (96, 96), kernel_size, method="kornia"), expected)
     torch.testing.assert_close(PF.render_mask(action, (96, 96), kernel_size), expected, rtol=0, atol=2e-6)
 
 
@@ -179,14 +181,83 @@ def test_a_kernel_that_does_not_fit_is_refused_with_the_largest_that_does():
     ("shape", "size", "arguments", "message"),
     [
         ((4, 4), (8, 8), {}, r"action must have shape .*got \(4, 4\)"),
-        ((1, 2, 4, 4), (8, 8), {}, r"action must have shape .*got \(1, 2, 4, 4\)"),
+        ((1, 1, 4), (8,), {}, r"action must have shape .*got \(1, 1, 4\)"),
         ((1, 1, 4, 4), (8,), {}, r"size \(8,\) does not fit a grid of \(4, 4\)"),
         ((1, 1, 4, 4), (8, 3), {}, r"size \(8, 3\) does not fit a grid of \(4, 4\)"),
         ((1, 1, 4, 4), (8, 8, 8), {}, r"size \(8, 8, 8\) does not fit"),
-        ((1, 1, 4, 4), (8, 8), {"method": "fft"}, "method must be .*'fft'"),
-        ((1, 1, 4, 4, 4), (8, 8, 8), {"method": "kornia"}, "method='kornia' renders two axes"),
+        ((1, 1, 4, 4), (8, 8), {"upsample": "bicubic"}, "upsample must be .*'bicubic'"),
     ],
 )
 def test_render_refuses(shape, size, arguments, message):
     with pytest.raises(ValueError, match=message):
         PF.render_mask(torch.rand(shape), size, **arguments)
+
+
+@pytest.mark.parametrize(("grid", "size"), [((3, 3), (64, 64)), ((2, 5), (17, 40)), ((1, 4), (9, 4)), ((8, 8), (8, 8))])
+def test_linear_is_torchs_interpolation_with_aligned_corners(grid, size):
+    action = torch.rand(2, 1, *grid, dtype=torch.float64)
+    expected = F.interpolate(action, size, mode="bilinear", align_corners=True)
+    torch.testing.assert_close(PF.render_mask(action, size, upsample="linear"), expected, rtol=0, atol=1e-12)
+    volume = torch.rand(2, 1, 3, *grid, dtype=torch.float64)
+    expected = F.interpolate(volume, (7, *size), mode="trilinear", align_corners=True)
+    torch.testing.assert_close(PF.render_mask(volume, (7, *size), upsample="linear"), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("cells", "pixels"), [(1, 5), (2, 9), (3, 64), (4, 33), (7, 7), (16, 224)])
+def test_cubic_is_scipys_spline_of_uniform_knots_that_reaches_the_edges(cells, pixels):
+    degree = min(3, cells - 1)
+    inner = np.linspace(0, 1, cells - degree + 1)
+    knots = np.concatenate([np.zeros(degree), inner, np.ones(degree)])
+    weights = BSpline.design_matrix(np.linspace(0, 1, pixels), knots, degree).toarray()
+    action = torch.rand(1, 1, cells, 1, dtype=torch.float64)
+    expected = torch.from_numpy(weights) @ action[0, 0]
+    found = PF.render_mask(action, (pixels, 1), upsample="cubic")[0, 0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("upsample", ["linear", "cubic"])
+@pytest.mark.parametrize("grid", [2, 3, 5])
+def test_smooth_masks_span_the_image_and_are_nowhere_flat(upsample, grid):
+    action = torch.rand(16, 1, grid, grid, dtype=torch.float64)
+    mask = PF.render_mask(action, (96, 96), upsample=upsample)
+    torch.testing.assert_close(mask[..., ::95, ::95], action[..., :: grid - 1, :: grid - 1])
+    assert mask.amax() <= action.amax() + 1e-12
+    assert mask.amin() >= action.amin() - 1e-12
+
+    def flat(mask):
+        steps = torch.stack([mask.diff(dim=2)[..., :-1].abs(), mask.diff(dim=3)[..., :-1, :].abs()]).amax(0)
+        return (steps < 1e-4 * (mask.amax() - mask.amin())).double().mean()
+
+    assert flat(mask) < 0.002
+    assert flat(PF.render_mask(action, (96, 96))) > 0.2
+
+
+def test_a_cubic_mask_has_no_kinks_and_a_linear_one_only_at_its_cells():
+    """Twice the pixels make the largest second difference four times smaller; at a kink it is only halved."""
+    action = torch.rand(8, 1, 5, 5, dtype=torch.float64)
+
+    def bend(pixels, upsample):
+        return PF.render_mask(action, (pixels, 8), upsample=upsample).diff(n=2, dim=2).abs().amax()
+
+    assert bend(161, "cubic") / bend(321, "cubic") == pytest.approx(4, rel=0.05)
+    assert bend(161, "linear") / bend(321, "linear") == pytest.approx(2, rel=0.05)
+    kinks = PF.render_mask(action, (161, 8), upsample="linear").diff(n=2, dim=2).abs().amax(dim=(0, 1, 3)) > 1e-9
+    assert (kinks.nonzero().flatten() + 1).tolist() == [40, 80, 120]
+
+
+def test_smooth_masks_are_blurred_only_if_asked():
+    action = torch.rand(2, 1, 3, 3)
+    for upsample in ("linear", "cubic"):
+        assert set(PF.blur_parameters((64, 64), (3, 3), upsample=upsample)[0]) == {1}
+        plain = PF.render_mask(action, (64, 64), upsample=upsample)
+        blurred = PF.render_mask(action, (64, 64), sigma=6.0, upsample=upsample)
+        kernels, sigmas = PF.blur_parameters((64, 64), (3, 3), sigma=6.0, upsample=upsample)
+        expected = gaussian_blur2d(plain, kernels, sigmas, border_type="reflect")
+        torch.testing.assert_close(blurred, expected, rtol=0, atol=2e-6)
+
+
+def test_each_channel_can_have_its_own_mask():
+    action = torch.rand(2, 3, 4, 4)
+    together = PF.render_mask(action, (20, 24))
+    apart = [PF.render_mask(action[:, channel : channel + 1], (20, 24)) for channel in range(3)]
+    torch.testing.assert_close(together, torch.cat(apart, dim=1))

@@ -5,14 +5,13 @@ import warnings
 
 import pytest
 import torch
-from policies import moved
 from tiny import DEVICE, SETTINGS, TinyNet, policy_vector, tiny_data
 from torch import nn
 from torch._dynamo.backends.debugging import aot_eager
 
 import policy_noise
 import policy_noise.functional as PF
-from policy_noise import PolicyNoiseMask
+from policy_noise import RandomShading
 
 IMAGES, TARGETS = (tensor.to(DEVICE) for tensor in tiny_data().tensors)
 
@@ -93,31 +92,9 @@ def test_inductor():
     assert not torch.equal(before, policy_vector(hook))
 
 
-@pytest.mark.parametrize("dims", [2, 3])
-def test_mask_compiles_in_one_graph(dims):
-    torch._dynamo.reset()
-    mask = policy_noise.PolicyNoiseMask(in_chans=1, grid_size=(4,) * dims).to(DEVICE)
-    backend = Counted()
-
-    def both(images):
-        sample = mask.sample(images)
-        return mask(images, sample), sample.log_prob
-
-    compiled = torch.compile(both, fullgraph=True, backend=backend)
-    for batch in (6, 6, 6):
-        images = torch.randn(batch, 1, *(16,) * dims, device=DEVICE)
-        masked, log_prob = compiled(images)
-        assert masked.shape == images.shape
-        assert not torch.equal(masked, images)
-        mask.zero_grad()
-        log_prob.sum().backward()
-        assert all(parameter.grad.isfinite().all() for parameter in mask.parameters())
-    assert backend.graphs == 1
-
-
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_mask_compiles_whole_and_anew_only_for_new_sizes(backend):
-    mask = moved(PolicyNoiseMask(mean=0.4, std=0.2))
+def test_random_shading_compiles_whole_and_anew_only_for_new_sizes(backend):
+    shading = RandomShading(mean=0.4, std=0.2, pattern_std=(0.0, 0.3), grid_size=3, upsample="linear", clip=True)
     graphs = 0
 
     def count(graph, inputs):
@@ -126,13 +103,13 @@ def test_mask_compiles_whole_and_anew_only_for_new_sizes(backend):
         return torch._dynamo.lookup_backend(backend)(graph, inputs)
 
     torch._dynamo.reset()
-    compiled = torch.compile(mask, backend=count, fullgraph=True)
+    compiled = torch.compile(shading, backend=count, fullgraph=True)
     images = torch.rand(4, 3, 32, 32)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*lru_cache.*")  # tracing through a cache bypasses it
         for _ in range(3):
             results = []
-            for function in (mask, compiled):
+            for function in (shading, compiled):
                 torch.manual_seed(5)
                 results.append(function(images))
             torch.testing.assert_close(*results)
@@ -142,6 +119,18 @@ def test_mask_compiles_whole_and_anew_only_for_new_sizes(backend):
     assert graphs == 2  # the second for a batch of any size
     compiled(torch.rand(4, 3, 48, 40))
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_random_shading_is_exported_with_its_randomness(dims):
+    shading, images = RandomShading(p=1.0, grid_size=(3,) * dims), torch.rand(4, 1, *(16,) * dims)
+    program = torch.export.export(shading.train(), (images,))
+    results = []
+    for function in (shading, program.module()):
+        torch.manual_seed(5)
+        results.append(function(images))
+    torch.testing.assert_close(*results)
+    assert not torch.equal(results[0], images)
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="inductor needs a C++ compiler")

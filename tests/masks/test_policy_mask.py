@@ -77,7 +77,7 @@ def test_sample_holds_what_its_distribution_says(batch):
     assert sample.log_prob.requires_grad
     assert sample.entropy.requires_grad
     detached = sample.detach()
-    assert not any(getattr(detached, name).requires_grad for name in vars(detached))
+    assert not any(value.requires_grad for value in vars(detached).values() if value is not None)
 
 
 def test_sample_is_the_same_under_autocast(batch):
@@ -88,7 +88,7 @@ def test_sample_is_the_same_under_autocast(batch):
         torch.manual_seed(5)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             samples.append(mask.sample(images))
-    for name in vars(samples[0]):
+    for name in ("log_prob", "entropy", "applied", "action", "concentration1", "concentration0"):
         assert torch.equal(*(getattr(sample, name) for sample in samples)), name
 
 
@@ -393,10 +393,10 @@ def test_repr_names_the_settings():
         ({"sigma": -2}, "sigma must be a positive number of pixels, got -2"),
         ({"in_chans": 0}, "in_chans must be a positive integer, got 0"),
         ({"in_chans": 1.5}, r"in_chans must be a positive integer, got 1\.5"),
-        ({"p": 1.5}, r"p must lie in \[0, 1\], got 1\.5"),
-        ({"p": math.nan}, r"p must lie in \[0, 1\], got nan"),
-        ({"strength": -0.1}, r"strength must lie in \[0, 1\], got -0\.1"),
-        ({"pattern_std": 0.0}, r"pattern_std must lie in \(0, 1\], got 0\.0"),
+        ({"p": 1.5}, r"p must be a number in \[0, 1\].*got 1\.5"),
+        ({"p": math.nan}, r"p must be a number in \[0, 1\].*got nan"),
+        ({"strength": -0.1}, r"strength must be a number in \[0, 1\].*got -0\.1"),
+        ({"pattern_std": 0.0}, r"pattern_std must be larger than 0.*got 0\.0"),
         (
             {"mean_preserving": False},
             r"brightness_std=0, got pattern_std=0\.1 and brightness_std=0\.2",
@@ -409,7 +409,7 @@ def test_repr_names_the_settings():
             {"mean_preserving": False, "brightness_std": 0},
             r"mean_preserving=False .*got pattern_std=0\.1 and brightness_std=0$",
         ),
-        ({"brightness_std": -0.1}, r"brightness_std must lie in \[0, 1\], got -0\.1"),
+        ({"brightness_std": -0.1}, r"brightness_std must be a number in \[0, 1\].*got -0\.1"),
         (
             {"grid_size": 1},
             r"grid_size=1 is a single cell, .* got pattern_std=0\.1 and brightness_std=0\.2: use more cells",

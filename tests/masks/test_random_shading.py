@@ -1,5 +1,6 @@
 """RandomShading as a transform."""
 
+import dataclasses
 import math
 
 import pytest
@@ -60,7 +61,7 @@ def test_a_batch_takes_one_draw():
     shading, images = RandomShading(p=0.5), torch.rand(8, 3, 32, 32)
     with Draws() as draws:
         shading(images)
-    assert draws.names == ["rand"]
+    assert draws.names == ["uniform_"]
     with Draws() as draws:
         shading.eval()(images)
     assert draws.names == []
@@ -205,3 +206,73 @@ def test_workers_draw_masks_of_their_own():
     images, labels = (torch.cat(parts) for parts in zip(*DataLoader(Pictures(), 4, num_workers=2), strict=True))
     assert labels.tolist() == list(range(8))
     assert len(images.flatten(1).unique(dim=0)) == 8
+
+
+def test_deviations_are_drawn_uniformly_from_their_ranges_for_each_image():
+    shading = RandomShading(p=1.0, pattern_std=(0.05, 0.2), brightness_std=(0.0, 0.4), upsample="linear", grid_size=3)
+    sample = shading.sample(torch.rand(4000, 1, 12, 12))
+    for drawn, low, high in ((sample.pattern_std, 0.05, 0.2), (sample.brightness_std, 0.0, 0.4)):
+        assert low <= drawn.min() < drawn.max() <= high
+        assert drawn.mean() == pytest.approx((low + high) / 2, abs=4.5 * (high - low) / math.sqrt(12 * 4000))
+    assert torch.corrcoef(torch.stack([sample.pattern_std, sample.brightness_std]))[0, 1].abs() < 0.08
+    factors = shading.render(sample, (12, 12))
+    brightness = factors.mean((1, 2, 3), keepdim=True)
+    found = (factors / brightness).std((1, 2, 3), correction=0)
+    assert ((found - sample.pattern_std).abs() < 1e-4).float().mean() > 0.9
+
+
+def test_a_range_of_one_value_is_that_value_and_ranges_leave_the_other_draws_alone():
+    images = torch.rand(6, 3, 24, 24)
+    settings = [{}, {"pattern_std": (0.1, 0.1), "brightness_std": (0.2, 0.2)}]
+    fixed, ranged = (RandomShading(p=0.5, mean=0.0, std=1.0, **values) for values in settings)
+    samples = [fixed.sample(images, torch.Generator().manual_seed(1)), ranged.sample(images[:1])]
+    ranged_sample = dataclasses.replace(samples[1], action=samples[0].action, applied=samples[0].applied)
+    ranged_sample = dataclasses.replace(
+        ranged_sample, pattern_std=torch.full((6,), 0.1), brightness_std=torch.full((6,), 0.2)
+    )
+    torch.testing.assert_close(ranged(images, ranged_sample), fixed(images, samples[0]))
+
+
+def test_channels_can_have_masks_of_their_own():
+    shading, images = RandomShading(p=1.0, per_channel=True, mean=0.0, std=1.0), torch.rand(3, 4, 16, 16)
+    sample = shading.sample(images)
+    assert sample.action.shape == (3, 4, 2, 2)
+    factors = shading.render(sample, (16, 16))
+    assert factors.shape == images.shape
+    torch.testing.assert_close(shading(images, sample), images * factors)
+    assert RandomShading(p=1.0, per_channel=True, grid_size=(2, 2, 2))(torch.rand(2, 8, 8, 8)).shape == (2, 8, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"mean": (0.4, 0.5, 0.6), "std": 0.25}, {"mean": 0.5, "std": 0.5, "white": 0.7}], ids=str
+)
+def test_clipping_at_white_follows_the_normalization_or_what_was_said(settings):
+    images = torch.rand(4, 3, 16, 16)
+    normalized = (images - torch.tensor(settings["mean"]).view(-1, 1, 1)) / settings["std"]
+    shading = RandomShading(p=1.0, pattern_std=0.3, brightness_std=0.3, clip=True, **settings)
+    masked = shading(normalized, shading.sample(normalized))
+    white = (1 - torch.tensor(settings["mean"]).view(-1, 1, 1)) / settings["std"]
+    white = white.new_full((1,), settings["white"]) if "white" in settings else white
+    assert (masked <= torch.maximum(normalized, white.expand_as(normalized)) + 1e-5).all()
+    assert (masked >= white - 1e-6).any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"clip": True}, "clip=True needs to know white"),
+        ({"white": 0.0, "mean": 0.0, "std": 1.0}, "white must be brighter than black"),
+        ({"white": "bright"}, "white must be one finite number .*'bright'"),
+        ({"pattern_std": "big"}, r"pattern_std must be a number in \[0, 1\] or a range \(low, high\) .*'big'"),
+        ({"pattern_std": (0.3, 0.1)}, r"pattern_std must be .*\(0.3, 0.1\)"),
+        ({"pattern_std": 0.0}, "pattern_std must be larger than 0"),
+        ({"brightness_std": (0.1, 0.2, 0.3)}, "brightness_std must be"),
+        ({"brightness_std": None}, "brightness_std must be .*None"),
+        ({"p": "often"}, "p must be a number .*'often'"),
+        ({"upsample": "bicubic"}, "upsample must be one of .*'bicubic'"),
+    ],
+    ids=str,
+)
+def test_what_it_refuses_names_what_to_write(settings, message):
+    with pytest.raises(ValueError, match=message):
+        RandomShading(**settings)

@@ -17,13 +17,11 @@ def mask():
     return mask
 
 
-@pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("with_entropy", [False, True])
-def test_the_closed_gradient_is_that_of_the_weighted_sum(mask, with_entropy, compile):
+def test_the_closed_gradient_is_that_of_the_weighted_sum(mask, with_entropy):
     images = torch.randn(4, 3, 24, 24)
     weights = (torch.randn(4), torch.rand(4)) if with_entropy else (torch.randn(4),)
-    drawing = mask.compiled() if compile else mask
-    sample, again = (drawing.sample(images, torch.Generator().manual_seed(1)) for _ in range(2))
+    sample, again = (mask.sample(images, torch.Generator().manual_seed(1)) for _ in range(2))
     assert not sample.is_scored
     assert sample.has_graph
     parameters = list(mask.policy.parameters())
@@ -35,9 +33,8 @@ def test_the_closed_gradient_is_that_of_the_weighted_sum(mask, with_entropy, com
     torch.testing.assert_close(found, torch.autograd.grad(total, parameters), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("compile", [False, True])
-def test_a_log_prob_that_is_given_is_what_is_learned_from(mask, compile):
-    sample = (mask.compiled() if compile else mask).sample(torch.randn(4, 3, 24, 24))
+def test_a_log_prob_that_is_given_is_what_is_learned_from(mask):
+    sample = mask.sample(torch.randn(4, 3, 24, 24))
     other = torch.zeros(4, requires_grad=True)
     replaced = dataclasses.replace(sample, log_prob=other)
     outputs, weights = replaced.surrogate(torch.arange(4.0))
@@ -46,9 +43,8 @@ def test_a_log_prob_that_is_given_is_what_is_learned_from(mask, compile):
     assert replaced.finite().all()
 
 
-@pytest.mark.parametrize("compile", [False, True])
-def test_values_are_the_same_with_and_without_a_graph(mask, compile):
-    sample = (mask.compiled() if compile else mask).sample(torch.randn(4, 3, 24, 24))
+def test_values_are_the_same_with_and_without_a_graph(mask):
+    sample = mask.sample(torch.randn(4, 3, 24, 24))
     detached = sample.detach()
     assert not detached.has_graph
     assert not detached.is_scored

@@ -23,6 +23,7 @@ from ..world import started_first, world
 __all__ = [
     "add_recipe",
     "check_scorable",
+    "numbered",
     "open_for_training",
     "record_of",
     "require_different",
@@ -99,11 +100,17 @@ def _ancestor(path: Path, data: Any) -> dict[str, Any]:
     }
 
 
+def numbered(names: Sequence[str]) -> bool:
+    """Whether classes have no names, only numbers, which mean the same only within one data set."""
+    return list(names) == [f"class {label}" for label in range(len(names))]
+
+
 def _same_classes(metadata: Mapping[str, Any], data: Any) -> bool:
-    """Whether a model has the classes of this data set. Numbered classes mean the same only within one data set."""
+    """Whether a model has the classes of this data set. If they are only numbered, the images decide."""
     names = list(data.class_names)
-    numbered = names == [f"class {label}" for label in range(len(names))]
-    return metadata.get("classes") == names and (not numbered or metadata.get("data") == data.name)
+    if metadata.get("classes") != names or not numbered(names):
+        return metadata.get("classes") == names
+    return metadata.get("fingerprint") == fingerprint(data)
 
 
 def open_for_training(arguments: argparse.Namespace, recipe: TrainRecipe, *, fixed: bool) -> tuple[Any, TrainRecipe]:

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     metadata = read_heated_metadata(source)
     model = create_model(recorded_recipe(metadata, source), len(metadata["classes"]))
     model.load_state_dict(average_checkpoints(chosen))
-    kept = ("stage", "data", "classes", "recipe", "ancestry")
+    kept = ("stage", "data", "classes", "fingerprint", "recipe", "ancestry")
     own = {name: metadata[name] for name in kept if name in metadata}
     path = arguments.run / "averaged.safetensors"
     save_heated(model, path, {**own, "averaged": [file.name for file in chosen]})

@@ -22,7 +22,7 @@ from ..comparison.sites import FORMS, open_site
 from ..data import require_classes
 from ..recipes import RECIPES, TrainRecipe, TransferRecipe, override
 from ..runs import Run, require_free, write_json
-from ..sources import NAMED, add_source_arguments, open_named
+from ..sources import NAMED, add_source_arguments, open_source
 from ..training import check_mask, create_model
 from ..world import World, world
 from ._stages import add_recipe, check_scorable, open_for_training, record_of, require_different
@@ -154,7 +154,7 @@ def _plan(arguments: argparse.Namespace, here: World) -> Plan:
             raise ValueError(f"method {method.name}: {error}") from error
     sites = tuple(open_site(text, arguments, data, recipe.load_size) for text in arguments.site)
     require_different("--site: names", [site.name for site in sites])
-    targets = tuple(open_named(text, arguments, recipe.image_size, recipe.in_chans) for text in arguments.target)
+    targets = tuple(open_source(text, arguments, recipe.image_size, recipe.in_chans) for text in arguments.target)
     require_different("--target: names", [target.name for target in targets])
     for target in targets:
         require_classes(target)

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from ..report import write_report
 from ..runs import read_json, write_json
 from ..sources import add_source_arguments, open_joined
 from ..training import create_model
-from ..world import world
-from ._stages import check_scorable, score_line, weights_of
+from ..world import started_first, world
+from ._stages import check_scorable, numbered, score_line, weights_of
 
 __all__ = ["add_arguments", "run"]
 
@@ -35,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
+    if arguments.output and arguments.output.exists():
+        raise FileExistsError(f"{arguments.output} exists: pass another --output, or remove it first")
     path = weights_of(arguments.model)
     metadata = read_heated_metadata(path)
     recipe = recorded_recipe(metadata, path)
@@ -45,6 +48,8 @@ def run(arguments: argparse.Namespace) -> None:
             f"{data.name}: {metadata['classes'][:5]}... against {list(data.class_names)[:5]}..."
         )
     check_scorable(data)
+    if numbered(data.class_names) and metadata.get("fingerprint") != fingerprint(data) and started_first():
+        print(f"{data.name}: its classes have no names and are matched with the model's by number", file=sys.stderr)
     model = create_model(recipe, data.num_classes, init=path)
     with world() as here:
         model.to(here.device)

@@ -162,7 +162,7 @@ def _by_chunk(piece: _Piece, work: _Stage, what: str) -> np.ndarray:
 
 
 def _sizes(piece: _Piece) -> np.ndarray:
-    return piece.split.sizes()[piece.positions].astype(np.uint64)
+    return piece.split.sizes[piece.positions].astype(np.uint64)
 
 
 def _tails(piece: _Piece) -> np.ndarray:
@@ -192,20 +192,15 @@ def _file_pixels(piece: _Piece) -> np.ndarray:
 def _pixels(piece: _Piece, size: int) -> np.ndarray:
     split = piece.split
     if isinstance(split, FileSplit):
-        split = dataclasses.replace(split, size=size)
+        split = dataclasses.replace(split, reading=dataclasses.replace(split.reading, size=size))
 
     def work(chunk: _Piece) -> np.ndarray:
         images, kept = split.read(chunk.positions)
         keys = np.zeros(len(chunk.positions), np.uint64)
-        keys[np.isin(chunk.positions, kept)] = _keys([describe(_as_grey(image)) for image in resize(images, size)])
+        keys[np.isin(chunk.positions, kept)] = _keys([describe(image) for image in resize(images, size)])
         return keys
 
     return _by_chunk(piece, work, "looking for training images")
-
-
-def _as_grey(image: np.ndarray) -> np.ndarray:
-    """One channel of an image whose channels are equal: the same image as the grey one."""
-    return image[..., 0] if image.ndim == 3 and (image == image[..., :1]).all() else image
 
 
 def _keys(looks: Sequence[Look]) -> np.ndarray:

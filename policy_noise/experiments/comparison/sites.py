@@ -4,17 +4,12 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..data import SPLITS, Split, fingerprint_of, resize
-from ..file_sets import FileSet, FileSplit
-from ..folders import load_test_folder
-from ..headers import look_over
-from ..sources import NAMED, open_named, window_of
-from ..world import started_first
+from ..data import fingerprint_of
+from ..sources import NAMED, open_parts
 
 __all__ = ["Pool", "Site", "open_site"]
 
@@ -116,11 +111,9 @@ def open_site(text: str, arguments: Any, data: Any, size: int) -> Site:
     if not separator or not name or not source:
         raise ValueError(f"--site must be {FORMS}, got {text!r}")
     try:
-        parts, class_names, notes = _open(source, arguments, size, data.in_chans)
+        parts, class_names, notes = open_parts(source, arguments, size, data.in_chans)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"site {name}: {error}") from error
-    if isinstance(parts[0], FileSplit) and started_first():
-        notes = [*notes, *look_over(parts)]
     if (parts[0].labels.ndim == 2) != data.multi_label:
         raise ValueError(f"site {name}: it and {data.name} must both have one label per image, or both several")
     shared, unknown, absent = _match(name, class_names, data.class_names)
@@ -134,24 +127,6 @@ def open_site(text: str, arguments: Any, data: Any, size: int) -> Site:
     images, left_out = _pool(parts, list(shared))
     _require_each(name, images, [class_names[own] for own in shared])
     return Site(name, images, tuple(shared.values()), unknown, absent, left_out, tuple(notes))
-
-
-def _open(
-    source: str, arguments: Any, size: int, in_chans: int
-) -> tuple[tuple[Any, ...], Sequence[str], Sequence[str]]:
-    """The splits of a source, its class names, and notes."""
-    tree = Path(source).is_dir() and not (Path(source) / "radiology_ai").is_dir()
-    if tree:  # with or without folders for the splits
-        window = window_of(arguments.window)
-        own = {"size": size, "in_chans": in_chans, "skip_bad_files": arguments.skip_bad_files, "window": window}
-        split, names, notes = load_test_folder(source, **own)
-        return (split,), names, notes
-    found = open_named(source, arguments, size, in_chans)
-    parts = tuple(getattr(found, split) for split in SPLITS)
-    if isinstance(found, FileSet):
-        missing = [f"{source}: {found.files_missing} missing files are left out"] if found.files_missing else []
-        return parts, found.class_names, [*missing, *found.notes]
-    return tuple(Split(resize(part.images, size), part.labels) for part in parts), found.class_names, ()
 
 
 def _plain(name: str) -> str:

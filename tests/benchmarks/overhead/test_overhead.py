@@ -34,8 +34,7 @@ def test_authors_policy_has_the_published_size_and_runs_its_heads_twice():
 
 @pytest.mark.parametrize("name", suites.SUITES)
 def test_suites_hold_only_arms_that_exist_and_a_plain_one(name):
-    compiled = ("default, compiled mask", "default, policy as graphs")
-    known = {*suites.OURS, *suites.RIVALS, *compiled, suites.SPARSE}
+    known = {*suites.OURS, *suites.RIVALS, "default, policy as graphs", suites.SPARSE}
     for configuration in suites.suite(name):
         assert configuration.arms[0] == "plain"
         assert set(configuration.arms) <= known
