@@ -236,7 +236,7 @@ def test_a_forward_without_a_loss_is_told_once(loop):
             loop.model(images())
             loop.criterion(loop.model(images()), labels()).backward()
             loop.optimizer.step()
-    assert [str(w.message)[:33] for w in caught if "no loss" in str(w.message)] == ["a masked forward had no loss, and"]
+    assert sum("a masked forward had no loss" in str(w.message) for w in caught) == 1
 
 
 def test_gather_averages_the_rows_of_an_image():
