@@ -37,7 +37,7 @@ class HookSettings(TypedDict, total=False):
     """Arguments of :class:`policy_noise.ReinforceHook` and its learner."""
 
     output_loss: Callable[[Any, tuple[Any, ...], dict[str, Any]], Tensor] | None
-    loss_method: Literal["auto", "leave_one_out"]
+    loss_method: Literal["auto", "own", "leave_one_out"]
     input_name: int | str | None
     generator: torch.Generator | None
     max_pending: int

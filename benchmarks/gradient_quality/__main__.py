@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--samples {args.samples} must be at least twice, and a multiple of, each even batch size")
     torch.set_num_threads(1)
     start = time.perf_counter()
-    data = build_task(TASKS["organs"], Path(), torch.device("cpu"), ())
+    data = build_task(TASKS["organs"], Path(), torch.device("cpu"), None)
     result = measure(data, args.seeds, args.grids, args.batches, args.samples, args.epochs)
     seconds = time.perf_counter() - start
     command = " ".join(["python -m benchmarks.gradient_quality", *(arguments or sys.argv[1:])])

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 import policy_noise.functional as PF
 from benchmarks.gradient_quality.estimators import ESTIMATORS, draw_pool
 from benchmarks.study.classifier import Classifier
-from benchmarks.study.conditions import LEARNING_RATE
-from benchmarks.study.masks import PAPER_SIGMA
 from benchmarks.study.tasks import TaskData
-from benchmarks.study.training import WEIGHT_DECAY, Batches
+from benchmarks.study.training import LEARNING_RATE, WEIGHT_DECAY, Batches
 from policy_noise.policy import SpatialPolicy
 
+PAPER_SIGMA = 6 / 224
+"""The paper's blur, as a share of the image's side."""
 HEAD_STD = 0.1
 """Standard deviation of the weights of the policy's head. At zero, its start, only the head itself has a gradient."""
 
@@ -57,7 +57,7 @@ def half_trained(data: TaskData, seed: int, epochs: int) -> tuple[Classifier, fl
         The classifier and its clean accuracy.
     """
     torch.manual_seed(seed)
-    model = Classifier(data.task.model, data.task.size, data.num_classes)
+    model = Classifier(data.task.size, data.num_classes, half=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     batches = Batches(data, seed, epochs)
     black = torch.tensor(-data.mean / data.std).view(1, 1, 1, 1)
@@ -72,13 +72,13 @@ def half_trained(data: TaskData, seed: int, epochs: int) -> tuple[Classifier, fl
             black=black,
             applied=torch.rand(len(images)) < 0.5,
         )
-        loss = F.cross_entropy(model(masked)[0], labels)
+        loss = F.cross_entropy(model(masked), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
     model.eval().requires_grad_(False)
     with torch.no_grad():
-        predictions = model((data.images.float() / 255 - data.mean) / data.std)[0].argmax(1)
+        predictions = model((data.images.float() / 255 - data.mean) / data.std).argmax(1)
     return model, float((predictions == data.labels).float().mean())
 
 
@@ -96,7 +96,7 @@ def measure(
             if action is not None:
                 sigma = PAPER_SIGMA * data.task.size
                 images = PF.noise_mask(images, action, sigma=sigma, mean_preserving=True, black=black)
-            return F.cross_entropy(model(images)[0], targets, reduction="none")
+            return F.cross_entropy(model(images), targets, reduction="none")
 
         for grid in grids:
             torch.manual_seed(1000 * seed + grid)

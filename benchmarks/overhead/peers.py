@@ -62,6 +62,7 @@ def peers(kind: str) -> dict[str, Callable[[], Transform]]:
             "Kornia ColorJitter": lambda: _kornia("ColorJitter", *JITTER, p=1.0),
             "Kornia RandomGaussianIllumination": lambda: _kornia("RandomGaussianIllumination", p=1.0),
             "MONAI RandBiasField, image by image": lambda: _each(_monai()),
+            "AlbumentationsX BiasField, one field a batch": lambda: _albumentations("BiasField", "images"),
         }
     if kind == "image":
         return {
@@ -69,11 +70,16 @@ def peers(kind: str) -> dict[str, Callable[[], Transform]]:
             NORMALIZED: lambda: policy_noise.RandomShading(p=1.0, mean=MEAN, std=STD),
             "torchvision ColorJitter": lambda: _torchvision("ColorJitter", *JITTER),
             "MONAI RandBiasField": _monai,
+            "Albumentations Illumination": lambda: _albumentations("Illumination", "image"),
+            "AlbumentationsX BiasField": lambda: _albumentations("BiasField", "image"),
+            "batchgeneratorsv2 BrightnessGradientAdditive": _batchgenerators,
         }
     return {
         OURS: lambda: policy_noise.RandomShading(p=1.0, grid_size=(2, 2, 2), mean=0.0, std=1.0),
         "MONAI RandBiasField": _monai,
-        "TorchIO RandomBiasField": _torchio,
+        "TorchIO bias field": _torchio,
+        "AlbumentationsX BiasField": lambda: _albumentations("BiasField", "volume"),
+        "batchgeneratorsv2 BrightnessGradientAdditive": _batchgenerators,
     }
 
 
@@ -116,9 +122,12 @@ def measure_peers(kind: str, seconds: float = 0.05) -> dict[str, Any]:
 def library_versions() -> dict[str, str]:
     """Versions of the compared libraries that are installed."""
     found = {}
-    for library in ("kornia", "monai", "timm", "torchio", "torchvision"):
+    libraries = ("albumentations", "albumentationsx", "batchgeneratorsv2", "kornia", "monai", "timm", "torchio")
+    for library in (*libraries, "torchvision"):
         with suppress(PackageNotFoundError):
             found[library] = version(library)
+    if "albumentationsx" in found:  # it stands before Albumentations on the path
+        found.pop("albumentations", None)
     return found
 
 
@@ -196,9 +205,33 @@ def _monai() -> Transform:
 
 
 def _torchio() -> Transform:
-    from torchio import RandomBiasField  # not a dependency of the project: if it is missing, the page says so
+    import torchio  # versions 1 and 2 cannot stand beside each other
 
-    return RandomBiasField(p=1.0)
+    return torchio.RandomBiasField(p=1.0) if hasattr(torchio, "RandomBiasField") else torchio.BiasField(p=1.0)
+
+
+def _albumentations(name: str, key: str) -> Transform:
+    """Of Albumentations, or of AlbumentationsX, which has the same name and cannot stand beside it."""
+    import albumentations
+
+    if not hasattr(albumentations, name):
+        raise ImportError(f"albumentations {albumentations.__version__} has no {name}")
+    transform = getattr(albumentations, name)(p=1.0)
+    made: dict[Tensor, Any] = {}  # the images channels-last in NumPy, as that library's users have them
+
+    def call(images: Tensor) -> Tensor:
+        if images not in made:
+            made[images] = images.movedim(-4 if key == "volume" else -3, -1).contiguous().numpy()
+        return torch.from_numpy(transform(**{key: made[images]})[key]).movedim(-1, -4 if key == "volume" else -3)
+
+    return call
+
+
+def _batchgenerators() -> Transform:
+    from batchgeneratorsv2.transforms.local.brightness_gradient import BrightnessGradientAdditiveTransform
+
+    transform = BrightnessGradientAdditiveTransform(scale=32.0)
+    return lambda image: transform(image=image)["image"]
 
 
 def _each(transform: Transform) -> Transform:

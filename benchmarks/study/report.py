@@ -1,112 +1,281 @@
-"""The page of an analysis, with its tests and plots. Nothing is trained here."""
+"""The results page, and the tables and the picture of the evidence page. Nothing is trained here."""
 
-import csv
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.comparisons import Comparison, all_comparisons, frozen_front
-from benchmarks.study.plots import plot_curves, plot_forest, plot_heat_map, plot_pareto
-from benchmarks.study.results import Results
-from benchmarks.study.tables import (
-    Lookup,
-    against_controls,
-    against_named,
-    against_twins,
-    by_task,
-    of_varying_mean,
-    on_unseen,
-    overview,
-    policy_table,
-)
+import numpy as np
+
+from benchmarks.pages import head, row, save_plot
+from benchmarks.study.results import Difference, Results, correct, read_results
+from benchmarks.study.rule import TASKS, all_rule_jobs, outcome, rule_table, second_stage
+from benchmarks.study.suites import MASKS, NORMALIZED, PLAIN, PROTOCOL, SETTINGS, protocol_jobs
+from policy_noise.experiments.shifts import SHIFTS
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = Path(__file__).resolve().parent
+RESULTS = FOLDER / "results" / "runs.jsonl"
+EARLIER = FOLDER / "results" / "earlier.jsonl.gz"
+"""Test scores of the rounds before this protocol, of the arms that the evidence page shows."""
+PAGE = FOLDER / "RESULTS.md"
+EVIDENCE = ROOT / "docs" / "evidence.md"
+PICTURES = ROOT / "docs" / "_static"
+
+MEASURES = {
+    "clean": "clean",
+    "shifted": "mean of eight shifts",
+    "bias_field": "bias field",
+    "brightness": "brightness",
+    "gamma": "gamma",
+    "contrast": "contrast",
+    "blur": "blur",
+    "noise": "noise",
+    "speckle": "speckle",
+    "pixelate": "pixelation",
+    "ct2": "unseen CT patient",
+    "mr": "MR patient",
+}
+SHOWN = ("clean", "shifted", "bias_field", "brightness", "contrast", "blur", "noise", "ct2")
+"""Of the evidence page's table. The others stand in the heat map and on the results page."""
+OF_ORGANS = ("ct2", "mr")
+
+FIRST_TASKS = ["first-joined", "first-organs", "first-tumour", "first-pneumonia"]
+EARLIER_ROWS: dict[str, tuple[str, list[str]]] = {
+    "random": ('random masks, `preset="random"`', TASKS),
+    "mild": ("mild: pattern .05, brightness .05", TASKS),
+    "pattern": ("pattern .10 alone", TASKS),
+    "brightness": ("brightness .20 alone", TASKS),
+    "learned": ('learned masks, `preset="learned"`', TASKS),
+    "learned-swapped": ("the same, masks swapped", TASKS),
+    "cooperative": ("cooperative, entropy not held", TASKS),
+    "paper": ('`preset="paper"` (first round)', FIRST_TASKS),
+    "color-jitter": ("ColorJitter(0.4, 0.4)", TASKS),
+    "color-jitter+random": ("ColorJitter, then random masks", TASKS),
+    "bias-field": ("random bias field", TASKS),
+    "randaugment": ("RandAugment (first round)", FIRST_TASKS),
+    "mixup": ("MixUp (first round)", FIRST_TASKS),
+}
+EARLIER_SHOWN = {"clean": "clean", "shifted": "mean of eight shifts", "bias_field": "bias fields"} | {
+    "medmnist_c": "MedMNIST-C",
+    "ct2": "unseen CT patient",
+}
+PAIRS = {
+    ("learned", "random"): "learned minus random masks",
+    ("learned", "learned-swapped"): "learned minus the same masks swapped",
+    ("cooperative", "random"): "cooperative, entropy not held, minus random",
+    ("color-jitter+random", "color-jitter"): "ColorJitter with random masks minus ColorJitter",
+}
+"""Comparisons that the evidence page names."""
+LONG_ROWS = {
+    "mixup": "MixUp",
+    "randaugment": "RandAugment",
+    "color-jitter": "ColorJitter(0.4, 0.4)",
+    "random": 'random masks, `preset="random"`',
+    "learned": 'learned masks, `preset="learned"`',
+    "cooperative": "cooperative, entropy not held",
+    "color-jitter+random": "ColorJitter, then random masks",
+    "color-jitter+cooperative": "ColorJitter, then cooperative",
+}
+LONG_TASKS = {
+    "joined, 240 epochs, and pneumonia, 450, 8 seeds": ["joined-long", "pneumonia-long"],
+    "CT organs, 180 epochs, 5 seeds": ["organs-long"],
+}
 
 
-def _write_tests(comparisons: list[Comparison], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Comparison)])
-        writer.writeheader()
-        for comparison in comparisons:
-            values = vars(comparison).items()
-            writer.writerow({name: f"{v:.4g}" if isinstance(v, float) else v for name, v in values})
+def _tasks_of(measure: str, tasks: list[str]) -> list[str]:
+    """Where a measure exists."""
+    if measure in OF_ORGANS:
+        return [task for task in tasks if task.endswith("organs")]
+    return [task for task in tasks if task != "joined"] if measure == "medmnist_c" else tasks
 
 
-def analyse(records: list[dict[str, Any]], split: str, output: Path, *, against: str | None = None) -> str:
-    """Write a report (Markdown), all tests (CSV) and the plots (PNG), and return the report.
+def _columns(
+    results: Results, rows: Mapping[str, list[str]], measures: Sequence[str], control: str
+) -> dict[str, list[Difference | None]]:
+    """Differences from the control, by arm and measure, Holm-corrected over the rows of each column."""
+    columns = [
+        [results.difference(_tasks_of(measure, tasks), arm, control, measure) for arm, tasks in rows.items()]
+        for measure in measures
+    ]
+    for column in columns:
+        correct(column)
+    return {arm: list(cells) for arm, cells in zip(rows, zip(*columns, strict=True), strict=True)}
+
+
+def _cell(difference: Difference | None) -> str:
+    return "" if difference is None else str(difference)
+
+
+def protocol_table(results: Results, control: str, measures: Sequence[str] = SHOWN) -> str:
+    """All arms minus plain, or all arms on normalized images minus normalized ones, with their numbers of seeds."""
+    normalized = control == NORMALIZED.name
+    arms = {a.name: a.title for a in PROTOCOL if a.name != control and (a.normalize or not normalized)}
+    found = _columns(results, dict.fromkeys(arms, TASKS), measures, control)
+    lines = head(["training images", "seeds", *(MEASURES[measure] for measure in measures)])
+    for arm, cells in found.items():
+        if cells[0] is not None:
+            lines.append(row([arms[arm], str(cells[0].seeds), *map(_cell, cells)]))
+    return "\n".join(lines)
+
+
+def scores_table(results: Results, task: str) -> str:
+    """Mean scores of all arms on one task."""
+    measures = [m for m in MEASURES if results.by_seed([task], PLAIN.name, m)]
+    lines = head(["training images", "seeds", *(MEASURES[measure] for measure in measures)])
+    for arm in PROTOCOL:
+        found = [list(results.by_seed([task], arm.name, measure).values()) for measure in measures]
+        if found and found[0]:
+            cells = [f"{np.mean(values):.3f}".replace("0.", ".", 1) for values in found]
+            lines.append(row([arm.title, str(len(found[0])), *cells]))
+    return "\n".join(lines)
+
+
+def progress(records: list[dict[str, Any]]) -> str:
+    """How many of the declared runs exist."""
+    done = {record["key"] for record in records if "scores" in record}
+    rule = all_rule_jobs(Results(records, "val"), done)
+    test = protocol_jobs()
+    counts = [sum(job.key in done for job in jobs) for jobs in (rule, test)]
+    return (
+        f"{counts[0]} of {len(rule)} validation runs of the rule and {counts[1]} of {len(test)} test runs exist. The "
+        f"rule: {outcome(Results(records, 'val'), done)}"
+    )
+
+
+def earlier_table(results: Results) -> str:
+    """The table of the rounds before the protocol."""
+    rows = {arm: tasks for arm, (_, tasks) in EARLIER_ROWS.items()}
+    both: dict[str, list[Difference | None]] = {
+        arm: [
+            results.difference(_tasks_of(measure, tasks), arm, PLAIN.name, measure)
+            if measure != "medmnist_c" or tasks is TASKS
+            else None
+            for measure in EARLIER_SHOWN
+        ]
+        for arm, tasks in rows.items()
+    }
+    for column in zip(*both.values(), strict=True):
+        correct(column)
+    lines = head(["training images", *EARLIER_SHOWN.values()])
+    return "\n".join([*lines, *(row([EARLIER_ROWS[arm][0], *map(_cell, cells)]) for arm, cells in both.items())])
+
+
+def pairs_table(results: Results) -> str:
+    """Comparisons of the earlier rounds under each shift."""
+    measures = ["clean", "shifted", *SHIFTS]
+    lines = head(["", *(MEASURES[measure] for measure in measures)])
+    for pair, title in PAIRS.items():
+        lines.append(row([title, *(_cell(results.difference(TASKS, *pair, measure)) for measure in measures)]))
+    return "\n".join(lines)
+
+
+def long_table(results: Results) -> str:
+    """The table of long trainings, before the protocol."""
+    measures = list(EARLIER_SHOWN)[:3]
+    lines = head(["training images", *(EARLIER_SHOWN[measure] for measure in measures)])
+    for title, tasks in LONG_TASKS.items():
+        lines.append(row([f"*{title}*", *("" for _ in measures)]))
+        for arm, cells in _columns(results, dict.fromkeys(LONG_ROWS, tasks), measures, PLAIN.name).items():
+            if cells[0] is not None:
+                lines.append(row([LONG_ROWS[arm], *map(_cell, cells)]))
+    return "\n".join(lines)
+
+
+def heat_map(results: Results, rows: Mapping[str, str], path: Path) -> None:
+    """Draw arms minus plain under every shift, the mean over tasks.
 
     Args:
-        records: Records written by the commands ``run`` or ``pack``.
-        split: ``"val"`` for selection, ``"test"`` for reported results.
-        output: Folder. Its name becomes the title.
-        against: A condition that all others are also compared with.
-
-    Raises:
-        ValueError: If there is no finished run of the split, or none of that condition.
+        results: The scores.
+        rows: Arms and their titles. Those without scores are left out.
+        path: Where to write the PNG.
     """
     import matplotlib
 
     matplotlib.use("Agg")
-    results = Results(records, split)
-    if not results.records:
-        raise ValueError(f"no finished run was scored on {split!r}")
-    if against is not None and against not in results.family:
-        raise ValueError(f"against must be one of {list(results.family)}, got {against!r}")
-    output.mkdir(parents=True, exist_ok=True)
-    comparisons = all_comparisons(results, against)
-    lookup = Lookup(comparisons)
-    failed = sum("error" in record for record in records)
-    seconds = sum(record["seconds"] for record in results.records)
-    devices = sorted({f"{record.get('device')}, torch {record.get('torch')}" for record in results.records})
-    seeds = {task: len(results.by_seed(task, "plain", "clean")) for task in results.tasks}
-    lines = [
-        f"# {output.name}, {split} split",
-        "",
-        f"{len(results.records)} runs ({failed} failed; {results.incomplete} more left out, whose seed not all "
-        f"conditions of their task had), {seconds:.0f} s summed over processes; {'; '.join(devices)}. Seeds: "
-        f"{', '.join(f'{task} {count}' for task, count in seeds.items())}.",
-        "",
-        "Macro F1. `shifted` is the mean over the eight shifts, each the mean over its three severities. Differences "
-        "are paired by seed; ± is the 95 % t-interval, given where there are three seeds or more; * means p < .05 "
-        "after Holm's correction over all tasks and conditions of a family. The [study's page](../../README.md"
-        "#how-to-read-the-tables) explains the names of the conditions. All tests, with bootstrap intervals and effect "
-        f"sizes, are in `{split}-tests.csv`, which the analysis writes.",
-        "",
-        "## Differences from plain, mean over tasks",
-        "",
-        *overview(results, lookup),
-        "",
-        "## Scores by task",
-        "",
-        *(f"- Random-mask frontier, {task}: {' → '.join(frozen_front(results, task))}" for task in results.tasks),
-        *(
-            f"- The frontier under bias fields, {task}: {' → '.join(frozen_front(results, task, 'bias_field'))}"
-            for task in results.tasks
-        ),
-        "",
-        *by_task(results),
+    import matplotlib.pyplot as plt
+
+    measures = ["clean", *SHIFTS, "ct2"]
+    found = {
+        title: [results.difference(_tasks_of(measure, TASKS), arm, PLAIN.name, measure) for measure in measures]
+        for arm, title in rows.items()
+    }
+    found = {title: cells for title, cells in found.items() if cells[0] is not None}
+    values = np.array([[np.nan if d is None else d.mean for d in cells] for cells in found.values()])
+    seeds = sorted(cells[0].seeds for cells in found.values() if cells[0] is not None)
+    figure, axis = plt.subplots(figsize=(9.2, 1.6 + 0.3 * len(found)), layout="constrained")
+    image = axis.imshow(values, cmap="RdBu", vmin=-0.3, vmax=0.3, aspect="auto")
+    for (place, column), value in np.ndenumerate(values):
+        text, colour = f"{value:+.2f}".replace("0.", "."), "white" if abs(value) > 0.2 else "black"
+        axis.text(column, place, text, ha="center", va="center", fontsize=8.5, color=colour)
+    axis.set_xticks(range(len(measures)), [MEASURES[m] for m in measures], rotation=35, ha="left", fontsize=9)
+    axis.set_yticks(range(len(found)), [title.replace("`", "") for title in found], fontsize=9)
+    axis.tick_params(axis="x", top=True, labeltop=True, bottom=False, labelbottom=False)
+    for edge in (0.5, len(SHIFTS) + 0.5):
+        axis.axvline(edge, color="black", linewidth=1)
+    figure.colorbar(image, label="better \N{RIGHTWARDS ARROW}", pad=0.01, shrink=0.9)
+    of = f"{seeds[0]} seeds" if seeds[0] == seeds[-1] else f"{seeds[0]} to {seeds[-1]} seeds"
+    figure.supxlabel(f"test macro F1 minus plain training, mean over three tasks, {of}", fontsize=9)
+    save_plot(figure, path)
+
+
+def put(text: str, content: str, name: str) -> str:
+    """Replace the content between a page's markers of this name."""
+    first, last = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, found, rest = text.partition(first)
+    _, ended, after = rest.partition(last)
+    if not (found and ended):
+        raise ValueError(f"the page has no markers {first} and {last}")
+    return f"{before}{first}\n{content}\n{last}{after}"
+
+
+def results_page(records: list[dict[str, Any]]) -> str:
+    """The page of all results of the protocol."""
+    val, test = Results(records, "val"), Results(records, "test")
+    done = {record["key"] for record in records if "scores" in record}
+    parts = [
+        "# Results of the protocol",
+        f"{progress(records)}",
+        "[The protocol](PROTOCOL.md) says what is declared. `python -m benchmarks.study report` writes this page. "
+        "Macro F1; differences are paired by seed, ± is the 95 % t-interval, given for three seeds or more; * means "
+        "p < .05 after Holm's correction over the rows of a column.",
+        "## Rule, validation: settings of masks minus today's default",
+        "\n".join(rule_table(val, [*SETTINGS, *second_stage(val, done)])),
     ]
-    sections = []
-    if min(seeds.values()) >= 3:
-        sections = [
-            ("Learned conditions against their controls", against_controls(results, lookup)),
-            (
-                "Learned conditions against the same mask unlearned, swapped and one for all",
-                against_twins(results, lookup),
-            ),
-            ("Masks of varying brightness, mean over tasks", of_varying_mean(results, lookup)),
-            ("Unseen patient, unseen modality, corruptions, transfer", on_unseen(results, lookup)),
-        ]
-        plot_forest(results, comparisons, output / f"{split}-forest.png")
-    if against:
-        sections.insert(0, (f"Against {against}, mean over tasks", against_named(results, lookup, against)))
-    learned = "What the policies had learned in the end, median over tasks and seeds"
-    for title, table in [*sections, (learned, policy_table(results))]:
-        if len(table) > 2:  # more than its head
-            lines += ["", f"## {title}", "", *table]
-    report = "\n".join(lines) + "\n"
-    (output / f"{split}.md").write_text(report)
-    _write_tests(comparisons, output / f"{split}-tests.csv")
-    plot_pareto(results, "shifted", output / f"{split}-pareto.png")
-    plot_pareto(results, "bias_field", output / f"{split}-pareto-bias-field.png")
-    plot_heat_map(results, output / f"{split}-heat-map.png")
-    plot_curves(results, output / f"{split}-curves.png")
-    return report
+    if test.by_seed(TASKS, PLAIN.name, "clean"):
+        measures = [measure for measure in MEASURES if measure != "mr"]
+        parts += ["## Test: minus plain, mean over tasks", protocol_table(test, PLAIN.name, measures)]
+        if test.by_seed(TASKS, NORMALIZED.name, "clean"):
+            title = "## Test: on normalized images, minus normalized images alone"
+            parts += [title, protocol_table(test, NORMALIZED.name, measures)]
+    for task in TASKS:
+        if test.by_seed([task], PLAIN.name, "clean"):
+            parts += [f"## Test scores: {task}", scores_table(test, task)]
+    return "\n\n".join(parts) + "\n"
+
+
+def evidence_page(text: str, records: list[dict[str, Any]], earlier: list[dict[str, Any]]) -> str:
+    """The evidence page with its tables anew."""
+    test, before = Results(records, "test"), Results(earlier, "test")
+    parts = {
+        "PROGRESS": progress(records),
+        "PROTOCOL": protocol_table(test, PLAIN.name),
+        "NORMALIZED": protocol_table(test, NORMALIZED.name),
+        "EARLIER": earlier_table(before),
+        "PAIRS": pairs_table(before),
+        "LONG": long_table(before),
+    }
+    for name, content in parts.items():
+        text = put(text, content, name)
+    return text
+
+
+def write_pages() -> None:
+    """Write the results page, and the evidence page's tables and heat maps."""
+    records, earlier = read_results(RESULTS), read_results(EARLIER)
+    PAGE.write_text(results_page(records), encoding="utf-8")
+    EVIDENCE.write_text(evidence_page(EVIDENCE.read_text(encoding="utf-8"), records, earlier), encoding="utf-8")
+    rows = {arm: title for arm, (title, tasks) in EARLIER_ROWS.items() if tasks is TASKS}
+    heat_map(Results(earlier, "test"), rows, PICTURES / "evidence.png")
+    test = Results(records, "test")
+    if test.by_seed(TASKS, MASKS.name, "clean"):
+        heat_map(test, {arm.name: arm.title for arm in PROTOCOL[1:]}, PICTURES / "heat-map.png")

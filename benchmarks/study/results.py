@@ -1,19 +1,20 @@
-"""Results files, and their scores by task, condition and seed."""
+"""Records of runs, and paired differences between arms."""
 
 import gzip
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from policy_noise.experiments.shifts import SHIFTS
+from policy_noise.experiments.statistics import holm
 
-GROUPED = (*SHIFTS, "medmnist_c", "few_shot")
-"""Measures that are the mean of several sets' scores."""
-MEASURES = ("clean", "shifted", *GROUPED, "ct2", "mr")
+FEWEST = 3
+"""Seeds for an interval."""
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -29,68 +30,72 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def pack(records: list[dict[str, Any]]) -> bytes:
-    """Compress records to a fifth of their size: five digits, only the last diagnostics of each policy, gzip."""
-    lines = []
-    for record in records:
-        short = {**record, "policy": record["policy"][-1:]} if "policy" in record else record
-        short = json.loads(json.dumps(short), parse_float=lambda digits: float(f"{float(digits):.5g}"))
-        lines.append(json.dumps(short, separators=(",", ":")) + "\n")
-    return gzip.compress("".join(lines).encode(), mtime=0)
+@dataclass
+class Difference:
+    """A paired difference over seeds: its mean, half its 95 % t-interval and p-value, NaN with fewer than 3 seeds."""
+
+    seeds: int
+    mean: float
+    half: float
+    p_value: float
+    p_holm: float = float("nan")
+
+    def __str__(self) -> str:
+        if np.isnan(self.half):
+            return f"{self.mean:+.3f}".replace("0.", ".", 1)
+        star = "*" if self.p_holm < 0.05 else ""
+        return f"{self.mean:+.3f}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{self.half:.3f}{star}".replace("0.", ".")
 
 
 class Results:
-    """Scores of one split by task, condition and seed.
+    """Scores of one split by task, arm and seed.
 
     Args:
-        records: Records written by ``run``. Failed runs and other splits are skipped. Of a repeated run the last
-            counts. Seeds that some condition of a task lacks are skipped, so that all use the same seeds.
+        records: What ``run`` wrote. Failed runs and other splits are skipped.
         split: ``"val"`` or ``"test"``.
     """
 
     def __init__(self, records: Iterable[dict[str, Any]], split: str) -> None:
-        kept = {record["key"]: record for record in records if split in record.get("scores", {})}
-        seeds: dict[str, dict[str, set[int]]] = {}
-        for record in kept.values():
-            seeds.setdefault(record["task"], {}).setdefault(record["condition"], set()).add(record["seed"])
-        complete = {task: set.intersection(*own.values()) for task, own in seeds.items()}
-        self.records = [record for record in kept.values() if record["seed"] in complete[record["task"]]]
-        self.incomplete = len(kept) - len(self.records)
-        self.split = split
-        self.family = {record["condition"]: record["family"] for record in self.records}
         self._values: dict[tuple[str, str, str], dict[int, float]] = {}
-        for record in self.records:
-            for measure, value in _measures(record["scores"][split]).items():
-                self._values.setdefault((record["task"], record["condition"], measure), {})[record["seed"]] = value
+        for record in records:
+            if record["split"] == split and "scores" in record:
+                for measure, value in _measures(record["scores"]).items():
+                    self._values.setdefault((record["task"], record["arm"], measure), {})[record["seed"]] = value
 
-    @property
-    def tasks(self) -> list[str]:
-        """The tasks, in order of appearance."""
-        return list(dict.fromkeys(record["task"] for record in self.records))
+    def by_seed(self, tasks: Sequence[str], arm: str, measure: str) -> dict[int, float]:
+        """The mean over tasks of each seed that all of them have."""
+        found = [self._values.get((task, arm, measure), {}) for task in tasks]
+        seeds = sorted(set.intersection(*map(set, found))) if found else []
+        return {seed: float(np.mean([values[seed] for values in found])) for seed in seeds}
 
-    def conditions(self, task: str) -> list[str]:
-        """The conditions of a task, in order of appearance."""
-        return list(dict.fromkeys(record["condition"] for record in self.records if record["task"] == task))
+    def difference(self, tasks: Sequence[str], arm: str, control: str, measure: str) -> Difference | None:
+        """An arm minus another one, in the mean over tasks, paired by seed. None without a common seed."""
+        first, second = (self.by_seed(tasks, name, measure) for name in (arm, control))
+        pairs = [(value, second[seed]) for seed, value in first.items() if seed in second]
+        return _paired(*np.array(pairs).T) if pairs else None
 
-    def by_seed(self, task: str, condition: str, measure: str) -> dict[int, float]:
-        """Scores by seed; empty where there are none."""
-        return self._values.get((task, condition, measure), {})
 
-    def values(self, task: str, condition: str, measure: str) -> np.ndarray:
-        """Scores of all seeds."""
-        return np.array(list(self.by_seed(task, condition, measure).values()))
+def _paired(first: np.ndarray, second: np.ndarray) -> Difference:
+    from scipy.stats import ttest_rel
 
-    def mean(self, task: str, condition: str, measure: str) -> float:
-        """Mean over seeds."""
-        return float(self.values(task, condition, measure).mean())
+    mean = float((first - second).mean())
+    if len(first) < FEWEST:
+        return Difference(len(first), mean, float("nan"), float("nan"))
+    test = ttest_rel(first, second)
+    return Difference(len(first), mean, float(test.confidence_interval().high) - mean, float(test.pvalue))
 
 
 def _measures(scores: dict[str, float]) -> dict[str, float]:
-    """Average shifts over severities, and ``shifted`` over shifts. The same for corruptions and numbers of shots."""
+    """Average shifts over severities, and ``shifted`` over the eight shifts."""
     result = {name: value for name, value in scores.items() if ":" not in name}
-    for group in GROUPED:
-        levels = [value for name, value in scores.items() if name.split(":")[0] == group and ":" in name]
-        if levels:
-            result[group] = float(np.mean(levels))
+    for group in dict.fromkeys(name.partition(":")[0] for name in scores if ":" in name):
+        result[group] = float(np.mean([value for name, value in scores.items() if name.startswith(f"{group}:")]))
     shifts = [result[shift] for shift in SHIFTS if shift in result]
     return result | ({"shifted": float(np.mean(shifts))} if shifts else {})
+
+
+def correct(column: Iterable[Difference | None]) -> None:
+    """Holm's correction over a table's column."""
+    tested = [difference for difference in column if difference is not None and not np.isnan(difference.half)]
+    for difference, adjusted in zip(tested, holm([d.p_value for d in tested]), strict=True):
+        difference.p_holm = float(adjusted)

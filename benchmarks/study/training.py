@@ -1,43 +1,36 @@
-"""One run of the study: a classifier, a condition, a seed.
+"""One run of the study: a classifier, an arm, a seed.
 
-The mask is the package's own: ``hook.apply`` draws and applies it, and ``hook.observe`` rewards it. All conditions of a
-seed share the initial weights, the images, their order and their translations. Masks and augmentations use separate
-generators. On a GPU the classifier's forward and backward are replayed as CUDA graphs, because kernel launches dominate
-the cost of such small networks.
+All arms of a seed share the initial weights, the images, their order and their translations. Masks and augmentations
+draw from streams of their own, and are off for the last quarter of the epochs.
 """
 
 import random
 import time
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.swa_utils import update_bn
 
-from benchmarks.study.classifier import Classifier, replay_as_graphs
-from benchmarks.study.conditions import LEARNING_RATE
-from benchmarks.study.jobs import Job
-from benchmarks.study.masks import ClassPolicy, StudyMask, build_hook
-from benchmarks.study.scoring import diagnose, encoding, evaluate, macro_f1
-from benchmarks.study.signals import Signals, pathwise_surrogate
-from benchmarks.study.tasks import TaskData, train_indices
-from policy_noise import ReinforceHook
+from benchmarks.study.arms import Arm
+from benchmarks.study.classifier import Classifier
+from benchmarks.study.suites import Job
+from benchmarks.study.tasks import EvalSet, TaskData, train_indices
+from policy_noise import PolicyNoiseMask, RandomShading, ReinforceHook, Sample
 from policy_noise.experiments.rivals import Augmentation
 
+LEARNING_RATE = 2e-3
+"""Peak of the one-cycle schedule."""
 WEIGHT_DECAY = 0.05
-CLEAN_SHARES = {"heated": 0.25, "long": 0.5, "throughout": 0.0, "recalibrated": 0.0}
-"""Share of the epochs without masks, at the end, by schedule."""
-POINTS = 8
-"""Points of a learning curve."""
+CLEAN_SHARE = 0.25
+"""Of the epochs, at the end, without masks and augmentations."""
 
 
 class Batches:
-    """Training batches on the device: images in [0, 1], not normalized, translated by up to a 16th of their side.
+    """Training batches: images in [0, 1], not normalized, translated by up to a 16th of their side.
 
-    Order and translations are drawn on the CPU from the seed alone: they are the same for all conditions and devices.
+    Order and translations are drawn on the CPU from the seed alone: they are the same for all arms and devices.
     """
 
     def __init__(self, data: TaskData, seed: int, epochs: int) -> None:
@@ -68,130 +61,102 @@ class Batches:
         return images.unsqueeze(1), self.labels[index]
 
 
-def train(job: Job, data: TaskData, *, graphs: bool = True) -> dict[str, Any]:
+class SwappedMask(PolicyNoiseMask):
+    """The package's mask, put on the next image of the batch. Batches are in random order: it is a random other one."""
+
+    def forward(self, images: Tensor, sample: Sample | None = None) -> Tensor:
+        return super().forward(images.roll(-1, 0), sample).roll(1, 0)
+
+
+class Masks:
+    """An arm's masks on normalized images, random or learned, with a random stream of their own."""
+
+    def __init__(self, arm: Arm, data: TaskData, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        device = data.images.device
+        self.swapped = arm.swapped
+        self.generator = torch.Generator(device).manual_seed(10_000 + seed)
+        black: dict[str, Any] = {"mean": data.mean, "std": data.std}
+        self.shading: RandomShading | None = None
+        self.hook: ReinforceHook | None = None
+        if arm.masks is not None and arm.policy is None:
+            self.shading = RandomShading(**arm.masks, **black)
+        elif arm.masks is not None:
+            mask = (SwappedMask if arm.swapped else PolicyNoiseMask)(in_chans=1, **arm.masks, **black).to(device)
+            self.hook = ReinforceHook(mask, optimizer, generator=self.generator, **(arm.policy or {}))
+
+    def apply(self, images: Tensor) -> Tensor:
+        if self.shading is not None:
+            return self.shading(images, self.shading.sample(images, self.generator))
+        return images if self.hook is None else self.hook.apply(images)
+
+    def observe(self, losses: Tensor) -> None:
+        """Reward learned masks, each by the loss of the image that it was put on."""
+        if self.hook is not None:
+            self.hook.observe(losses.roll(-1, 0) if self.swapped else losses)
+
+    def remove(self) -> None:
+        if self.hook is not None:
+            self.hook.remove()
+
+
+@torch.no_grad()
+def macro_f1(model: Classifier, data: TaskData, evals: EvalSet) -> float:
+    """Macro F1 in eval mode. The model is left in it."""
+    from sklearn.metrics import f1_score
+
+    model.eval()
+    logits = torch.cat([model((part.float() / 255 - data.mean) / data.std) for part in evals.images.split(2048)])
+    classes = np.arange(data.num_classes) if evals.classes is None else np.array(evals.classes)
+    predictions = classes[logits[:, classes].argmax(1).cpu().numpy()]
+    return float(f1_score(evals.labels, predictions, labels=classes, average="macro", zero_division=0))
+
+
+def train(job: Job, data: TaskData) -> dict[str, Any]:
     """Train and score one run.
 
     Args:
         job: What to run.
         data: The job's task, with its evaluation sets.
-        graphs: Replay the classifier's training step as CUDA graphs where the data is on a GPU.
 
     Returns:
-        ``scores`` (split, set, macro F1), ``curve`` and ``policy`` (diagnostics during training), ``encoding`` (of the
-        masks when masking ends; empty without a mask), ``steps``, ``seconds``.
+        ``scores`` (macro F1 by evaluation set), ``loss`` (the mean of the training's last epoch), ``seconds``.
     """
-    condition, task, seed = job.condition, job.task, job.seed
+    arm, task, seed = job.arm, job.task, job.seed
     device = data.images.device
     start = time.perf_counter()
     torch.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002  (timm's Mixup draws from the global state)
     random.seed(seed)
-    model = Classifier(task.model, task.size, data.num_classes).to(device)
-    if device.type == "cpu":
-        model.to(memory_format=torch.channels_last)  # a quarter faster there
-    generator = torch.Generator(device).manual_seed(30_000 + seed)
-    signals = Signals(condition.signal, model, generator, {"mean": data.mean, "std": data.std})
-    model.train()
-    # Recalibration runs the model in training mode with another momentum than a graph would have recorded.
-    if graphs and device.type == "cuda" and condition.schedule != "recalibrated":
-        replay_as_graphs(model, torch.zeros(task.batch_size, 1, task.size, task.size, device=device))
+    model = Classifier(task.size, data.num_classes, normalize=arm.normalize).to(device)
+    model.to(memory_format=torch.channels_last).train()
     batches = Batches(data, seed, task.epochs)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=device.type == "cuda"
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, LEARNING_RATE, total_steps=len(batches), pct_start=0.1, cycle_momentum=False
     )
-    noisy_epochs = task.epochs - round(CLEAN_SHARES[condition.schedule] * task.epochs)
-    noisy_steps = noisy_epochs * batches.steps_per_epoch
-    draws = torch.Generator(device).manual_seed(10_000 + seed)
-    hook = None if condition.preset is None else build_hook(condition, data, optimizer, draws)
-    augment = None
-    if condition.augment is not None:
-        augment = Augmentation(condition.augment, data.num_classes, device, seed)
-    strength = None if hook is None else hook.augmentation.strength
-    interval = max(1, len(batches) // POINTS)
-    curve: list[dict[str, float]] = []
-    policy: list[dict[str, float]] = []
-    encoded: dict[str, float] = {}
-
-    def end_masking(hook: ReinforceHook) -> None:
-        mask, indices = hook.augmentation, train_indices(data, seed)
-        assert isinstance(mask, StudyMask)
-        images = (data.images[indices].float() / 255 - data.mean) / data.std
-        encoded.update(encoding(model, mask, images, data.labels[indices], 40_000 + seed))
-        hook.remove()
-
+    noisy_steps = (task.epochs - round(CLEAN_SHARE * task.epochs)) * batches.steps_per_epoch
+    masks: Masks | None = Masks(arm, data, optimizer, seed)
+    augment = None if arm.augment is None else Augmentation(arm.augment, data.num_classes, device, seed)
+    last = []
     for step in range(len(batches)):
-        if step == noisy_steps:
-            augment = None
-            if hook is not None:
-                end_masking(hook)
-                hook = None
+        if masks is not None and step == noisy_steps:
+            masks.remove()
+            masks = augment = None
         images, labels = batches[step]
         targets = labels
         if augment is not None:
             images, targets = augment(images, labels)
         images = (images - data.mean) / data.std
-        if hook is None:
-            loss = F.cross_entropy(model(images)[0], targets)
-        else:
-            if condition.curriculum:
-                hook.augmentation.strength = strength * min(1.0, 2 * step / noisy_steps)
-            other_images, other_labels = batches[(step + 1) % len(batches)]
-            signals.before(images, labels, (other_images - data.mean) / data.std, other_labels)
-            if isinstance(hook.augmentation.policy, ClassPolicy):
-                hook.augmentation.policy.labels = labels
-            masked = _mask_pathwise(hook, draws, signals, images, labels) if signals.pathwise else hook.apply(images)
-            logits, features = model(masked)
-            losses = F.cross_entropy(logits, labels, reduction="none")
-            if hook.learner.scales_loss:
-                # The published surrogate scales the classifier's loss as well.
-                losses = hook.observe(losses)
-            elif not signals.pathwise:
-                signal = signals.after(masked, hook.augmentation.applied, logits.detach(), features, labels)
-                hook.observe(hook.augmentation.credit(signal))
-            loss = losses.mean()
+        if masks is not None:
+            images = masks.apply(images)
+        losses = F.cross_entropy(model(images), targets, reduction="none")
+        if masks is not None:
+            masks.observe(losses)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        losses.mean().backward()
         optimizer.step()
         scheduler.step()
-        if hook is not None:
-            signals.step()
-        if (step + 1) % interval == 0:
-            point = {"step": step + 1, "loss": float(loss.detach())}
-            if "val" in data.evals:
-                point["val_clean"] = macro_f1(model, data, data.evals["val"]["clean"])
-            curve.append(point)
-            if hook is not None:
-                policy.append({"step": step + 1, **hook.metrics, **diagnose(hook.augmentation, data)})
-                model.train()
-    if hook is not None:
-        end_masking(hook)
-    if condition.schedule == "recalibrated":
-        last = range(len(batches) - batches.steps_per_epoch, len(batches))
-        update_bn(((batches[step][0] - data.mean) / data.std for step in last), model)
-    scores = {split: evaluate(model, data, split) for split in job.splits}
-    return {
-        "scores": scores,
-        "curve": curve,
-        "policy": policy,
-        "encoding": encoded,
-        "steps": len(batches),
-        "seconds": round(time.perf_counter() - start, 3),
-    }
-
-
-def _mask_pathwise(
-    hook: ReinforceHook, draws: torch.Generator, signals: Signals, images: Tensor, labels: Tensor
-) -> Tensor:
-    """Mask a batch. The policy learns from the signal's own gradient."""
-    mask = hook.augmentation
-    assert isinstance(mask, StudyMask)
-    sample = mask.sample(images, draws)
-    action = sample.action.clone().requires_grad_()
-    masked = mask(images, replace(sample, action=action))
-    surrogate = pathwise_surrogate(sample, signals.slopes(action, masked, hook.augmentation.applied, labels))
-    # Without a baseline a loss of 1 gives each image's surrogate the same weight.
-    hook.learner.observe(replace(sample, log_prob=surrogate), torch.ones_like(surrogate))
-    return masked.detach()
+        if step >= len(batches) - batches.steps_per_epoch:
+            last.append(float(losses.detach().mean()))
+    scores = {name: round(macro_f1(model, data, evals), 5) for name, evals in data.evals.items()}
+    return {"scores": scores, "loss": round(float(np.mean(last)), 5), "seconds": round(time.perf_counter() - start, 1)}

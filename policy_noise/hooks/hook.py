@@ -7,7 +7,7 @@ the user's loop does not change: loss, scaler, clipping, reducer and parameter g
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from ..augmentation import StochasticAugmentation
 from ..learning import PolicyLearner
 from ..learning.window import check_loss
-from ..losses import LossSplitter, SampleLosses, is_hookable
+from ..losses import LossMethod, LossSplitter, SampleLosses, is_hookable
 from ..utils.compat import is_in_backward, is_transformed
 from ..utils.distributed import is_distributed
 from ..utils.warn import warn
@@ -55,8 +55,8 @@ class ReinforceHook:
         criterion: The loss module that the loop calls with the model's output. Several hooked models may share it.
         output_loss: Instead of ``criterion``, for models that compute their loss inside: a function of the model's
             output, its positional arguments and its keyword arguments that returns one loss per image, (B,).
-        loss_method: ``"auto"``, or ``"leave_one_out"`` for criteria that couple samples; see
-            :class:`policy_noise.losses.LossSplitter`.
+        loss_method: ``"auto"``; ``"own"`` for the criterion on each image alone, where its batch loss is another mean;
+            or ``"leave_one_out"`` for criteria that couple samples. See :class:`policy_noise.losses.LossSplitter`.
         input_name: Which of the model's inputs holds the images: a position, the name of a keyword, or a key of a
             mapping that the model takes. By default the first floating-point tensor with the right number of axes.
         generator: Source of randomness for the draws. By default the hook has its own streams, derived from
@@ -100,7 +100,7 @@ class ReinforceHook:
         model: nn.Module | None = None,
         criterion: nn.Module | None = None,
         output_loss: OutputLoss | None = None,
-        loss_method: Literal["auto", "leave_one_out"] = "auto",
+        loss_method: LossMethod = "auto",
         input_name: int | str | None = None,
         generator: torch.Generator | None = None,
         max_pending: int = 8,
@@ -452,6 +452,8 @@ class ReinforceHook:
         else:
             self.learner.skip(group)
         self._draws.advance()
+        if self._splitter is not None:
+            self._splitter.stepped()
         # The policy has changed, so the graphs of earlier masks are no longer valid.
         self._queue.invalidate()
         self._watch.stepped(paused=bool(self._pauses))
@@ -496,6 +498,8 @@ def _check_arguments(augmentation: Any, model: Any, criterion: Any, output_loss:
         raise TypeError(f"augmentation must be a StochasticAugmentation, got {type(augmentation).__name__}")
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(criterion, type):
+        raise TypeError(f"criterion is the class {criterion.__name__}: pass an object of it, {criterion.__name__}()")
     if criterion is not None and not isinstance(criterion, nn.Module):
         raise TypeError(
             f"criterion must be a torch.nn.Module, got {type(criterion).__name__}: if your loss is a function, omit "

@@ -1,6 +1,6 @@
-"""Find the images in a data set's samples, as torchvision's v2 transforms do: beside labels, boxes and names."""
+"""Find the images in a data set's samples, beside labels, boxes and names."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -9,12 +9,33 @@ from ..utils.trees import leaves_of
 
 __all__ = ["apply_to_images"]
 
+NAMES = {
+    "image",
+    "images",
+    "img",
+    "imgs",
+    "pixel_values",
+    "video",
+    "videos",
+    "volume",
+    "volumes",
+    "input",
+    "inputs",
+    "x",
+}
+"""Keys of a mapping that name its images."""
+REMEDY = (
+    "name the key 'image', wrap each image in torchvision's tv_tensors.Image, or say which are images with a transform "
+    "of policy_noise.adapters"
+)
+
 
 def apply_to_images(transform: Callable[[Tensor], Tensor], sample: Any, labels: tuple[Any, ...]) -> Any:
     """Transform the images of a sample and leave the rest unchanged.
 
-    All ``tv_tensors.Image`` and ``tv_tensors.Video`` are images. If there are none, the first floating-point tensor
-    with three or more axes is the image. This is torchvision's rule, too.
+    All ``tv_tensors.Image`` and ``tv_tensors.Video`` are images. If there are none, the floating-point tensors of three
+    or more axes are asked: in a mapping, those whose key says so, such as ``"image"`` or ``"pixel_values"``; elsewhere
+    the first, as in ``(image, target)``.
 
     Args:
         transform: A function from images to images.
@@ -22,19 +43,51 @@ def apply_to_images(transform: Callable[[Tensor], Tensor], sample: Any, labels: 
         labels: The call's other arguments.
 
     Raises:
-        TypeError: If the sample holds no images.
+        TypeError: If the sample holds no images, or it is not clear which they are.
     """
     whole = (sample, *labels) if labels else sample
     leaves = list(leaves_of(whole))
     chosen = [leaf for leaf in leaves if type(leaf).__name__ in ("Image", "Video") and isinstance(leaf, Tensor)]
     if not chosen:
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        chosen = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim > 2][:1]
+        chosen = _untyped_images(whole)
     if not chosen:
         got = [f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__ for x in leaves]
         raise TypeError(f"images must be floating-point tensors of three axes or more, got {got}: convert them first")
     # Arithmetic returns plain tensors. Later transforms need the subclass, to tell images from masks.
     return _replace(whole, {id(leaf): transform(leaf).as_subclass(type(leaf)) for leaf in chosen})
+
+
+def _untyped_images(whole: Any) -> list[Tensor]:
+    candidates = [
+        (key, leaf)
+        for key, leaf in _keyed_leaves(whole, None)
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim > 2
+    ]
+    if not candidates:
+        return []
+    named = [leaf for key, leaf in candidates if isinstance(key, str) and key.lower() in NAMES]
+    in_order = [leaf for key, leaf in candidates if key is None]
+    if (named and in_order) or not (named or in_order):
+        keys = [key for key, _ in candidates if key is not None]
+        raise TypeError(f"which tensors are images is not clear from the keys {keys}: {REMEDY}")
+    if isinstance(whole, list) and len(whole) > 1 and len(in_order) == len(whole):
+        raise TypeError(
+            f"a list of {len(whole)} tensors may hold images only, or an image and its target: for the second pass a "
+            f"tuple, else {REMEDY}"
+        )
+    return named or in_order[:1]
+
+
+def _keyed_leaves(value: Any, key: Any) -> Iterator[tuple[Any, Any]]:
+    """The leaves, each with the innermost mapping's key that it stands under, or None."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _keyed_leaves(item, name)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _keyed_leaves(item, key)
+    else:
+        yield key, value
 
 
 def _replace(value: Any, images: dict[int, Tensor]) -> Any:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "CollectiveError",
     "are_transforms_active",
+    "collectives_refused",
     "is_in_backward",
     "is_saved_elsewhere",
     "is_transformed",
@@ -16,6 +18,7 @@ __all__ = [
     "own_graph",
     "sample_dirichlet",
     "saved",
+    "version_of",
 ]
 
 
@@ -116,3 +119,50 @@ def saved(node: Any, name: str, *default: Any) -> Any:
         return getattr(node, "_saved_" + name, *default)
     except RuntimeError:
         return None
+
+
+def of_any_batch(tensor: Tensor) -> Tensor:
+    """``torch._dynamo.maybe_mark_dynamic`` (since torch 2.1): mark the batch axis, so that a graph takes any length.
+
+    Returns an alias, so that the caller's tensor stays unmarked. If the name is missing, a second batch length compiles
+    once more.
+    """
+    alias = tensor.view_as(tensor)
+    mark = getattr(torch._dynamo, "maybe_mark_dynamic", None)
+    if mark is not None:
+        mark(alias, 0)
+    return alias
+
+
+def version_of(tensor: Tensor) -> int:
+    """``torch.Tensor._version`` (since torch 0.4): counts the in-place writes to a tensor.
+
+    Tensors of inference mode have none. If the name is missing, writes go unnoticed.
+    """
+    return 0 if tensor.is_inference() else getattr(tensor, "_version", 0)
+
+
+class CollectiveError(RuntimeError):
+    """A collective was called where none may be."""
+
+
+def collectives_refused() -> AbstractContextManager[Any]:
+    """``torch.utils._python_dispatch.TorchDispatchMode`` (since torch 1.13): refuse collectives inside the block.
+
+    If the name is missing, they are not noticed.
+
+    Raises:
+        CollectiveError: If a collective of torch.distributed is called.
+    """
+    try:
+        from torch.utils._python_dispatch import TorchDispatchMode
+    except ImportError:
+        return nullcontext()
+
+    class Refusal(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if "c10d" in function.namespace:
+                raise CollectiveError(function.__name__)
+            return function(*args, **(kwargs or {}))
+
+    return Refusal()

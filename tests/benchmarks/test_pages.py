@@ -1,21 +1,15 @@
 """The benchmarks' pages: their links and their commands."""
 
-import itertools
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 
 from benchmarks.overhead.suites import KERNELS, PEERS
 from benchmarks.overhead.suites import SUITES as OVERHEAD_SUITES
-from benchmarks.study.conditions import CONDITIONS
-from benchmarks.study.suites import SUITES
-from benchmarks.study.tasks import TASKS
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 PAGES = sorted(BENCHMARKS.rglob("*.md"))
-ROUNDS = sorted((BENCHMARKS / "study" / "rounds").glob("*.md"))
 
 
 def commands(page: Path) -> list[str]:
@@ -39,19 +33,6 @@ def test_the_index_leads_to_every_page():
         links = {(page.parent / link).resolve() for link in re.findall(r"\]\(([^)#\s]+\.md)", page.read_text())}
         waiting += (links & set(PAGES)) - found
     assert found == set(PAGES)
-
-
-def test_every_suite_of_the_study_is_run_on_a_page_and_every_name_there_is_declared():
-    run = set()
-    for page in ROUNDS:
-        for command in commands(page):
-            words = shlex.split(command) if command.startswith("python -m benchmarks.study") else []
-            options = dict(itertools.pairwise(words))
-            if words[3:4] == ["run"]:
-                run.add(options["--suite"])
-                assert set(options.get("--conditions", "plain").split(",")) <= CONDITIONS.keys(), page
-            assert set(options.get("--tasks", "organs").split(",")) <= TASKS.keys(), page
-    assert run == SUITES.keys() - {"smoke"}
 
 
 def test_commands_of_the_overhead_page_name_its_suites():

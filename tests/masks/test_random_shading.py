@@ -140,6 +140,7 @@ def compose(request):
     return v2.Compose([*steps, transforms()[request.param]]), v2.Compose(steps)
 
 
+UNTOLD = torch.rand(3, 16, 16)
 PICTURE = torch.arange(3 * 20 * 24, dtype=torch.uint8).view(3, 20, 24)
 
 
@@ -189,6 +190,35 @@ def test_plain_tensors_follow_torchvisions_rule(compose):
     assert torch.equal(kept, weights)
     with pytest.raises(TypeError, match=r"images must be floating-point tensors of three axes or more, got .*convert"):
         shading((torch.zeros(3, 16, 16, dtype=torch.uint8), 3))
+
+
+@pytest.mark.parametrize("key", ["image", "Images", "img", "pixel_values", "x", "volume"])
+def test_a_mapping_names_its_images_and_the_order_does_not_matter(compose, key):
+    shading = compose[0].transforms[-1]
+    image, label = torch.rand(3, 16, 16), torch.rand(3, 16, 16)
+    for sample in ({"label": label, key: image}, {key: image, "label": label}, (image, {"label": label})):
+        result = shading(sample)
+        kept = result[1] if isinstance(result, tuple) else result
+        masked = result[0] if isinstance(result, tuple) else result[key]
+        assert torch.equal(kept["label"], label)
+        assert not torch.equal(masked, image)
+    several = shading({"img": image, "image": [image, image], "label": label})
+    assert not any(torch.equal(one, image) for one in (several["img"], *several["image"]))
+
+
+@pytest.mark.parametrize(
+    ("sample", "words"),
+    [
+        ({"t1": UNTOLD, "t2": UNTOLD}, r"not clear from the keys \['t1', 't2'\]: name the key 'image'"),
+        ({"label": UNTOLD, "id": 3}, r"not clear from the keys \['label'\]"),
+        ((UNTOLD, {"image": UNTOLD}), r"not clear from the keys \['image'\]"),
+        ([UNTOLD, UNTOLD], "a list of 2 tensors may hold images only, or an image and its target"),
+    ],
+    ids=["modalities", "a label", "two places", "a list"],
+)
+def test_what_may_be_no_image_is_refused_by_name(compose, sample, words):
+    with pytest.raises(TypeError, match=words):
+        compose[0].transforms[-1](sample)
 
 
 class Pictures(Dataset):

@@ -1,0 +1,106 @@
+"""torchvision: one of its v2 transforms, in ``v2.Compose``."""
+
+import dataclasses
+from typing import Any
+
+import PIL.Image
+import torch
+from torch import Tensor
+
+from ..masks import random_shading
+from ..masks.samples import ShadingSample
+from .shading import draw, shade
+
+try:
+    from torchvision import tv_tensors
+    from torchvision.transforms import v2
+    from torchvision.transforms.v2 import functional as F
+except ImportError as error:
+    raise ImportError("policy_noise.adapters.torchvision needs torchvision: pip install torchvision") from error
+
+__all__ = ["RandomShading"]
+
+MODES = ("L", "RGB", "F")
+
+
+def _is_plain_image(value: Any) -> bool:
+    """Whether a value is a tensor without a type of torchvision's that can be an image."""
+    if not (isinstance(value, Tensor) and F.is_pure_tensor(value) and value.ndim > 2):
+        return False
+    return value.is_floating_point() or value.dtype == torch.uint8
+
+
+class RandomShading(v2.Transform):
+    """Random shading as one of torchvision's v2 transforms.
+
+    All ``Image``, ``Video`` and PIL images of a sample get one mask, labels, boxes, masks and key points none. Without
+    any of these types, the first plain tensor of three or more axes is the image, and a list of nothing else is a list
+    of images. Frames of a video share their mask; images of a batch have one each. It draws from torch's global
+    generator. Like torchvision's transforms it does not follow ``eval()``.
+
+    Args:
+        p: Probability that an image is masked.
+        settings: Any other setting of :class:`policy_noise.RandomShading`. Bytes are read as [0, 1]: ``mean=0, std=1``
+            makes zero black.
+
+    Shape:
+        - images: (C, H, W) or (B, C, H, W); a ``Video`` (T, C, H, W) or (B, T, C, H, W); PIL images of mode L, RGB or
+          F. Floating point or uint8.
+        - Output: the same type, shape and dtype. Bytes are rounded, and clipped to 0 and 255.
+
+    Raises:
+        TypeError: If a sample holds no image, or a PIL image of another mode.
+
+    Example:
+        >>> transform = v2.Compose([RandomShading(mean=0.0, std=1.0), v2.ToImage()])
+        >>> transform(PIL.Image.new("RGB", (32, 24))).shape
+        torch.Size([3, 24, 32])
+    """
+
+    _transformed_types = (tv_tensors.Image, tv_tensors.Video, PIL.Image.Image, _is_plain_image)
+
+    def __init__(self, p: float = 0.5, **settings: Any) -> None:
+        super().__init__()
+        self.shading = random_shading.RandomShading(p, **settings)
+
+    def forward(self, *inputs: Any) -> Any:
+        """Mask the images of a sample."""
+        images = inputs[0]
+        if len(inputs) == 1 and isinstance(images, list) and len(images) > 1 and all(map(_is_plain_image, images)):
+            return [image.as_subclass(Tensor) for image in super().forward(list(map(tv_tensors.Image, images)))]
+        return super().forward(*inputs)
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw: a mask for each image of a batch, and for each video."""
+        if not flat_inputs:
+            raise TypeError("the sample holds no image: neither an Image, a Video or a PIL image nor a plain tensor")
+        first = flat_inputs[0]
+        if isinstance(first, PIL.Image.Image):
+            return {"sample": draw(self.shading, F.get_dimensions(first))}
+        shape = (*first.shape[:-4], *first.shape[-3:]) if isinstance(first, tv_tensors.Video) else first.shape
+        return {"sample": draw(self.shading, shape, first.device)}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Mask one image, video or batch."""
+        sample: ShadingSample = params["sample"]
+        if isinstance(inpt, PIL.Image.Image):
+            if inpt.mode not in MODES:
+                raise TypeError(f"PIL images must have mode L, RGB or F, got {inpt.mode!r}: convert it first")
+            return F.to_pil_image(shade(self.shading, F.pil_to_tensor(inpt), sample), mode=inpt.mode)
+        images = inpt.as_subclass(Tensor)
+        single = images.ndim == self.shading.spatial_dims + 1
+        if not single:
+            images = images.flatten(0, -self.shading.spatial_dims - 2)
+            sample = _repeated(sample, len(images))
+        shaded = shade(self.shading, images, sample).view(inpt.shape)
+        return shaded if F.is_pure_tensor(inpt) else tv_tensors.wrap(shaded, like=inpt)
+
+
+def _repeated(sample: ShadingSample, count: int) -> ShadingSample:
+    """A sample with each mask several times in a row, for the frames of videos."""
+    times = count // max(1, len(sample.action))
+    if times == 1:
+        return sample
+    fields = {f.name: getattr(sample, f.name) for f in dataclasses.fields(sample)}
+    tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+    return dataclasses.replace(sample, **{name: t.repeat_interleave(times, 0) for name, t in tensors.items()})
