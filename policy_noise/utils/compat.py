@@ -121,19 +121,6 @@ def saved(node: Any, name: str, *default: Any) -> Any:
         return None
 
 
-def of_any_batch(tensor: Tensor) -> Tensor:
-    """``torch._dynamo.maybe_mark_dynamic`` (since torch 2.1): mark the batch axis, so that a graph takes any length.
-
-    Returns an alias, so that the caller's tensor stays unmarked. If the name is missing, a second batch length compiles
-    once more.
-    """
-    alias = tensor.view_as(tensor)
-    mark = getattr(torch._dynamo, "maybe_mark_dynamic", None)
-    if mark is not None:
-        mark(alias, 0)
-    return alias
-
-
 def version_of(tensor: Tensor) -> int:
     """``torch.Tensor._version`` (since torch 0.4): counts the in-place writes to a tensor.
 
