@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = [
     "CollectiveError",
@@ -16,6 +16,7 @@ __all__ = [
     "is_transformed",
     "node_shapes",
     "own_graph",
+    "remove_hook_functions",
     "sample_dirichlet",
     "saved",
     "version_of",
@@ -119,6 +120,26 @@ def saved(node: Any, name: str, *default: Any) -> Any:
         return getattr(node, "_saved_" + name, *default)
     except RuntimeError:
         return None
+
+
+FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+FORWARD_HOOK_FLAGS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+
+
+def remove_hook_functions(module: nn.Module, function: Any) -> bool:
+    """``Module._forward_hooks`` and its like (since torch 2.0): remove a function by itself, without its handle.
+
+    Copies of a module have its hooks, but nobody has their handles. If the names are missing, nothing is removed.
+
+    Returns:
+        Whether there was one.
+    """
+    registered = [vars(module).get(name, {}) for name in FORWARD_HOOKS]
+    keys = [key for hooks in registered for key, found in hooks.items() if found is function]
+    for name in (*FORWARD_HOOKS, *FORWARD_HOOK_FLAGS):
+        for key in keys:
+            vars(module).get(name, {}).pop(key, None)
+    return bool(keys)
 
 
 def version_of(tensor: Tensor) -> int:
