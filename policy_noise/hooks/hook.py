@@ -20,13 +20,13 @@ from ..learning.window import check_loss
 from ..losses import LossMethod, LossSplitter, SampleLosses, is_hookable
 from ..utils.compat import is_in_backward, is_transformed
 from ..utils.distributed import is_distributed
+from ..utils.model import is_training
 from ..utils.warn import warn
 from . import registry
 from .copies import Functor
 from .inputs import find_images, replace
-from .matching import Match
 from .optimizers import OptimizerLink, stepping_optimizer
-from .pairing import PairingQueue, tensors_of
+from .pairing import Match, PairingQueue, tensors_of
 from .schedule import ScheduledStrength, StrengthSchedule
 from .streams import Draws
 from .watch import Watch
@@ -36,7 +36,6 @@ __all__ = ["ReinforceHook"]
 OutputLoss = Callable[[Any, tuple[Any, ...], dict[str, Any]], Tensor]
 
 STATE_KEY = "policy_noise"
-"""Key of the policy in the optimizer's state dict."""
 
 
 class ReinforceHook:
@@ -112,10 +111,12 @@ class ReinforceHook:
         stepping = None if optimizer is None else stepping_optimizer(optimizer)
         known = registry.was_hooked(stepping)  # then its state may come from this process, not from a checkpoint
         _check_arguments(augmentation, model, criterion, output_loss, max_pending)
-        _check_free(model=model, optimizer=optimizer)
+        _check_free(model, stepping)
         self.augmentation = augmentation
         self.learner = PolicyLearner(augmentation, **learner)
-        self._draws = Draws(augmentation, generator)
+        self._model, self._criterion, self._optimizer = model, criterion, optimizer
+        self._number = _free_number(stepping)
+        self._draws = Draws(augmentation, generator, self._number)
         self._output_loss = output_loss
         self._splitter = None if criterion is None else LossSplitter(criterion, loss_method)
         self._input_name = input_name
@@ -129,31 +130,19 @@ class ReinforceHook:
         self._handles: list[RemovableHandle] = []
         self._targets: list[nn.Module] = []
         self._link: OptimizerLink | None = None
-        if model is not None:
-            self._register(
-                model,
-                model.register_forward_pre_hook(
-                    Functor(self._before_forward, self._watch.was_copied), with_kwargs=True
-                ),
-                model.register_forward_hook(Functor(self._after_forward), with_kwargs=True),
-            )
-        if criterion is not None and (self._learns or self.learner.scales_loss):
-            self._register(
-                criterion,
-                criterion.register_forward_pre_hook(Functor(self._before_criterion), with_kwargs=True),
-                criterion.register_forward_hook(Functor(self._after_criterion), with_kwargs=True),
-            )
-        if optimizer is not None:
-            self._connect(optimizer)
-            registry.follow_steps(self._after_any_step)
-        resumable = state_in_optimizer and self._learns and not known
-        self._watch.attached(stepping, wrapped=stepping is not optimizer, resumable=resumable)
-        if is_distributed():
-            self._equalize()
+        try:
+            self._activate()
+            resumable = state_in_optimizer and self._learns and not known
+            self._watch.attached(stepping, wrapped=stepping is not optimizer, resumable=resumable)
+            if is_distributed():
+                self._equalize()
+        except BaseException:
+            self.remove()
+            raise
 
     def rebind(self, optimizer: Any) -> None:
         """Switch to another optimizer, for example one that was made when layers were unfrozen."""
-        _check_free(optimizer=optimizer)
+        _check_free(self._model, stepping_optimizer(optimizer), besides=self)
         self._disconnect()
         self._connect(optimizer)
 
@@ -324,8 +313,8 @@ class ReinforceHook:
         Raises:
             ValueError: If the state belongs to another policy, or is not a hook's.
         """
-        if isinstance(state_dict, Mapping) and isinstance(state_dict.get(STATE_KEY), Mapping):
-            state_dict = state_dict[STATE_KEY]
+        if isinstance(state_dict, Mapping) and isinstance(state_dict.get(self._key), Mapping):
+            state_dict = state_dict[self._key]
         self.learner.check_state_dict(state_dict)
         missing = {"generator", "seed", "steps"} - state_dict.keys()
         if missing:
@@ -338,8 +327,25 @@ class ReinforceHook:
 
     # -- hooks on model and criterion ----------------------------------------------------------------------------------
 
-    def _register(self, target: nn.Module, *handles: RemovableHandle) -> None:
-        self._handles += handles
+    def _overlaps(self, model: nn.Module | None) -> bool:
+        """Whether a model is the hooked one, or lies inside or around it. Without a model nothing tells hooks apart."""
+        if model is None or self._model is None:
+            return model is self._model
+        return model in set(self._model.modules()) or self._model in set(model.modules())
+
+    def _activate(self) -> None:
+        """Register all hooks, also after :meth:`remove`."""
+        if self._model is not None:
+            self._register(self._model, Functor(self._before_forward, self._watch.was_copied), self._after_forward)
+        if self._criterion is not None and (self._learns or self.learner.scales_loss):
+            self._register(self._criterion, Functor(self._before_criterion), self._after_criterion)
+        if self._optimizer is not None:
+            self._connect(self._optimizer)
+            registry.follow_steps(self._after_any_step)
+
+    def _register(self, target: nn.Module, before: Functor, after: Callable[..., Any]) -> None:
+        self._handles.append(target.register_forward_pre_hook(before, with_kwargs=True))
+        self._handles.append(target.register_forward_hook(Functor(after), with_kwargs=True))
         self._targets.append(target)
         registry.enter(target, self)
 
@@ -351,8 +357,9 @@ class ReinforceHook:
             self._watch.masked()
             return None
         # Check the hooked module's mode. The mask is not its child, so model.eval() does not reach the mask.
-        if not module.training or not torch.is_grad_enabled():
-            self._watch.skipped(evaluating=not module.training, without_gradients=not torch.is_grad_enabled())
+        training, with_gradients = is_training(module), torch.is_grad_enabled()
+        if not training or not with_gradients:
+            self._watch.skipped(evaluating=not training, without_gradients=not with_gradients)
             return None
         path = find_images(args, kwargs, self._input_name, self.augmentation.spatial_dims + 2)
         args, kwargs = replace((args, kwargs), path, self.apply)
@@ -418,6 +425,8 @@ class ReinforceHook:
     # -- hooks on the optimizer ----------------------------------------------------------------------------------------
 
     def _connect(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+        self._number = _free_number(stepping_optimizer(optimizer), self._number)
         self._link = OptimizerLink(optimizer, self._after_step)
         if self._state_in_optimizer:
             self._link.keep(self._save_into, self._load_from)
@@ -459,13 +468,18 @@ class ReinforceHook:
         self._queue.invalidate()
         self._watch.stepped(paused=bool(self._pauses))
 
+    @property
+    def _key(self) -> str:
+        """Key of the policy in the optimizer's state dict. Several hooks on one optimizer are numbered."""
+        return f"{STATE_KEY}.{self._number}" if self._number else STATE_KEY
+
     def _save_into(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-        return {**state_dict, STATE_KEY: self.state_dict()}
+        return {**state_dict, self._key: self.state_dict()}
 
     def _load_from(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         state_dict = dict(state_dict)
-        if STATE_KEY in state_dict:
-            self.load_state_dict(state_dict.pop(STATE_KEY))
+        if self._key in state_dict:
+            self.load_state_dict(state_dict.pop(self._key))
         elif self._learns:
             warn(
                 "the optimizer's state was saved without a policy: the classifier resumes, and the policy starts from "
@@ -517,11 +531,21 @@ def _check_arguments(augmentation: Any, model: Any, criterion: Any, output_loss:
         raise ValueError(f"max_pending must be at least 1, got {max_pending!r}")
 
 
-def _check_free(**targets: Any) -> None:
-    """Refuse what is hooked already, and wrappers of it."""
-    for name, target in targets.items():
-        inner = stepping_optimizer(target) if name == "optimizer" and target is not None else target
-        if any(item is not None and registry.hooks_on(item) for item in (target, inner)):
-            raise RuntimeError(
-                f"{name} is hooked already: call policy_noise.detach({name}) first, or attach(..., replace=True)"
-            )
+def _check_free(
+    model: nn.Module | None, stepping: torch.optim.Optimizer | None, besides: ReinforceHook | None = None
+) -> None:
+    """Refuse a model that is hooked already, and one inside or around a model hooked with the same optimizer."""
+    found = [] if stepping is None else [hook for hook in registry.hooks_on(stepping) if hook._overlaps(model)]
+    if model is not None:
+        found += registry.hooks_on(model)
+    if any(hook is not besides for hook in found):
+        name = "optimizer" if model is None else "model"
+        raise RuntimeError(
+            f"{name} is hooked already: call policy_noise.detach({name}) first, or attach(..., replace=True)"
+        )
+
+
+def _free_number(stepping: torch.optim.Optimizer | None, wanted: int = 0) -> int:
+    """The wanted number, or the smallest one that no hook on this optimizer has."""
+    taken = set() if stepping is None else {hook._number for hook in registry.hooks_on(stepping)}
+    return next(number for number in (wanted, *range(len(taken) + 1)) if number not in taken)

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = [
     "CollectiveError",
@@ -16,7 +16,9 @@ __all__ = [
     "is_transformed",
     "node_shapes",
     "own_graph",
+    "remove_hook_functions",
     "sample_dirichlet",
+    "saved",
     "version_of",
 ]
 
@@ -103,27 +105,41 @@ def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def node_shapes(node: Any) -> list[tuple[int, ...]] | None:
-    """``torch.autograd.graph.Node._input_metadata`` (since torch 2.5): shapes of a node's outputs.
+def node_shapes(node: Any) -> list[tuple[int, ...]]:
+    """``torch.autograd.graph.Node._input_metadata`` (since torch 2.5): shapes of a node's outputs."""
+    return [tuple(output.shape) for output in node._input_metadata]
 
-    If it is missing, rows can only be followed through operations that leave them in place. Operations that slice,
-    index, join or reshape rows lead to a :class:`policy_noise.PairingError`.
+
+def saved(node: Any, name: str, *default: Any) -> Any:
+    """``torch.autograd.graph.Node._saved_*``: an argument that autograd has kept of an operation.
+
+    Returns:
+        None for a tensor that was freed with its graph, or changed in place since.
     """
-    metadata = getattr(node, "_input_metadata", None)
-    return None if metadata is None else [tuple(output.shape) for output in metadata]
+    try:
+        return getattr(node, "_saved_" + name, *default)
+    except RuntimeError:
+        return None
 
 
-def of_any_batch(tensor: Tensor) -> Tensor:
-    """``torch._dynamo.maybe_mark_dynamic`` (since torch 2.1): mark the batch axis, so that a graph takes any length.
+FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+FORWARD_HOOK_FLAGS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
 
-    Returns an alias, so that the caller's tensor stays unmarked. If the name is missing, a second batch length compiles
-    once more.
+
+def remove_hook_functions(module: nn.Module, function: Any) -> bool:
+    """``Module._forward_hooks`` and its like (since torch 2.0): remove a function by itself, without its handle.
+
+    Copies of a module have its hooks, but nobody has their handles. If the names are missing, nothing is removed.
+
+    Returns:
+        Whether there was one.
     """
-    alias = tensor.view_as(tensor)
-    mark = getattr(torch._dynamo, "maybe_mark_dynamic", None)
-    if mark is not None:
-        mark(alias, 0)
-    return alias
+    registered = [vars(module).get(name, {}) for name in FORWARD_HOOKS]
+    keys = [key for hooks in registered for key, found in hooks.items() if found is function]
+    for name in (*FORWARD_HOOKS, *FORWARD_HOOK_FLAGS):
+        for key in keys:
+            vars(module).get(name, {}).pop(key, None)
+    return bool(keys)
 
 
 def version_of(tensor: Tensor) -> int:

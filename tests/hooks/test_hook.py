@@ -794,29 +794,38 @@ class Sized(nn.Module):
         return x.mean()
 
 
-@pytest.mark.parametrize("shared", ["model", "optimizer"])
-def test_what_is_hooked_already_is_refused(make_model, batch, shared):
-    for make in (make_model, Sized):
-        if make is Sized and shared == "optimizer":
-            continue
-        model, criterion = (make_model(), nn.CrossEntropyLoss()) if make is make_model else (Sized(), Sized())
-        parts = {"model": model, "criterion": criterion}
-        optimizer = torch.optim.SGD(make_model().parameters(), lr=0.1)
-        ReinforceHook(PolicyNoiseMask(), optimizer, **parts)
-        others = {"model": make_model(), "criterion": nn.CrossEntropyLoss()}
-        if shared == "optimizer":
-            second = optimizer
-        else:
-            second = torch.optim.SGD(make_model().parameters(), lr=0.1)
-            others[shared] = parts[shared]
-        counts = len(model._forward_pre_hooks), len(criterion._forward_hooks), len(second._optimizer_step_post_hooks)
-        with pytest.raises(RuntimeError, match=rf"{shared} is hooked already: call policy_noise.detach"):
-            ReinforceHook(PolicyNoiseMask(), second, **others)
-        assert counts == (
-            len(model._forward_pre_hooks),
-            len(criterion._forward_hooks),
-            len(second._optimizer_step_post_hooks),
-        )
+@pytest.mark.parametrize("make", [None, Sized])
+def test_a_model_that_is_hooked_already_is_refused(make_model, make):
+    model, criterion = (make_model(), nn.CrossEntropyLoss()) if make is None else (make(), make())
+    ReinforceHook(
+        PolicyNoiseMask(),
+        torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1),
+        model=model,
+        criterion=criterion,
+    )
+    other = nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    with pytest.raises(RuntimeError, match=r"model is hooked already: call policy_noise.detach"):
+        ReinforceHook(PolicyNoiseMask(), optimizer, model=model, criterion=other)
+    assert (len(model._forward_pre_hooks), len(criterion._forward_hooks)) == (1, 1)
+    assert not other._forward_hooks
+    assert not optimizer._optimizer_step_post_hooks
+
+
+@pytest.mark.parametrize("pair", ["wrapper of it", "part of it", "neither has a model"])
+def test_an_optimizer_has_no_two_hooks_that_would_mask_twice(make_model, pair):
+    model = make_model()
+    wrapper = nn.Sequential(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    first, second = {
+        "wrapper of it": (model, wrapper),
+        "part of it": (wrapper, model),
+        "neither has a model": (None, None),
+    }[pair]
+    ReinforceHook(PolicyNoiseMask(), optimizer, model=first)
+    with pytest.raises(RuntimeError, match=r"is hooked already: call policy_noise.detach"):
+        ReinforceHook(PolicyNoiseMask(), optimizer, model=second)
+    assert len(optimizer._optimizer_step_post_hooks) == 1
 
 
 @pytest.mark.parametrize(
