@@ -18,6 +18,7 @@ __all__ = [
     "own_graph",
     "remove_hook_functions",
     "sample_dirichlet",
+    "saved",
     "version_of",
 ]
 
@@ -104,14 +105,21 @@ def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def node_shapes(node: Any) -> list[tuple[int, ...]] | None:
-    """``torch.autograd.graph.Node._input_metadata`` (since torch 2.5): shapes of a node's outputs.
+def node_shapes(node: Any) -> list[tuple[int, ...]]:
+    """``torch.autograd.graph.Node._input_metadata`` (since torch 2.5): shapes of a node's outputs."""
+    return [tuple(output.shape) for output in node._input_metadata]
 
-    If it is missing, rows can only be followed through operations that leave them in place. Operations that slice,
-    index, join or reshape rows lead to a :class:`policy_noise.PairingError`.
+
+def saved(node: Any, name: str, *default: Any) -> Any:
+    """``torch.autograd.graph.Node._saved_*``: an argument that autograd has kept of an operation.
+
+    Returns:
+        None for a tensor that was freed with its graph, or changed in place since.
     """
-    metadata = getattr(node, "_input_metadata", None)
-    return None if metadata is None else [tuple(output.shape) for output in metadata]
+    try:
+        return getattr(node, "_saved_" + name, *default)
+    except RuntimeError:
+        return None
 
 
 FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")

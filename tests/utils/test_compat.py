@@ -122,10 +122,16 @@ def test_the_policys_graph_is_kept_from_what_surrounds_the_model(monkeypatch, hi
     assert packed
 
 
-def test_shapes_of_a_node_are_none_where_it_does_not_tell():
-    node = torch.ones(2, 3, requires_grad=True).exp().grad_fn
-    assert compat.node_shapes(object()) is None
-    assert compat.node_shapes(node) in (None, [(2, 3)])
+def test_nodes_tell_their_shapes_and_what_they_saved():
+    tensor = torch.ones(2, 3, requires_grad=True)
+    picked = tensor.exp()[:, torch.tensor([0, 1])]
+    assert compat.node_shapes(picked.grad_fn) == [(2, 2)]
+    assert compat.saved(picked.grad_fn, "indices")[1].tolist() == [0, 1]
+    assert compat.saved(picked.grad_fn, "dim", None) is None
+    with pytest.raises(AttributeError):
+        compat.saved(picked.grad_fn, "dim")
+    picked.sum().backward()
+    assert compat.saved(picked.grad_fn, "indices") is None
 
 
 @pytest.mark.parametrize("name", NAMES)
