@@ -227,14 +227,16 @@ class SmoothMask(StochasticAugmentation):
         if self.black is None or not images.numel():
             return
         axes = (0, *range(2, images.ndim))
-        values = torch.nan_to_num(images.detach().float(), 0.0, 0.0, 0.0)
-        darkest, brightest = values.amin(dim=axes).cpu(), values.amax(dim=axes).cpu()
+        values = images.detach().float()
+        finite = values.isfinite()
+        darkest = torch.where(finite, values, math.inf).amin(dim=axes).cpu()
+        brightest = torch.where(finite, values, -math.inf).amax(dim=axes).cpu()
         assert self.white is not None
         black, white = (level.flatten().cpu() for level in (self.black, self.white))
         broad = (1, -1, *[1] * len(self.grid_size))
         low, high = (end.to(values).view(broad) for end in (black - 0.1, white + 0.1))
         # Ignore a few pixels outside the range. Random erasing fills in normal noise, which exceeds it.
-        share = ((values < low) | (values > high)).float().mean(dim=axes)
+        share = (finite & ((values < low) | (values > high))).float().mean(dim=axes)
         outside = bool((share > 0.05).any())
         too_bright = bool((darkest > black + 1.5).all())
         unit = bool((darkest >= 0).all() and (brightest <= 1).all() and (black < -0.3).any())

@@ -12,6 +12,7 @@ __all__ = [
     "are_transforms_active",
     "collectives_refused",
     "is_in_backward",
+    "is_replica",
     "is_saved_elsewhere",
     "is_transformed",
     "node_shapes",
@@ -112,6 +113,14 @@ def node_shapes(node: Any) -> list[tuple[int, ...]] | None:
     """
     metadata = getattr(node, "_input_metadata", None)
     return None if metadata is None else [tuple(output.shape) for output in metadata]
+
+
+def is_replica(module: nn.Module) -> bool:
+    """``Module._is_replica`` (since torch 1.6): whether a module is one that DataParallel made for a thread.
+
+    If the name is missing, replicas are not noticed.
+    """
+    return getattr(module, "_is_replica", False)
 
 
 FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
