@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.pages import head, row, save_plot
+from benchmarks.study.arms import Arm
 from benchmarks.study.results import Difference, Results, correct, read_results
 from benchmarks.study.rule import TASKS, all_rule_jobs, outcome, rule_table, second_stage
-from benchmarks.study.suites import MASKS, NORMALIZED, PLAIN, PROTOCOL, SETTINGS, protocol_jobs
+from benchmarks.study.suites import MASKS, NORMALIZED, PLAIN, PROTOCOL, SETTINGS, of_both, protocol_jobs
 from policy_noise.experiments.shifts import SHIFTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,16 +107,22 @@ def _cell(difference: Difference | None) -> str:
     return "" if difference is None else str(difference)
 
 
-def protocol_table(results: Results, control: str, measures: Sequence[str] = SHOWN) -> str:
-    """All arms minus plain, or all arms on normalized images minus normalized ones, with their numbers of seeds."""
-    normalized = control == NORMALIZED.name
-    arms = {a.name: a.title for a in PROTOCOL if a.name != control and (a.normalize or not normalized)}
-    found = _columns(results, dict.fromkeys(arms, TASKS), measures, control)
-    lines = head(["training images", "seeds", *(MEASURES[measure] for measure in measures)])
-    for arm, cells in found.items():
-        if cells[0] is not None:
-            lines.append(row([arms[arm], str(cells[0].seeds), *map(_cell, cells)]))
-    return "\n".join(lines)
+def minus_table(results: Results, arms: Sequence[Arm], control: Arm, measures: Sequence[str] = SHOWN) -> str:
+    """Arms minus a control, in the mean over tasks, with their numbers of seeds."""
+    titles = {arm.name: arm.title for arm in arms if arm.name != control.name}
+    found = _columns(results, dict.fromkeys(titles, TASKS), measures, control.name)
+    rows = [
+        row([titles[arm], str(cells[0].seeds), *map(_cell, cells)])
+        for arm, cells in found.items()
+        if cells[0] is not None
+    ]
+    if not rows:
+        return "*No runs yet.*"
+    return "\n".join([*head(["training images", "seeds", *(MEASURES[measure] for measure in measures)]), *rows])
+
+
+ON_NORMALIZED = [arm for arm in PROTOCOL if arm.normalize]
+ON_VALIDATION = [NORMALIZED, *(arm for setting in SETTINGS for arm in of_both(setting))]
 
 
 def scores_table(results: Results, task: str) -> str:
@@ -241,12 +248,15 @@ def results_page(records: list[dict[str, Any]]) -> str:
         "## Rule, validation: settings of masks minus today's default",
         "\n".join(rule_table(val, [*SETTINGS, *second_stage(val, done)])),
     ]
-    if test.by_seed(TASKS, PLAIN.name, "clean"):
-        measures = [measure for measure in MEASURES if measure != "mr"]
-        parts += ["## Test: minus plain, mean over tasks", protocol_table(test, PLAIN.name, measures)]
-        if test.by_seed(TASKS, NORMALIZED.name, "clean"):
-            title = "## Test: on normalized images, minus normalized images alone"
-            parts += [title, protocol_table(test, NORMALIZED.name, measures)]
+    on_validation = [measure for measure in MEASURES if measure not in OF_ORGANS]
+    parts += [
+        "## Validation: minus plain, mean over tasks",
+        minus_table(val, ON_VALIDATION, PLAIN, on_validation),
+        "## Test: minus plain, mean over tasks",
+        minus_table(test, PROTOCOL, PLAIN, list(MEASURES)),
+        "## Test: on normalized images, minus normalized images alone",
+        minus_table(test, ON_NORMALIZED, NORMALIZED, list(MEASURES)),
+    ]
     for task in TASKS:
         if test.by_seed([task], PLAIN.name, "clean"):
             parts += [f"## Test scores: {task}", scores_table(test, task)]
@@ -258,8 +268,9 @@ def evidence_page(text: str, records: list[dict[str, Any]], earlier: list[dict[s
     test, before = Results(records, "test"), Results(earlier, "test")
     parts = {
         "PROGRESS": progress(records),
-        "PROTOCOL": protocol_table(test, PLAIN.name),
-        "NORMALIZED": protocol_table(test, NORMALIZED.name),
+        "VALIDATION": minus_table(Results(records, "val"), ON_VALIDATION, PLAIN, SHOWN[:-1]),
+        "PROTOCOL": minus_table(test, PROTOCOL, PLAIN),
+        "NORMALIZED": minus_table(test, ON_NORMALIZED, NORMALIZED),
         "EARLIER": earlier_table(before),
         "PAIRS": pairs_table(before),
         "LONG": long_table(before),

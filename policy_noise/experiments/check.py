@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -29,12 +29,15 @@ __all__ = [
     "describe",
     "exclude",
     "look_at",
+    "look_before_training",
     "read_exclusions",
     "summary",
     "write_table",
 ]
 
 CHUNK = 64
+CHEAP = 1 << 26
+"""Bytes of files that are decoded before every training, in some seconds."""
 COLUMNS = ("problem", "where", "group", "image", "split", "class", "detail", "exclude")
 KEPT_FIRST = ("test", "val", "train")  # of duplicates, the test image stays: the test split remains as published
 
@@ -113,6 +116,36 @@ def check(data: Any, *, workers: int = 1, journal: Path | None = None) -> list[F
     for number, (_, group) in enumerate(sorted(rows, key=lambda row: row[0]), start=1):
         found += [finding._replace(group=str(number)) for finding in group]
     return found
+
+
+def look_before_training(data: Any) -> list[str]:
+    """Decode what takes seconds, so that a bad test image is not found after the last epoch.
+
+    That is every image in memory, and all files or those of the test split if they have at most :data:`CHEAP` bytes.
+
+    Returns:
+        A note on the constant and equal images among them, if there are any.
+
+    Raises:
+        ValueError: If a file cannot be read, and such files are not left out.
+    """
+    if isinstance(data, FileSet):
+        size = {split: int(getattr(data, split).sizes.sum()) for split in SPLITS}
+        cheap = SPLITS if sum(size.values()) <= CHEAP else ("test",) if size["test"] <= CHEAP else ()
+        left = {split: getattr(data, split).take(np.arange(0)) for split in SPLITS if split not in cheap}
+        data = dataclasses.replace(data, **left)
+    findings = check(data)
+    for finding in findings:
+        if finding.problem == "unreadable":
+            path = os.path.join(data.test.root, finding.image)
+            data.test.refuse_unless_skipped(path, ValueError(finding.detail))
+    counts = Counter(finding.problem for finding in findings)
+    across = sum(finding.problem == "equal" and "splits" in finding.where for finding in findings)
+    said = [f"{counts['constant']} constant images"] if counts["constant"] else []
+    said += (
+        [f"{counts['equal']} equal ones" + (f" ({across} across splits)" if across else "")] if counts["equal"] else []
+    )
+    return [f"{data.name}: {' and '.join(said)}, which check-data names and --exclude leaves out"] if said else []
 
 
 def _crossing(data: Any) -> Iterator[list[Finding]]:

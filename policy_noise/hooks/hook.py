@@ -25,9 +25,8 @@ from ..utils.warn import warn
 from . import registry
 from .copies import Functor
 from .inputs import find_images, replace
-from .matching import Match
 from .optimizers import OptimizerLink, stepping_optimizer
-from .pairing import PairingQueue, tensors_of
+from .pairing import Match, PairingQueue, tensors_of
 from .schedule import ScheduledStrength, StrengthSchedule
 from .streams import Draws
 from .watch import Watch

@@ -281,7 +281,7 @@ def bandit(steps, observe, *, policy_lr, policy_optimizer="adamw", **arguments):
         mean_preserving=False,
         pattern_std=None,
         brightness_std=0.0,
-        scale_about="zero",
+        black=0.0,
     )
     model = nn.Identity()
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)

@@ -94,6 +94,11 @@ def a_wrong_black():
     model(IMAGES)
 
 
+def black_far_away():
+    model, *_ = parts(black=-1000.0)
+    model(IMAGES)
+
+
 def no_step():
     model, criterion, *_ = parts()
     for _ in range(257):
@@ -172,6 +177,7 @@ TRIGGERS = [
     a_second_hook,
     a_forward_without_a_loss,
     a_wrong_black,
+    black_far_away,
     no_step,
     a_loss_of_nan,
     a_climbing_rate,

@@ -266,6 +266,7 @@ def test_tables_and_heat_map_of_complete_runs(tmp_path):
     ]
     page = report.results_page(records)
     assert page.count(f"| {MASKS.title} | 8 | ") == 1 + 3  # against plain, and of each task
+    assert page.count("*No runs yet.*") == 1  # on validation
     assert page.count(f"| {MASKS.on(NORMALIZED).title} | 8 | ") == 2 + 3
     report.heat_map(Results(records, "test"), {arm.name: arm.title for arm in PROTOCOL}, tmp_path / "map.png")
     assert (tmp_path / "map.png").stat().st_size > 10_000
