@@ -111,6 +111,13 @@ def a_loss_of_nan():
     optimizer.step()
 
 
+def labels_that_are_all_ignored():
+    model, criterion, optimizer, _ = parts()
+    for _ in range(5):
+        criterion(model(IMAGES), torch.full_like(TARGETS, -100))
+        optimizer.step()
+
+
 def a_climbing_rate():
     model, criterion, optimizer, _ = parts()
     for rate in (0.1, 0.2):
@@ -180,6 +187,7 @@ TRIGGERS = [
     black_far_away,
     no_step,
     a_loss_of_nan,
+    labels_that_are_all_ignored,
     a_climbing_rate,
 ]
 
