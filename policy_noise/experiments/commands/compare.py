@@ -211,7 +211,6 @@ def _plan(arguments: argparse.Namespace, here: World, before: Mapping[str, Any])
         try:
             _check_augmentation(own, data)
             model = create_model(own, data.num_classes)
-            _check_size(model, own)
             check_mask(model, own, multi_label=data.multi_label)
         except ValueError as error:
             raise ValueError(f"method {method.name}: {error}") from error
@@ -249,15 +248,6 @@ def _check_augmentation(recipe: TrainRecipe, data: Any) -> None:
             augmentation(torch.rand(2, recipe.in_chans, recipe.image_size, recipe.image_size), torch.zeros(2).long())
         except Exception as error:  # whatever a transform of the user's own raises
             raise ValueError(f"{recipe.extra_augmentation} fails on images: {error!r}") from error
-
-
-def _check_size(model: torch.nn.Module, recipe: TrainRecipe) -> None:
-    """Let the model see two images, so that one that does not fit their size is found before anything is written."""
-    try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(2, recipe.in_chans, recipe.image_size, recipe.image_size))
-    except Exception as error:  # whatever the architecture says
-        raise ValueError(f"{recipe.model} does not take images of {recipe.image_size} pixels: {error}") from error
 
 
 def _original_size(data: Any, arguments: argparse.Namespace) -> int | None:
