@@ -21,6 +21,7 @@ __all__ = [
     "compiled_from",
     "forward_hooks",
     "is_in_backward",
+    "is_replica",
     "is_saved_elsewhere",
     "is_transformed",
     "node_shapes",
@@ -141,6 +142,14 @@ def compiled_from(model: nn.Module) -> nn.Module | None:
 def forward_hooks(module: Any) -> list[Callable[..., Any]]:
     """``Module._forward_hooks`` (since torch 0.1): the hooks on a module. Empty if the name is missing."""
     return list(getattr(module, "_forward_hooks", {}).values())
+
+
+def is_replica(module: nn.Module) -> bool:
+    """``Module._is_replica`` (since torch 1.6): whether a module is one that DataParallel made for a thread.
+
+    If the name is missing, replicas are not noticed.
+    """
+    return getattr(module, "_is_replica", False)
 
 
 FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
