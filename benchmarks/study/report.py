@@ -40,6 +40,9 @@ SHOWN = ("clean", "shifted", "bias_field", "brightness", "contrast", "blur", "no
 """Of the evidence page's table. The others stand in the heat map and on the results page."""
 OF_ORGANS = ("ct2", "mr")
 
+MADE = {"day": "Run on", "machine": "machine", "torch": "torch", "commit": "code at commit"}
+"""What each record says about how it was made."""
+
 FIRST_TASKS = ["first-joined", "first-organs", "first-tumour", "first-pneumonia"]
 EARLIER_ROWS: dict[str, tuple[str, list[str]]] = {
     "random": ('random masks, `preset="random"`', TASKS),
@@ -144,9 +147,15 @@ def progress(records: list[dict[str, Any]]) -> str:
     test = protocol_jobs()
     counts = [sum(job.key in done for job in jobs) for jobs in (rule, test)]
     return (
-        f"{counts[0]} of {len(rule)} validation runs of the rule and {counts[1]} of {len(test)} test runs exist. The "
-        f"rule: {outcome(Results(records, 'val'), done)}"
+        f"{counts[0]} of {len(rule)} validation runs of the rule and {counts[1]} of {len(test)} test runs exist. "
+        f"{outcome(Results(records, 'val'), done)}"
     )
+
+
+def provenance(records: list[dict[str, Any]]) -> str:
+    """Days, machines, versions and commits of the runs."""
+    found = {name: sorted({str(record[name]) for record in records if name in record}) for name in MADE}
+    return "; ".join(f"{title} {', '.join(found[name])}" for name, title in MADE.items() if found[name])
 
 
 def earlier_table(results: Results) -> str:
@@ -235,13 +244,24 @@ def put(text: str, content: str, name: str) -> str:
     return f"{before}{first}\n{content}\n{last}{after}"
 
 
-def results_page(records: list[dict[str, Any]]) -> str:
+def clean_by_task(results: Results) -> str:
+    """What the earlier rounds' arms cost on clean images, task by task."""
+    arms = {arm: title for arm, (title, tasks) in EARLIER_ROWS.items() if tasks is TASKS}
+    lines = head(["training images", *TASKS])
+    for arm, title in arms.items():
+        cells = [_cell(results.difference([task], arm, PLAIN.name, "clean")) for task in TASKS]
+        lines.append(row([title, *cells]))
+    return "\n".join(lines)
+
+
+def results_page(records: list[dict[str, Any]], earlier: list[dict[str, Any]]) -> str:
     """The page of all results of the protocol."""
     val, test = Results(records, "val"), Results(records, "test")
     done = {record["key"] for record in records if "scores" in record}
     parts = [
         "# Results of the protocol",
-        f"{progress(records)}",
+        progress(records),
+        *([f"{provenance(records)}."] if records else ()),
         "[The protocol](PROTOCOL.md) says what is declared. `python -m benchmarks.study report` writes this page. "
         "Macro F1; differences are paired by seed, ± is the 95 % t-interval, given for three seeds or more; * means "
         "p < .05 after Holm's correction over the rows of a column.",
@@ -260,6 +280,7 @@ def results_page(records: list[dict[str, Any]]) -> str:
     for task in TASKS:
         if test.by_seed([task], PLAIN.name, "clean"):
             parts += [f"## Test scores: {task}", scores_table(test, task)]
+    parts += ["## Earlier rounds, test: clean images, minus plain, by task", clean_by_task(Results(earlier, "test"))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -283,7 +304,7 @@ def evidence_page(text: str, records: list[dict[str, Any]], earlier: list[dict[s
 def write_pages() -> None:
     """Write the results page, and the evidence page's tables and heat maps."""
     records, earlier = read_results(RESULTS), read_results(EARLIER)
-    PAGE.write_text(results_page(records), encoding="utf-8")
+    PAGE.write_text(results_page(records, earlier), encoding="utf-8")
     EVIDENCE.write_text(evidence_page(EVIDENCE.read_text(encoding="utf-8"), records, earlier), encoding="utf-8")
     rows = {arm: title for arm, (title, tasks) in EARLIER_ROWS.items() if tasks is TASKS}
     heat_map(Results(earlier, "test"), rows, PICTURES / "evidence.png")

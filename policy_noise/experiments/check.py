@@ -1,6 +1,5 @@
 """Read all images of a data set once and list the unreadable, the constant and the duplicate ones; leave some out."""
 
-import csv
 import dataclasses
 import hashlib
 import json
@@ -248,14 +247,10 @@ def _mend(journal: Path) -> None:
 
 def write_table(findings: Sequence[Finding], path: Path) -> None:
     """Write findings as a CSV file for ``--exclude``."""
+    import pandas as pd
 
-    def write(temporary: Path) -> None:
-        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            writer.writerows(findings)
-
-    write_atomic(path, write)
+    table = pd.DataFrame(findings, columns=COLUMNS, dtype=object)
+    write_atomic(path, lambda temporary: table.to_csv(temporary, index=False, errors="surrogateescape"))
 
 
 def summary(data: Any, findings: Sequence[Finding]) -> str:
@@ -284,19 +279,23 @@ def read_exclusions(path: PathLike) -> frozenset[str]:
     Raises:
         ValueError: If ``exclude`` is neither yes nor no.
     """
-    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:  # as file names are
+    import pandas as pd
+
+    own: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape"}  # as file names are
+    with open(path, **own) as file:
         lines = file.read().splitlines()
-    header = next(csv.reader(lines[:1]), [])
-    if "image" not in header:
+    if "image" not in (lines[0] if lines else "").split(","):
         return frozenset(line.strip() for line in lines if line.strip() and not line.startswith("#"))
-    names = set()
-    for number, row in enumerate(csv.DictReader(lines), start=2):
-        wanted = (row.get("exclude", "yes") or "").strip().lower()
-        if wanted not in ("yes", "no") or not row["image"]:
-            raise ValueError(f"{path}, row {number}: needs an image and yes or no in the column exclude, got {row}")
-        if wanted == "yes":
-            names.add(row["image"])
-    return frozenset(names)
+    options = {"encoding": own["encoding"], "encoding_errors": own["errors"]}
+    table = pd.read_csv(path, dtype=object, keep_default_na=False, **options)
+    wanted = table["exclude"].str.strip().str.lower() if "exclude" in table else pd.Series("yes", table.index)
+    bad = ~wanted.isin(["yes", "no"]) | (table["image"] == "")
+    if bad.any():
+        row = table[bad].iloc[0]
+        raise ValueError(
+            f"{path}, row {row.name + 2}: needs an image and yes or no in the column exclude, got {row.to_dict()}"
+        )
+    return frozenset(table["image"][wanted == "yes"])
 
 
 def exclude(data: Any, names: Collection[str]) -> Any:

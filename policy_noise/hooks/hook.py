@@ -18,7 +18,7 @@ from ..augmentation import StochasticAugmentation
 from ..learning import PolicyLearner
 from ..learning.window import check_loss
 from ..losses import LossMethod, LossSplitter, SampleLosses, is_hookable
-from ..utils.compat import is_in_backward, is_transformed
+from ..utils.compat import is_in_backward, is_replica, is_transformed
 from ..utils.distributed import is_distributed
 from ..utils.model import is_training
 from ..utils.warn import warn
@@ -36,6 +36,9 @@ __all__ = ["ReinforceHook"]
 OutputLoss = Callable[[Any, tuple[Any, ...], dict[str, Any]], Tensor]
 
 STATE_KEY = "policy_noise"
+NO_REPLICAS = (
+    "its threads run copies of the model, whose masks can't be paired with losses; use DistributedDataParallel"
+)
 
 
 class ReinforceHook:
@@ -118,17 +121,18 @@ class ReinforceHook:
         self._number = _free_number(stepping)
         self._draws = Draws(augmentation, generator, self._number)
         self._output_loss = output_loss
+        self._loss_method: LossMethod = loss_method
         self._splitter = None if criterion is None else LossSplitter(criterion, loss_method)
         self._input_name = input_name
         self._queue = PairingQueue(max_pending)
         self._pauses = 0
         self._forward_has_mask = False
         self._size: tuple[int, ...] | None = None
+        self._checked = False
         self._strength = None if strength_schedule is None else ScheduledStrength(augmentation, strength_schedule)
         self._watch = Watch(model)
         self._state_in_optimizer = state_in_optimizer
-        self._handles: list[RemovableHandle] = []
-        self._targets: list[nn.Module] = []
+        self._handles: dict[nn.Module, list[RemovableHandle]] = {}
         self._link: OptimizerLink | None = None
         try:
             self._activate()
@@ -140,22 +144,35 @@ class ReinforceHook:
             self.remove()
             raise
 
-    def rebind(self, optimizer: Any) -> None:
-        """Switch to another optimizer, for example one that was made when layers were unfrozen."""
-        _check_free(self._model, stepping_optimizer(optimizer), besides=self)
-        self._disconnect()
-        self._connect(optimizer)
+    def rebind(self, optimizer: Any = None, *, criterion: nn.Module | None = None) -> None:
+        """Switch to an optimizer or a criterion that was made during training, and keep the policy.
+
+        Args:
+            optimizer: The new optimizer, for example one for layers that were unfrozen. None keeps the current one.
+            criterion: The new criterion, for example one with other class weights. None keeps the current one.
+
+        Raises:
+            TypeError: If an argument is of the wrong kind, or the hook has no criterion.
+            RuntimeError: If the optimizer has a hook for the same model.
+        """
+        if criterion is not None:
+            _check_criterion(criterion)
+            if self._criterion is None:
+                raise TypeError("criterion cannot be switched: the hook was made without one")
+            self._unregister(self._criterion)
+            self._criterion, self._splitter = criterion, LossSplitter(criterion, self._loss_method)
+            self._hook_criterion()
+        if optimizer is not None:
+            _check_free(self._model, stepping_optimizer(optimizer), besides=self)
+            self._disconnect()
+            self._connect(optimizer)
 
     def remove(self) -> None:
         """Remove all hooks. The model trains on unmasked images again, and the policy no longer learns."""
         self._disconnect()
         registry.leave_steps(self._after_any_step)
-        for handle in self._handles:
-            handle.remove()
-        for target in self._targets:
-            registry.leave(target, self)
-        self._handles.clear()
-        self._targets.clear()
+        for target in list(self._handles):
+            self._unregister(target)
         self._queue.clear()
         if self._strength is not None:
             self._strength.restore()
@@ -205,8 +222,9 @@ class ReinforceHook:
             self.learner.to(images.device)
         sample = self._draws.draw(images, with_graph=self._learning and self._learns)
         masked = self._draws.augmentation(images, sample)
-        if self._size is None:
+        if not self._checked and bool(images.isfinite().any()):
             self.augmentation.check(images)
+            self._checked = True
         self._size = tuple(images.shape[2:])
         # Last, because a batch that failed above must not wait for a loss.
         self._queue.push(sample)
@@ -337,21 +355,31 @@ class ReinforceHook:
         """Register all hooks, also after :meth:`remove`."""
         if self._model is not None:
             self._register(self._model, Functor(self._before_forward, self._watch.was_copied), self._after_forward)
-        if self._criterion is not None and (self._learns or self.learner.scales_loss):
-            self._register(self._criterion, Functor(self._before_criterion), self._after_criterion)
+        self._hook_criterion()
         if self._optimizer is not None:
             self._connect(self._optimizer)
             registry.follow_steps(self._after_any_step)
 
+    def _hook_criterion(self) -> None:
+        if self._criterion is not None and (self._learns or self.learner.scales_loss):
+            self._register(self._criterion, Functor(self._before_criterion), self._after_criterion)
+
     def _register(self, target: nn.Module, before: Functor, after: Callable[..., Any]) -> None:
-        self._handles.append(target.register_forward_pre_hook(before, with_kwargs=True))
-        self._handles.append(target.register_forward_hook(Functor(after), with_kwargs=True))
-        self._targets.append(target)
+        handles = self._handles.setdefault(target, [])
+        handles.append(target.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(target.register_forward_hook(Functor(after), with_kwargs=True))
         registry.enter(target, self)
+
+    def _unregister(self, target: nn.Module) -> None:
+        for handle in self._handles.pop(target, ()):
+            handle.remove()
+        registry.leave(target, self)
 
     def _before_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if is_replica(module):
+            raise RuntimeError(f"the hooked model runs as a replica of DataParallel: {NO_REPLICAS}")
         self._forward_has_mask = False
         if self._pauses or not self.augmentation.training:
             self._watch.masked()
@@ -513,22 +541,29 @@ def _check_arguments(augmentation: Any, model: Any, criterion: Any, output_loss:
         raise TypeError(f"augmentation must be a StochasticAugmentation, got {type(augmentation).__name__}")
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(criterion, type):
-        raise TypeError(f"criterion is the class {criterion.__name__}: pass an object of it, {criterion.__name__}()")
-    if criterion is not None and not isinstance(criterion, nn.Module):
-        raise TypeError(
-            f"criterion must be a torch.nn.Module, got {type(criterion).__name__}: if your loss is a function, omit "
-            "criterion and call hook.observe(losses) with one loss per image, shape (B,)"
-        )
-    if criterion is not None and not is_hookable(criterion):
-        raise TypeError(
-            f"criterion {type(criterion).__name__} overrides __call__, so its forward hooks never run: omit "
-            "criterion and call hook.observe(policy_noise.losses.per_sample_loss(criterion, output, target))"
-        )
+    if isinstance(model, nn.DataParallel):
+        raise TypeError(f"model must not be a DataParallel: {NO_REPLICAS}")
+    if criterion is not None:
+        _check_criterion(criterion)
     if output_loss is not None and (model is None or criterion is not None):
         raise TypeError("output_loss replaces criterion: pass it with model and without criterion")
     if not max_pending >= 1 or not math.isfinite(max_pending):
         raise ValueError(f"max_pending must be at least 1, got {max_pending!r}")
+
+
+def _check_criterion(criterion: Any) -> None:
+    if isinstance(criterion, type) and issubclass(criterion, nn.Module):
+        raise TypeError(f"criterion must be an object, got the class: pass {criterion.__name__}()")
+    if not isinstance(criterion, nn.Module):
+        raise TypeError(
+            f"criterion must be a torch.nn.Module, got {type(criterion).__name__}: if your loss is a function, omit "
+            "criterion and call hook.observe(losses) with one loss per image, shape (B,)"
+        )
+    if not is_hookable(criterion):
+        raise TypeError(
+            f"criterion {type(criterion).__name__} overrides __call__, so its forward hooks never run: omit "
+            "criterion and call hook.observe(policy_noise.losses.per_sample_loss(criterion, output, target))"
+        )
 
 
 def _check_free(

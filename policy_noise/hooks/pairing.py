@@ -132,10 +132,10 @@ class PairingQueue:
         if self._lost and not self._warned:
             self._warned = True
             warn(
-                "a masked forward had no loss, and nothing is learned from it: run forwards that have no loss "
-                "(Grad-CAM, a sliding window) under torch.no_grad() or hook.paused(). If several must wait for their "
-                f"losses, raise max_pending (now {self.max_pending}). A loss must be observed before the next step. "
-                "This warning is not repeated."
+                "a masked forward had no loss, and nothing is learned from it. If the criterion was made anew, call "
+                "hook.rebind(criterion=criterion). Run forwards that have no loss (Grad-CAM, a sliding window) under "
+                "torch.no_grad() or hook.paused(). If several must wait for their losses, raise max_pending (now "
+                f"{self.max_pending}). A loss must be observed before the next step. This warning is not repeated."
             )
 
     def make_room(self) -> None:

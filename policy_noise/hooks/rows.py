@@ -289,12 +289,12 @@ def _mixed(rows: Rows, length: int) -> Several | None:
 def _pick(step: Step, rows: Rows, source: Shape, leading: int) -> Several | None:
     """Take a part along an axis along which the images differ."""
     axis, name = step.axis("dim", len(source)), step.name.removeprefix("Unsafe")
-    table = rows.table(source[:leading])
     if name == "Slice":
         part = slice(_signed(saved(step.node, "start")), _signed(saved(step.node, "end")), saved(step.node, "step"))
         if part.indices(source[axis]) == (0, source[axis], 1):
             return (rows,)
-        return (rows.of(table[(slice(None),) * axis + (part,)]),)
+        return (rows.of(rows.table(source[:leading])[(slice(None),) * axis + (part,)]),)
+    table = rows.table(source[:leading])
     if name == "IndexSelect":
         index = saved(step.node, "index")
         return None if index is None else (rows.of(table.index_select(axis, index.to(rows.device, non_blocking=True))),)

@@ -245,7 +245,10 @@ class SmoothMask(StochasticAugmentation):
         """Collect the range of the first images' values, and judge it once, from so many images on."""
         if self.black is None or not images.numel() or self._judged:
             return
-        self._seen.append(ValueRange.of(images, self.black, self.white))
+        found = ValueRange.of(images, self.black, self.white)
+        if not found.images:
+            return
+        self._seen.append(found)
         if sum(seen.images for seen in self._seen) < enough:
             return
         found = ValueRange.joined(self._seen)

@@ -53,12 +53,12 @@ def as_list(values: Tensor) -> list[float]:
 
 @dataclass(frozen=True)
 class ValueRange:
-    """Values of images in each channel, on the CPU.
+    """Finite values of images in each channel, on the CPU.
 
     Args:
-        images: Number of images.
-        darkest: Smallest value, (C,).
-        brightest: Largest value, (C,).
+        images: Number of images that have any.
+        darkest: Smallest value, (C,); infinite for a channel without any.
+        brightest: Largest value, (C,), likewise.
         outside: Share of the pixels that lie clearly below black or above white, (C,).
     """
 
@@ -71,12 +71,15 @@ class ValueRange:
     def of(cls, images: Tensor, black: Tensor, white: Tensor | None) -> "ValueRange":
         """The range of a batch."""
         axes = (0, *range(2, images.ndim))
-        values = torch.nan_to_num(images.detach().float(), 0.0, 0.0, 0.0)
+        values = images.detach().float()
+        finite = values.isfinite()
         outside = values < black.to(values) - 0.1
         if white is not None:
             outside |= values > white.to(values) + 0.1
-        found = (values.amin(dim=axes), values.amax(dim=axes), outside.float().mean(dim=axes))
-        return cls(len(images), *(each.cpu() for each in found))
+        darkest = torch.where(finite, values, math.inf).amin(dim=axes)
+        brightest = torch.where(finite, values, -math.inf).amax(dim=axes)
+        share = (outside & finite).float().mean(dim=axes)
+        return cls(int(finite.flatten(1).any(1).sum()), darkest.cpu(), brightest.cpu(), share.cpu())
 
     @classmethod
     def joined(cls, ranges: Sequence["ValueRange"]) -> "ValueRange":
@@ -104,4 +107,4 @@ class ValueRange:
         """Whether black is brighter than all values, or farther below them than a hundred times their range."""
         black = black.flatten().cpu()
         below = black < self.darkest - 100 * (self.brightest - self.darkest).clamp(min=1e-3)
-        return bool((below | (black > self.brightest)).any())
+        return bool(((below | (black > self.brightest)) & self.darkest.isfinite()).any())

@@ -1,17 +1,27 @@
-"""All uses of torch's private names: why each is needed, since when it exists, and the fallback if it is missing."""
+"""All uses of torch's private names: why each is needed, since when it exists, and the fallback if it is missing.
+
+The names of autograd's operations are in :mod:`policy_noise.hooks.rows`. If torch changes one, it is unknown there and
+refused.
+"""
 
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten  # since torch 2.0; no fallback
 
 __all__ = [
     "CollectiveError",
+    "TreeSpec",
     "are_transforms_active",
     "collectives_refused",
+    "compiled_from",
+    "forward_hooks",
     "is_in_backward",
+    "is_replica",
     "is_saved_elsewhere",
     "is_transformed",
     "node_shapes",
@@ -19,6 +29,8 @@ __all__ = [
     "remove_hook_functions",
     "sample_dirichlet",
     "saved",
+    "tree_flatten",
+    "tree_unflatten",
     "version_of",
 ]
 
@@ -120,6 +132,24 @@ def saved(node: Any, name: str, *default: Any) -> Any:
         return getattr(node, "_saved_" + name, *default)
     except RuntimeError:
         return None
+
+
+def compiled_from(model: nn.Module) -> nn.Module | None:
+    """``OptimizedModule._orig_mod`` (since torch 2.0): the module inside what :func:`torch.compile` returned."""
+    return getattr(model, "_orig_mod", None)
+
+
+def forward_hooks(module: Any) -> list[Callable[..., Any]]:
+    """``Module._forward_hooks`` (since torch 0.1): the hooks on a module. Empty if the name is missing."""
+    return list(getattr(module, "_forward_hooks", {}).values())
+
+
+def is_replica(module: nn.Module) -> bool:
+    """``Module._is_replica`` (since torch 1.6): whether a module is one that DataParallel made for a thread.
+
+    If the name is missing, replicas are not noticed.
+    """
+    return getattr(module, "_is_replica", False)
 
 
 FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")

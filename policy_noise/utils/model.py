@@ -5,8 +5,11 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["image_channels", "is_training", "normalization", "takes_volumes", "unwrap"]
+from .compat import compiled_from
 
+__all__ = ["BATCH_NORMS", "image_channels", "is_training", "normalization", "takes_volumes", "unwrap"]
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 FEW = 4
 """Images rarely have more channels than this."""
 
@@ -14,7 +17,7 @@ FEW = 4
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the user's module from inside the wrappers of DDP, FSDP and torch.compile."""
     while True:
-        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+        inner = compiled_from(model) or getattr(model, "module", None)
         if not isinstance(inner, nn.Module):
             return model
         model = inner

@@ -760,6 +760,8 @@ def test_the_named_input_is_masked(batch, name):
         ({"optimizer": nn.Linear(2, 2)}, TypeError, r"optimizer must be a torch\.optim\.Optimizer.*Linear"),
         ({"model": lambda x: x}, TypeError, r"model must be a torch\.nn\.Module, got function"),
         ({"criterion": F.cross_entropy}, TypeError, r"criterion must be a torch\.nn\.Module, got function.*observe"),
+        ({"criterion": nn.CrossEntropyLoss}, TypeError, r"got the class: pass CrossEntropyLoss\(\)"),
+        ({"model": nn.DataParallel(nn.Identity())}, TypeError, "DataParallel: .*use DistributedDataParallel"),
         ({"max_pending": 0}, ValueError, "max_pending must be at least 1, got 0"),
         ({"baseline": "median"}, ValueError, "baseline must be .*'median'"),
         ({"policy_lr": -1.0}, ValueError, r"lr must not be negative, got -1\.0"),
@@ -847,6 +849,24 @@ def test_images_are_refused_and_nothing_has_moved(make_model, batch, images, err
     assert torch.equal(torch.get_rng_state(), random)
     assert_same(loop.hook.state_dict(), before)
     loop.step(*batch)
+
+
+def test_a_replica_of_data_parallel_is_refused_by_name(make_model, batch):
+    loop = Loop(make_model())
+    with pytest.raises(RuntimeError, match=r"replica of DataParallel.*use DistributedDataParallel"):
+        loop.model._replicate_for_data_parallel()(batch[0])
+
+
+@pytest.mark.parametrize("arguments", [{}, {"criterion": nn.MSELoss}, {"optimizer": "Adam"}])
+def test_a_wrong_rebind_changes_nothing(make_model, batch, arguments):
+    loop = Loop(make_model())
+    if arguments:
+        with pytest.raises(TypeError):
+            loop.hook.rebind(**arguments)
+    else:
+        loop.hook.rebind()
+    loop.step(*batch)
+    assert loop.hook.metrics["samples_seen"] == 8
 
 
 @pytest.mark.parametrize("name", [3, -1, "pixel_values"])

@@ -94,6 +94,22 @@ def test_normalised_images_hear_nothing(make_model, recwarn, name, statistics, a
     assert not [str(w.message) for w in recwarn if "don't fit" in str(w.message)]
 
 
+@pytest.mark.filterwarnings("ignore:.*non-finite loss")
+@pytest.mark.parametrize("bad", [1, 8], ids=["one image", "all images"])
+def test_values_that_are_not_finite_are_no_range(make_model, bad):
+    """The range is looked at where there is one: in the first batch, or in a later one."""
+    fitting = normalised(UNIT, IMAGENET)
+    for images, warns in ((fitting, False), (UNIT, True)):
+        step, _ = loop(make_model(), mean=IMAGENET[0], std=IMAGENET[1])
+        broken = images.clone()
+        broken[:bad] = math.nan
+        with warnings.catch_warnings(record=True) as record:
+            warnings.simplefilter("always")
+            for batch in (broken, images):
+                step(batch, torch.arange(8) % 5)
+        assert sum("don't fit" in str(warning.message) for warning in record) == warns
+
+
 def test_three_grey_images_without_a_channel_axis_are_refused_in_a_loop(make_model):
     step, hook = loop(make_model())
     with pytest.raises(TypeError, match="no floating-point tensor of 4 axes"):
