@@ -169,4 +169,4 @@ class StochasticAugmentation(nn.Module):
         return {}
 
     def check(self, images: Tensor) -> None:
-        """Look at the first batch that the hook sees, and warn if the settings do not fit the images."""
+        """Look at the first batch with a finite value, and warn if the settings do not fit the images."""

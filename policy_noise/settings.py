@@ -25,19 +25,19 @@ class MaskSettings(TypedDict, total=False):
     pattern_std: float | tuple[float, float] | None
     brightness_std: float | tuple[float, float]
     center_brightness: bool
-    scale_about: Literal["black", "zero"]
     mean: float | Sequence[float] | None
     std: float | Sequence[float] | None
     upsample: Upsample
-    clip: bool
+    black: float | Sequence[float] | Literal["minimum", "percentile"] | None
     white: float | Sequence[float] | None
+    clip: bool
 
 
 class HookSettings(TypedDict, total=False):
     """Arguments of :class:`policy_noise.ReinforceHook` and its learner."""
 
     output_loss: Callable[[Any, tuple[Any, ...], dict[str, Any]], Tensor] | None
-    loss_method: Literal["auto", "leave_one_out"]
+    loss_method: Literal["auto", "own", "leave_one_out"]
     input_name: int | str | None
     generator: torch.Generator | None
     max_pending: int

@@ -165,21 +165,14 @@ def test_without_the_state_before_a_criterion_that_has_moved_on_is_refused():
     assert criterion.calls == 2
 
 
-def test_a_large_bank_that_stands_still_is_copied_once(monkeypatch):
+def test_the_cost_of_a_memory_bank_is_said_once(monkeypatch, recwarn):
+    monkeypatch.setattr("policy_noise.losses.splitter.LARGE", 2**10)
     criterion = Centred(True)
-    criterion.register_buffer("bank", torch.zeros(2**22))
-    splitter = LossSplitter(criterion)
-    copied = []
-    clone = torch.Tensor.clone
-    monkeypatch.setattr(torch.Tensor, "clone", lambda self, **kw: copied.append(self.numel()) or clone(self, **kw))
-    for output, target in zip(DATA[:4], LABELS[:4], strict=True):
-        splitter.before((output, target), {})
-        splitter((output, target), {}, criterion(output, target))
-    monkeypatch.undo()
-    assert copied.count(2**22) == 2  # one to keep, one to evaluate on
-    criterion.bank += 1
-    splitter.before((DATA[0], LABELS[0]), {})
-    assert splitter._before._criterion.bank[0] == 1
+    criterion.register_buffer("bank", torch.zeros(2**10))
+    run(criterion, LossSplitter(criterion))
+    messages = [str(warning.message) for warning in recwarn if "million numbers" in str(warning.message)]
+    assert len(messages) == 1
+    assert "criterion Centred holds" in messages[0]
 
 
 def test_parameters_are_shared_and_not_trained():
@@ -195,7 +188,7 @@ def test_parameters_are_shared_and_not_trained():
     criterion = Proxies()
     splitter = LossSplitter(criterion)
     splitter.before((DATA[0], LABELS[0]), {})
-    assert splitter._before._criterion.proxies.data_ptr() == criterion.proxies.data_ptr()
+    assert splitter._before.snapshot._objects[0].proxies.data_ptr() == criterion.proxies.data_ptr()
     losses = splitter((DATA[0], LABELS[0]), {}, criterion(DATA[0], LABELS[0]))
     assert criterion.proxies.grad is None
     assert criterion.proxies.requires_grad
@@ -268,3 +261,132 @@ def test_what_the_criterions_hooks_hold_is_not_copied(monkeypatch):
     splitter((DATA[0], LABELS[0]), {}, criterion(DATA[0], LABELS[0]))
     assert 1000 not in copied
     assert (holder.weights == 1).all()
+
+
+class Trades(nn.Module):
+    """A criterion that takes the model as an argument."""
+
+    def forward(self, model, images, target):
+        return F.cross_entropy(model(images), target)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_among_the_arguments_is_copied(dtype):
+    def batches(model, splitter):
+        for images, target in zip(DATA[:4], LABELS[:4], strict=True):
+            args = (model, images.clone().requires_grad_(), target)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+                if splitter is not None:
+                    splitter.before(args, {})
+                value = Trades()(*args)
+                if splitter is not None:
+                    splitter(args, {}, value)
+
+    first = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False)).eval()
+    first[1].train()
+    plain, hooked = copy.deepcopy(first), copy.deepcopy(first)
+    batches(plain, None)
+    with pytest.raises(
+        CriterionError, match=r"runs a model that it is given \(argument 0\)|no loss for a single sample"
+    ):
+        batches(hooked, LossSplitter(Trades()))
+    splitter = LossSplitter(Trades(), "leave_one_out")
+    hooked = copy.deepcopy(first)
+    batches(hooked, splitter)
+    assert hooked[1].num_batches_tracked == plain[1].num_batches_tracked == 4
+    assert torch.equal(hooked[1].running_var, plain[1].running_var)
+
+
+class Meter:
+    def __init__(self):
+        self.seen = 0
+
+
+def test_a_meter_among_the_arguments_counts_once():
+    def criterion(output, target, meter):
+        meter.seen += len(output)
+        return F.cross_entropy(output, target)
+
+    splitter, meter = LossSplitter(criterion), Meter()
+    for _ in range(3):
+        args = (DATA[0], LABELS[0], meter)
+        splitter.before(args, {})
+        splitter(args, {}, criterion(*args))
+    assert meter.seen == 24
+
+
+class Smoothing(nn.Module):
+    def forward(self, output, target):
+        target.mul_(0.9).add_(0.025)
+        return -(target * output.log_softmax(1)).sum(1).mean()
+
+
+@pytest.mark.parametrize("with_before", [True, False])
+def test_arguments_are_written_to_once(with_before):
+    splitter = LossSplitter(Smoothing())
+    for _ in range(5):
+        output, target = DATA[0].clone().requires_grad_(), F.one_hot(LABELS[0], 4).float()
+        expected = 0.9 * target + 0.025
+        args = (output * 1, target)
+        if with_before:
+            splitter.before(args, {})
+        value = Smoothing()(*args) if with_before else None
+        losses = splitter(args, {}, value)
+        if with_before:
+            torch.testing.assert_close(target, expected)
+            value.backward()
+        torch.testing.assert_close(losses.values, -(expected * output.log_softmax(1)).sum(1).detach())
+
+
+class Shared(nn.Module):
+    calls = 0
+
+    def forward(self, output, target):
+        type(self).calls += 1
+        return F.cross_entropy(output, target)
+
+
+LOG = []
+
+
+def logging(output, target):
+    LOG.append(1)
+    return F.cross_entropy(output, target)
+
+
+def counting():
+    count = [0]
+
+    def criterion(output, target):
+        count[0] += 1
+        return F.cross_entropy(output, target)
+
+    return criterion
+
+
+@pytest.mark.parametrize(("criterion", "name"), [(Shared(), "Shared.calls"), (logging, "LOG"), (counting(), "count")])
+def test_state_outside_of_the_criterion_is_said(criterion, name):
+    with pytest.warns(UserWarning, match=rf"changes {name} outside of itself"):
+        LossSplitter(criterion)((DATA[0], LABELS[0]), {}, criterion(DATA[0], LABELS[0]))
+
+
+def test_reading_what_lies_outside_is_no_change(recwarn):
+    def criterion(output, target):
+        return F.cross_entropy(output, target) * (1 + 0 * len(STATEFUL)) * DATA.new_ones(())
+
+    LossSplitter(criterion)((DATA[0], LABELS[0]), {}, criterion(DATA[0], LABELS[0]))
+    assert not [w for w in recwarn if "outside of itself" in str(w.message)]
+
+
+def test_a_loader_inside_a_criterion_is_shared_and_said(recwarn):
+    criterion = Counting()
+    criterion.batches = iter(torch.utils.data.DataLoader(DATA))
+    criterion.kept = DATA[0].clone().requires_grad_() * 2  # hangs in a graph, as a loss kept for a log does
+    splitter = LossSplitter(criterion)
+    for _ in range(2):
+        splitter.before((DATA[0], LABELS[0]), {})
+        splitter((DATA[0], LABELS[0]), {}, criterion(DATA[0], LABELS[0]))
+    messages = [str(w.message) for w in recwarn if "cannot be copied" in str(w.message)]
+    assert len(messages) == 1
+    assert "criterion Counting holds batches (_SingleProcessDataLoaderIter)" in messages[0]
+    assert criterion.calls == 2

@@ -1,5 +1,8 @@
 """One loss per sample, compared with loops."""
 
+import functools
+import time
+
 import pytest
 import timm.loss
 import torch
@@ -202,10 +205,15 @@ def test_coupled_views_share_their_loss():
 def test_a_criterion_without_a_loss_for_one_sample_is_refused():
     class Whole(nn.Module):
         def forward(self, output, target):
-            return (output - target.flip(0))[1:].square().sum(1)[:2]
+            return F.mse_loss(F.batch_norm(output, None, None, training=True), target)
 
-    with pytest.raises(RuntimeError, match=r"criterion Whole gives no loss for a single sample .*hook\.observe"):
+    with pytest.raises(CriterionError, match=r"criterion Whole gives no loss for a single sample .*hook\.observe"):
         per_sample_loss(Whole(), LOGITS, SOFT)
+
+
+def test_a_loss_of_another_shape_is_refused():
+    with pytest.raises(CriterionError, match=r"returned a loss of shape \(2,\), .*argument 0, shape \(6, 4\)"):
+        per_sample_loss(lambda output, target: (output - target).square().sum(1)[:2], LOGITS, SOFT)
 
 
 def test_a_call_without_a_batch_is_refused():
@@ -320,7 +328,7 @@ def hard_or_all(output, target):
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_leave_one_out_gives_uncoupled_samples_their_own_loss(reduction):
     criterion = nn.CrossEntropyLoss(reduction=reduction)
-    losses = per_sample_loss(criterion, LOGITS, LABELS, method="leave_one_out")
+    losses = per_sample_loss(criterion, LOGITS, LABELS, loss_method="leave_one_out")
     torch.testing.assert_close(losses, F.cross_entropy(LOGITS, LABELS, reduction="none"))
 
 
@@ -331,16 +339,185 @@ def test_leave_one_out_in_closed_form():
         return ((output - output.mean(0)) ** 2).sum()
 
     spread.reduction = "sum"
-    losses = per_sample_loss(spread, LOGITS, method="leave_one_out")
+    losses = per_sample_loss(spread, LOGITS, loss_method="leave_one_out")
     torch.testing.assert_close(losses, 6 / 5 * (LOGITS - LOGITS.mean(0)).square().sum(1))
 
 
 def test_a_method_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match="method must be 'auto' or 'leave_one_out', got 'all'"):
+    with pytest.raises(ValueError, match="loss_method must be 'auto', 'own' or 'leave_one_out', got 'all'"):
         LossSplitter(hard, "all")
 
 
-def test_half_precision_losses_agree_within_their_precision():
+def test_half_precision_losses_are_compared_in_single_precision():
     output = LOGITS.bfloat16()
     losses = LossSplitter(nn.MSELoss())((output, SOFT.bfloat16()), {}, nn.MSELoss()(output, SOFT.bfloat16()))
     assert losses.values.dtype == torch.float32
+    torch.testing.assert_close(losses.values, (output.float() - SOFT.bfloat16().float()).square().mean(1))
+
+
+class OwnWeights(nn.Module):
+    """A weighted cross-entropy that divides by the sum of the batch's weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("weight", WEIGHT)
+
+    def forward(self, output, target):
+        weight = self.weight[target]
+        return (weight * F.cross_entropy(output, target, reduction="none")).sum() / weight.sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_at_initialisation_half_precision_is_as_strict_as_single(dtype):
+    """All losses lie within 1 %, as those of a new network do."""
+    output = (LOGITS * 0.01).to(dtype)
+    value = OwnWeights()(output.float(), LABELS).to(dtype)
+    with pytest.raises(CriterionError, match="is not a mean or sum over samples"):
+        LossSplitter(OwnWeights())((output, LABELS), {}, value)
+
+
+class OverPositives(nn.Module):
+    """A loss over a number of positives, which at first is the same in all images."""
+
+    def forward(self, output, mask):
+        return ((output - 1).square() * mask).sum() / mask.sum()
+
+
+def test_what_agrees_at_first_is_looked_at_again_at_calls_two_four_and_eight():
+    splitter, refused = LossSplitter(OverPositives()), []
+    uneven = torch.ones(6, 4)
+    uneven[:3, 1:] = 0
+    for call in range(1, 9):
+        mask = uneven if call > 4 else torch.ones(6, 4)
+        try:
+            args = (LOGITS.clone(), mask)
+            splitter.before(args, {})
+            splitter(args, {}, OverPositives()(*args))
+        except CriterionError:
+            refused.append(call)
+    assert refused == [8]
+
+
+def test_each_image_may_have_its_own_loss_where_the_batchs_is_another():
+    losses = per_sample_loss(OwnWeights(), LOGITS, LABELS, loss_method="own")
+    torch.testing.assert_close(losses, F.cross_entropy(LOGITS, LABELS, reduction="none"))
+
+
+def test_an_image_without_an_own_loss_does_not_count():
+    mask = torch.ones(6, 4)
+    mask[2] = 0
+    losses = LossSplitter(OverPositives(), "own")((LOGITS, mask), {}, None)
+    assert losses.valid.tolist() == [True, True, False, True, True, True]
+    assert losses.values.isfinite().all()
+
+
+class Ignoring(nn.Module):
+    ignore_index = 9
+
+    def forward(self, output, target):
+        kept = target != 9
+        losses = F.cross_entropy(output.flatten(0, 1), target.clamp(max=3).flatten(), reduction="none")
+        return (losses * kept.flatten()).sum() / kept.sum()
+
+
+def noisy(output, target):
+    return F.cross_entropy(output + torch.randn_like(output), target)
+
+
+def centred(output, target):
+    return F.mse_loss(output - output.mean(0), target)
+
+
+def weighted_by_a_list(output, target, weights):
+    return (torch.tensor(weights) * F.cross_entropy(output, target, reduction="none")).mean()
+
+
+MANY = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(2))
+PIXELS = torch.tensor([[0, 1, 9, 9, 9], [1, 2, 3, 0, 1], [3, 9, 0, 1, 2]])
+
+
+@pytest.mark.parametrize(
+    ("criterion", "args", "cause"),
+    [
+        (OwnWeights(), (LOGITS, LABELS), "class weights"),
+        (Ignoring(), (MANY, PIXELS), "labels that are not ignored"),
+        (OverPositives(), (LOGITS, (SOFT > 0.2).float()), "a count over the batch"),
+        (noisy, (LOGITS, LABELS), "draws random numbers"),
+        (centred, (LOGITS, SOFT), "couples the samples"),
+        (weighted_by_a_list, (LOGITS, LABELS, [1.0, 9.0, 1.0, 1.0, 2.0, 1.0]), r"argument 2 \(list\) has one entry"),
+        (lambda x, y, net: F.mse_loss(net(x), y), (LOGITS, SOFT, nn.BatchNorm1d(4)), r"given \(argument 2\)"),
+    ],
+)
+def test_the_refusal_names_the_likely_cause_and_the_batch(criterion, args, cause):
+    value = (criterion.forward if isinstance(criterion, nn.Module) else criterion)(*args)
+    with pytest.raises(CriterionError, match=rf"{cause}.*\(?argument 0, shape .* was taken for the batch"):
+        LossSplitter(criterion)(args, {}, value)
+
+
+def test_the_refusal_names_hooks_of_the_criterion():
+    criterion = nn.MSELoss()
+    criterion.register_forward_hook(lambda module, args, loss: loss * 2)
+    with pytest.raises(CriterionError, match="its own forward hooks change the loss"):
+        LossSplitter(criterion)((LOGITS, SOFT), {}, criterion(LOGITS, SOFT))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda loss: (loss, {"ce": loss.detach()}), lambda loss: {"total_loss": loss, "ce": 1.0}, lambda loss: [loss]],
+)
+def test_losses_that_come_with_logs(wrap):
+    def criterion(output, target):
+        return wrap(F.cross_entropy(output, target))
+
+    losses = split(criterion, LOGITS.clone().requires_grad_(), LABELS)
+    torch.testing.assert_close(losses.values, F.cross_entropy(LOGITS, LABELS, reduction="none"))
+
+
+@pytest.mark.parametrize("pack", [tuple, lambda pair: dict(zip("ab", pair, strict=True))])
+def test_several_losses_without_a_sum_are_refused(pack):
+    def criterion(output, target):
+        loss = F.cross_entropy(output, target)
+        return pack([loss, 2 * loss])
+
+    with pytest.raises(CriterionError, match=r"returned .*, not a loss \(nor a tuple or mapping with one loss in it\)"):
+        split(criterion, LOGITS.clone().requires_grad_(), LABELS)
+
+
+@pytest.mark.parametrize("function", [F.cross_entropy, functools.partial(F.cross_entropy, ignore_index=9)])
+def test_torchs_functions_leave_ignored_labels_out_as_their_modules_do(function):
+    ignored = -100 if function is F.cross_entropy else 9
+    target = torch.where(PIXELS == 9, ignored, PIXELS)
+    module = nn.CrossEntropyLoss(ignore_index=ignored)
+    output = MANY.transpose(1, 2)
+    torch.testing.assert_close(per_sample_loss(function, output, target), one_at_a_time(module, output, target))
+    weighed = per_sample_loss(function, output, target, weight=WEIGHT)
+    torch.testing.assert_close(
+        weighed, one_at_a_time(nn.CrossEntropyLoss(WEIGHT, ignore_index=ignored), output, target)
+    )
+
+
+def test_a_long_loop_over_rows_is_said_before_it_has_run(monkeypatch):
+    monkeypatch.setattr("policy_noise.losses.ways.SLOW", 0.0)
+
+    def branching(output, target):
+        loss = (output - target).square().sum()
+        return loss if loss.item() < 0 else loss * 2
+
+    branching.reduction = "sum"
+    with pytest.warns(UserWarning, match=r"criterion branching is evaluated again.* s a step .*hook\.observe"):
+        per_sample_loss(branching, LOGITS.repeat(4, 1), SOFT.repeat(4, 1))
+
+
+def test_a_second_evaluation_that_takes_longer_than_the_step_is_said_once(recwarn):
+    class Slow(nn.Module):
+        def forward(self, output, target):
+            time.sleep(0.03)
+            return F.mse_loss(output, target)
+
+    splitter = LossSplitter(Slow())
+    for _ in range(6):
+        splitter((LOGITS, SOFT), {}, F.mse_loss(LOGITS, SOFT))
+        splitter.stepped()
+    messages = [str(w.message) for w in recwarn if "criterion Slow is evaluated again" in str(w.message)]
+    assert len(messages) == 1
+    assert "of a step's" in messages[0]

@@ -16,7 +16,7 @@ from .data import SPLITS, ImageSet, join_sets, resize
 from .file_sets import FileSet
 from .folders import load_image_folder, load_test_folder
 from .groups import crossing_note
-from .headers import in_colour, look_over, size_notes
+from .headers import in_colour, look_over, refuse_masks, size_notes
 from .images import FITS, Reading, Window, as_square
 from .medmnist import load_medmnist
 from .npz import load_npz
@@ -245,6 +245,7 @@ def _notes(data: Any, arguments: argparse.Namespace, size: int, *, look: bool = 
     notes += crossing_note(data)
     if look and isinstance(data, FileSet):
         notes += look_over([getattr(data, split) for split in SPLITS])
+        refuse_masks(data)
     elif look:
         sizes: Counter[tuple[int, int]] = Counter()
         for split in SPLITS:

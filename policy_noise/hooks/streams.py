@@ -30,12 +30,15 @@ class Draws:
     Args:
         augmentation: The augmentation that draws.
         generator: Draw from this generator instead. None derives the seed from ``torch.initial_seed()``.
+        number: Number of the hook among those with one optimizer, whose draws differ.
     """
 
-    def __init__(self, augmentation: StochasticAugmentation, generator: torch.Generator | None) -> None:
+    def __init__(
+        self, augmentation: StochasticAugmentation, generator: torch.Generator | None, number: int = 0
+    ) -> None:
         self.augmentation = augmentation
         self.generator = generator
-        self.seed = torch.initial_seed()
+        self.seed = derived_seed(torch.initial_seed(), number) if number else torch.initial_seed()
         self.steps = 0
         self._number = 0
         self._equal = is_distributed()

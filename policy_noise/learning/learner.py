@@ -166,6 +166,7 @@ class PolicyLearner:
         check_loss(sample, loss)
         if not len(loss):
             return None
+        self._count.labels(valid)
         device = sample.applied.device
         loss = loss.detach().float().to(device)
         if self._cost is not None:
@@ -242,6 +243,7 @@ class PolicyLearner:
             size: Spatial size of the last images, for what the augmentation says of itself.
         """
         self._count.warn_dropped()
+        self._count.warn_unlabelled()
         result = dict.fromkeys(KEYS, math.nan) if self._last is None else self._last.metrics(self.reward, self.baseline)
         if self.entropy is not None:
             result["entropy_coef"] = float(self.entropy.coefficient)

@@ -2,6 +2,14 @@
 
 from .batch import plain_tensor
 from .isolation import is_hookable
-from .splitter import CriterionError, LossSplitter, SampleLosses, per_sample_loss
+from .splitter import CriterionError, LossMethod, LossSplitter, SampleLosses, per_sample_loss
 
-__all__ = ["CriterionError", "LossSplitter", "SampleLosses", "is_hookable", "per_sample_loss", "plain_tensor"]
+__all__ = [
+    "CriterionError",
+    "LossMethod",
+    "LossSplitter",
+    "SampleLosses",
+    "is_hookable",
+    "per_sample_loss",
+    "plain_tensor",
+]

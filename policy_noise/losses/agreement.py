@@ -1,5 +1,6 @@
 """Check per-sample losses against the loss that the criterion returned, and find out which samples count."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,74 +10,99 @@ from torch import Tensor, nn
 from .batch import Call
 from .ways import Parts
 
-__all__ = ["TOLERANCE", "Agreement", "agree", "agree_weighted", "pools", "supervised"]
+__all__ = ["Late", "Verdict", "agree", "agree_weighted", "close", "pools", "supervised"]
 
 POOLING = ("DiceLoss", "JaccardLoss", "TverskyLoss", "LovaszLoss", "MCCLoss")
 """Losses of segmentation_models_pytorch that sum over the batch before they divide."""
 IGNORED = -100
 """The label that torch and Hugging Face ignore by default."""
-
-
-TOLERANCE = {False: 1e-3, True: 3e-2}
-"""Relative tolerance in single precision (a GPU's matrix products may be TF32) and in half precision."""
+TOLERANCE = 1e-3
+"""Relative tolerance of a comparison in single precision. A GPU's matrix products may be TF32."""
+HALF_TOLERANCE = 3e-2
+"""Relative tolerance between a loss in half precision and the same loss in single precision."""
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """The result of a comparison in which the losses agreed.
+class Verdict:
+    """The result of a comparison.
 
     Args:
+        agrees: Whether the samples' losses give the batch's.
         sure: False if this batch proves nothing: a single sample, losses that are all 0, or a loss that is not finite.
         only_finite: True if samples whose own loss is not finite did not count.
+        mean: Mean of the losses that count.
+        loss: The batch's loss.
     """
 
+    agrees: bool
     sure: bool
-    only_finite: bool = False
+    only_finite: bool
+    mean: float
+    loss: float
 
 
-def agree(parts: Parts, valid: Tensor | None, loss: Tensor, tolerance: float) -> Agreement | None:
-    """Compare a loss with the mean, the sum and the weighted mean of the samples that count.
+class Late:
+    """A verdict on its way from the device. Reading it before it has arrived gives None, and waits for nothing."""
+
+    def __init__(self, verdict: Tensor) -> None:
+        self._values = verdict.to("cpu", non_blocking=True)
+        self._event = torch.cuda.Event() if verdict.is_cuda else None
+        if self._event is not None:
+            self._event.record()
+
+    def read(self, *, wait: bool = False) -> Verdict | None:
+        """Return the verdict if it has arrived. With ``wait``, wait for it."""
+        if self._event is not None and not self._event.query():
+            if not wait:
+                return None
+            self._event.synchronize()
+        agrees, sure, only_finite, mean, loss = self._values.tolist()
+        return Verdict(bool(agrees), bool(sure), bool(only_finite), mean, loss)
+
+
+def agree(parts: Parts, valid: Tensor | None, loss: Tensor) -> Tensor:
+    """Compare a loss with the mean, the sum and the weighted mean of the samples that count, on their device.
 
     Shape:
         - valid: (N,), bool.
         - loss: one number.
-
-    Returns:
-        None if they disagree.
+        - Output: (5,), for :class:`Late`.
     """
-    if loss.numel() != 1:
-        return None
-    values, total = parts.values.detach().double().cpu(), float(loss)
-    if not torch.tensor(total).isfinite():
-        return Agreement(sure=False)
-    counted = torch.ones_like(values, dtype=torch.bool) if valid is None else valid.cpu()
+    exact = torch.float32 if loss.device.type == "mps" else torch.float64
+    values, total = parts.values.detach().to(exact), loss.detach().to(exact).reshape(())
     finite = values.isfinite()
-    only_finite = not bool(finite[counted].all())
-    counted = counted & finite
-    if not bool(counted.any()):
-        return Agreement(sure=False) if total == 0 else None
-    kept = values[counted]
-    means = [kept.mean(), kept.sum(), kept.sum() / len(values)]
+    counted = finite if valid is None else finite & valid
+    left_out = ~finite if valid is None else valid & ~finite
+    kept, number = torch.where(counted, values, 0), counted.sum()
+    sums = kept.sum()
+    means = [sums / number, sums, sums / len(values)]
     if parts.weights is not None:
-        weights = parts.weights.double().cpu()[counted]
+        weights = torch.where(counted, parts.weights.to(exact), 0)
         means.append((kept * weights).sum() / weights.sum())
-    scale = max(abs(total), float(kept.abs().mean()))
-    if not any(abs(float(mean) - total) <= tolerance * scale + 1e-7 for mean in means):
-        return None
-    return Agreement(sure=len(values) > 1 and bool(kept.any()), only_finite=only_finite)
+    scale = torch.maximum(total.abs(), kept.abs().sum() / number.clamp(min=1))
+    agrees = ((torch.stack(means) - total).abs() <= TOLERANCE * scale + 1e-7).any()
+    agrees = torch.where(number > 0, agrees, total == 0) | ~total.isfinite()
+    sure = total.isfinite() & kept.any() & (len(values) > 1)
+    return torch.stack([agrees.to(exact), sure.to(exact), left_out.any().to(exact), means[0], total])
 
 
-def agree_weighted(unreduced: Parts, alone: Parts, loss: Tensor, tolerance: float) -> bool:
+def close(loss: Tensor, again: Tensor) -> bool:
+    """Whether a loss in half precision is what the same call gives in single precision."""
+    first, second = float(loss), float(again)
+    if not math.isfinite(first) or not math.isfinite(second):
+        return True
+    return abs(first - second) <= HALF_TOLERANCE * max(abs(first), abs(second)) + 1e-2
+
+
+def agree_weighted(unreduced: Parts, alone: Parts, loss: Tensor) -> bool:
     """Whether a loss is the weighted mean of unreduced losses that already include their weights.
 
     The loss of a single sample does not include its weight, because class weights cancel out. So the ratio of the two
     is the weight.
     """
-    if loss.numel() != 1:
-        return False
     weights = torch.nan_to_num(unreduced.values.double() / alone.values.double(), 0, 0, 0)
     total, mean = float(loss), float(unreduced.values.double().sum() / weights.sum())
-    return len(weights) > 1 and abs(mean - total) <= tolerance * abs(total)
+    return len(weights) > 1 and abs(mean - total) <= TOLERANCE * abs(total)
 
 
 def supervised(criterion: Any, parts: Parts, call: Call) -> Tensor | None:

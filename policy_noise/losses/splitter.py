@@ -1,37 +1,43 @@
 """Compute one loss per sample from any criterion, and check them against the loss that the criterion returned."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .agreement import TOLERANCE, Agreement, agree, agree_weighted, pools, supervised
-from .batch import HALF, Call, Structures, devices_of, loss_of
-from .isolation import Snapshot, evaluator, is_stateless
-from .ways import Parts, from_reducer, leave_one_out, one_by_one, unreduced, vectorized
+from ..utils.compat import CollectiveError, collectives_refused, version_of
+from ..utils.distributed import is_distributed
+from ..utils.warn import warn
+from .agreement import Late, Verdict, agree, agree_weighted, close, pools, supervised
+from .batch import HALF, Call, Structures, devices_of, loss_of, shapes_of, tree_flatten
+from .isolation import Isolation, Snapshot, evaluator, has_state, is_stateless, outside
+from .refusal import Seen, batch_argument, likely_causes
+from .ways import Parts, evaluated, from_reducer, leave_one_out, one_by_one, unreduced, vectorized
 
-__all__ = ["CriterionError", "LossSplitter", "SampleLosses", "per_sample_loss"]
+__all__ = ["CriterionError", "LossMethod", "LossSplitter", "SampleLosses", "per_sample_loss"]
 
+LossMethod = Literal["auto", "own", "leave_one_out"]
 Way = Callable[[Any, Call, Snapshot | None, bool], Parts | None]
 
 REDUCTION = "reduction='none'"
-WAYS: dict[str, Way] = {
-    REDUCTION: unreduced,
-    "the library's unreduced terms": from_reducer,
-    "one sample at a time (vmap)": vectorized,
-    "one sample at a time (loop)": one_by_one,
-}
+ALONE: dict[str, Way] = {"one sample at a time (vmap)": vectorized, "one sample at a time (loop)": one_by_one}
+WAYS: dict[str, Way] = {REDUCTION: unreduced, "the library's unreduced terms": from_reducer, **ALONE}
 OBSERVE = (
     "if it can give unreduced losses (reduction='none', a reducer), train on their mean and call hook.observe(losses) "
     "with one loss per image, shape (B,), instead of hooking the criterion"
 )
-
-
-LOOKS = 3
-"""Number of comparisons for criteria that may have a state. A fresh state can hide that the samples are coupled."""
+METHODS = (
+    "or choose loss_method='own' (the criterion on each image alone) or loss_method='leave_one_out' (what each image "
+    "adds to the batch's loss, in B + 1 evaluations)"
+)
+LARGE = 2**23
+"""Elements of a criterion's state above which the cost of copying it is said."""
 
 
 class CriterionError(RuntimeError):
@@ -56,24 +62,54 @@ class SampleLosses:
     valid: Tensor | None
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Plan:
+    """How the losses of calls of one shape are computed.
+
+    Args:
+        spec: How the call's arguments are nested.
+        way: The name of the way.
+        only_finite: Whether losses that are not finite belong to samples without supervision.
+        proven: Whether it is right for every call, so that none is compared again.
+        calls: Calls so far.
+    """
+
+    spec: Any
     way: str
     only_finite: bool
-    looks: int
+    proven: bool
+    calls: int = 1
+
+    @property
+    def looks(self) -> bool:
+        """Whether the next call is compared: the second, fourth, eighth, ..."""
+        return not self.proven and (self.calls + 1) & self.calls == 0
+
+
+@dataclass
+class _Before:
+    """What was kept before the criterion's forward pass."""
+
+    snapshot: Snapshot | None
+    versions: list[int | None]
+    values: dict[int, Tensor]
 
 
 class LossSplitter:
-    """Compute one loss per sample from a criterion, and check it on the first call of each shape.
+    """Compute one loss per sample from a criterion, and check them on calls 1, 2, 4, 8, ... of each shape.
 
     These ways are tried in turn: the criterion's own ``reduction="none"``, averaged over all axes but the batch
     (pixels, labels); the unreduced terms of pytorch-metric-learning; the criterion on each sample alone. The first way
     whose samples give the loss of the batch (as their mean, their sum or with the criterion's own weights) is used for
-    calls of these shapes. For criteria that may have a state, three calls are compared. Afterwards nothing is compared,
-    and nothing waits for the device.
+    calls of these shapes. The first comparison waits for the device. Later ones run on it and are read when they have
+    arrived, so nothing waits. All comparisons are in fp32, with a relative tolerance of 1e-3. If the loop's loss is in
+    half precision, the criterion is evaluated once more in fp32 to compare.
 
-    The second evaluation runs on a copy, with the state that :meth:`before` saw. So the criterion, its buffers and the
-    random generators stay as the loop left them. Criteria of torch and timm have no state and are not copied.
+    The second evaluation runs on copies of the criterion and of the objects among its arguments (models, meters), with
+    the state that :meth:`before` saw, and on copies of the tensors that the criterion writes to. So these, the buffers
+    and the random generators stay as the loop left them. Losses of torch and timm change nothing and are not copied.
+    What no copy holds is changed twice: class attributes, closures and globals (a warning names them), and what can't
+    be seen from here (files, other modules' globals, attributes that cannot be copied).
 
     Some losses sum over the batch before they divide (MONAI's ``batch=True``, the overlaps of
     segmentation_models_pytorch), so they are not a mean over samples. Each sample then gets the loss of its own
@@ -81,29 +117,40 @@ class LossSplitter:
 
     Args:
         criterion: The loss module or function that the training loop calls. Its forward hooks do not run here.
-        method: ``"auto"``, or ``"leave_one_out"`` for losses that couple samples (contrastive, triplets): the amount
-            that each sample adds to the loss of its batch. This costs B + 1 evaluations and is not compared.
+        loss_method: ``"auto"``. Or ``"own"``: the criterion on each sample alone, without a comparison. Or
+            ``"leave_one_out"``, for losses that couple samples (contrastive, triplets): the amount that each sample
+            adds to the loss of its batch. This costs B + 1 evaluations and is not compared.
 
     Raises:
-        ValueError: If ``method`` is neither.
+        ValueError: If ``loss_method`` is none of these.
     """
 
-    def __init__(self, criterion: Callable[..., Any], method: Literal["auto", "leave_one_out"] = "auto") -> None:
-        if method not in ("auto", "leave_one_out"):
-            raise ValueError(f"method must be 'auto' or 'leave_one_out', got {method!r}")
+    def __init__(self, criterion: Callable[..., Any], loss_method: LossMethod = "auto") -> None:
+        if loss_method not in ("auto", "own", "leave_one_out"):
+            raise ValueError(f"loss_method must be 'auto', 'own' or 'leave_one_out', got {loss_method!r}")
         self.criterion = criterion
-        self.method = method
+        self.loss_method = loss_method
         self._stateless = is_stateless(criterion)
+        self._isolation = Isolation()
         self._structures = Structures()
-        self._plans: dict[Any, tuple[Any, _Plan]] = {}
-        self._before: Snapshot | None = None
-        self._last: Snapshot | None = None
+        self._plans: dict[Any, _Plan] = {}
+        self._before: _Before | None = None
+        self._written: set[int] = set()
+        self._late: list[tuple[Call, Late]] = []
         self._way = ""
+        self._said: set[str] = set()
+        self._seconds, self._since = 0.0, 0.0
 
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Save the criterion's state before its forward pass. Costs nothing for criteria without state."""
-        if not self._stateless:
-            self._before = self._last = Snapshot(self.criterion, devices_of(args, kwargs), self._last)
+        start = time.perf_counter()
+        leaves = tree_flatten((args, kwargs))[0]
+        if not self._stateless or any(map(has_state, leaves)):
+            plan = self._plans.get(shapes_of(leaves))
+            kept = range(len(leaves)) if plan is None or plan.looks else self._written
+            values = {i: leaves[i].detach().clone() for i in kept if isinstance(leaves[i], Tensor)}
+            self._before = _Before(self._snapshot(leaves), _versions(leaves), values)
+        self._seconds += time.perf_counter() - start
 
     def describe(self) -> str:
         """Describe in a phrase how the losses are computed."""
@@ -111,45 +158,167 @@ class LossSplitter:
 
     __str__ = describe
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any) -> SampleLosses:
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> SampleLosses:
         """Compute one loss per sample for a call of the criterion.
 
         Args:
             args: The arguments that the criterion was called with.
             kwargs: Its keyword arguments.
-            loss: The loss that it returned. None if that is unknown, which costs one evaluation for each new shape.
+            returned: What it returned. None if that is unknown, which costs one evaluation for each comparison.
 
         Shape:
             - args, kwargs: any tree of tensors whose first axis is the batch, and anything else.
 
         Raises:
-            CriterionError: If the losses of the samples do not agree with the loss.
+            CriterionError: If the losses of the samples do not agree with the loss, now or at an earlier call.
         """
-        state, self._before = self._before, None
+        start = time.perf_counter()
+        before, self._before = self._before, None
+        self._read()
+        leaves, spec = tree_flatten((args, kwargs))
+        values = {} if before is None else self._values(leaves, before)
         try:
-            calls = self._structures.candidates(args, kwargs)
+            calls = self._structures.candidates(leaves, spec, values)
         except ValueError as error:
             raise CriterionError(f"criterion {self._name} {error}") from None
         call, device = calls[0], calls[0].tensors[0].device.type
-        half = call.half or torch.is_autocast_enabled(device)
+        loss = self._loss_of(returned)
+        half = call.half or torch.is_autocast_enabled(device) or (loss is not None and loss.dtype in HALF)
         with torch.no_grad(), torch.autocast(device, enabled=False):
-            if state is None and not self._stateless:
-                state = self._last = Snapshot(self.criterion, devices_of(args, kwargs), self._last)
-            if self.method == "leave_one_out":
-                self._way = f"leave-one-out ({call.size + 1} evaluations)"
-                return self._finish(self._leave_one_out(call, state), call)
-            spec, plan = self._plans.get(call.shapes, (None, None))
-            if plan is not None and spec == call.spec and plan.looks >= (1 if self._stateless else LOOKS):
-                self._way = plan.way
-                parts = WAYS[plan.way](self.criterion, call, state, True)
-                if parts is None:
-                    raise CriterionError(f"criterion {self._name} has changed: {plan.way} no longer gives losses")
-                return self._finish(parts, call, plan.only_finite)
-            return self._look(calls, state, loss_of(loss), half)
+            if before is not None:
+                state = before.snapshot
+            else:
+                state = self._snapshot(leaves) if not self._stateless or any(map(has_state, leaves)) else None
+            try:
+                return self._split(calls, state, loss, half)
+            finally:
+                self._seconds += time.perf_counter() - start
+
+    def stepped(self) -> None:
+        """Note a step of the loop. Warn once if the second evaluations took longer than the rest of it."""
+        now = time.perf_counter()
+        seconds, step = self._seconds, now - self._since
+        known, self._seconds, self._since = self._since > 0, 0.0, now
+        # The first calls of a shape try all ways.
+        if known and not any(plan.calls < 3 for plan in self._plans.values()) and step < 2 * seconds > 0.02:
+            self._say_slow(seconds, f"of a step's {step:.2g} s")
+
+    # -- details -------------------------------------------------------------------------------------------------------
 
     @property
     def _name(self) -> str:
-        return getattr(self.criterion, "__name__", type(self.criterion).__name__)
+        criterion = self.criterion.func if isinstance(self.criterion, partial) else self.criterion
+        return getattr(criterion, "__name__", type(criterion).__name__)
+
+    def say(self, key: str, message: str) -> None:
+        """Warn, once per key."""
+        if key not in self._said:
+            self._said.add(key)
+            warn(f"criterion {self._name} {message}")
+
+    def _say_slow(self, seconds: float, of: str) -> None:
+        self.say(
+            "slow",
+            f"is evaluated again for the reward, which takes {seconds:.2g} s {of} ({self.describe()}): {OBSERVE}, or "
+            "learn from fewer steps (update_every)",
+        )
+
+    def _snapshot(self, leaves: Sequence[Any]) -> Snapshot:
+        objects = [leaf for leaf in leaves if has_state(leaf)]
+        try:
+            snapshot = Snapshot(self._isolation, self.criterion, objects, devices_of(leaves))
+        except Exception as error:
+            raise CriterionError(f"criterion {self._name} cannot be copied ({error}); {OBSERVE}") from error
+        if self._isolation.elements >= LARGE:
+            size = f"{self._isolation.elements / 1e6:.0f} million"
+            self.say(
+                "large",
+                f"holds {size} numbers beside its parameters (a memory bank?), which are copied at each step: "
+                f"{OBSERVE}, or learn from fewer steps (update_every)",
+            )
+        if self._isolation.shared:
+            names = ", ".join(f"{name} ({kind})" for name, kind in self._isolation.shared.items())
+            self.say(
+                "shared",
+                f"holds {names}, which cannot be copied. So its second evaluation, for the reward, uses the same "
+                "object: what the criterion writes there it writes more than once. Keep it out of the criterion, or "
+                "call hook.observe(losses) instead of hooking it",
+            )
+        return snapshot
+
+    def _values(self, leaves: Sequence[Any], before: _Before) -> dict[int, Tensor]:
+        """The values of the tensors that the criterion wrote to, before it did."""
+        written = {i for i, v in enumerate(_versions(leaves)) if v is not None and v != before.versions[i]}
+        if not written <= before.values.keys():
+            raise CriterionError(f"criterion {self._name} writes to its arguments in place, but not always; {OBSERVE}")
+        self._written |= written
+        return {i: before.values[i] for i in self._written if i in before.values}
+
+    def _loss_of(self, returned: Any) -> Tensor | None:
+        loss = loss_of(returned)
+        if loss is None and returned is not None:
+            raise CriterionError(
+                f"criterion {self._name} returned {type(returned).__name__}, not a loss (nor a tuple or mapping with "
+                f"one loss in it); {OBSERVE}"
+            )
+        return loss
+
+    def _read(self, *, wait: bool = False) -> None:
+        """Read the verdicts that have arrived."""
+        waiting = []
+        for call, late in self._late:
+            verdict = late.read(wait=wait)
+            if verdict is None:
+                waiting.append((call, late))
+            elif not verdict.agrees:
+                self._late.clear()
+                raise CriterionError(self._disagreement(call, verdict, Seen()))
+        self._late = waiting
+
+    def _split(self, calls: list[Call], state: Snapshot | None, loss: Tensor | None, half: bool) -> SampleLosses:
+        call = calls[0]
+        plan = self._plans.get(call.shapes)
+        if plan is not None and plan.spec != call.spec:
+            plan = None
+        looks = plan is None or plan.looks
+        # While looking, each evaluation gets copies of the tensors, so that writes to them are noticed.
+        copied = frozenset(
+            i
+            for i, leaf in enumerate(call.leaves)
+            if isinstance(leaf, Tensor) and (i in self._written or (looks and not self._stateless))
+        )
+        calls = [replace(c, copied=copied, written=self._written, slow=self._slow) for c in calls]
+        call = calls[0]
+        if self.loss_method == "leave_one_out":
+            self._way = f"leave-one-out ({call.size + 1} evaluations)"
+            return self._finish(self._leave_one_out(call, state), call)
+        if loss is not None and loss.numel() > 1 and len(loss) == call.size:
+            return self._rows(loss, call)
+        if plan is None:
+            return self._look(calls, state, loss, half)
+        self._way = plan.way
+        parts = WAYS[plan.way](self.criterion, call, state, not looks)
+        if parts is None:
+            raise CriterionError(f"criterion {self._name} has changed: {plan.way} no longer gives losses")
+        if looks:
+            if loss is None or half:
+                loss = self._evaluate(call, state)
+            if loss.numel() == 1:
+                late = Late(agree(parts, supervised(self.criterion, parts, call), loss))
+                self._late.append((call, late))
+                if not loss.is_cuda:
+                    self._read()
+        plan.calls += 1
+        return self._finish(parts, call, plan.only_finite)
+
+    def _rows(self, loss: Tensor, call: Call) -> SampleLosses:
+        self._way = "as the criterion returns them"
+        rows = loss.detach().reshape(len(loss), -1)
+        whole = isinstance(self.criterion, nn.CrossEntropyLoss | nn.NLLLoss)
+        return self._finish(Parts(rows.sum(1) if whole else rows.mean(1)), call)
+
+    def _slow(self, seconds: float) -> None:
+        self._say_slow(seconds, "a step")
 
     def _leave_one_out(self, call: Call, state: Snapshot | None) -> Parts:
         try:
@@ -161,18 +330,40 @@ class LossSplitter:
 
     def _look(self, calls: list[Call], state: Snapshot | None, loss: Tensor | None, half: bool) -> SampleLosses:
         """Try the ways in turn until the losses of one agree with the criterion's."""
-        if loss is None:
-            loss = self._evaluate(calls[0], state)
-            half = False
+        seen, changes = Seen(), outside(self.criterion) if not self._stateless else {}
+        if not self._stateless and is_distributed():
+            self._refuse_collectives(calls[0], state)
+        try:
+            return self._try(calls, state, loss, half, seen)
+        finally:
+            seen.outside += [name for name, value in changes.items() if outside(self.criterion).get(name) != value]
+            if seen.outside:
+                self.say(
+                    "outside",
+                    f"changes {', '.join(seen.outside)} outside of itself, where its second evaluation, for the "
+                    "reward, changes it again: keep this state in the criterion (self....), or call "
+                    "hook.observe(losses) instead of hooking it",
+                )
+
+    def _try(
+        self, calls: list[Call], state: Snapshot | None, loss: Tensor | None, half: bool, seen: Seen
+    ) -> SampleLosses:
+        if self.loss_method == "own":
+            return self._own(calls[0], state)
+        if loss is None or half:
+            again = self._evaluate(calls[0], state)
+            if loss is not None and loss.numel() == again.numel() == 1 and not close(loss, again):
+                seen.reproduced = False
+                raise CriterionError(
+                    f"criterion {self._name} gave {float(loss):.4g} in half precision, but the same call gives "
+                    f"{float(again):.4g} in fp32; {self._causes(calls[0], seen)}"
+                )
+            loss = again
         if loss.numel() > 1 and len(loss) == calls[0].size:
-            self._way = "as the criterion returns them"
-            rows = loss.detach().reshape(len(loss), -1)
-            whole = isinstance(self.criterion, nn.CrossEntropyLoss | nn.NLLLoss)
-            return self._finish(Parts(rows.sum(1) if whole else rows.mean(1)), calls[0])
-        tolerance = TOLERANCE[half or loss.dtype in HALF]
+            return self._rows(loss, calls[0])
         failure: Exception | None = None
         refused: list[tuple[str, Call, Parts]] = []
-        for call in calls:
+        for call in calls if loss.numel() == 1 else ():
             for way, function in WAYS.items():
                 try:
                     parts = function(self.criterion, call, state, False)
@@ -181,52 +372,100 @@ class LossSplitter:
                     continue
                 if parts is None:
                     continue
-                agreement = agree(parts, supervised(self.criterion, parts, call), loss, tolerance)
-                if agreement is None:
-                    refused.append((way, call, parts))
-                    if function is vectorized:
-                        break  # the loop would give the same losses
-                    continue
-                return self._keep(way, call, parts, agreement)
-        alone = [item for item in refused if item[0].startswith("one sample")]
+                verdict = Late(agree(parts, supervised(self.criterion, parts, call), loss)).read(wait=True)
+                assert verdict is not None
+                if verdict.agrees:
+                    return self._keep(way, call, parts, verdict)
+                refused.append((way, call, parts))
+                if function is vectorized:
+                    break  # the loop would give the same losses
+        alone = [item for item in refused if item[0] in ALONE]
         if alone and pools(self.criterion):
-            return self._keep(*alone[0], Agreement(sure=True))
-        if alone and refused[0][0] == REDUCTION and agree_weighted(refused[0][2], alone[0][2], loss, tolerance):
-            return self._keep(*refused[0], Agreement(sure=True))
-        raise CriterionError(self._reason(loss, failure, refused)) from failure
+            return self._keep(*alone[0])
+        if alone and refused[0][0] == REDUCTION and agree_weighted(refused[0][2], alone[0][2], loss):
+            return self._keep(*refused[0])
+        if loss.numel() != 1:
+            raise CriterionError(
+                f"criterion {self._name} returned a loss of shape {tuple(loss.shape)}, neither one number nor one per "
+                f"sample ({batch_argument(calls[0])}); {OBSERVE}"
+            )
+        if not alone:
+            raise CriterionError(
+                f"criterion {self._name} gives no loss for a single sample ({failure}); "
+                f"{self._causes(calls[0], Seen(between=False))}"
+            ) from failure
+        values = alone[0][2].values
+        seen.between = float(values.min()) <= float(loss) <= float(values.max())
+        self._investigate(calls[0], state, loss, seen)
+        verdict = Verdict(False, True, False, float(values.mean()), float(loss))
+        raise CriterionError(self._disagreement(calls[0], verdict, seen)) from failure
+
+    def _own(self, call: Call, state: Snapshot | None) -> SampleLosses:
+        failure: Exception | None = None
+        for way, function in ALONE.items():
+            try:
+                parts = function(self.criterion, call, state, False)
+            except Exception as error:
+                failure = error
+                continue
+            assert parts is not None
+            return self._keep(way, call, parts, Verdict(True, True, not bool(parts.values.isfinite().all()), 0.0, 0.0))
+        raise CriterionError(
+            f"criterion {self._name} gives no loss for a single sample ({failure}; {batch_argument(call)}); {OBSERVE}"
+        ) from failure
+
+    def _investigate(self, call: Call, state: Snapshot | None, loss: Tensor, seen: Seen) -> None:
+        """Evaluate a call that was refused once more, and look whether it gives its loss and draws random numbers."""
+        generator = torch.get_rng_state()
+        with evaluated(self.criterion, call, state, False) as (own, copied):
+            start = torch.get_rng_state()
+            again = loss_of(copied.on(evaluator(own)))
+            seen.drew = not torch.equal(start, torch.get_rng_state())
+        torch.set_rng_state(generator)
+        seen.reproduced = again is not None and close(loss, again)
+
+    def _refuse_collectives(self, call: Call, state: Snapshot | None) -> None:
+        try:
+            with collectives_refused():
+                self._evaluate(call, state)
+        except CollectiveError as error:
+            raise CriterionError(
+                f"criterion {self._name} communicates between processes ({error}). Its second evaluation, for the "
+                f"reward, would do so again, and processes could wait for each other forever; {OBSERVE}"
+            ) from None
 
     def _evaluate(self, call: Call, state: Snapshot | None) -> Tensor:
         try:
-            with nullcontext(self.criterion) if state is None else state.evaluate() as criterion:
-                returned = call.on(evaluator(criterion))
+            with evaluated(self.criterion, call, state, False) as (criterion, copied):
+                returned = copied.on(evaluator(criterion))
+        except CollectiveError:
+            raise
         except Exception as error:
             raise CriterionError(f"criterion {self._name} fails on these arguments ({error})") from error
-        loss = loss_of(returned)
+        loss = self._loss_of(returned)
         if loss is None:
-            raise CriterionError(f"criterion {self._name} returned {type(returned).__name__}, not a loss; {OBSERVE}")
+            raise CriterionError(f"criterion {self._name} returned None, not a loss; {OBSERVE}")
         return loss
 
-    def _keep(self, way: str, call: Call, parts: Parts, agreement: Agreement) -> SampleLosses:
+    def _keep(self, way: str, call: Call, parts: Parts, verdict: Verdict | None = None) -> SampleLosses:
+        """Keep a way for calls of this shape. Without a verdict it was recognized, and is not compared again."""
         self._way = way
-        if agreement.sure:
+        only_finite = verdict is not None and verdict.only_finite
+        if verdict is None or verdict.sure:
             self._structures.settle(call)
-            looks = self._plans[call.shapes][1].looks if call.shapes in self._plans else 0
-            self._plans[call.shapes] = (call.spec, _Plan(way, agreement.only_finite, looks + 1))
-        return self._finish(parts, call, agreement.only_finite)
+            proven = self._stateless or verdict is None or self.loss_method == "own"
+            self._plans[call.shapes] = _Plan(call.spec, way, only_finite or self.loss_method == "own", proven)
+        return self._finish(parts, call, only_finite)
 
-    def _reason(self, loss: Tensor, failure: Exception | None, refused: list[tuple[str, Call, Parts]]) -> str:
-        alone = [parts for way, _, parts in refused if way.startswith("one sample")]
-        if not alone:
-            why = f"gives no loss for a single sample ({failure})"
-        elif loss.numel() != 1:
-            why = f"returned a loss of shape {tuple(loss.shape)}, neither one number nor one per sample"
-        else:
-            why = (
-                "is not a mean or sum over samples: the mean loss of single samples is "
-                f"{float(alone[0].values.mean()):.4g}, but the batch's loss is {float(loss):.4g} (it couples samples, "
-                "or draws random numbers)"
-            )
-        return f"criterion {self._name} {why}; {OBSERVE}, or choose method='leave_one_out' (B + 1 evaluations)"
+    def _disagreement(self, call: Call, verdict: Verdict, seen: Seen) -> str:
+        return (
+            f"criterion {self._name} is not a mean or sum over samples: the mean loss of single samples is "
+            f"{verdict.mean:.4g}, but the batch's loss is {verdict.loss:.4g}; {self._causes(call, seen)}"
+        )
+
+    def _causes(self, call: Call, seen: Seen) -> str:
+        causes = ", or ".join(likely_causes(self.criterion, call, seen))
+        return f"likely because {causes} ({batch_argument(call)}); {OBSERVE}, {METHODS}"
 
     def _finish(self, parts: Parts, call: Call, only_finite: bool = False) -> SampleLosses:
         values = parts.values.float()
@@ -238,9 +477,23 @@ class LossSplitter:
         return SampleLosses(values if valid is None else torch.where(valid, values, 0), valid)
 
 
-def per_sample_loss(
-    criterion: Callable[..., Any], *args: Any, method: Literal["auto", "leave_one_out"] = "auto", **kwargs: Any
-) -> Tensor:
+def _versions(leaves: Sequence[Any]) -> list[int | None]:
+    return [version_of(leaf) if isinstance(leaf, Tensor) else None for leaf in leaves]
+
+
+FUNCTIONS = {F.cross_entropy: nn.CrossEntropyLoss, F.nll_loss: nn.NLLLoss}
+"""Functions whose module averages over the labels that are not ignored."""
+
+
+def _as_module(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
+    """The module that computes the same as a call of torch's function, and the arguments that it takes."""
+    given = inspect.signature(function).bind(*args, **kwargs).arguments
+    names = {"weight", "ignore_index", "reduction", "label_smoothing"} & given.keys()
+    module = FUNCTIONS[function](**{name: given[name] for name in names})
+    return module, (given["input"], given["target"])
+
+
+def per_sample_loss(criterion: Any, *args: Any, loss_method: LossMethod = "auto", **kwargs: Any) -> Tensor:
     """Compute a criterion's loss for each sample, without gradient and in fp32.
 
     This is the functional form of :class:`LossSplitter`. It has no memory, so each call evaluates the criterion once
@@ -253,7 +506,7 @@ def per_sample_loss(
     Args:
         criterion: The loss module or function that the training loop calls. Its forward hooks do not run here.
         args: The arguments that the loop called it with: model output, targets.
-        method: As in :class:`LossSplitter`.
+        loss_method: As in :class:`LossSplitter`.
         kwargs: Keyword arguments, likewise.
 
     Shape:
@@ -268,4 +521,9 @@ def per_sample_loss(
         >>> per_sample_loss(nn.CrossEntropyLoss(), logits, targets).shape
         torch.Size([4])
     """
-    return LossSplitter(criterion, method)(args, kwargs, None).values
+    if isinstance(criterion, partial):
+        criterion, args, kwargs = criterion.func, (*criterion.args, *args), {**criterion.keywords, **kwargs}
+    if criterion in FUNCTIONS:
+        criterion, args = _as_module(criterion, args, kwargs)
+        kwargs = {}
+    return LossSplitter(criterion, loss_method)(args, kwargs, None).values

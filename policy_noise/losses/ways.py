@@ -1,6 +1,8 @@
 """The ways to compute one loss per sample from a call of the criterion."""
 
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +12,12 @@ from torch import Tensor, nn
 from .batch import Call, loss_of
 from .isolation import Snapshot, evaluator
 
-__all__ = ["Parts", "from_reducer", "leave_one_out", "one_by_one", "unreduced", "vectorized"]
+__all__ = ["Parts", "evaluated", "from_reducer", "leave_one_out", "one_by_one", "unreduced", "vectorized"]
 
+PROBES = 8
+"""Samples of a loop after which its duration is estimated."""
+SLOW = 10.0
+"""Seconds of a loop that are said before they have passed."""
 
 NOT_OF_SAMPLES = ("ProxyAnchorLoss", "VICRegLoss")
 """Losses of pytorch-metric-learning whose numbered terms belong to proxies or features, not to samples."""
@@ -36,7 +42,7 @@ def unreduced(criterion: Any, call: Call, state: Snapshot | None, last: bool = F
     reduction = getattr(criterion, "reduction", None)
     if reduction not in ("mean", "sum", "none", "batchmean") or getattr(criterion, "batch", False) is True:
         return None  # MONAI's batch=True sums over the batch before it divides
-    with _evaluated(criterion, state, last) as own:
+    with evaluated(criterion, call, state, last) as (own, call):
         # A shallow copy shares the weights, and the user's object is not changed.
         unreduced = object.__new__(type(own))
         unreduced.__dict__.update(own.__dict__)
@@ -78,7 +84,7 @@ def vectorized(criterion: Any, call: Call, state: Snapshot | None, last: bool = 
     """Call the criterion on batches of one image, all at once with :func:`torch.vmap`."""
     splits = _splits(criterion, call)
     samples = [tensor.unflatten(0, (splits, len(tensor) // splits)) for tensor in call.tensors]
-    with _evaluated(criterion, state, last) as own:
+    with evaluated(criterion, call, state, last) as (own, call):
         function = evaluator(own)
         losses = torch.vmap(lambda *rows: _scalar(call.on(function, rows)), in_dims=1)(*samples)
     return Parts(losses.repeat(splits) if splits > 1 else losses)
@@ -87,11 +93,14 @@ def vectorized(criterion: Any, call: Call, state: Snapshot | None, last: bool = 
 def one_by_one(criterion: Any, call: Call, state: Snapshot | None, last: bool = False) -> Parts:
     """Do the same in a loop, for criteria that vmap cannot batch (data-dependent control flow, in-place writes)."""
     splits = _splits(criterion, call)
-    samples = [tensor.unflatten(0, (splits, len(tensor) // splits)).unbind(1) for tensor in call.tensors]
-    losses = []
-    for rows in zip(*samples, strict=True):
-        with _evaluated(criterion, state, last=False) as own:
-            losses.append(_scalar(call.on(evaluator(own), rows)))
+    samples = [tensor.unflatten(0, (splits, len(tensor) // splits)) for tensor in call.tensors]
+    losses: list[Tensor] = []
+    start = time.perf_counter()
+    for i in range(call.size // splits):
+        with evaluated(criterion, call, state, last=False) as (own, copied):
+            losses.append(_scalar(copied.on(evaluator(own), [rows[:, i] for rows in samples])))
+        if len(losses) == PROBES and (time.perf_counter() - start) * call.size / PROBES > SLOW:
+            call.slow((time.perf_counter() - start) * call.size / PROBES)
     return Parts(torch.stack(losses).repeat(splits))
 
 
@@ -104,13 +113,13 @@ def leave_one_out(criterion: Any, call: Call, state: Snapshot | None, last: bool
     """
     size = call.size
     rows = torch.arange(size, device=call.tensors[0].device)
-    with _evaluated(criterion, state, last=False) as own:
-        whole = _scalar(call.on(evaluator(own)))
+    with evaluated(criterion, call, state, last=False) as (own, copied):
+        whole = _scalar(copied.on(evaluator(own)))
     without = []
     for i in range(size):
         kept = rows[rows != i] if size > 1 else rows[:0]
-        with _evaluated(criterion, state, last=False) as own:
-            without.append(_scalar(call.on(evaluator(own), [tensor[kept] for tensor in call.tensors])))
+        with evaluated(criterion, call, state, last=False) as (own, copied):
+            without.append(_scalar(copied.on(evaluator(own), [tensor[kept] for tensor in call.tensors])))
     rest = torch.stack(without)
     if getattr(criterion, "reduction", "mean") == "sum":
         return Parts(whole - rest)
@@ -129,7 +138,7 @@ def from_reducer(criterion: Any, call: Call, state: Snapshot | None, last: bool 
         return None
     if type(criterion).__name__ in NOT_OF_SAMPLES:
         return None
-    with _evaluated(criterion, state, last) as own:
+    with evaluated(criterion, call, state, last) as (own, call):
         reducer, terms = own.reducer, []
 
         class Recorder(nn.Module):
@@ -182,5 +191,11 @@ def _scalar(returned: Any) -> Tensor:
     return loss.reshape(())
 
 
-def _evaluated(criterion: Any, state: Snapshot | None, last: bool) -> AbstractContextManager[Any]:
-    return nullcontext(criterion) if state is None else state.evaluate(last=last)
+@contextmanager
+def evaluated(criterion: Any, call: Call, state: Snapshot | None, last: bool) -> Iterator[tuple[Any, Call]]:
+    """Yield a criterion and a call of it whose evaluation changes nothing."""
+    if state is None:
+        yield criterion, call
+        return
+    with state.evaluate(last=last) as (own, *objects):
+        yield own, call.with_objects(objects)

@@ -10,6 +10,7 @@ from typing import Any
 from policy_noise.heated import read_heated_metadata
 
 from ..batches import epoch_batches, outputs
+from ..check import look_before_training
 from ..data import ImageSet, fingerprint, require_classes
 from ..evaluation import draw_mistakes, score
 from ..figures import LABELS, class_histogram, intensity_histogram
@@ -151,6 +152,8 @@ def train_stage(stage: str, arguments: argparse.Namespace, recipe: TrainRecipe, 
     )
     with world() as here:
         epoch_batches(len(data.train), recipe, 0, here)
+        for note in here.agree(lambda: look_before_training(data) if here.main else []):
+            print(note, file=sys.stderr)
         record = record_of(data, arguments) | start | {"processes": here.size}
         options = {"resume": arguments.resume, "writes": here.main}
         run = here.agree(lambda: Run(arguments.output, stage, recipe, record, **options))
