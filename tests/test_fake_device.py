@@ -321,11 +321,15 @@ def test_a_planted_fault_is_caught(fault, words):
         run(*own(fault))
 
 
-@pytest.mark.parametrize("settings", [{}, {"mean": 0.5, "std": 0.25}, {"grid_size": (2, 2, 2)}, {"per_channel": True}])
-@pytest.mark.parametrize("kind", [RandomShading, PolicyNoiseMask])
+ALONE = ({}, {"mean": 0.5, "std": 0.25}, {"grid_size": (2, 2, 2)})
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [(kind, settings) for kind in (RandomShading, PolicyNoiseMask) for settings in ALONE]
+    + [(RandomShading, {"per_channel": True})],
+)
 def test_masks_alone(kind, settings):
-    if kind is PolicyNoiseMask and "per_channel" in settings:
-        pytest.skip("a policy draws one mask for all channels")
     mask, mode, watch = kind(**settings), FakeTensorMode(allow_non_fake_inputs=True), Watch()
     convert(mode, [mask], [])
     made_once = mock.patch.object(rendering, "_cached", fake_operators)
