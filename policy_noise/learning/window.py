@@ -71,8 +71,9 @@ class SampleCount:
         """Samples that count, (B,) bool: transformed, with a finite loss."""
         sample, loss = observation.sample, observation.loss
         finite = loss.abs() < math.inf
-        if sample.log_prob is not None:
-            finite = finite & sample.log_prob.detach().isfinite()
+        drawn = sample.finite()
+        if drawn is not None:
+            finite = finite & drawn
         self._checked += len(finite)
         self._uncounted.append(finite)
         if len(self._uncounted) > MAX_UNCOUNTED:
