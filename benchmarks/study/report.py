@@ -40,6 +40,9 @@ SHOWN = ("clean", "shifted", "bias_field", "brightness", "contrast", "blur", "no
 """Of the evidence page's table. The others stand in the heat map and on the results page."""
 OF_ORGANS = ("ct2", "mr")
 
+MADE = {"day": "Run on", "machine": "machine", "torch": "torch", "commit": "code at commit"}
+"""What each record says about how it was made."""
+
 FIRST_TASKS = ["first-joined", "first-organs", "first-tumour", "first-pneumonia"]
 EARLIER_ROWS: dict[str, tuple[str, list[str]]] = {
     "random": ('random masks, `preset="random"`', TASKS),
@@ -149,6 +152,12 @@ def progress(records: list[dict[str, Any]]) -> str:
     )
 
 
+def provenance(records: list[dict[str, Any]]) -> str:
+    """Days, machines, versions and commits of the runs."""
+    found = {name: sorted({str(record[name]) for record in records if name in record}) for name in MADE}
+    return "; ".join(f"{title} {', '.join(found[name])}" for name, title in MADE.items() if found[name])
+
+
 def earlier_table(results: Results) -> str:
     """The table of the rounds before the protocol."""
     rows = {arm: tasks for arm, (_, tasks) in EARLIER_ROWS.items()}
@@ -251,7 +260,8 @@ def results_page(records: list[dict[str, Any]], earlier: list[dict[str, Any]]) -
     done = {record["key"] for record in records if "scores" in record}
     parts = [
         "# Results of the protocol",
-        f"{progress(records)}",
+        progress(records),
+        *([f"{provenance(records)}."] if records else ()),
         "[The protocol](PROTOCOL.md) says what is declared. `python -m benchmarks.study report` writes this page. "
         "Macro F1; differences are paired by seed, ± is the 95 % t-interval, given for three seeds or more; * means "
         "p < .05 after Holm's correction over the rows of a column.",
