@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ..augmentation import Sample
-from ..utils.trees import leaves_of
+from ..utils.trees import tensors_in
 from ..utils.warn import warn
 from .rows import Rows, follow
 
-__all__ = ["Match", "PairingError", "PairingQueue", "tensors_of"]
+__all__ = ["Match", "PairingError", "PairingQueue", "Pending"]
 
 MARK = "policy_noise"
 REMEDY = (
@@ -27,16 +27,30 @@ class PairingError(RuntimeError):
     """Masked forwards and observed losses don't pair up."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Pending:
-    """A masked forward whose loss has not been seen yet."""
+    """A masked forward whose loss has not been seen yet.
+
+    Args:
+        number: Its number.
+        sample: The draw.
+        views: Number of inputs that were masked. The sample holds the images of the first, then those of the second.
+        marked: Whether its output is known.
+    """
 
     number: int
     sample: Sample
+    views: int = 1
     marked: bool = False
 
     def __len__(self) -> int:
-        return len(self.sample.applied)
+        return len(self.sample.applied) // self.views
+
+    def spread(self, values: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """One loss for each image of the sample: all views of an image have its loss."""
+        if self.views == 1:
+            return values, valid
+        return values.repeat(self.views), None if valid is None else valid.repeat(self.views)
 
 
 @dataclass(frozen=True)
@@ -143,25 +157,32 @@ class PairingQueue:
         if len(self._pending) >= self.max_pending:
             self._pending.popleft()
 
-    def push(self, sample: Sample) -> None:
+    def push(self, sample: Sample, views: int = 1) -> Pending:
         """Add a masked batch that waits for its loss."""
         self._number += 1
         self._unpaired += 1
-        self._pending.append(Pending(self._number, sample))
+        self._pending.append(Pending(self._number, sample, views))
+        return self._pending[-1]
+
+    def drop(self, pending: Pending) -> None:
+        """Remove a batch whose forward failed, as if it had never been masked."""
+        if pending in self._pending:
+            self._pending.remove(pending)
+            self._unpaired -= 1
 
     @property
     def newest(self) -> Pending:
         """The batch that was masked last."""
         return self._pending[-1]
 
-    def mark(self, output: Any, *, masked: bool) -> None:
-        """Mark a model's output as the newest batch's, or as unmasked. The mark holds no reference to the graph."""
-        nodes = [tensor.grad_fn for tensor in tensors_of(output) if tensor.grad_fn is not None]
+    def mark(self, output: Any, pending: Pending | None) -> None:
+        """Mark a model's output as a batch's, or as unmasked. The mark holds no reference to the graph."""
+        nodes = [tensor.grad_fn for tensor in tensors_in(output) if tensor.grad_fn is not None]
         for node in nodes:
-            node.metadata.setdefault(MARK, {})[self._owner] = self._number if masked else 0  # type: ignore[attr-defined]
-        # If the module computes its own loss (a timm task), it was already observed and the batch is gone.
-        if nodes and masked and self._pending and self.newest.number == self._number:
-            self.newest.marked = True
+            marks = node.metadata.setdefault(MARK, {})  # type: ignore[attr-defined]
+            marks[self._owner] = 0 if pending is None else pending.number
+        if nodes and pending is not None:
+            pending.marked = True
 
     def find(self, tensors: Sequence[Tensor], rows: int | None = None) -> list[Match]:
         """Find the waiting batches that tensors came from, by their autograd graph.
@@ -289,11 +310,6 @@ class PairingQueue:
         """Forget everything."""
         self._pending.clear()
         self._unpaired = self._lost = 0
-
-
-def tensors_of(value: Any) -> Iterator[Tensor]:
-    """Iterate over the tensors in a model's output or a call's arguments, however nested."""
-    return (leaf for leaf in leaves_of(value) if isinstance(leaf, Tensor))
 
 
 def _start(pending: Pending | None, shape: tuple[int, ...]) -> Rows | None:
