@@ -511,6 +511,7 @@ def test_the_head_stays_for_the_same_images_and_not_for_the_same_name(tmp_path, 
         run = tmp_path / head
         start(monkeypatch, "finetune", "--init", heated, "--npz", place, "--output", run, *tiny)
         assert json.loads((run / "recipe.json").read_text())["data"]["init"]["head"] == head
+        assert f"model.safetensors is {'kept' if head == 'kept' else 'new'}" in capsys.readouterr().err
     capsys.readouterr()
     for place, said in ((places["kept"], False), (places["fresh"], True)):
         output = tmp_path / f"{said}.json"

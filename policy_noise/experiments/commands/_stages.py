@@ -147,6 +147,8 @@ def train_stage(stage: str, arguments: argparse.Namespace, recipe: TrainRecipe, 
     check_scorable(data)
     start: dict[str, Any] = {} if init is None else {"init": _ancestor(init, data)}
     fresh = bool(start) and start["init"]["head"] == "fresh"
+    if start and started_first():
+        print(f"the last layer of {init} is {'new' if fresh else 'kept'}", file=sys.stderr)
     check_mask(
         create_model(recipe, data.num_classes, init=init, fresh_head=fresh), recipe, multi_label=data.multi_label
     )
