@@ -1,13 +1,16 @@
 """The match of a loss: the masked forward that it belongs to, and the image that each of its rows came from."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..augmentation import Sample
 from .rows import Rows, columns
+
+if TYPE_CHECKING:
+    from .trained import Term
 
 __all__ = ["REMEDY", "Match", "PairingError", "Pending", "check_index", "match_of", "start"]
 
@@ -21,13 +24,21 @@ class PairingError(RuntimeError):
     """Masked forwards and observed losses don't pair up."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Pending:
-    """A masked forward whose loss has not been seen yet."""
+    """A masked forward whose loss has not been observed yet.
+
+    Args:
+        number: Its number.
+        sample: The draw.
+        marked: Whether its output is known.
+        terms: The criterion's calls on its output, and how their rows match its images.
+    """
 
     number: int
     sample: Sample
     marked: bool = False
+    terms: list[tuple["Term", "Match"]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.sample.applied)

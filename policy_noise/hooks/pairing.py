@@ -35,7 +35,9 @@ class PairingQueue:
         self.max_pending = max_pending
         self._owner = next(PairingQueue._owners)
         self._pending: deque[Pending] = deque()
-        self._number = 0
+        self.scored: deque[Pending] = deque()
+        """Batches with calls of the criterion. Whether and how these are trained on is known at the step."""
+        self.number = 0
         self._unpaired = 0
         self._observed = self._warned = False
         self._lost = 0
@@ -76,9 +78,9 @@ class PairingQueue:
 
     def push(self, sample: Sample) -> None:
         """Add a masked batch that waits for its loss."""
-        self._number += 1
+        self.number += 1
         self._unpaired += 1
-        self._pending.append(Pending(self._number, sample))
+        self._pending.append(Pending(self.number, sample))
 
     @property
     def newest(self) -> Pending:
@@ -89,34 +91,34 @@ class PairingQueue:
         """Mark a model's output as the newest batch's, or as unmasked. The mark holds no reference to the graph."""
         nodes = [tensor.grad_fn for tensor in tensors_of(output) if tensor.grad_fn is not None]
         for node in nodes:
-            node.metadata.setdefault(MARK, {})[self._owner] = self._number if masked else 0  # type: ignore[attr-defined]
+            node.metadata.setdefault(MARK, {})[self._owner] = self.number if masked else 0  # type: ignore[attr-defined]
         # If the module computes its own loss (a timm task), it was already observed and the batch is gone.
-        if nodes and masked and self._pending and self.newest.number == self._number:
+        if nodes and masked and self._pending and self.newest.number == self.number:
             self.newest.marked = True
 
     def find(self, tensors: Sequence[Tensor], rows: int | None = None) -> list[Match]:
-        """Find the waiting batches that tensors came from, by their autograd graph.
+        """Find the batches that tensors came from, by their autograd graph: waiting ones, or ones with other calls.
 
-        Without a graph, or if the batch's output was never marked, the oldest batch is returned.
+        Without a graph, or if the batch's output was never marked, the oldest waiting batch is returned.
 
         Args:
             tensors: The criterion's inputs, or the loss itself.
             rows: The loss's length, if it is known.
 
         Returns:
-            The matches. The list is empty if no batch waits, or if the graph leads elsewhere: to a batch that was not
-            masked, to one that already has a loss (so this one is auxiliary), or to another network (a teacher).
+            The matches. The list is empty if there is no batch, or if the graph leads elsewhere: to a batch that was
+            not masked, to one whose loss was observed by hand, or to another network (a teacher).
 
         Raises:
             PairingError: If the graph leads to waiting batches, but the rows cannot be followed.
         """
-        if not self._pending:
+        if not self.has_open:
             return []
         rooted = [tensor for tensor in tensors if tensor.grad_fn is not None]
         direct = self._direct(rooted, rows)
         if direct is not None:
             return direct
-        waiting = {pending.number: pending for pending in self._pending}
+        waiting = {pending.number: pending for pending in (*self._pending, *self.scored)}
         found = follow(rooted, self._number_of, lambda number, shape: start(waiting.get(number), shape))
         reached = dict.fromkeys(number for origins in found for number in origins)
         if not reached:
@@ -194,7 +196,7 @@ class PairingQueue:
                 number = self._number_of(node)
             if number is None:
                 return None
-            pending = next((pending for pending in self._pending if pending.number == number), None)
+            pending = next((p for p in (*self._pending, *self.scored) if p.number == number), None)
             if pending is None:
                 continue
             if tensor.ndim == 0 or len(tensor) != len(pending) or rows not in (None, len(pending)):
@@ -202,9 +204,20 @@ class PairingQueue:
             matches[number] = Match(pending)
         return list(matches.values()) if tensors else None
 
+    @property
+    def has_open(self) -> bool:
+        """Whether a loss may belong to any batch."""
+        return bool(self._pending or self.scored)
+
+    def score(self, pending: Pending) -> None:
+        """Note that a batch has a call of the criterion."""
+        if pending in self._pending:
+            self.pop(pending)
+            self.scored.append(pending)
+
     def pop(self, pending: Pending) -> None:
         """Remove a batch whose loss was observed."""
-        self._pending.remove(pending)
+        (self._pending if pending in self._pending else self.scored).remove(pending)
         self._unpaired = len(self._pending)
         self._observed = True
 
@@ -212,10 +225,12 @@ class PairingQueue:
         """Drop the waiting batches, but count them as batches without a loss."""
         self._lost += len(self._pending)
         self._pending.clear()
+        self.scored.clear()
 
     def clear(self) -> None:
         """Forget everything."""
         self._pending.clear()
+        self.scored.clear()
         self._unpaired = self._lost = 0
 
 

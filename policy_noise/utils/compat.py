@@ -10,6 +10,7 @@ from torch import Tensor
 __all__ = [
     "CollectiveError",
     "are_transforms_active",
+    "backward_number",
     "collectives_refused",
     "is_in_backward",
     "is_saved_elsewhere",
@@ -63,6 +64,15 @@ def is_in_backward() -> bool:
             return True
         frame = frame.f_back  # type: ignore[assignment]
     return False
+
+
+def backward_number() -> int:
+    """``torch._C._current_graph_task_id`` (since torch 2.0): the number of this thread's backward pass, -1 for none.
+
+    If the name is missing, all backward passes have the same number.
+    """
+    current = getattr(torch._C, "_current_graph_task_id", None)
+    return -1 if current is None else current()
 
 
 RECOMPUTATIONS = ("backward", "recompute_fn", "unpack_hook")

@@ -13,7 +13,7 @@ from policy_noise.learning.window import SampleCount
 
 @pytest.mark.parametrize(
     ("settings", "most"),
-    [({}, 131), ({"entropy_target": None, "center_brightness": False, "reward": "cooperative"}, 108)],
+    [({}, 140), ({"entropy_target": None, "center_brightness": False, "reward": "cooperative"}, 115)],
     ids=["preset", "without holding the entropy"],
 )
 def test_a_step_asks_little_of_the_device_and_reads_nothing_back(make_model, batch, monkeypatch, settings, most):
