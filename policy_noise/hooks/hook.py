@@ -30,7 +30,7 @@ from .optimizers import OptimizerLink, stepping_optimizer
 from .pairing import PairingQueue, tensors_of
 from .schedule import ScheduledStrength, StrengthSchedule
 from .streams import Draws
-from .trained import Term, trained_losses
+from .trained import Arrivals, Term, trained_losses
 from .watch import Watch
 
 __all__ = ["ReinforceHook"]
@@ -126,6 +126,7 @@ class ReinforceHook:
         self._queue = PairingQueue(max_pending)
         self._forwards = 0
         self._backward, self._gradient = -1, 0
+        self._arrivals: Arrivals | None = Arrivals()
         self._pauses = 0
         self._forward_has_mask = False
         self._size: tuple[int, ...] | None = None
@@ -369,6 +370,8 @@ class ReinforceHook:
             return None
         if self._output_loss is None or not self._forward_has_mask:
             self._queue.mark(output, masked=self._forward_has_mask)
+            if self._arrivals is not None and self._forward_has_mask and self._learning and self._learns:
+                self._queue.note_backward(output)
             return None
         output_loss = self._output_loss
 
@@ -407,6 +410,7 @@ class ReinforceHook:
         if not (self._learning and self._learns):
             factor = self._observe(matches, lambda: splitter(args, kwargs, returned))
             return None if factor is None or loss is None else with_loss(returned, loss * factor)
+        splitter.with_slope = self._arrivals is not None
         losses = splitter(args, kwargs, returned)
         assert loss is not None
         for match in matches:
@@ -416,6 +420,9 @@ class ReinforceHook:
             loss = loss * factor
         # The loss that is trained on may be any sum of the criterion's calls. What each counts is known at the step.
         term = Term(loss, losses, self._gradient_number)
+        if self._arrivals is not None and splitter.slope is not None:
+            tensor, slope = splitter.slope
+            self._arrivals.expect(term, tensor, slope if factor is None else slope * factor)
         for match in matches:
             match.pending.terms.append((term, match))
             self._queue.score(match.pending)
@@ -455,6 +462,28 @@ class ReinforceHook:
         for match in matches:
             self._queue.pop(match.pending)
         return _mean(factors)
+
+    def _check_first_step(self) -> None:
+        """Say once, at the first step, if the loop trains on something that was never observed."""
+        if self._arrivals is None:
+            return
+        if self._queue.reached_backward:
+            self._watch.say(
+                "unobserved",
+                "the model was trained on a loss that the hook did not see: its output reached backward, but with no "
+                "call of the hooked criterion and no hook.observe. Nothing is learned from these images: pass the loss "
+                "module that the loop calls as criterion, or call hook.observe(losses) with one loss per image, "
+                "shape (B,)",
+            )
+        share = self._arrivals.unexplained()
+        if share:
+            self._watch.say(
+                "partly",
+                f"the loop trains on something besides the hooked criterion: {share:.0%} of the gradient that reaches "
+                "its input comes from elsewhere (a functional loss, a penalty), and the reward leaves that part out. "
+                "Put it into the criterion, or call hook.observe(losses) with each image's whole loss, shape (B,)",
+            )
+        self._arrivals = None
 
     def _close_window(self) -> None:
         """Pass the losses that were trained on to the learner."""
@@ -515,6 +544,7 @@ class ReinforceHook:
 
     def _step(self, group: Mapping[str, Any]) -> None:
         self._watch.first_step(self._describe)
+        self._check_first_step()
         self._close_window()
         if self._learning:
             self.learner.step(group)

@@ -32,12 +32,14 @@ class Pending:
         number: Its number.
         sample: The draw.
         marked: Whether its output is known.
+        reached: Whether a backward pass reached its output. Known only in the first step.
         terms: The criterion's calls on its output, and how their rows match its images.
     """
 
     number: int
     sample: Sample
     marked: bool = False
+    reached: bool = False
     terms: list[tuple["Term", "Match"]] = field(default_factory=list)
 
     def __len__(self) -> int:

@@ -92,9 +92,28 @@ class PairingQueue:
         nodes = [tensor.grad_fn for tensor in tensors_of(output) if tensor.grad_fn is not None]
         for node in nodes:
             node.metadata.setdefault(MARK, {})[self._owner] = self.number if masked else 0  # type: ignore[attr-defined]
-        # If the module computes its own loss (a timm task), it was already observed and the batch is gone.
-        if nodes and masked and self._pending and self.newest.number == self.number:
-            self.newest.marked = True
+        # If the module computes its own loss (a timm task), it may have been observed and the batch be gone.
+        pending = self._at(self.number) if masked else None
+        if nodes and pending is not None:
+            pending.marked = True
+
+    def note_backward(self, output: Any) -> None:
+        """Let the newest batch note whether a backward pass reaches its output."""
+        pending = self._at(self.number)
+        if pending is None:
+            return
+
+        def reached(gradient: Tensor) -> None:
+            pending.reached = True
+
+        for tensor in tensors_of(output):
+            if tensor.requires_grad:
+                tensor.register_hook(reached)
+
+    @property
+    def reached_backward(self) -> bool:
+        """Whether a backward pass reached a batch that still waits for its loss."""
+        return any(pending.reached for pending in self._pending)
 
     def find(self, tensors: Sequence[Tensor], rows: int | None = None) -> list[Match]:
         """Find the batches that tensors came from, by their autograd graph: waiting ones, or ones with other calls.
@@ -123,6 +142,8 @@ class PairingQueue:
         reached = dict.fromkeys(number for origins in found for number in origins)
         if not reached:
             free = [pending for pending in self._pending if not (rooted and pending.marked)]
+            if rooted and not free:  # another call of a criterion inside the hooked module, whose output is to come
+                free = [pending for pending in self.scored if not pending.marked]
             fitting = [pending for pending in free if rows is None or len(pending) == rows]
             if free and not fitting and not any(pending.marked for pending in free):
                 raise PairingError(f"the loss has {rows} rows, but the waiting batch {len(free[0])} images: {REMEDY}")
@@ -181,6 +202,9 @@ class PairingQueue:
             matches.append(Match(pending, check_index(part, rows, len(pending))))
         return matches
 
+    def _at(self, number: int) -> Pending | None:
+        return next((pending for pending in (*self._pending, *self.scored) if pending.number == number), None)
+
     def _number_of(self, node: Any) -> int | None:
         marks = node.metadata.get(MARK)
         return None if marks is None else marks.get(self._owner)
@@ -196,7 +220,7 @@ class PairingQueue:
                 number = self._number_of(node)
             if number is None:
                 return None
-            pending = next((p for p in (*self._pending, *self.scored) if p.number == number), None)
+            pending = self._at(number)
             if pending is None:
                 continue
             if tensor.ndim == 0 or len(tensor) != len(pending) or rows not in (None, len(pending)):

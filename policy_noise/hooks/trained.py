@@ -1,5 +1,6 @@
 """The reward as the loss that is trained on: the criterion's calls, each times its coefficient in that loss."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
@@ -9,7 +10,12 @@ from torch import Tensor
 from ..losses import SampleLosses
 from .matching import Match, Pending
 
-__all__ = ["Term", "trained_losses"]
+__all__ = ["Arrivals", "Term", "trained_losses"]
+
+UNEXPLAINED = 0.02
+"""Share of a gradient that may be due to rounding, as a GPU's TF32 does."""
+UNEXPLAINED_IN_HALF = 0.1
+"""The same for a gradient in half precision."""
 
 
 class Term:
@@ -56,9 +62,14 @@ class Term:
         """Its share of the trained loss: the coefficient's absolute value, or the sum of those of all losses."""
         return _sum([weight.abs() for weight, _ in self._passes])
 
+    @property
+    def coefficient(self) -> Tensor:
+        """The coefficient of a loss of one number."""
+        return _sum([part for _, part in self._passes])
+
     def losses_of(self, match: Match, scale: Tensor) -> tuple[Tensor, Tensor | None]:
         """What the samples of a forward contribute to the trained loss, over ``scale``, and which samples count."""
-        whole = _sum([part for _, part in self._passes])
+        whole = self.coefficient
         if self._unreduced is not None:
             return match.gather(whole / scale, self.losses.valid)
         values, valid = match.gather(self.losses.values, self.losses.valid)
@@ -67,6 +78,42 @@ class Term:
     @property
     def _passes(self) -> list[tuple[Tensor, Tensor]]:
         return self._received[0] or self._received[1]
+
+
+class Arrivals:
+    """The gradients that reach the tensors that a criterion was called with, and what its calls account for.
+
+    If they differ, the loop trains on something besides these calls: another function of the model's output.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[Tensor, list[Tensor], list[tuple[Term, Tensor]]]] = {}
+
+    def expect(self, term: Term, tensor: Tensor, slope: Tensor) -> None:
+        """Note a call on a tensor, and the loss's gradient with respect to it."""
+        if id(tensor) not in self._seen:
+            arrived: list[Tensor] = []
+            # A pass that builds a graph is that of a gradient penalty.
+            tensor.register_hook(lambda gradient: None if torch.is_grad_enabled() else arrived.append(gradient.clone()))
+            self._seen[id(tensor)] = tensor, arrived, []
+        self._seen[id(tensor)][2].append((term, slope))
+
+    def unexplained(self) -> float:
+        """The largest share of a gradient that no call accounts for, 0 if it may be due to rounding.
+
+        Waits for the device, and forgets everything.
+        """
+        shares = [0.0]
+        for _, arrived, calls in self._seen.values():
+            trained = [(term, slope) for term, slope in calls if term.is_trained]
+            if arrived and trained:
+                whole = _sum(arrived).float()
+                known = _sum([term.coefficient * slope.float() for term, slope in trained])
+                share = float((whole - known).norm() / whole.norm().clamp(min=1e-30))
+                if share > (UNEXPLAINED if arrived[0].dtype.itemsize > 2 else UNEXPLAINED_IN_HALF) and share < math.inf:
+                    shares.append(share)
+        self._seen.clear()
+        return max(shares)
 
 
 def trained_losses(scored: Sequence[Pending]) -> Iterator[tuple[Pending, Tensor, Tensor | None]]:
