@@ -12,7 +12,7 @@ from . import functional
 from .augmentation import Sample, StochasticAugmentation
 from .factory import attach
 from .hooks.hook import ReinforceHook
-from .hooks.matching import PairingError
+from .hooks.pairing import PairingError
 from .hooks.registry import detach
 from .hooks.schedule import StrengthSchedule
 from .masks import MaskSample, PolicyNoiseMask, RandomShading

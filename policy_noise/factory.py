@@ -10,7 +10,7 @@ from torch import nn
 from .augmentation import StochasticAugmentation
 from .hooks.hook import ReinforceHook
 from .hooks.optimizers import stepping_optimizer
-from .hooks.registry import detach, hooks_on
+from .hooks.registry import hooks_on
 from .hooks.streams import derived_seed, own_randomness
 from .hooks.timm_task import task_network, task_rewards
 from .learning import PolicyLearner
@@ -68,13 +68,14 @@ def attach(
             :mod:`policy_noise.presets` lists them.
         augmentation: Train this augmentation instead of a mask. The preset and the settings of masks do not apply then:
             its policy is cooperative and its entropy is free, unless you pass ``reward`` or ``entropy_target``.
-        replace: First remove all hooks from the model and the optimizer. Without it only a hook that the model has with
-            another optimizer is removed, with a warning: Lightning's Tuner makes one optimizer, ``fit`` the next.
+        replace: Take the place of the model's earlier hook. Without it only a hook that the model has with another
+            optimizer is replaced, with a warning: Lightning's Tuner makes one optimizer, ``fit`` the next. Hooks of
+            other models stay.
         **settings: Any argument of :class:`PolicyNoiseMask`, :class:`ReinforceHook` or its learner. A fixed
             ``entropy_coef`` also takes the place of the preset's ``entropy_target``.
 
     Returns:
-        The hook, which is already active.
+        The hook, which is already active. After an error everything is hooked as before.
 
     Raises:
         TypeError: If an argument is of the wrong kind or a setting is unknown.
@@ -111,17 +112,6 @@ def attach(
         hook_settings["policy_lr_ratio"] = None
     if overrides.get("entropy_coef") and "entropy_target" not in overrides:
         hook_settings["entropy_target"] = None
-    if replace:
-        for target in (model, optimizer):
-            if target is not None:
-                detach(target)
-    elif optimizer is not None and hooks_on(model) and not hooks_on(stepping_optimizer(optimizer)):
-        detach(model)
-        warn(
-            f"the earlier hook of {type(model).__name__}, with another optimizer, was replaced and its policy "
-            "discarded. Keep it: hook.rebind(optimizer) instead of attach. Silence this: replace=True."
-        )
-
     network = model
     tasks = sys.modules.get("timm.task")  # loaded where a task exists
     if tasks is not None and isinstance(model, tasks.TrainingTask):
@@ -135,7 +125,30 @@ def attach(
     parameter = next(model.parameters(), None)
     if parameter is not None:
         augmentation.to(parameter.device)
-    return ReinforceHook(augmentation, optimizer, model=model, **hook_settings)
+    earlier = _earlier_hooks(model, optimizer, replace=replace)
+    for hook in earlier:
+        hook.remove()
+    try:
+        hook = ReinforceHook(augmentation, optimizer, model=model, **hook_settings)
+    except BaseException:
+        for hook in earlier:
+            hook._activate()
+        raise
+    if earlier and not replace:
+        warn(
+            f"the earlier hook of {type(model).__name__}, with another optimizer, was replaced and its policy "
+            "discarded. Keep it: hook.rebind(optimizer) instead of attach. Silence this: replace=True."
+        )
+    return hook
+
+
+def _earlier_hooks(model: nn.Module, optimizer: Any, *, replace: bool) -> list[ReinforceHook]:
+    """The hooks that a new one takes the place of."""
+    on_model = hooks_on(model)
+    on_optimizer = [] if optimizer is None else hooks_on(stepping_optimizer(optimizer))
+    if replace:
+        return [*on_model, *(hook for hook in on_optimizer if hook not in on_model and hook._overlaps(model))]
+    return [] if optimizer is None or any(hook in on_optimizer for hook in on_model) else on_model
 
 
 def _build(network: nn.Module, preset: str, overrides: dict[str, Any], *, frozen: bool) -> StochasticAugmentation:

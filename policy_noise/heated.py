@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from .utils.files import PathLike, write_atomic
+from .utils.model import BATCH_NORMS
 from .version import __version__
 
 __all__ = ["average_checkpoints", "load_heated", "read_heated_metadata", "recalibrate_batchnorm", "save_heated"]
@@ -46,7 +46,7 @@ def recalibrate_batchnorm(model: nn.Module, loader: Iterable[Any], *, num_batche
         >>> recalibrate_batchnorm(model, [torch.randn(8, 3, 16, 16) for _ in range(3)])
         3
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS) and module.track_running_stats]
     if not norms:
         return 0
     parameter = next(model.parameters(), None)

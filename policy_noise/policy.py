@@ -11,7 +11,8 @@ from contextlib import contextmanager, nullcontext
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from .utils.model import BATCH_NORMS
 
 __all__ = ["BackbonePolicy", "SpatialPolicy", "StaticPolicy", "create_policy"]
 
@@ -226,7 +227,7 @@ class BackbonePolicy(nn.Module):
 @contextmanager
 def _running_statistics(module: nn.Module) -> Iterator[None]:
     """Let BatchNorm use its running statistics inside the block."""
-    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.training]
+    norms = [part for part in module.modules() if isinstance(part, BATCH_NORMS) and part.training]
     for norm in norms:
         norm.training = False
     try:

@@ -45,7 +45,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 "mean_preserving": False,
                 "pattern_std": None,
                 "brightness_std": 0.0,
-                "scale_about": "zero",
+                "black": 0.0,
             },
             hook={
                 "estimator": "paper",

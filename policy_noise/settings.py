@@ -25,12 +25,12 @@ class MaskSettings(TypedDict, total=False):
     pattern_std: float | tuple[float, float] | None
     brightness_std: float | tuple[float, float]
     center_brightness: bool
-    scale_about: Literal["black", "zero"]
     mean: float | Sequence[float] | None
     std: float | Sequence[float] | None
     upsample: Upsample
-    clip: bool
+    black: float | Sequence[float] | Literal["minimum", "percentile"] | None
     white: float | Sequence[float] | None
+    clip: bool
 
 
 class HookSettings(TypedDict, total=False):

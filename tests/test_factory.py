@@ -69,7 +69,7 @@ def test_the_papers_preset(parts):
     hook = attach(*parts, preset="paper")
     assert sum(parameter.numel() for parameter in hook.augmentation.parameters()) == 10_179_704
     assert (hook.learner.scales_loss, hook.learner.rate.lr_ratio) == (True, 0.1)
-    assert hook.augmentation.scale_about == "zero"
+    assert float(hook.augmentation.black) == 0
 
 
 def test_volumes_get_a_grid_of_three_axes():

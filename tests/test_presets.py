@@ -48,7 +48,7 @@ def test_the_augmentation_masks_and_learns_nothing_and_needs_no_criterion(batch)
     assert any(not torch.equal(masked, images) for masked in seen)
     assert isinstance(hook.augmentation, RandomShading)
     assert hook.policy_optimizer is None
-    settings = ("grid_size", "p", "strength", "pattern_std", "brightness_std", "mean_preserving", "scale_about")
+    settings = ("grid_size", "p", "strength", "pattern_std", "brightness_std", "mean_preserving", "black")
     mask = PolicyNoiseMask.from_preset("random")
     assert all(getattr(hook.augmentation, name) == getattr(mask, name) for name in settings)
 
@@ -69,7 +69,7 @@ def test_the_papers_mask():
     mask = PolicyNoiseMask.from_preset("paper")
     assert isinstance(mask.policy, BackbonePolicy)
     assert (mask.grid_size, mask.kernel_size, mask.sigma) == ((64, 64), 13, 6.0)
-    assert (mask.p, mask.strength, mask.mean_preserving, mask.scale_about) == (1.0, 1.0, False, "zero")
+    assert (mask.p, mask.strength, mask.mean_preserving, float(mask.black)) == (1.0, 1.0, False, 0.0)
     assert sum(parameter.numel() for parameter in mask.parameters()) == 10_179_704
 
 

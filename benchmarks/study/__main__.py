@@ -11,8 +11,11 @@ results page, and the tables and the picture of docs/evidence.md.
 import argparse
 import json
 import os
+import platform
+import re
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,14 @@ def declared(suites: tuple[str, ...], records: list[dict[str, Any]]) -> list[Job
     return [*rule, *(protocol_jobs() if "test" in suites else ())]
 
 
+def _machine(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    cpu = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else []
+    return names[0] if names else platform.machine()
+
+
 def _run(args: argparse.Namespace) -> int:
     torch.set_num_threads(1)
     tasks: dict[tuple[str, str], TaskData] = {}
@@ -44,6 +55,7 @@ def _run(args: argparse.Namespace) -> int:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
+    made = {"commit": commit.stdout.strip(), "torch": torch.__version__, "machine": _machine(args.device)}
     while True:
         records = read_results(args.output)
         known = failed | {record["key"] for record in records if "scores" in record}
@@ -57,7 +69,7 @@ def _run(args: argparse.Namespace) -> int:
             kind = (job.task.name, job.split)
             if kind not in tasks:
                 tasks[kind] = build_task(job.task, args.data, torch.device(args.device), job.split)
-            record |= {**train(job, tasks[kind]), "commit": commit.stdout.strip(), "torch": torch.__version__}
+            record |= {**train(job, tasks[kind]), "day": time.strftime("%Y-%m-%d", time.gmtime()), **made}
         except Exception:
             failed.add(job.key)
             record["error"] = traceback.format_exc()

@@ -43,14 +43,13 @@ def shading(
     upsample: str, pattern_std: float | tuple[float, float], brightness_std: float, clip: bool = False
 ) -> dict[str, Any]:
     """Settings of random masks: of 2 x 2 cells with the paper's blur, or smooth ones through 3 x 3 points."""
-    settings: dict[str, Any] = {"pattern_std": pattern_std, "brightness_std": brightness_std}
-    settings |= {"grid_size": 2} if upsample == "nearest" else {"grid_size": 3, "upsample": upsample}
-    return settings | ({"clip": True} if clip else {})
+    settings = {"grid_size": 2 if upsample == "nearest" else 3, "upsample": upsample, "clip": clip}
+    return {**settings, "pattern_std": pattern_std, "brightness_std": brightness_std}
 
 
 RANDOM = shading("nearest", 0.1, 0.2)
 """The default of ``RandomShading`` when the protocol was declared."""
-LEARNED = {"grid_size": 2, "pattern_std": 0.1, "brightness_std": 0.2, "center_brightness": True}
+LEARNED = {**RANDOM, "center_brightness": True}
 POLICY = {"reward": "adversarial", "entropy_target": -0.075}
 """Those of ``preset="learned"`` then."""
 

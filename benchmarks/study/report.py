@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.pages import head, row, save_plot
+from benchmarks.study.arms import Arm
 from benchmarks.study.results import Difference, Results, correct, read_results
 from benchmarks.study.rule import TASKS, all_rule_jobs, outcome, rule_table, second_stage
-from benchmarks.study.suites import MASKS, NORMALIZED, PLAIN, PROTOCOL, SETTINGS, protocol_jobs
+from benchmarks.study.suites import MASKS, NORMALIZED, PLAIN, PROTOCOL, SETTINGS, of_both, protocol_jobs
 from policy_noise.experiments.shifts import SHIFTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +39,9 @@ MEASURES = {
 SHOWN = ("clean", "shifted", "bias_field", "brightness", "contrast", "blur", "noise", "ct2")
 """Of the evidence page's table. The others stand in the heat map and on the results page."""
 OF_ORGANS = ("ct2", "mr")
+
+MADE = {"day": "Run on", "machine": "machine", "torch": "torch", "commit": "code at commit"}
+"""What each record says about how it was made."""
 
 FIRST_TASKS = ["first-joined", "first-organs", "first-tumour", "first-pneumonia"]
 EARLIER_ROWS: dict[str, tuple[str, list[str]]] = {
@@ -106,16 +110,22 @@ def _cell(difference: Difference | None) -> str:
     return "" if difference is None else str(difference)
 
 
-def protocol_table(results: Results, control: str, measures: Sequence[str] = SHOWN) -> str:
-    """All arms minus plain, or all arms on normalized images minus normalized ones, with their numbers of seeds."""
-    normalized = control == NORMALIZED.name
-    arms = {a.name: a.title for a in PROTOCOL if a.name != control and (a.normalize or not normalized)}
-    found = _columns(results, dict.fromkeys(arms, TASKS), measures, control)
-    lines = head(["training images", "seeds", *(MEASURES[measure] for measure in measures)])
-    for arm, cells in found.items():
-        if cells[0] is not None:
-            lines.append(row([arms[arm], str(cells[0].seeds), *map(_cell, cells)]))
-    return "\n".join(lines)
+def minus_table(results: Results, arms: Sequence[Arm], control: Arm, measures: Sequence[str] = SHOWN) -> str:
+    """Arms minus a control, in the mean over tasks, with their numbers of seeds."""
+    titles = {arm.name: arm.title for arm in arms if arm.name != control.name}
+    found = _columns(results, dict.fromkeys(titles, TASKS), measures, control.name)
+    rows = [
+        row([titles[arm], str(cells[0].seeds), *map(_cell, cells)])
+        for arm, cells in found.items()
+        if cells[0] is not None
+    ]
+    if not rows:
+        return "*No runs yet.*"
+    return "\n".join([*head(["training images", "seeds", *(MEASURES[measure] for measure in measures)]), *rows])
+
+
+ON_NORMALIZED = [arm for arm in PROTOCOL if arm.normalize]
+ON_VALIDATION = [NORMALIZED, *(arm for setting in SETTINGS for arm in of_both(setting))]
 
 
 def scores_table(results: Results, task: str) -> str:
@@ -137,9 +147,15 @@ def progress(records: list[dict[str, Any]]) -> str:
     test = protocol_jobs()
     counts = [sum(job.key in done for job in jobs) for jobs in (rule, test)]
     return (
-        f"{counts[0]} of {len(rule)} validation runs of the rule and {counts[1]} of {len(test)} test runs exist. The "
-        f"rule: {outcome(Results(records, 'val'), done)}"
+        f"{counts[0]} of {len(rule)} validation runs of the rule and {counts[1]} of {len(test)} test runs exist. "
+        f"{outcome(Results(records, 'val'), done)}"
     )
+
+
+def provenance(records: list[dict[str, Any]]) -> str:
+    """Days, machines, versions and commits of the runs."""
+    found = {name: sorted({str(record[name]) for record in records if name in record}) for name in MADE}
+    return "; ".join(f"{title} {', '.join(found[name])}" for name, title in MADE.items() if found[name])
 
 
 def earlier_table(results: Results) -> str:
@@ -228,28 +244,43 @@ def put(text: str, content: str, name: str) -> str:
     return f"{before}{first}\n{content}\n{last}{after}"
 
 
-def results_page(records: list[dict[str, Any]]) -> str:
+def clean_by_task(results: Results) -> str:
+    """What the earlier rounds' arms cost on clean images, task by task."""
+    arms = {arm: title for arm, (title, tasks) in EARLIER_ROWS.items() if tasks is TASKS}
+    lines = head(["training images", *TASKS])
+    for arm, title in arms.items():
+        cells = [_cell(results.difference([task], arm, PLAIN.name, "clean")) for task in TASKS]
+        lines.append(row([title, *cells]))
+    return "\n".join(lines)
+
+
+def results_page(records: list[dict[str, Any]], earlier: list[dict[str, Any]]) -> str:
     """The page of all results of the protocol."""
     val, test = Results(records, "val"), Results(records, "test")
     done = {record["key"] for record in records if "scores" in record}
     parts = [
         "# Results of the protocol",
-        f"{progress(records)}",
+        progress(records),
+        *([f"{provenance(records)}."] if records else ()),
         "[The protocol](PROTOCOL.md) says what is declared. `python -m benchmarks.study report` writes this page. "
         "Macro F1; differences are paired by seed, ± is the 95 % t-interval, given for three seeds or more; * means "
         "p < .05 after Holm's correction over the rows of a column.",
         "## Rule, validation: settings of masks minus today's default",
         "\n".join(rule_table(val, [*SETTINGS, *second_stage(val, done)])),
     ]
-    if test.by_seed(TASKS, PLAIN.name, "clean"):
-        measures = [measure for measure in MEASURES if measure != "mr"]
-        parts += ["## Test: minus plain, mean over tasks", protocol_table(test, PLAIN.name, measures)]
-        if test.by_seed(TASKS, NORMALIZED.name, "clean"):
-            title = "## Test: on normalized images, minus normalized images alone"
-            parts += [title, protocol_table(test, NORMALIZED.name, measures)]
+    on_validation = [measure for measure in MEASURES if measure not in OF_ORGANS]
+    parts += [
+        "## Validation: minus plain, mean over tasks",
+        minus_table(val, ON_VALIDATION, PLAIN, on_validation),
+        "## Test: minus plain, mean over tasks",
+        minus_table(test, PROTOCOL, PLAIN, list(MEASURES)),
+        "## Test: on normalized images, minus normalized images alone",
+        minus_table(test, ON_NORMALIZED, NORMALIZED, list(MEASURES)),
+    ]
     for task in TASKS:
         if test.by_seed([task], PLAIN.name, "clean"):
             parts += [f"## Test scores: {task}", scores_table(test, task)]
+    parts += ["## Earlier rounds, test: clean images, minus plain, by task", clean_by_task(Results(earlier, "test"))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -258,8 +289,9 @@ def evidence_page(text: str, records: list[dict[str, Any]], earlier: list[dict[s
     test, before = Results(records, "test"), Results(earlier, "test")
     parts = {
         "PROGRESS": progress(records),
-        "PROTOCOL": protocol_table(test, PLAIN.name),
-        "NORMALIZED": protocol_table(test, NORMALIZED.name),
+        "VALIDATION": minus_table(Results(records, "val"), ON_VALIDATION, PLAIN, SHOWN[:-1]),
+        "PROTOCOL": minus_table(test, PROTOCOL, PLAIN),
+        "NORMALIZED": minus_table(test, ON_NORMALIZED, NORMALIZED),
         "EARLIER": earlier_table(before),
         "PAIRS": pairs_table(before),
         "LONG": long_table(before),
@@ -272,7 +304,7 @@ def evidence_page(text: str, records: list[dict[str, Any]], earlier: list[dict[s
 def write_pages() -> None:
     """Write the results page, and the evidence page's tables and heat maps."""
     records, earlier = read_results(RESULTS), read_results(EARLIER)
-    PAGE.write_text(results_page(records), encoding="utf-8")
+    PAGE.write_text(results_page(records, earlier), encoding="utf-8")
     EVIDENCE.write_text(evidence_page(EVIDENCE.read_text(encoding="utf-8"), records, earlier), encoding="utf-8")
     rows = {arm: title for arm, (title, tasks) in EARLIER_ROWS.items() if tasks is TASKS}
     heat_map(Results(earlier, "test"), rows, PICTURES / "evidence.png")

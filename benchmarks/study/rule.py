@@ -71,8 +71,9 @@ def outcome(results: Results, done: set[str]) -> str:
     jobs = all_rule_jobs(results, done)
     missing = sum(job.key not in done for job in jobs)
     if missing or not later:
-        stages = "both stages" if later else "stage one"
-        return f"Not decided: {len(jobs) - missing} of {len(jobs)} runs of {stages} exist."
+        stages = "two stages" if later else "first stage"
+        exist = f"{len(jobs) - missing} of {len(jobs)} runs of the rule's {stages} exist"
+        return f"The default of `RandomShading` is not decided: {exist}."
     taken = choose(results, [*SETTINGS, *later])
     if taken is None:
         return f"Decided: no setting passes, so the default stays `{TODAY}`."

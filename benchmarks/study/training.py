@@ -79,7 +79,7 @@ class Masks:
         self.shading: RandomShading | None = None
         self.hook: ReinforceHook | None = None
         if arm.masks is not None and arm.policy is None:
-            self.shading = RandomShading(**arm.masks, **black)
+            self.shading = RandomShading(**arm.masks, **black).to(device)
         elif arm.masks is not None:
             mask = (SwappedMask if arm.swapped else PolicyNoiseMask)(in_chans=1, **arm.masks, **black).to(device)
             self.hook = ReinforceHook(mask, optimizer, generator=self.generator, **(arm.policy or {}))

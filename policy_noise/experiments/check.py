@@ -1,11 +1,10 @@
 """Read all images of a data set once and list the unreadable, the constant and the duplicate ones; leave some out."""
 
-import csv
 import dataclasses
 import hashlib
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -29,12 +28,15 @@ __all__ = [
     "describe",
     "exclude",
     "look_at",
+    "look_before_training",
     "read_exclusions",
     "summary",
     "write_table",
 ]
 
 CHUNK = 64
+CHEAP = 1 << 26
+"""Bytes of files that are decoded before every training, in some seconds."""
 COLUMNS = ("problem", "where", "group", "image", "split", "class", "detail", "exclude")
 KEPT_FIRST = ("test", "val", "train")  # of duplicates, the test image stays: the test split remains as published
 
@@ -113,6 +115,36 @@ def check(data: Any, *, workers: int = 1, journal: Path | None = None) -> list[F
     for number, (_, group) in enumerate(sorted(rows, key=lambda row: row[0]), start=1):
         found += [finding._replace(group=str(number)) for finding in group]
     return found
+
+
+def look_before_training(data: Any) -> list[str]:
+    """Decode what takes seconds, so that a bad test image is not found after the last epoch.
+
+    That is every image in memory, and all files or those of the test split if they have at most :data:`CHEAP` bytes.
+
+    Returns:
+        A note on the constant and equal images among them, if there are any.
+
+    Raises:
+        ValueError: If a file cannot be read, and such files are not left out.
+    """
+    if isinstance(data, FileSet):
+        size = {split: int(getattr(data, split).sizes.sum()) for split in SPLITS}
+        cheap = SPLITS if sum(size.values()) <= CHEAP else ("test",) if size["test"] <= CHEAP else ()
+        left = {split: getattr(data, split).take(np.arange(0)) for split in SPLITS if split not in cheap}
+        data = dataclasses.replace(data, **left)
+    findings = check(data)
+    for finding in findings:
+        if finding.problem == "unreadable":
+            path = os.path.join(data.test.root, finding.image)
+            data.test.refuse_unless_skipped(path, ValueError(finding.detail))
+    counts = Counter(finding.problem for finding in findings)
+    across = sum(finding.problem == "equal" and "splits" in finding.where for finding in findings)
+    said = [f"{counts['constant']} constant images"] if counts["constant"] else []
+    said += (
+        [f"{counts['equal']} equal ones" + (f" ({across} across splits)" if across else "")] if counts["equal"] else []
+    )
+    return [f"{data.name}: {' and '.join(said)}, which check-data names and --exclude leaves out"] if said else []
 
 
 def _crossing(data: Any) -> Iterator[list[Finding]]:
@@ -215,14 +247,10 @@ def _mend(journal: Path) -> None:
 
 def write_table(findings: Sequence[Finding], path: Path) -> None:
     """Write findings as a CSV file for ``--exclude``."""
+    import pandas as pd
 
-    def write(temporary: Path) -> None:
-        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            writer.writerows(findings)
-
-    write_atomic(path, write)
+    table = pd.DataFrame(findings, columns=COLUMNS, dtype=object)
+    write_atomic(path, lambda temporary: table.to_csv(temporary, index=False, errors="surrogateescape"))
 
 
 def summary(data: Any, findings: Sequence[Finding]) -> str:
@@ -251,19 +279,23 @@ def read_exclusions(path: PathLike) -> frozenset[str]:
     Raises:
         ValueError: If ``exclude`` is neither yes nor no.
     """
-    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:  # as file names are
+    import pandas as pd
+
+    own: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape"}  # as file names are
+    with open(path, **own) as file:
         lines = file.read().splitlines()
-    header = next(csv.reader(lines[:1]), [])
-    if "image" not in header:
+    if "image" not in (lines[0] if lines else "").split(","):
         return frozenset(line.strip() for line in lines if line.strip() and not line.startswith("#"))
-    names = set()
-    for number, row in enumerate(csv.DictReader(lines), start=2):
-        wanted = (row.get("exclude", "yes") or "").strip().lower()
-        if wanted not in ("yes", "no") or not row["image"]:
-            raise ValueError(f"{path}, row {number}: needs an image and yes or no in the column exclude, got {row}")
-        if wanted == "yes":
-            names.add(row["image"])
-    return frozenset(names)
+    options = {"encoding": own["encoding"], "encoding_errors": own["errors"]}
+    table = pd.read_csv(path, dtype=object, keep_default_na=False, **options)
+    wanted = table["exclude"].str.strip().str.lower() if "exclude" in table else pd.Series("yes", table.index)
+    bad = ~wanted.isin(["yes", "no"]) | (table["image"] == "")
+    if bad.any():
+        row = table[bad].iloc[0]
+        raise ValueError(
+            f"{path}, row {row.name + 2}: needs an image and yes or no in the column exclude, got {row.to_dict()}"
+        )
+    return frozenset(table["image"][wanted == "yes"])
 
 
 def exclude(data: Any, names: Collection[str]) -> Any:

@@ -73,6 +73,7 @@ class ImageSet:
         class_names: One name per class.
         groups: Groupings of the classes for reports, one entry per class, such as ``{"modality": ("CT", "MR", ...)}``.
         excluded: Number of images that an exclusion list removed.
+        notes: Messages for the user, to be printed at the start.
     """
 
     name: str
@@ -82,6 +83,7 @@ class ImageSet:
     class_names: tuple[str, ...]
     groups: dict[str, tuple[str, ...]]
     excluded: int = 0
+    notes: tuple[str, ...] = ()
 
     def image_name(self, split: str, index: int) -> str:
         """An image's name in lists: ``set/split/position``, counted from 0."""
@@ -251,11 +253,13 @@ def join_sets(sets: Sequence[ImageSet], size: int) -> ImageSet:
         together = np.concatenate(groups) if len(groups) == len(sets) else None
         splits[split] = Split(np.concatenate(images), np.concatenate(labels), together)
     return ImageSet(
-        name="+".join(part.name for part in sets),
+        "+".join(part.name for part in sets),
+        splits["train"],
+        splits["val"],
+        splits["test"],
         class_names=tuple(f"{part.name}/{name}" for part in sets for name in part.class_names),
         groups={"set": tuple(part.name for part in sets for _ in part.class_names)},
         excluded=sum(part.excluded for part in sets),
-        **splits,
     )
 
 

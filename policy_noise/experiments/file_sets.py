@@ -2,16 +2,19 @@
 
 import dataclasses
 import os
+import posixpath
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from .data import SPLITS
 from .images import Reading, TooDeep, as_square, read_image
 
-__all__ = ["FileSet", "FileSplit", "Kind", "Listing", "assemble"]
+__all__ = ["FileSet", "FileSplit", "Kind", "assemble", "split_of"]
 
 Kind = tuple[str, str, str]
 """A class's name, modality and anatomy; the latter two may be empty."""
@@ -148,38 +151,26 @@ class FileSet:
         return self.train.reading.in_chans
 
 
-@dataclass
-class Listing:
-    """The files of a split as a source lists them, one entry each.
+def split_of(files: Any, root: Path, classes: Sequence[Kind], reading: Reading) -> FileSplit:
+    """Index files, with their sizes on disk.
 
     Args:
-        folders: Folders below the root.
-        names: Names below the folders.
-        kinds: Classes.
-        groups: What belongs together, or None.
+        files: DataFrame with the columns ``folder`` (below the root), ``name`` (below the folder), ``kind`` (see
+            :data:`Kind`) and optionally ``group``.
+        root: Folder that the files' folders start from.
+        classes: The kinds in the order of their labels.
+        reading: How files become pixels.
     """
+    import pandas as pd
 
-    folders: list[str]
-    names: list[str]
-    kinds: list[Kind]
-    groups: list[str] | None = None
-
-    def extend(self, other: "Listing") -> None:
-        """Add the files of another listing."""
-        for name in ("folders", "names", "kinds", "groups"):
-            if getattr(self, name) is not None:
-                getattr(self, name).extend(getattr(other, name))
-
-    def split(self, root: Path, classes: Sequence[Kind], reading: Reading) -> FileSplit:
-        """All files as a split, with their sizes on disk."""
-        code = {folder: number for number, folder in enumerate(dict.fromkeys(self.folders))}
-        folder = np.array([code[name] for name in self.folders], np.uint16 if len(code) < 65536 else np.uint32)
-        names = np.array([os.fsencode(name) for name in self.names], dtype=bytes)
-        label_of = {kind: label for label, kind in enumerate(classes)}
-        labels = np.array([label_of[kind] for kind in self.kinds], dtype=np.int64)
-        groups = None if self.groups is None else np.array(self.groups, dtype=str)
-        sizes = _sizes(root, tuple(code), folder, names)
-        return FileSplit(str(root), tuple(code), folder, names, sizes, labels, reading, groups)
+    folder, folders = pd.factorize(files["folder"])
+    folder = folder.astype(np.uint16 if len(folders) < 65536 else np.uint32)
+    names = np.array([os.fsencode(name) for name in files["name"]], dtype=bytes)
+    label_of = {kind: label for label, kind in enumerate(classes)}
+    labels = np.array([label_of[kind] for kind in files["kind"]], dtype=np.int64)  # map takes tuples for two indices
+    groups = files["group"].to_numpy(dtype=str) if "group" in files else None
+    sizes = _sizes(root, list(folders), folder, names)
+    return FileSplit(str(root), tuple(folders), folder, names, sizes, labels, reading, groups)
 
 
 def _sizes(root: Path, folders: Sequence[str], folder: np.ndarray, names: np.ndarray) -> np.ndarray:
@@ -206,7 +197,7 @@ def _sizes(root: Path, folders: Sequence[str], folder: np.ndarray, names: np.nda
 def assemble(
     name: str,
     root: Path,
-    listings: Mapping[str, Listing],
+    files: Any,
     reading: Reading,
     *,
     notes: Sequence[str] = (),
@@ -219,8 +210,8 @@ def assemble(
 
     Args:
         name: Of the set.
-        root: Folder that the listings start from.
-        listings: The files of train, val and test.
+        root: Folder that the files' folders start from.
+        files: DataFrame as for :func:`split_of`, with the column ``split``.
         reading: How files become pixels.
         notes: Of the set.
         excluded: Paths below the root of images to leave out, before anything is checked.
@@ -230,24 +221,23 @@ def assemble(
         FileNotFoundError: If files are missing, and such files are not left out.
         ValueError: If a file is in two splits or two classes, or a split lacks a class.
     """
-    classes = sorted({kind for listing in listings.values() for kind in listing.kinds})
-    splits, missing, left_out = {}, [], 0
-    for split, listing in listings.items():
-        whole = listing.split(root, classes, reading)
-        if excluded:
-            kept = [index for index in range(len(whole)) if whole.below_root(index) not in excluded]
-            left_out += len(whole) - len(kept)
-            whole = whole.take(np.array(kept, dtype=np.int64))
+    classes = sorted(set(files["kind"]))
+    paths = (files["folder"] + "/" + files["name"]).str.replace(os.sep, "/")
+    left_out = paths.isin(excluded)
+    files, paths = files[~left_out], paths[~left_out]
+    files, twice = _once(root, files, paths, linked=linked)
+    splits, missing = {}, []
+    for split in SPLITS:
+        whole = split_of(files[files["split"] == split], root, classes, reading)
         missing += [whole.path(int(index)) for index in np.flatnonzero(whole.sizes < 0)]
         splits[split] = whole.take(np.flatnonzero(whole.sizes >= 0))
-    splits, twice = _once(splits, [kind[0] for kind in classes], linked=linked)
     if missing and not reading.skip_bad_files:
         what = "1 file is" if len(missing) == 1 else f"{len(missing)} files are"
         raise FileNotFoundError(
             f"{what} missing below {root}, such as {missing[:5]}; --skip-bad-files leaves such files out"
         )
-    for split, files in splits.items():
-        counts = np.bincount(files.labels, minlength=len(classes))
+    for split, part in splits.items():
+        counts = np.bincount(part.labels, minlength=len(classes))
         absent = [classes[label][0] for label in np.flatnonzero(counts == 0)]
         if absent:
             raise ValueError(f"{root}: the {split} split has no image of {absent[:10]}")
@@ -261,42 +251,32 @@ def assemble(
         groups={key: values for key, values in groups.items() if any(values)},
         notes=(*notes, *twice),
         missing=tuple(missing),
-        excluded=left_out,
+        excluded=int(left_out.sum()),
     )
 
 
-def _once(
-    splits: dict[str, FileSplit], classes: Sequence[str], *, linked: bool
-) -> tuple[dict[str, FileSplit], list[str]]:
-    """Remove repeated files within splits, with notes; refuse files in two splits or classes. Keeps 8 bytes a file."""
-    resolve = os.path.realpath if linked else os.path.normpath
-    hashes = {
-        split: np.array([hash(resolve(files.path(index))) for index in range(len(files))], np.int64)
-        for split, files in splits.items()
-    }
-    values, counts = np.unique(np.concatenate(list(hashes.values())), return_counts=True)
-    again = values[counts > 1]
-    seen: dict[str, tuple[str, str, str]] = {}
-    shared, notes = [], []
-    for split, files in splits.items():
-        repeated = []
-        for index in np.flatnonzero(np.isin(hashes[split], again)):
-            path, kind = files.path(int(index)), classes[files.labels[index]]
-            first, place, before = seen.setdefault(resolve(path), (path, split, kind))
-            if (place, before) != (split, kind):
-                same = path if os.path.normpath(first) == os.path.normpath(path) else f"{first} and {path} are one file"
-                there = f"{place} and in {split}" if place != split else f"{before!r} and in {kind!r}"
-                shared.append(f"{same} is in {there}" if same == path else f"{same}, in {there}")
-            elif first is not path:
-                repeated.append(index)
-        if repeated:
-            example = files.path(int(repeated[0]))
-            rows = "1 entry names" if len(repeated) == 1 else f"{len(repeated)} entries name"
-            notes.append(f"{split}: {rows} a file again, such as {example}: each is taken once")
-            splits[split] = files.take(np.setdiff1d(np.arange(len(files)), repeated))
-    if shared:
-        more = f" ({len(shared)} such files in all)" if len(shared) > 1 else ""
-        raise ValueError(
-            f"{shared[0]}{more}: an image must belong to one split and one class; --exclude leaves it out of both"
-        )
-    return splits, notes
+def _once(root: Path, files: Any, paths: Any, *, linked: bool) -> tuple[Any, list[str]]:
+    """Drop repeated files within a split, with notes. Refuse files in two splits or two classes."""
+    keys = paths.map(lambda path: os.path.realpath(root / path)) if linked else paths.map(posixpath.normpath)
+    again = files[keys.duplicated(keep=False)].assign(key=keys, path=paths)
+    for column in ("split", "kind"):
+        distinct = again.groupby("key", sort=False)[column].nunique()
+        shared = distinct[distinct > 1].index
+        if len(shared):
+            rows = again[again["key"] == shared[0]].drop_duplicates(column)
+            one, other = (os.path.join(root, path) for path in rows["path"][:2])
+            same = os.path.normpath(one) == os.path.normpath(other)
+            which = f"{one} is" if same else f"{one} and {other} are one file,"
+            places = [place if column == "split" else repr(place[0]) for place in rows[column][:2]]
+            more = f" ({len(shared)} such files in all)" if len(shared) > 1 else ""
+            raise ValueError(
+                f"{which} in {' and in '.join(places)}{more}: an image must belong to one split and one class; "
+                "--exclude leaves it out of both"
+            )
+    repeated = keys.duplicated()
+    notes = []
+    for split, rows in files[repeated].groupby("split", sort=False):
+        what = "1 entry names" if len(rows) == 1 else f"{len(rows)} entries name"
+        example = os.path.join(root, paths[rows.index[0]])
+        notes.append(f"{split}: {what} a file again, such as {example}: each is taken once")
+    return files[~repeated], notes

@@ -3,14 +3,15 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..utils.files import PathLike
 from .data import SPLITS
-from .file_sets import FileSet, FileSplit, Kind, Listing, assemble
+from .file_sets import FileSet, FileSplit, Kind, assemble, split_of
 from .groups import Groups
 from .images import Reading
 
@@ -40,9 +41,9 @@ def load_image_folder(
             raise FileNotFoundError(f"{root / split} does not exist: an image folder needs train, val and test")
     found = _Found(root, group)
     found.stray(".", SPLITS)
-    listings = {split: found.classes(split) for split in SPLITS}
+    files = found.table(SPLITS)
     notes = [f"{root}: {found}"]
-    return assemble(root.name, root, listings, reading, notes=notes, excluded=excluded, linked=found.linked)
+    return assemble(root.name, root, files, reading, notes=notes, excluded=excluded, linked=found.linked)
 
 
 def load_test_folder(
@@ -74,12 +75,9 @@ def load_test_folder(
                 f"{root} holds folders of images beside {below[0]}/, such as {beside[0]}/: it must be CLASS/IMAGE, or "
                 "the same below train, val and test, not both"
             )
-    parts = [found.classes(place) for place in below or ["."]]
-    whole = Listing([], [], [], None if group is None else [])
-    for part in parts:
-        whole.extend(part)
-    classes = sorted(set(whole.kinds))
-    split = whole.split(root, classes, reading)
+    files = found.table(below or ["."])
+    classes = sorted(set(files["kind"]))
+    split = split_of(files, root, classes, reading)
     return split, tuple(kind[0] for kind in classes), [f"{root}: {found}"]
 
 
@@ -126,22 +124,26 @@ class _Found:
                 self.outside.append(os.path.normpath(f"{place}/{entry.name}"))
         return folders
 
-    def classes(self, place: str) -> Listing:
-        """The images of a split's class folders."""
-        folders = sorted(self.stray(place))
-        found = Listing([], [], [], None if self.group is None else [])
-        for folder in folders:
-            files = self._walk(self.root / place / folder)
-            if not files:
-                raise ValueError(f"{self.root / place / folder} holds no images ({', '.join(EXTENSIONS)})")
-            below = os.path.normpath(f"{place}/{folder}")
-            groups = None if self.group is None else [self.group.of(f"{below}/{name}") for name in files]
-            found.extend(Listing([below] * len(files), files, [_kind(folder)] * len(files), groups))
-        if not folders:
-            raise ValueError(
-                f"{os.path.normpath(self.root / place)} is empty: it must hold a folder of images for each class"
-            )
-        return found
+    def table(self, places: Sequence[str]) -> Any:
+        """The images of the class folders of some places as a table for :func:`~.file_sets.assemble`."""
+        import pandas as pd
+
+        rows = []
+        for place in places:
+            folders = sorted(self.stray(place))
+            if not folders:
+                raise ValueError(
+                    f"{os.path.normpath(self.root / place)} is empty: it must hold a folder of images for each class"
+                )
+            for folder in folders:
+                names = self._walk(self.root / place / folder)
+                if not names:
+                    raise ValueError(f"{self.root / place / folder} holds no images ({', '.join(EXTENSIONS)})")
+                below, kind = os.path.normpath(f"{place}/{folder}"), _kind(folder)
+                rows += [(place, below, name, kind) for name in names]
+        files = pd.DataFrame(rows, columns=["split", "folder", "name", "kind"], dtype=object)
+        paths = files["folder"] + "/" + files["name"]
+        return files if self.group is None else files.assign(group=paths.map(self.group.of))
 
     def _walk(self, folder: Path) -> list[str]:
         """Images in a class's folder and below, relative to it, sorted; links to folders are followed once."""

@@ -11,7 +11,7 @@ from .file_sets import FileSet, FileSplit
 from .images import Reading, TooDeep, count_unfinite, pixels, read_header, read_image
 from .processes import in_threads
 
-__all__ = ["in_colour", "look_over", "size_notes"]
+__all__ = ["in_colour", "look_over", "refuse_masks", "size_notes"]
 
 CHUNK = 256
 
@@ -128,14 +128,30 @@ def size_notes(sizes: Mapping[tuple[int, int], int], reading: Reading) -> list[s
     return notes
 
 
-def in_colour(data: FileSet) -> bool:
-    """Whether the first readable image of any class is in colour. Grayscale stored as RGB is not."""
+def first_of_each_class(data: FileSet) -> Iterator[np.ndarray]:
+    """The first training image of every class as RGB, if it can be read."""
     reading = dataclasses.replace(data.train.reading, in_chans=3, skip_bad_files=True)
     split = dataclasses.replace(data.train, reading=reading)
     for label in range(data.num_classes):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # unreadable files are reported later
-            images, _ = split.read(np.flatnonzero(split.labels == label)[:1])
-        if len(images) and (np.ptp(images.astype(np.int16), axis=3) > 8).mean() > 0.01:
-            return True
-    return False
+            yield from split.read(np.flatnonzero(split.labels == label)[:1])[0]
+
+
+def in_colour(data: FileSet) -> bool:
+    """Whether the first image of any class is in colour. Grayscale stored as RGB is not."""
+    return any((np.ptp(image.astype(np.int16), axis=2) > 8).mean() > 0.01 for image in first_of_each_class(data))
+
+
+def refuse_masks(data: FileSet) -> None:
+    """Refuse images of 0 and 1, which are masks or labels and would be black.
+
+    Raises:
+        ValueError: If the first image of every class is such a one.
+    """
+    largest = [int(image.max()) for image in first_of_each_class(data)]
+    if largest and max(largest) == 1:
+        raise ValueError(
+            f"{data.name}: images such as {data.train.path(0)} hold nothing but 0 and 1, which is black: save them as "
+            "0 and 255"
+        )

@@ -158,7 +158,8 @@ def _raw_depth(opened: Any) -> int:
     parameters = opened.tile[0][3]
     raw, *more = parameters if isinstance(parameters, tuple) else (parameters,)
     maxval = more[0] if opened.format == "PPM" and more and isinstance(more[0], int) else 255
-    return 16 if ";16" in str(raw) or maxval > 255 else 8
+    deep = ";16" in str(raw) and not str(raw).startswith("BGR")  # BGR;16 is a bitmap of 16 bits a pixel
+    return 16 if deep or maxval > 255 else 8
 
 
 def count_unfinite(values: np.ndarray) -> int:
@@ -222,7 +223,7 @@ def _upright(opened: Any, how: str) -> Any:
     from PIL import ImageOps
 
     tags = getattr(opened, "tag_v2", {})
-    scale = opened.tile[0][3] if opened.format == "PPM" and opened.tile else None
+    scale = opened.tile[0][3] if opened.format == "PPM" and opened.mode == "I" else None
     image = ImageOps.exif_transpose(opened)
     if how != "window":
         colours = tags.get(320, ())

@@ -1,11 +1,11 @@
 """The 2-D sets of the ``medmnist`` package, with its names and checksums. Files are downloaded only on request."""
 
-import hashlib
 import os
 import time
 from pathlib import Path
 
 import torch
+from torchvision.datasets.utils import check_integrity
 
 from ..utils.files import PathLike, write_atomic
 from .data import ImageSet
@@ -57,7 +57,7 @@ def load_medmnist(flag: str, root: PathLike, *, size: int = 28, download: bool =
     try:
         images = load_npz(path, multi_label="multi-label" in info["task"])
     except ValueError as error:
-        if download or _md5(path) == md5:
+        if download or check_integrity(path, md5):
             raise
         raise ValueError(
             f"{error}; it is not the published file by its MD5: pass --download to have it fetched again"
@@ -68,18 +68,10 @@ def load_medmnist(flag: str, root: PathLike, *, size: int = 28, download: bool =
     return ImageSet(path.stem, images.train, images.val, images.test, names, {})
 
 
-def _md5(path: Path) -> str:
-    found = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
-
-
 def _fetch(path: Path, url: str, md5: str) -> None:
     """Download the published file unless it is there. An incomplete file is never left behind."""
     waited_until = time.monotonic() + PATIENCE
-    while not path.is_file() or _md5(path) != md5:
+    while not check_integrity(path, md5):
         if os.environ.get("LOCAL_RANK", "0") == "0":
             return _fetch_now(path, url, md5)
         if time.monotonic() > waited_until:
@@ -88,10 +80,12 @@ def _fetch(path: Path, url: str, md5: str) -> None:
 
 
 def _fetch_now(path: Path, url: str, md5: str) -> None:
+    """Unlike :func:`torchvision.datasets.utils.download_url`, leave nothing under the file's name until it is whole."""
+
     def fetch(temporary: Path) -> None:
         torch.hub.download_url_to_file(url, str(temporary))
-        if (found := _md5(temporary)) != md5:
-            raise OSError(f"its MD5 is {found} instead of {md5}")
+        if not check_integrity(temporary, md5):
+            raise OSError(f"its MD5 is not {md5}")
 
     try:
         write_atomic(path, fetch)

@@ -16,7 +16,7 @@ from .data import SPLITS, ImageSet, join_sets, resize
 from .file_sets import FileSet
 from .folders import load_image_folder, load_test_folder
 from .groups import crossing_note
-from .headers import in_colour, look_over, size_notes
+from .headers import in_colour, look_over, refuse_masks, size_notes
 from .images import FITS, Reading, Window, as_square
 from .medmnist import load_medmnist
 from .npz import load_npz
@@ -150,10 +150,10 @@ def open_sources(arguments: argparse.Namespace, size: int, in_chans: int | None,
                 f"{', '.join(data.name for data in sets)}; names are like {sets[0].image_name('train', 0)!r}"
             )
     if started_first():  # one process looks for all
-        notes = [note for data in sets for note in _notes(data, arguments, size, look=look)]
+        notes = [note for data in sets for note in _notes(data, arguments, look=look)]
         if notes:
             print("\n".join(notes), file=sys.stderr)
-    return [_squared(data, arguments.fit) if isinstance(data, ImageSet) else data for data in sets]
+    return sets
 
 
 def open_source(
@@ -180,12 +180,15 @@ def open_source(
     """
     kind = kind or _kind_of(text)
     group, window = arguments.group, window_of(arguments.window)
+    reading = reading_of(arguments, size, in_chans or 1)
     if kind == "npz":
         own: dict[str, Any] = {"seed": arguments.split_seed, "multi_label": arguments.multi_label}
-        return load_npz(*_path_and_prefix(text), **own, window=window, group=group)
+        return _squared(load_npz(*_path_and_prefix(text), **own, window=window, group=group), reading)
     if kind == "medmnist":
-        return load_medmnist(text, arguments.root, size=arguments.medmnist_size, download=arguments.download)
-    reading = reading_of(arguments, size, in_chans or 1)
+        if group:
+            raise ValueError("--group names a key of an npz file, a column or a pattern, and MedMNIST's sets have none")
+        data = load_medmnist(text, arguments.root, size=arguments.medmnist_size, download=arguments.download)
+        return _squared(data, reading)
     if kind == "radimagenet":  # grey: what takes three channels gets them on its device
         return load_radimagenet(text, reading, labels=arguments.labels, excluded=excluded, group=group)
     files = load_image_folder(text, reading, excluded=excluded, group=group)
@@ -208,8 +211,8 @@ def open_parts(
         split, names, notes = load_test_folder(text, reading_of(arguments, size, in_chans), group=arguments.group)
         return (split,), names, [*notes, *(look_over([split]) if started_first() else ())]
     data = open_source(text, arguments, size, in_chans)
-    notes = _notes(data, arguments, size) if started_first() else []
-    data = _sized(_squared(data, arguments.fit), size) if isinstance(data, ImageSet) else data
+    notes = _notes(data, arguments) if started_first() else []
+    data = _sized(data, size) if isinstance(data, ImageSet) else data
     return tuple(getattr(data, split) for split in SPLITS), data.class_names, notes
 
 
@@ -233,24 +236,19 @@ def _kind_of(text: str) -> str:
     raise FileNotFoundError(f"{text} does not exist: it must be {NAMED}")
 
 
-def _notes(data: Any, arguments: argparse.Namespace, size: int, *, look: bool = True) -> list[str]:
+def _notes(data: Any, arguments: argparse.Namespace, *, look: bool = True) -> list[str]:
     """What the user should know of a data set."""
     missing = getattr(data, "missing", ())
     what = "1 missing file is" if len(missing) == 1 else f"{len(missing)} missing files are"
     notes = [f"{what} left out:", *missing] if missing else []
-    notes += getattr(data, "notes", ())
+    notes += data.notes if look or isinstance(data, FileSet) else ()
     if data.excluded:
         what = "1 image is" if data.excluded == 1 else f"{data.excluded} images are"
         notes.append(f"{data.name}: {what} left out by {arguments.exclude}")
     notes += crossing_note(data)
     if look and isinstance(data, FileSet):
         notes += look_over([getattr(data, split) for split in SPLITS])
-    elif look:
-        sizes: Counter[tuple[int, int]] = Counter()
-        for split in SPLITS:
-            high, wide = getattr(data, split).images.shape[1:3]
-            sizes[wide, high] += len(getattr(data, split))
-        notes += [f"{data.name}: {note}" for note in size_notes(sizes, reading_of(arguments, size, 1))]
+        refuse_masks(data)
     return notes
 
 
@@ -266,8 +264,14 @@ def _sized(data: ImageSet, size: int) -> ImageSet:
     return _with_images(data, lambda images: resize(images, size))
 
 
-def _squared(data: ImageSet, fit: str) -> ImageSet:
-    return _with_images(data, lambda images: as_square(images, fit, axis=1))
+def _squared(data: ImageSet, reading: Reading) -> ImageSet:
+    """Make images in memory square, with notes on their size."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    for split in SPLITS:
+        high, wide = getattr(data, split).images.shape[1:3]
+        sizes[wide, high] += len(getattr(data, split))
+    notes = tuple(f"{data.name}: {note}" for note in size_notes(sizes, reading))
+    return dataclasses.replace(_with_images(data, lambda images: as_square(images, reading.fit, axis=1)), notes=notes)
 
 
 def _with_images(data: ImageSet, change: Callable[[np.ndarray], np.ndarray]) -> ImageSet:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..utils.files import PathLike
 from .data import SPLITS
-from .file_sets import FileSet, Kind, Listing, assemble
+from .file_sets import FileSet, Kind, assemble
 from .groups import Groups
 from .images import Reading
 
@@ -49,25 +49,21 @@ def load_radimagenet(
         FileNotFoundError: If something is missing; the message says how to ask for access.
         ValueError: If a table has other columns, labels contradict folders, or a class is absent from a split.
     """
+    import pandas as pd
+
     root = Path(root)
     paths = {split: root / f"RadiologyAI_{split}.csv" for split in SPLITS}
     for path in (root, root / "radiology_ai", *paths.values()):
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist. {ACCESS}")
-    tables = {split: _read(path, group) for split, path in paths.items()}
+    files = pd.concat([_read(path, group).assign(split=split) for split, path in paths.items()], ignore_index=True)
+    kinds = {folder: _kind(folder) for folder in files["folder"].unique()}
     if labels is None:
-        _require_agreement(root, tables)
-    kinds = {folder: _kind(folder) for table in tables.values() for folder in table["folder"].unique()}
-    listings = {}
-    for split, table in tables.items():
-        own = [kinds[folder] for folder in table["folder"]]
-        if labels == "table":
-            own = [(label, kind[1], kind[2]) for label, kind in zip(table["label"], own, strict=True)]
-        groups = table["group"].tolist() if group else None
-        listings[split] = Listing(table["folder"].tolist(), table["name"].tolist(), own, groups)
+        _require_agreement(root, files)
     if labels == "table":
-        _one_kind_a_label(listings)
-    return assemble("radimagenet", root, listings, reading, excluded=excluded)
+        kinds = _kinds_of_labels(files, kinds)
+    files = files.assign(kind=files["label" if labels == "table" else "folder"].map(kinds))
+    return assemble("radimagenet", root, files, reading, excluded=excluded)
 
 
 def _read(path: Path, group: str | None) -> Any:
@@ -75,7 +71,7 @@ def _read(path: Path, group: str | None) -> Any:
     import pandas as pd
 
     # As texts: pandas would read NA and null as missing. The columns of a longer row would move to the left.
-    options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "index_col": False, "skipinitialspace": True}
+    options: dict[str, Any] = {"dtype": object, "keep_default_na": False, "index_col": False, "skipinitialspace": True}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
@@ -125,17 +121,15 @@ def _plain(text: str) -> str:
     return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFC", text)).strip().casefold()
 
 
-def _require_agreement(root: Path, tables: dict[str, Any]) -> None:
+def _require_agreement(root: Path, files: Any) -> None:
     """Check that the tables' labels divide the images as their folders do, by the folders' last names.
 
     Raises:
         ValueError: If a folder has two labels, or a label stands for folders of different names.
     """
-    import pandas as pd
-
-    pairs = pd.concat([table[["folder", "label"]] for table in tables.values()]).value_counts().reset_index()
+    pairs = files[["folder", "label"]].value_counts().reset_index()
     last = pairs["folder"].str.rpartition("/")[2].map(_plain)
-    pairs = pairs.assign(last=last, label=pairs["label"])
+    pairs = pairs.assign(last=last)
     for one, other, what in (("folder", "label", "has the labels"), ("label", "last", "stands for the folders")):
         distinct = pairs.groupby(one)[other].nunique()
         if (distinct > 1).any():
@@ -154,16 +148,14 @@ def _require_agreement(root: Path, tables: dict[str, Any]) -> None:
         )
 
 
-def _one_kind_a_label(listings: dict[str, Listing]) -> None:
-    """Make one class of each label. Modality and anatomy are kept if all its folders agree."""
+def _kinds_of_labels(files: Any, kinds: dict[str, Kind]) -> dict[str, Kind]:
+    """A class for each label, with the modality and anatomy that all its folders agree in."""
     found: dict[str, Kind] = {}
-    for listing in listings.values():
-        for name, modality, anatomy in set(listing.kinds):
-            before = found.setdefault(name, (name, modality, anatomy))
-            found[name] = (
-                name,
-                modality if before[1] == modality else "several",
-                anatomy if before[2] == anatomy else "several",
-            )
-    for listing in listings.values():
-        listing.kinds = [found[kind[0]] for kind in listing.kinds]
+    for label, folders in files.groupby("label")["folder"].unique().items():
+        modality, anatomy = ({kinds[folder][place] for folder in folders} for place in (1, 2))
+        found[label] = (
+            label,
+            modality.pop() if len(modality) == 1 else "several",
+            anatomy.pop() if len(anatomy) == 1 else "several",
+        )
+    return found

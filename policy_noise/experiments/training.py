@@ -61,11 +61,21 @@ def create_model(
 
 
 def check_mask(model: nn.Module, recipe: TrainRecipe, *, multi_label: bool) -> None:
-    """Attach the recipe's mask and remove it again, so that wrong settings are found before a run begins.
+    """Try the model, and attach the recipe's mask and remove it again, so that wrong settings are found before a run.
 
     Raises:
-        ValueError: If ``preset``, ``noise_options`` or ``policy_lr`` are refused.
+        ValueError: If the model does not take such batches, or ``preset``, ``noise_options`` or ``policy_lr`` are
+            refused.
     """
+    images = torch.zeros(min(recipe.batch_size, 2), recipe.in_chans, recipe.image_size, recipe.image_size)
+    try:
+        with torch.no_grad():
+            model.train()(images)
+    except Exception as error:  # whatever the architecture makes of it
+        raise ValueError(
+            f"{recipe.model} does not take batches of batch_size={recipe.batch_size} images of "
+            f"image_size={recipe.image_size} pixels: {error}"
+        ) from error
     if recipe.noise == "conventional":
         return
     criterion: nn.Module = nn.BCEWithLogitsLoss() if multi_label else nn.CrossEntropyLoss()

@@ -280,18 +280,14 @@ def summarise(lines: Sequence[Mapping[str, Any]], metric: str) -> dict[str, dict
     means, as a claim about pretraining requires. A trial that is in the log twice counts once. Intervals are clipped
     to [0, 1], see :func:`~policy_noise.experiments.statistics.t_interval`.
     """
-    lines = list({_key(line): line for line in lines}.values())
+    import pandas as pd
+
+    frame = pd.DataFrame({_key(line): line for line in lines}.values())
     table: dict[str, dict[str, dict[int, Interval]]] = {}
-    for data in dict.fromkeys(line["data"] for line in lines):
-        for init in dict.fromkeys(line["init"] for line in lines):
-            mine = [line for line in lines if line["data"] == data and line["init"] == init]
-            for shots in sorted({line["shots"] for line in mine}):
-                values: dict[str, list[float]] = {}
-                for line in mine:
-                    if line["shots"] == shots:
-                        values.setdefault(line["source"], []).append(line[metric])
-                repeats = (
-                    [float(np.mean(v)) for v in values.values()] if len(values) > 1 else next(iter(values.values()))
-                )
-                table.setdefault(data, {}).setdefault(init, {})[shots] = t_interval(repeats, bounds=(0, 1))
+    # The log's order of sets and initialisations, and ascending sample sizes.
+    for (data, init), mine in frame.groupby(["data", "init"], sort=False):
+        for shots, of_size in mine.groupby("shots"):
+            runs = of_size.groupby("source", sort=False)[metric].agg(lambda values: np.mean(values.to_numpy()))
+            repeats = (runs if len(runs) > 1 else of_size[metric]).tolist()
+            table.setdefault(data, {}).setdefault(init, {})[shots] = t_interval(repeats, bounds=(0, 1))
     return table

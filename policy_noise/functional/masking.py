@@ -10,6 +10,7 @@ from functools import lru_cache, reduce
 import torch
 from torch import Tensor
 
+from ..utils.compat import are_transforms_active
 from .distribution import ACTION_EPS
 from .rendering import Operators, Upsample, get_operators, render, without_autocast
 
@@ -110,12 +111,17 @@ def _multiply(
     """:func:`apply_mask`; ``distance`` is the mask minus 1, where that is known more precisely than by subtracting."""
     dtype = images.dtype
     mask = mask.to(dtype)
-    masked = images * mask  # a mask of 1 changes no value, not even the infinite ones that some scanners pad with
-    if black is not None:
-        # Subtract 1 from the rounded mask, so that black stays black in half precision.
+    if black is None:
+        masked = images * mask
+    elif images.device.type == "cpu" and not torch.compiler.is_compiling() and not are_transforms_active():
+        masked = torch.lerp(black.to(dtype), images, mask)  # exact where the image is black or the mask is 1
+        if not bool(images.detach().sum().isfinite()):
+            masked = torch.where(images.isfinite(), masked, images)  # some scanners pad with infinite values
+    else:
+        # Here asking for infinite values would wait for the device. This leaves them alone, and rounds black.
         if distance is None or distance.dtype != dtype:
-            distance = mask - 1.0
-        masked = masked.addcmul_(black.to(dtype), distance, value=-1)
+            distance = mask - 1.0  # of the rounded mask
+        masked = (images * mask).addcmul_(black.to(dtype), distance, value=-1)
     return masked if white is None else torch.minimum(masked, images.clamp(min=white.to(dtype)))
 
 

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
-__all__ = ["Functor"]
+from ..utils.compat import remove_hook_functions
+
+__all__ = ["Functor", "forget_copied"]
 
 REASON = "policy_noise masks the input outside the graph: compile the model first, then attach to the compiled model"
 
@@ -49,6 +52,15 @@ def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _inert(*args: Any, **kwargs: Any) -> None:
     """The copy of a hook function. It does nothing."""
+
+
+def forget_copied(model: nn.Module) -> int:
+    """Remove the inert functions from a copy of a hooked model, which then needs this package no longer.
+
+    Returns:
+        How many of its modules had some.
+    """
+    return sum(remove_hook_functions(module, _inert) for module in model.modules())
 
 
 def _get_inert() -> Callable[..., None]:

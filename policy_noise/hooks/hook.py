@@ -19,15 +19,15 @@ from ..learning import PolicyLearner
 from ..learning.learner import MAX_WINDOW
 from ..learning.window import check_loss
 from ..losses import CriterionError, LossMethod, LossSplitter, SampleLosses, is_hookable, loss_of, with_loss
-from ..utils.compat import backward_number, is_in_backward, is_transformed
+from ..utils.compat import backward_number, is_in_backward, is_replica, is_transformed
 from ..utils.distributed import is_distributed
+from ..utils.model import is_training
 from ..utils.warn import warn
 from . import registry
 from .copies import Functor
 from .inputs import find_images, replace
-from .matching import Match
 from .optimizers import OptimizerLink, stepping_optimizer
-from .pairing import PairingQueue, tensors_of
+from .pairing import Match, PairingQueue, tensors_of
 from .schedule import ScheduledStrength, StrengthSchedule
 from .streams import Draws
 from .trained import Arrivals, Term, trained_losses
@@ -38,7 +38,9 @@ __all__ = ["ReinforceHook"]
 OutputLoss = Callable[[Any, tuple[Any, ...], dict[str, Any]], Tensor]
 
 STATE_KEY = "policy_noise"
-"""Key of the policy in the optimizer's state dict."""
+NO_REPLICAS = (
+    "its threads run copies of the model, whose masks can't be paired with losses; use DistributedDataParallel"
+)
 
 
 class ReinforceHook:
@@ -116,11 +118,14 @@ class ReinforceHook:
         stepping = None if optimizer is None else stepping_optimizer(optimizer)
         known = registry.was_hooked(stepping)  # then its state may come from this process, not from a checkpoint
         _check_arguments(augmentation, model, criterion, output_loss, max_pending)
-        _check_free(model=model, optimizer=optimizer)
+        _check_free(model, stepping)
         self.augmentation = augmentation
         self.learner = PolicyLearner(augmentation, **learner)
-        self._draws = Draws(augmentation, generator)
+        self._model, self._criterion, self._optimizer = model, criterion, optimizer
+        self._number = _free_number(stepping)
+        self._draws = Draws(augmentation, generator, self._number)
         self._output_loss = output_loss
+        self._loss_method: LossMethod = loss_method
         self._splitter = None if criterion is None else LossSplitter(criterion, loss_method)
         self._input_name = input_name
         self._queue = PairingQueue(max_pending)
@@ -130,50 +135,51 @@ class ReinforceHook:
         self._pauses = 0
         self._forward_has_mask = False
         self._size: tuple[int, ...] | None = None
+        self._checked = False
         self._strength = None if strength_schedule is None else ScheduledStrength(augmentation, strength_schedule)
         self._watch = Watch(model)
         self._state_in_optimizer = state_in_optimizer
-        self._handles: list[RemovableHandle] = []
-        self._targets: list[nn.Module] = []
+        self._handles: dict[nn.Module, list[RemovableHandle]] = {}
         self._link: OptimizerLink | None = None
-        if model is not None:
-            self._register(
-                model,
-                model.register_forward_pre_hook(
-                    Functor(self._before_forward, self._watch.was_copied), with_kwargs=True
-                ),
-                model.register_forward_hook(Functor(self._after_forward), with_kwargs=True),
-            )
-        if criterion is not None and (self._learns or self.learner.scales_loss):
-            self._register(
-                criterion,
-                criterion.register_forward_pre_hook(Functor(self._before_criterion), with_kwargs=True),
-                criterion.register_forward_hook(Functor(self._after_criterion), with_kwargs=True),
-            )
-        if optimizer is not None:
-            self._connect(optimizer)
-            registry.follow_steps(self._after_any_step)
-        resumable = state_in_optimizer and self._learns and not known
-        self._watch.attached(stepping, wrapped=stepping is not optimizer, resumable=resumable)
-        if is_distributed():
-            self._equalize()
+        try:
+            self._activate()
+            resumable = state_in_optimizer and self._learns and not known
+            self._watch.attached(stepping, wrapped=stepping is not optimizer, resumable=resumable)
+            if is_distributed():
+                self._equalize()
+        except BaseException:
+            self.remove()
+            raise
 
-    def rebind(self, optimizer: Any) -> None:
-        """Switch to another optimizer, for example one that was made when layers were unfrozen."""
-        _check_free(optimizer=optimizer)
-        self._disconnect()
-        self._connect(optimizer)
+    def rebind(self, optimizer: Any = None, *, criterion: nn.Module | None = None) -> None:
+        """Switch to an optimizer or a criterion that was made during training, and keep the policy.
+
+        Args:
+            optimizer: The new optimizer, for example one for layers that were unfrozen. None keeps the current one.
+            criterion: The new criterion, for example one with other class weights. None keeps the current one.
+
+        Raises:
+            TypeError: If an argument is of the wrong kind, or the hook has no criterion.
+            RuntimeError: If the optimizer has a hook for the same model.
+        """
+        if criterion is not None:
+            _check_criterion(criterion)
+            if self._criterion is None:
+                raise TypeError("criterion cannot be switched: the hook was made without one")
+            self._unregister(self._criterion)
+            self._criterion, self._splitter = criterion, LossSplitter(criterion, self._loss_method)
+            self._hook_criterion()
+        if optimizer is not None:
+            _check_free(self._model, stepping_optimizer(optimizer), besides=self)
+            self._disconnect()
+            self._connect(optimizer)
 
     def remove(self) -> None:
         """Remove all hooks. The model trains on unmasked images again, and the policy no longer learns."""
         self._disconnect()
         registry.leave_steps(self._after_any_step)
-        for handle in self._handles:
-            handle.remove()
-        for target in self._targets:
-            registry.leave(target, self)
-        self._handles.clear()
-        self._targets.clear()
+        for target in list(self._handles):
+            self._unregister(target)
         self._queue.clear()
         if self._strength is not None:
             self._strength.restore()
@@ -223,8 +229,9 @@ class ReinforceHook:
             self.learner.to(images.device)
         sample = self._draws.draw(images, with_graph=self._learning and self._learns)
         masked = self._draws.augmentation(images, sample)
-        if self._size is None:
+        if not self._checked and bool(images.isfinite().any()):
             self.augmentation.check(images)
+            self._checked = True
         self._size = tuple(images.shape[2:])
         # Last, because a batch that failed above must not wait for a loss.
         self._queue.push(sample)
@@ -331,8 +338,8 @@ class ReinforceHook:
         Raises:
             ValueError: If the state belongs to another policy, or is not a hook's.
         """
-        if isinstance(state_dict, Mapping) and isinstance(state_dict.get(STATE_KEY), Mapping):
-            state_dict = state_dict[STATE_KEY]
+        if isinstance(state_dict, Mapping) and isinstance(state_dict.get(self._key), Mapping):
+            state_dict = state_dict[self._key]
         self.learner.check_state_dict(state_dict)
         missing = {"generator", "seed", "steps"} - state_dict.keys()
         if missing:
@@ -345,21 +352,49 @@ class ReinforceHook:
 
     # -- hooks on model and criterion ----------------------------------------------------------------------------------
 
-    def _register(self, target: nn.Module, *handles: RemovableHandle) -> None:
-        self._handles += handles
-        self._targets.append(target)
+    def _overlaps(self, model: nn.Module | None) -> bool:
+        """Whether a model is the hooked one, or lies inside or around it. Without a model nothing tells hooks apart."""
+        if model is None or self._model is None:
+            return model is self._model
+        return model in set(self._model.modules()) or self._model in set(model.modules())
+
+    def _activate(self) -> None:
+        """Register all hooks, also after :meth:`remove`."""
+        if self._model is not None:
+            self._register(self._model, Functor(self._before_forward, self._watch.was_copied), self._after_forward)
+        self._hook_criterion()
+        if self._optimizer is not None:
+            self._connect(self._optimizer)
+            registry.follow_steps(self._after_any_step)
+
+    def _hook_criterion(self) -> None:
+        if self._criterion is not None and (self._learns or self.learner.scales_loss):
+            self._register(self._criterion, Functor(self._before_criterion), self._after_criterion)
+
+    def _register(self, target: nn.Module, before: Functor, after: Callable[..., Any]) -> None:
+        handles = self._handles.setdefault(target, [])
+        handles.append(target.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(target.register_forward_hook(Functor(after), with_kwargs=True))
         registry.enter(target, self)
+
+    def _unregister(self, target: nn.Module) -> None:
+        for handle in self._handles.pop(target, ()):
+            handle.remove()
+        registry.leave(target, self)
 
     def _before_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if is_replica(module):
+            raise RuntimeError(f"the hooked model runs as a replica of DataParallel: {NO_REPLICAS}")
         self._forward_has_mask = False
         if self._pauses or not self.augmentation.training:
             self._watch.masked()
             return None
         # Check the hooked module's mode. The mask is not its child, so model.eval() does not reach the mask.
-        if not module.training or not torch.is_grad_enabled():
-            self._watch.skipped(evaluating=not module.training, without_gradients=not torch.is_grad_enabled())
+        training, with_gradients = is_training(module), torch.is_grad_enabled()
+        if not training or not with_gradients:
+            self._watch.skipped(evaluating=not training, without_gradients=not with_gradients)
             return None
         path = find_images(args, kwargs, self._input_name, self.augmentation.spatial_dims + 2)
         args, kwargs = replace((args, kwargs), path, self.apply)
@@ -505,6 +540,8 @@ class ReinforceHook:
     # -- hooks on the optimizer ----------------------------------------------------------------------------------------
 
     def _connect(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+        self._number = _free_number(stepping_optimizer(optimizer), self._number)
         self._link = OptimizerLink(optimizer, self._after_step)
         if self._state_in_optimizer:
             self._link.keep(self._save_into, self._load_from)
@@ -557,13 +594,18 @@ class ReinforceHook:
         self._queue.invalidate()
         self._watch.stepped(paused=bool(self._pauses))
 
+    @property
+    def _key(self) -> str:
+        """Key of the policy in the optimizer's state dict. Several hooks on one optimizer are numbered."""
+        return f"{STATE_KEY}.{self._number}" if self._number else STATE_KEY
+
     def _save_into(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-        return {**state_dict, STATE_KEY: self.state_dict()}
+        return {**state_dict, self._key: self.state_dict()}
 
     def _load_from(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         state_dict = dict(state_dict)
-        if STATE_KEY in state_dict:
-            self.load_state_dict(state_dict.pop(STATE_KEY))
+        if self._key in state_dict:
+            self.load_state_dict(state_dict.pop(self._key))
         elif self._learns:
             warn(
                 "the optimizer's state was saved without a policy: the classifier resumes, and the policy starts from "
@@ -602,29 +644,46 @@ def _check_arguments(augmentation: Any, model: Any, criterion: Any, output_loss:
         raise TypeError(f"augmentation must be a StochasticAugmentation, got {type(augmentation).__name__}")
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(criterion, type):
-        raise TypeError(f"criterion is the class {criterion.__name__}: pass an object of it, {criterion.__name__}()")
-    if criterion is not None and not isinstance(criterion, nn.Module):
-        raise TypeError(
-            f"criterion must be a torch.nn.Module, got {type(criterion).__name__}: if your loss is a function, omit "
-            "criterion and call hook.observe(losses) with one loss per image, shape (B,)"
-        )
-    if criterion is not None and not is_hookable(criterion):
-        raise TypeError(
-            f"criterion {type(criterion).__name__} overrides __call__, so its forward hooks never run: omit "
-            "criterion and call hook.observe(policy_noise.losses.per_sample_loss(criterion, output, target))"
-        )
+    if isinstance(model, nn.DataParallel):
+        raise TypeError(f"model must not be a DataParallel: {NO_REPLICAS}")
+    if criterion is not None:
+        _check_criterion(criterion)
     if output_loss is not None and (model is None or criterion is not None):
         raise TypeError("output_loss replaces criterion: pass it with model and without criterion")
     if not max_pending >= 1 or not math.isfinite(max_pending):
         raise ValueError(f"max_pending must be at least 1, got {max_pending!r}")
 
 
-def _check_free(**targets: Any) -> None:
-    """Refuse what is hooked already, and wrappers of it."""
-    for name, target in targets.items():
-        inner = stepping_optimizer(target) if name == "optimizer" and target is not None else target
-        if any(item is not None and registry.hooks_on(item) for item in (target, inner)):
-            raise RuntimeError(
-                f"{name} is hooked already: call policy_noise.detach({name}) first, or attach(..., replace=True)"
-            )
+def _check_criterion(criterion: Any) -> None:
+    if isinstance(criterion, type) and issubclass(criterion, nn.Module):
+        raise TypeError(f"criterion must be an object, got the class: pass {criterion.__name__}()")
+    if not isinstance(criterion, nn.Module):
+        raise TypeError(
+            f"criterion must be a torch.nn.Module, got {type(criterion).__name__}: if your loss is a function, omit "
+            "criterion and call hook.observe(losses) with one loss per image, shape (B,)"
+        )
+    if not is_hookable(criterion):
+        raise TypeError(
+            f"criterion {type(criterion).__name__} overrides __call__, so its forward hooks never run: omit "
+            "criterion and call hook.observe(policy_noise.losses.per_sample_loss(criterion, output, target))"
+        )
+
+
+def _check_free(
+    model: nn.Module | None, stepping: torch.optim.Optimizer | None, besides: ReinforceHook | None = None
+) -> None:
+    """Refuse a model that is hooked already, and one inside or around a model hooked with the same optimizer."""
+    found = [] if stepping is None else [hook for hook in registry.hooks_on(stepping) if hook._overlaps(model)]
+    if model is not None:
+        found += registry.hooks_on(model)
+    if any(hook is not besides for hook in found):
+        name = "optimizer" if model is None else "model"
+        raise RuntimeError(
+            f"{name} is hooked already: call policy_noise.detach({name}) first, or attach(..., replace=True)"
+        )
+
+
+def _free_number(stepping: torch.optim.Optimizer | None, wanted: int = 0) -> int:
+    """The wanted number, or the smallest one that no hook on this optimizer has."""
+    taken = set() if stepping is None else {hook._number for hook in registry.hooks_on(stepping)}
+    return next(number for number in (wanted, *range(len(taken) + 1)) if number not in taken)

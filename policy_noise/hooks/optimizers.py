@@ -87,7 +87,8 @@ def stepping_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     if len({id(inner) for inner in found.values()}) > 1:
         raise TypeError(
             f"optimizer must hold exactly one torch optimizer; got {kind}, which holds several, in "
-            f"{', '.join(found)}. Pass the one that steps the model's weights."
+            f"{', '.join(found)}. Pass the one that steps the model's weights. If all step together (one for each "
+            "layer), pass the last."
         )
     return next(iter(found.values()))
 

@@ -1,21 +1,105 @@
-"""Find the masked batch that a loss belongs to."""
+"""Find the masked forward that a loss belongs to, and the image that each of the loss's rows came from."""
 
 import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ..augmentation import Sample
 from ..utils.trees import leaves_of
 from ..utils.warn import warn
-from .matching import REMEDY, Match, PairingError, Pending, check_index, match_of, start
-from .walk import follow
+from .rows import Rows, follow
 
-__all__ = ["PairingQueue", "tensors_of"]
+if TYPE_CHECKING:
+    from .trained import Term
+
+__all__ = ["Match", "PairingError", "PairingQueue", "Pending", "tensors_of"]
 
 MARK = "policy_noise"
+SIMILARITY_NODES = 4
+"""How far behind a tensor the product of matrices lies that makes it one of similarities (scaled, transposed)."""
+REMEDY = (
+    "pass the image number of each row of the loss with hook.observe(losses, index=...), or run forwards that have no "
+    "loss under hook.paused()"
+)
+
+
+class PairingError(RuntimeError):
+    """Masked forwards and observed losses don't pair up."""
+
+
+@dataclass(eq=False)
+class Pending:
+    """A masked forward whose loss has not been observed yet.
+
+    Args:
+        number: Its number.
+        sample: The draw.
+        marked: Whether its output is known.
+        reached: Whether a backward pass reached its output. Known only in the first step.
+        terms: The criterion's calls on its output, and how their rows match its images.
+    """
+
+    number: int
+    sample: Sample
+    marked: bool = False
+    reached: bool = False
+    terms: list[tuple["Term", "Match"]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.sample.applied)
+
+
+@dataclass(frozen=True)
+class Match:
+    """A waiting forward that a loss belongs to, and the image that each of the loss's rows came from.
+
+    Args:
+        pending: The forward.
+        index: For each row of the loss, the number of its image, or -1 if it came from elsewhere. None if the rows are
+            the forward's images in order.
+
+    Shape:
+        - index: (N,), or (N, K) if a row came from several images (views that are averaged or compared).
+    """
+
+    pending: Pending
+    index: Tensor | None = None
+
+    def gather(self, values: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Average the rows of each image.
+
+        Args:
+            values: One loss per row.
+            valid: Which losses count; by default all.
+
+        Shape:
+            - values, valid: (N,).
+
+        Returns:
+            The losses of the forward's images, (B,), and which images have one (None if all have).
+
+        Raises:
+            PairingError: If there is not one loss per row of the index.
+        """
+        if self.index is None:
+            return values, valid
+        if values.ndim != 1 or len(values) != len(self.index):
+            raise PairingError(
+                f"the loss has shape {tuple(values.shape)}, but its index {len(self.index)} rows: {REMEDY}"
+            )
+        images = len(self.pending)
+        index = self.index.to(values.device, non_blocking=True).reshape(len(values), -1)
+        counts = index >= 0 if valid is None else (index >= 0) & valid.unsqueeze(1)
+        place = torch.where(counts, index, images).reshape(-1)  # one extra place, for rows that don't count
+        spread = torch.where(counts, values.unsqueeze(1), 0).reshape(-1)
+        total = values.new_zeros(images + 1).index_add(0, place, spread)[:images]
+        number = values.new_zeros(images + 1).index_add(0, place, torch.ones_like(spread))[:images]
+        return total / number.clamp(min=1), number > 0
 
 
 class PairingQueue:
@@ -65,10 +149,10 @@ class PairingQueue:
         if self._lost and not self._warned:
             self._warned = True
             warn(
-                "a masked forward had no loss, and nothing is learned from it: run forwards that have no loss "
-                "(Grad-CAM, a sliding window) under torch.no_grad() or hook.paused(). If several must wait for their "
-                f"losses, raise max_pending (now {self.max_pending}). A loss must be observed before the next step. "
-                "This warning is not repeated."
+                "a masked forward had no loss, and nothing is learned from it. If the criterion was made anew, call "
+                "hook.rebind(criterion=criterion). Run forwards that have no loss (Grad-CAM, a sliding window) under "
+                "torch.no_grad() or hook.paused(). If several must wait for their losses, raise max_pending (now "
+                f"{self.max_pending}). A loss must be observed before the next step. This warning is not repeated."
             )
 
     def make_room(self) -> None:
@@ -138,7 +222,7 @@ class PairingQueue:
         if direct is not None:
             return direct
         waiting = {pending.number: pending for pending in (*self._pending, *self.scored)}
-        found = follow(rooted, self._number_of, lambda number, shape: start(waiting.get(number), shape))
+        found = follow(rooted, self._number_of, lambda number, shape: _start(waiting.get(number), shape))
         reached = dict.fromkeys(number for origins in found for number in origins)
         if not reached:
             free = [pending for pending in self._pending if not (rooted and pending.marked)]
@@ -149,16 +233,23 @@ class PairingQueue:
                 raise PairingError(f"the loss has {rows} rows, but the waiting batch {len(free[0])} images: {REMEDY}")
             return [Match(pending) for pending in fitting[:1]]
         numbers = [number for number in reached if number in waiting]
+        sources = list(zip(rooted, found, strict=True))
         if rows is None:
-            lengths = [len(t) for t, origins in zip(rooted, found, strict=True) if t.ndim and any(origins.values())]
-            rows = lengths[0] if lengths else 0
+            rows = next((len(t) for t, origins in sources if t.ndim and any(origins.get(n) for n in numbers)), 0)
         matches = []
         for number in numbers:
-            several = [part for origins in found for part in origins.get(number, ())]
-            match = match_of(waiting[number], several, rows)
+            parts = [origins[number] for t, origins in sources if number in origins and t.ndim and len(t) == rows]
+            match = _match_of(waiting[number], parts, rows)
             if match is not None:
                 matches.append(match)
+            elif None in parts:
+                matches.clear()
+                break
         if numbers and not matches:
+            again = [number for number in numbers if waiting[number].terms]
+            if again == numbers and any(_is_similarity(tensor, rows) for tensor in rooted):
+                # The other side of pairs whose one side had a call before: logits.T, or texts @ images.T.
+                return [Match(waiting[number]) for number in again if len(waiting[number]) == rows]
             shapes = [tuple(tensor.shape) for tensor in rooted]
             raise PairingError(
                 f"the loss was computed from a masked batch of {len(waiting[numbers[0]])} images through tensors of "
@@ -193,13 +284,13 @@ class PairingQueue:
                     f"index belongs to one masked forward, but {len(self._pending)} wait for their losses: pass a list "
                     "of (forward, index) pairs, where 0 is the oldest waiting forward and -1 the newest"
                 )
-            return [Match(meant[0], check_index(index, rows, len(meant[0])))]
+            return [Match(meant[0], _check_index(index, rows, len(meant[0])))]
         matches = []
         for forward, part in index:
             if not isinstance(forward, int) or not -len(self._pending) <= forward < len(self._pending):
                 raise ValueError(f"index names forward {forward!r}, but {len(self._pending)} wait for their losses")
             pending = self._pending[forward]
-            matches.append(Match(pending, check_index(part, rows, len(pending))))
+            matches.append(Match(pending, _check_index(part, rows, len(pending))))
         return matches
 
     def _at(self, number: int) -> Pending | None:
@@ -258,6 +349,65 @@ class PairingQueue:
         self._unpaired = self._lost = 0
 
 
+def _is_similarity(tensor: Tensor, rows: int) -> bool:
+    """Whether a tensor compares all rows with all rows: square, and made by a product of matrices."""
+    if tensor.shape != (rows, rows):
+        return False
+    nodes: list[Any] = [tensor.grad_fn]
+    for _ in range(SIMILARITY_NODES):
+        nodes += [parent for node in nodes for parent, _ in node.next_functions if parent is not None]
+        if any(node.name() == "MmBackward0" for node in nodes):
+            return True
+    return False
+
+
 def tensors_of(value: Any) -> Iterator[Tensor]:
     """Iterate over the tensors in a model's output or a call's arguments, however nested."""
     return (leaf for leaf in leaves_of(value) if isinstance(leaf, Tensor))
+
+
+def _start(pending: Pending | None, shape: tuple[int, ...]) -> Rows | None:
+    """Return the rows of a forward's output: the images in order, if its first axis has the batch's length."""
+    if pending is None or shape[:1] != (len(pending),):
+        return None
+    return Rows(len(pending), pending.sample.applied.device)
+
+
+def _match_of(pending: Pending, parts: Sequence[tuple[Rows, ...] | None], rows: int) -> Match | None:
+    """Match a loss with a forward, given the rows of the tensors that it came from. None if they can't be followed."""
+    kept: list[Rows] = []
+    for several in parts:
+        if several is None:
+            return None
+        kept += [new for new in several if not new.transposed and not any(new.same(old) for old in kept)]
+    if not kept:
+        return None
+    if rows == len(pending) and all(part.numbers is None and part.count == rows for part in kept):
+        return Match(pending)
+    columns = [part.columns(rows) for part in kept]
+    if any(column is None for column in columns):
+        return None
+    index = torch.cat(columns, 1)  # type: ignore[arg-type]
+    if rows > 1 and index.shape[1] >= len(pending) > 1:
+        return None  # each row came from the whole batch
+    return Match(pending, index.squeeze(1) if index.shape[1] == 1 else index)
+
+
+def _check_index(index: Any, rows: int, images: int) -> Tensor:
+    """Check the user's index: one number per row of the loss, each from -1 to ``images - 1``.
+
+    Raises:
+        TypeError: If it does not hold integers.
+        ValueError: If its length or a number in it does not fit.
+    """
+    index = torch.as_tensor(index)
+    if index.is_floating_point() or index.dtype == torch.bool:
+        raise TypeError(f"index must hold integers, got {index.dtype}")
+    if index.ndim != 1 or len(index) != rows:
+        raise ValueError(f"index must have one image number for each of the {rows} losses, got {tuple(index.shape)}")
+    # Reading the numbers on another device would wait for it. There, out-of-range numbers fail when gathering.
+    if index.device.type == "cpu" and rows and not -1 <= int(index.min()) <= int(index.max()) < images:
+        raise ValueError(
+            f"index must lie in -1 (elsewhere) to {images - 1}, got {int(index.min())} to {int(index.max())}"
+        )
+    return index.long()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from .copies import forget_copied
+
 if TYPE_CHECKING:
     from .hook import ReinforceHook
 
@@ -63,6 +65,9 @@ def was_hooked(target: Any) -> bool:
 def detach(target: Any) -> int:
     """Remove all hooks from a model, a criterion or an optimizer.
 
+    A copy of a hooked model (an EMA, a best model, a loaded pickle) has hooks that do nothing. They are removed, too,
+    also inside of it. Then the copy can be scripted, exported and loaded without this package.
+
     Args:
         target: A module or an optimizer.
 
@@ -77,4 +82,4 @@ def detach(target: Any) -> int:
     found = hooks_on(target)
     for hook in found:
         hook.remove()
-    return len(found)
+    return len(found) + (forget_copied(target) if isinstance(target, torch.nn.Module) else 0)

@@ -3,12 +3,13 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..losses import SampleLosses
-from .matching import Match, Pending
+from .pairing import Match, Pending
 
 __all__ = ["Arrivals", "Term", "trained_losses"]
 
@@ -104,9 +105,11 @@ class Arrivals:
         Waits for the device, and forgets everything.
         """
         shares = [0.0]
-        for _, arrived, calls in self._seen.values():
+        for tensor, arrived, calls in self._seen.values():
             trained = [(term, slope) for term, slope in calls if term.is_trained]
-            if arrived and trained:
+            others = [other.grad_fn for other, _, _ in self._seen.values() if other is not tensor]
+            # What a second call's tensor was computed from also gets the gradient of that call.
+            if arrived and trained and tensor.grad_fn not in _behind(others):
                 whole = _sum(arrived).float()
                 known = _sum([term.coefficient * slope.float() for term, slope in trained])
                 share = float((whole - known).norm() / whole.norm().clamp(min=1e-30))
@@ -114,6 +117,17 @@ class Arrivals:
                     shares.append(share)
         self._seen.clear()
         return max(shares)
+
+
+def _behind(nodes: list[Any]) -> set[Any]:
+    """All autograd nodes that these were computed from, and they themselves."""
+    found: set[Any] = set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            nodes += [parent for parent, _ in node.next_functions]
+    return found
 
 
 def trained_losses(scored: Sequence[Pending]) -> Iterator[tuple[Pending, Tensor, Tensor | None]]:

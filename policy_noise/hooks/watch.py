@@ -1,6 +1,7 @@
 """Warn if a hook has no effect: one warning per cause, within ten steps."""
 
 import logging
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,8 @@ class Watch:
         self._evaluated = self._ran_without_gradients = False
         self._evaluating_steps = self._gradientless_steps = 0
         self._idle_steps = 0
-        self._foreign_steps = self._copy_steps = 0
+        self._foreign_steps: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = weakref.WeakKeyDictionary()
+        self._copy_steps = 0
         self._said: set[str] = set()
 
     def say(self, key: str, message: str) -> None:
@@ -78,7 +80,7 @@ class Watch:
 
     def stepped(self, *, paused: bool) -> None:
         """Note a step of the hooked optimizer, and warn if no batch was masked for several steps."""
-        self._foreign_steps = 0
+        self._foreign_steps.clear()
         self._idle_steps = 0 if self._masked or paused else self._idle_steps + 1
         self._masked = False
         # Evaluation between epochs is normal. A cause must be seen at each of these steps.
@@ -109,8 +111,9 @@ class Watch:
         if not any(id(p) in known for p in trained):
             self._copy_step(trained)
             return False
-        self._foreign_steps += 1
-        if self._foreign_steps < FOREIGN_STEPS:
+        # With one optimizer for each layer the others step once between two steps of the hooked one.
+        self._foreign_steps[optimizer] = self._foreign_steps.get(optimizer, 0) + 1
+        if self._foreign_steps[optimizer] < FOREIGN_STEPS:
             return False
         self.say(
             "foreign",

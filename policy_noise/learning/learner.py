@@ -166,6 +166,7 @@ class PolicyLearner:
         check_loss(sample, loss)
         if not len(loss):
             return None
+        self._count.labels(valid)
         device = sample.applied.device
         loss = loss.detach().float().to(device)
         if self._cost is not None:
@@ -229,7 +230,7 @@ class PolicyLearner:
     def _gradient(self, samples: list[Sample], moments: WindowMoments) -> Tensor:
         """One backward through all samples of the window, flat; with several processes that of all ranks."""
         gradient = None
-        if samples and self.parameters and samples[0].has_graph:
+        if samples and self.parameters and samples[0].log_prob is not None and samples[0].log_prob.requires_grad:
             coefficient = self.entropy_coef if self.entropy is None else self.entropy.coefficient
             outputs, weights = self.estimator.terms(samples, moments.loss, moments.seen, coefficient)
             gradient = flat_gradient(outputs, weights, self.parameters)
@@ -246,6 +247,7 @@ class PolicyLearner:
             size: Spatial size of the last images, for what the augmentation says of itself.
         """
         self._count.warn_dropped()
+        self._count.warn_unlabelled()
         result = dict.fromkeys(KEYS, math.nan) if self._last is None else self._last.metrics(self.reward, self.baseline)
         if self.entropy is not None:
             result["entropy_coef"] = float(self.entropy.coefficient)

@@ -1,6 +1,7 @@
 """What was observed between two steps of the user's optimizer, and what it amounts to."""
 
 import math
+from collections import deque
 from dataclasses import dataclass
 from functools import reduce
 
@@ -17,6 +18,9 @@ __all__ = ["Observation", "SampleCount", "WindowMoments", "check_costs", "check_
 
 MAX_UNCOUNTED = 64
 """Batches of which it is kept whether their losses are finite, until they are counted in one go."""
+
+PATIENCE = 5
+"""Warn if no image has a loss in this many batches in a row. One may be unlabelled by chance or on purpose."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +64,15 @@ class SampleCount:
         self._checked = 0
         self._finite = 0
         self._uncounted: list[Tensor] = []
-        self._warned = self._warned_window = False
+        self._unlabelled: deque[Tensor] = deque(maxlen=PATIENCE)
+        self._warned = self._warned_window = self._warned_labels = False
 
     def valid(self, observation: Observation) -> Tensor:
         """Samples that count, (B,) bool: transformed, with a finite loss."""
         sample, loss = observation.sample, observation.loss
         finite = loss.abs() < math.inf
-        drawn = sample.finite()
-        if drawn is not None:
-            finite = finite & drawn
+        if sample.log_prob is not None:
+            finite = finite & sample.log_prob.detach().isfinite()
         self._checked += len(finite)
         self._uncounted.append(finite)
         if len(self._uncounted) > MAX_UNCOUNTED:
@@ -77,6 +81,15 @@ class SampleCount:
             self.warn_dropped()
         counts = finite & sample.applied
         return counts if observation.valid is None else counts & observation.valid
+
+    def labels(self, valid: Tensor | None) -> None:
+        """Note which images of a batch have a loss, (B,) bool; None means all."""
+        if valid is None:
+            self._unlabelled.clear()
+            return
+        self._unlabelled.append(~valid.any())
+        if not valid.is_cuda:
+            self.warn_unlabelled()
 
     @property
     def dropped(self) -> int:
@@ -97,6 +110,15 @@ class SampleCount:
             warn(
                 f"{most} observations passed without an optimizer step: the policy does not learn. Hook the optimizer "
                 "whose step() really runs (a wrapper's inner optimizer, for instance)."
+            )
+
+    def warn_unlabelled(self) -> None:
+        """Warn once if no image had a loss in several batches in a row. Nothing is learned from such batches."""
+        if not self._warned_labels and len(self._unlabelled) == PATIENCE and all(map(bool, self._unlabelled)):
+            self._warned_labels = True
+            warn(
+                f"no image of the last {PATIENCE} batches has a loss: their labels are all ignored or masked out, or "
+                "the rows of the loss come from elsewhere (an index of -1). So the policy does not learn"
             )
 
     def warn_dropped(self) -> None:

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten  # private; imported only here
 
-from ..utils.compat import is_transformed, version_of
+from ..utils.compat import TreeSpec, is_transformed, tree_flatten, tree_unflatten, version_of
 from .isolation import has_state
 
 __all__ = [

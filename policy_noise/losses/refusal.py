@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..utils.compat import forward_hooks
 from .agreement import IGNORED
 from .batch import Call, tree_flatten, tree_unflatten
 from .isolation import has_state, is_stateless
@@ -95,12 +96,13 @@ def _children(criterion: Any) -> list[tuple[str, nn.Module]]:
 def _has_hooks(criterion: Any) -> bool:
     if not isinstance(criterion, nn.Module):
         return False
-    own = [hook for hook in criterion._forward_hooks.values() if not type(hook).__module__.startswith("policy_noise")]
-    return bool(own) or any(part._forward_hooks for part in criterion.modules() if part is not criterion)
+    own = [hook for hook in forward_hooks(criterion) if not type(hook).__module__.startswith("policy_noise")]
+    return bool(own) or any(forward_hooks(part) for part in criterion.modules() if part is not criterion)
 
 
 def _has_weights(criterion: Any) -> bool:
-    values = {**getattr(criterion, "__dict__", {}), **getattr(criterion, "_buffers", {})}
+    buffers = criterion.named_buffers(recurse=False) if isinstance(criterion, nn.Module) else ()
+    values = {**getattr(criterion, "__dict__", {}), **dict(buffers)}
     return any(values.get(name) is not None for name in WEIGHTS) or any(
         isinstance(value, Tensor) and value.ndim == 1 and len(value) > 1 for value in values.values()
     )

@@ -9,12 +9,16 @@ from torch import Tensor
 
 from .. import functional as PF
 from ..augmentation import Sample, StochasticAugmentation
-from ..utils.checks import is_number
+from ..utils.checks import check_one_of, is_number
 from ..utils.warn import warn
 from .inputs import apply_to_images
+from .levels import ValueRange, as_list, low_percentile, smallest
 from .samples import ShadingSample
 
 __all__ = ["SmoothMask"]
+
+ENOUGH = 16
+"""Images whose values a transform looks at before it says that they don't fit."""
 
 
 class SmoothMask(StochasticAugmentation):
@@ -36,12 +40,12 @@ class SmoothMask(StochasticAugmentation):
         pattern_std: float | tuple[float, float] | None,
         brightness_std: float | tuple[float, float],
         center_brightness: bool,
-        scale_about: Literal["black", "zero"],
         mean: float | Sequence[float] | None,
         std: float | Sequence[float] | None,
         upsample: PF.Upsample,
-        clip: bool,
+        black: float | Sequence[float] | Literal["minimum", "percentile"] | None,
         white: float | Sequence[float] | None,
+        clip: bool,
     ) -> None:
         super().__init__()
         self.grid_size = _grid(grid_size)
@@ -67,8 +71,6 @@ class SmoothMask(StochasticAugmentation):
                 f"pattern_std={pattern_std!r} and brightness_std={brightness_std!r}: use more cells, or "
                 "pattern_std=None and a brightness_std"
             )
-        if scale_about not in ("black", "zero"):
-            raise ValueError(f"scale_about must be 'black' or 'zero', got {scale_about!r}")
         # The image size is not known yet. With a huge one in its place, this checks only the numbers themselves.
         PF.blur_parameters((10**6,) * len(self.grid_size), self.grid_size, kernel_size, sigma, upsample)
         self.spatial_dims = len(self.grid_size)
@@ -81,31 +83,36 @@ class SmoothMask(StochasticAugmentation):
         self.pattern_std = pattern_std
         self.brightness_std = brightness_std
         self.center_brightness = center_brightness
-        self.scale_about = scale_about
         self.upsample = upsample
         self.clip = clip
         # Not persistent: the images that the policy is used on later may be normalized differently.
-        levels = self._levels(mean, std, white)
+        levels = self._levels(mean, std, black, white)
         for name, level in zip(("black", "white"), levels, strict=True):
             self.register_buffer(name, level, persistent=False)
+        self._find_black = "percentile" if black == "percentile" else "minimum"
         self._black_is_zero = self.black is not None and not bool(self.black.any())  # usually images in [0, 1]
+        self._is_normalized = mean is not None and black is None
+        self._seen: list[ValueRange] = []
+        self._judged = False
 
-    def _levels(self, mean: Any, std: Any, white: Any) -> tuple[Tensor | None, Tensor | None]:
+    def _levels(self, mean: Any, std: Any, black: Any, white: Any) -> tuple[Tensor | None, Tensor | None]:
         """Black and white, (1, C or 1, 1, 1), as far as they are known."""
         if (mean is None) != (std is None):
             raise ValueError(f"mean and std belong together, got mean={mean!r} and std={std!r}")
-        low = None
+        if isinstance(black, str):
+            check_one_of("black", black, ("minimum", "percentile"))
+        low = None if black is None or isinstance(black, str) else self._per_channel("black", black)
         high = None if white is None else self._per_channel("white", white)
         if mean is not None:
             center, spread = self._per_channel("mean", mean), self._per_channel("std", std)
             if bool((spread <= 0).any()):
                 raise ValueError(f"std must be positive, got {std!r}")
-            low = None if self.scale_about == "zero" else -center / spread
-            high = (1 - center) / spread if high is None else high
+            low = -center / spread if black is None else low
+            high = (1 - center) / spread if white is None else high
         if self.clip and high is None:
             raise ValueError("clip=True needs to know white: pass mean and std, or white=...")
         if low is not None and high is not None and bool((high <= low).any()):
-            raise ValueError(f"white must be brighter than black, got {_rounded(high)} and {_rounded(low)}")
+            raise ValueError(f"white must be brighter than black, got {as_list(high)} and {as_list(low)}")
         return low, high
 
     def _per_channel(self, name: str, value: Any) -> Tensor:
@@ -131,6 +138,12 @@ class SmoothMask(StochasticAugmentation):
             layout = "(B, C, H, W) or (C, H, W)" if axes == 2 else "(B, C, D, H, W) or (C, D, H, W)"
             chans = "" if self.in_chans is None else f" with C = {self.in_chans}"
             raise ValueError(f"images must have shape {layout}{chans}, got {tuple(images.shape)}")
+        for level in (self.black, self.white):
+            if level is not None and level.shape[1] not in (1, batch.shape[1]):
+                raise ValueError(
+                    f"images have {batch.shape[1]} channels, but mean, std, black or white {level.shape[1]}: pass one "
+                    "number for all channels, or one for each"
+                )
         size = batch.shape[2:]
         if any(pixels < cells for pixels, cells in zip(size, self.grid_size, strict=True)):
             raise ValueError(
@@ -200,6 +213,8 @@ class SmoothMask(StochasticAugmentation):
             return apply_to_images(self, images, labels)
         batch = self.as_batch(images)
         if sample is None:
+            if not self._judged and not torch.compiler.is_compiling():
+                self._look_at(batch.detach(), ENOUGH)
             sample = self.sample(batch)
         elif len(sample.action) != len(batch):
             raise ValueError(f"sample holds {len(sample.action)} masks, got {len(batch)} images")
@@ -209,9 +224,9 @@ class SmoothMask(StochasticAugmentation):
     def transform(self, images: Tensor, sample: Sample) -> Tensor:
         """Mask a batch. Images that are not ``applied`` are returned unchanged, bit for bit."""
         assert isinstance(sample, ShadingSample)
-        black = None
-        if self.scale_about == "black" and not self._black_is_zero:
-            black = self.black if self.black is not None else _darkest(images)
+        black = None if self._black_is_zero else self.black
+        if self.black is None:
+            black = low_percentile(images) if self._find_black == "percentile" else smallest(images)
         return self._noise_mask(images, sample, black, self.white if self.clip else None)
 
     def describe(self, sample: Sample | None, size: Sequence[int] | None) -> dict[str, float]:
@@ -223,47 +238,41 @@ class SmoothMask(StochasticAugmentation):
         return {"mask_mean": float(mask.mean()), "mask_std": float(mask.std())}
 
     def check(self, images: Tensor) -> None:
-        """Warn if the images' values do not fit the black and white that ``mean`` and ``std`` imply."""
-        if self.black is None or not images.numel():
+        """Warn if the images' values do not fit black and white."""
+        self._look_at(images, enough=1)
+
+    def _look_at(self, images: Tensor, enough: int) -> None:
+        """Collect the range of the first images' values, and judge it once, from so many images on."""
+        if self.black is None or not images.numel() or self._judged:
             return
-        axes = (0, *range(2, images.ndim))
-        values = torch.nan_to_num(images.detach().float(), 0.0, 0.0, 0.0)
-        darkest, brightest = values.amin(dim=axes).cpu(), values.amax(dim=axes).cpu()
-        assert self.white is not None
-        black, white = (level.flatten().cpu() for level in (self.black, self.white))
-        broad = (1, -1, *[1] * len(self.grid_size))
-        low, high = (end.to(values).view(broad) for end in (black - 0.1, white + 0.1))
-        # Ignore a few pixels outside the range. Random erasing fills in normal noise, which exceeds it.
-        share = ((values < low) | (values > high)).float().mean(dim=axes)
-        outside = bool((share > 0.05).any())
-        too_bright = bool((darkest > black + 1.5).all())
-        unit = bool((darkest >= 0).all() and (brightest <= 1).all() and (black < -0.3).any())
-        ends = torch.cat([darkest + 1, brightest - 1]).abs()
-        signed = bool((ends < 0.02).all() and ((black + 1).abs() > 0.3).any())
-        if outside or too_bright or unit or signed:
+        found = ValueRange.of(images, self.black, self.white)
+        if not found.images:
+            return
+        self._seen.append(found)
+        if sum(seen.images for seen in self._seen) < enough:
+            return
+        found = ValueRange.joined(self._seen)
+        self._judged = True
+        self._seen.clear()
+        if self._is_normalized and self.white is not None and found.contradicts(self.black, self.white):
             warn(
-                f"the images' smallest values {_rounded(darkest)} and largest {_rounded(brightest)} don't fit the "
-                f"black level {_rounded(black)} and white {_rounded(white)} that mean and std (for timm models those "
-                "of pretrained_cfg) give: pass mean=... and std=... as your transforms use them, or mean=None, "
-                "std=None to use each image's smallest value as black"
+                f"the images' smallest values {as_list(found.darkest)} and largest {as_list(found.brightest)} don't "
+                f"fit the black level {as_list(self.black)} and white {as_list(self.white)} that mean and std (for "
+                "timm models those of pretrained_cfg) give: pass mean=... and std=... as your transforms use them, or "
+                "mean=None, std=None to use each image's smallest value as black"
+            )
+        elif not self._is_normalized and found.is_far_from(self.black):
+            warn(
+                f"the images' smallest values {as_list(found.darkest)} and largest {as_list(found.brightest)} lie far "
+                f"from black={as_list(self.black)}: pass black as it is after your transforms"
             )
 
     def extra_repr(self) -> str:
         names = ["grid_size", "kernel_size", "sigma", "p", "strength", "mean_preserving", "pattern_std"]
-        names += ["brightness_std", "center_brightness", "scale_about", "upsample", "clip"]
+        names += ["brightness_std", "center_brightness", "upsample", "clip"]
         shown = [name for name in ["in_chans", *names] if getattr(self, name) is not None or name != "in_chans"]
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
-
-
-def _darkest(images: Tensor) -> Tensor:
-    """Each image's smallest finite value in each channel. Some scanners pad the field of view with NaN or -inf."""
-    values = torch.nan_to_num(images.detach(), math.inf, math.inf, math.inf)
-    darkest = values.amin(dim=tuple(range(2, images.ndim)), keepdim=True)
-    return torch.nan_to_num(darkest, posinf=0.0)
-
-
-def _rounded(values: Tensor) -> list[float]:
-    return [round(float(value), 2) for value in values.flatten()]
+        black = self._find_black if self.black is None else as_list(self.black)
+        return ", ".join([*(f"{name}={getattr(self, name)!r}" for name in shown), f"black={black!r}"])
 
 
 def _deviation(name: str, value: Any) -> Any:

@@ -51,14 +51,13 @@ class PolicyNoiseMask(SmoothMask):
             (low, high) as above.
         center_brightness: Measure the brightness relative to the policy's own expectation. Then no policy can brighten
             or darken images on average. ``preset="learned"`` sets it.
-        scale_about: ``"black"`` multiplies intensities, so that the mask is a bias field. ``"zero"`` multiplies the
-            normalized image directly, which pulls it towards the mean grey, as the paper does.
-        mean: The normalization, used to locate black: one number or one per channel. If ``mean`` and ``std`` are
-            omitted, each image's minimum in each channel is taken as black.
-        std: See ``mean``.
-        upsample: See :class:`RandomShading`.
-        clip: See :class:`RandomShading`.
+        mean: See :class:`RandomShading`.
+        std: See :class:`RandomShading`.
+        black: See :class:`RandomShading`. With 0 the mask multiplies the normalized image directly, which pulls it
+            towards the mean grey, as the paper does.
         white: See :class:`RandomShading`.
+        clip: See :class:`RandomShading`.
+        upsample: See :class:`RandomShading`.
 
     Shape:
         - images: (B, in_chans, H, W), or (B, in_chans, D, H, W) with a grid of three axes; floating point. A single
@@ -91,12 +90,12 @@ class PolicyNoiseMask(SmoothMask):
         pattern_std: float | tuple[float, float] | None = 0.1,
         brightness_std: float | tuple[float, float] = 0.2,
         center_brightness: bool = False,
-        scale_about: Literal["black", "zero"] = "black",
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
-        upsample: PF.Upsample = "nearest",
-        clip: bool = False,
+        black: float | Sequence[float] | Literal["minimum", "percentile"] | None = None,
         white: float | Sequence[float] | None = None,
+        clip: bool = False,
+        upsample: PF.Upsample = "nearest",
     ) -> None:
         super().__init__(
             in_chans,
@@ -109,12 +108,12 @@ class PolicyNoiseMask(SmoothMask):
             pattern_std=pattern_std,
             brightness_std=brightness_std,
             center_brightness=center_brightness,
-            scale_about=scale_about,
             mean=mean,
             std=std,
             upsample=upsample,
-            clip=clip,
+            black=black,
             white=white,
+            clip=clip,
         )
         # The policy stays fp32 under any default dtype, in a model of any dtype, and under autocast.
         self.policy = create_policy(policy, in_chans, self.grid_size).float()
@@ -156,7 +155,7 @@ class PolicyNoiseMask(SmoothMask):
             generator: Source of randomness on the images' device; by default the global one.
 
         Returns:
-            The sample. Its ``log_prob`` and ``entropy`` are part of the policy's graph. They are computed when read.
+            The sample. Its ``log_prob`` and ``entropy`` are part of the policy's graph.
         """
         images = self.as_batch(images)
         with without_autocast(images.device.type):
@@ -170,12 +169,14 @@ class PolicyNoiseMask(SmoothMask):
             own: dict[str, Tensor] = {}
             if self.ranges:
                 own = self._within_ranges(torch.rand(batch, len(self.ranges), generator=generator, device=device))
-        concentration1, concentration0 = concentration.unbind(-1)
+            concentration1, concentration0 = concentration.unbind(-1)
+            log_prob, entropy = PF.beta_score(action, concentration1, concentration0)
         return MaskSample(
             action=action,
             concentration1=concentration1,
             concentration0=concentration0,
-            log_prob=None,
+            log_prob=log_prob,
+            entropy=entropy,
             applied=applied,
             **own,
         )

@@ -31,19 +31,21 @@ class RandomShading(SmoothMask):
         brightness_std: Standard deviation of the logarithm of the brightness factor, or a pair (low, high) of which
             each image draws its own.
         strength: How far the mask moves from 1; 0 switches it off.
-        mean: The normalization, used to locate black: one number or one per channel. If ``mean`` and ``std`` are
-            omitted, each image's minimum in each channel is taken as black. Pass ``mean=0, std=1`` for images in
-            [0, 1].
+        mean: The normalization of images that lay in [0, 1] before, which tells where black and white are: one number
+            or one per channel. Pass ``mean=0, std=1`` for images in [0, 1].
         std: See ``mean``.
-        scale_about: ``"black"``, or ``"zero"`` to multiply the values as they are.
+        black: Where black lies in the images: a number or one per channel (-1000 for CT in Hounsfield units; 0
+            multiplies the values as they are), ``"minimum"`` (each image's smallest finite value in each channel) or
+            ``"percentile"`` (its 1st percentile, padding not counted). By default it follows from ``mean`` and
+            ``std``, and is ``"minimum"`` without them.
+        white: Where white lies: one number or one per channel; by default it follows from ``mean`` and ``std``.
+        clip: Brighten no pixel beyond white, as an exposure that saturates.
         kernel_size: Size of the blur kernel in pixels, one number or one per axis; by default it follows sigma.
         sigma: Standard deviation of the blur in pixels, likewise; by default one third of a cell along each axis for
             ``upsample="nearest"``, and no blur for the others.
         upsample: ``"nearest"`` gives each cell an equal part of the image, as the paper does. ``"linear"`` and
             ``"cubic"`` place the outer cells on the image's edges and are smooth everywhere; see
             :func:`policy_noise.functional.render_mask`.
-        clip: Brighten no pixel beyond white, as an exposure that saturates.
-        white: Where white lies: one number or one per channel; by default it follows from ``mean`` and ``std``.
         per_channel: Draw a mask and a brightness for each channel: for several coils, stains or modalities.
 
     Shape:
@@ -73,12 +75,12 @@ class RandomShading(SmoothMask):
         strength: float = 1.0,
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
-        scale_about: Literal["black", "zero"] = "black",
+        black: float | Sequence[float] | Literal["minimum", "percentile"] | None = None,
+        white: float | Sequence[float] | None = None,
+        clip: bool = False,
         kernel_size: int | Sequence[int] | None = None,
         sigma: float | Sequence[float] | None = None,
         upsample: PF.Upsample = "nearest",
-        clip: bool = False,
-        white: float | Sequence[float] | None = None,
         per_channel: bool = False,
     ) -> None:
         super().__init__(
@@ -92,12 +94,12 @@ class RandomShading(SmoothMask):
             pattern_std=pattern_std,
             brightness_std=brightness_std,
             center_brightness=False,
-            scale_about=scale_about,
             mean=mean,
             std=std,
             upsample=upsample,
-            clip=clip,
+            black=black,
             white=white,
+            clip=clip,
         )
         self.per_channel = per_channel
 

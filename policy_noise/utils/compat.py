@@ -1,23 +1,37 @@
-"""All uses of torch's private names: why each is needed, since when it exists, and the fallback if it is missing."""
+"""All uses of torch's private names: why each is needed, since when it exists, and the fallback if it is missing.
+
+The names of autograd's operations are in :mod:`policy_noise.hooks.rows`. If torch changes one, it is unknown there and
+refused.
+"""
 
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten  # since torch 2.0; no fallback
 
 __all__ = [
     "CollectiveError",
+    "TreeSpec",
     "are_transforms_active",
     "backward_number",
     "collectives_refused",
+    "compiled_from",
+    "forward_hooks",
     "is_in_backward",
+    "is_replica",
     "is_saved_elsewhere",
     "is_transformed",
     "node_shapes",
     "own_graph",
+    "remove_hook_functions",
     "sample_dirichlet",
+    "saved",
+    "tree_flatten",
+    "tree_unflatten",
     "version_of",
 ]
 
@@ -113,27 +127,59 @@ def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def node_shapes(node: Any) -> list[tuple[int, ...]] | None:
-    """``torch.autograd.graph.Node._input_metadata`` (since torch 2.5): shapes of a node's outputs.
+def node_shapes(node: Any) -> list[tuple[int, ...]]:
+    """``torch.autograd.graph.Node._input_metadata`` (since torch 2.5): shapes of a node's outputs."""
+    return [tuple(output.shape) for output in node._input_metadata]
 
-    If it is missing, rows can only be followed through operations that leave them in place. Operations that slice,
-    index, join or reshape rows lead to a :class:`policy_noise.PairingError`.
+
+def saved(node: Any, name: str, *default: Any) -> Any:
+    """``torch.autograd.graph.Node._saved_*``: an argument that autograd has kept of an operation.
+
+    Returns:
+        None for a tensor that was freed with its graph, or changed in place since.
     """
-    metadata = getattr(node, "_input_metadata", None)
-    return None if metadata is None else [tuple(output.shape) for output in metadata]
+    try:
+        return getattr(node, "_saved_" + name, *default)
+    except RuntimeError:
+        return None
 
 
-def of_any_batch(tensor: Tensor) -> Tensor:
-    """``torch._dynamo.maybe_mark_dynamic`` (since torch 2.1): mark the batch axis, so that a graph takes any length.
+def compiled_from(model: nn.Module) -> nn.Module | None:
+    """``OptimizedModule._orig_mod`` (since torch 2.0): the module inside what :func:`torch.compile` returned."""
+    return getattr(model, "_orig_mod", None)
 
-    Returns an alias, so that the caller's tensor stays unmarked. If the name is missing, a second batch length compiles
-    once more.
+
+def forward_hooks(module: Any) -> list[Callable[..., Any]]:
+    """``Module._forward_hooks`` (since torch 0.1): the hooks on a module. Empty if the name is missing."""
+    return list(getattr(module, "_forward_hooks", {}).values())
+
+
+def is_replica(module: nn.Module) -> bool:
+    """``Module._is_replica`` (since torch 1.6): whether a module is one that DataParallel made for a thread.
+
+    If the name is missing, replicas are not noticed.
     """
-    alias = tensor.view_as(tensor)
-    mark = getattr(torch._dynamo, "maybe_mark_dynamic", None)
-    if mark is not None:
-        mark(alias, 0)
-    return alias
+    return getattr(module, "_is_replica", False)
+
+
+FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+FORWARD_HOOK_FLAGS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+
+
+def remove_hook_functions(module: nn.Module, function: Any) -> bool:
+    """``Module._forward_hooks`` and its like (since torch 2.0): remove a function by itself, without its handle.
+
+    Copies of a module have its hooks, but nobody has their handles. If the names are missing, nothing is removed.
+
+    Returns:
+        Whether there was one.
+    """
+    registered = [vars(module).get(name, {}) for name in FORWARD_HOOKS]
+    keys = [key for hooks in registered for key, found in hooks.items() if found is function]
+    for name in (*FORWARD_HOOKS, *FORWARD_HOOK_FLAGS):
+        for key in keys:
+            vars(module).get(name, {}).pop(key, None)
+    return bool(keys)
 
 
 def version_of(tensor: Tensor) -> int:

@@ -5,8 +5,11 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["image_channels", "normalization", "takes_volumes", "unwrap"]
+from .compat import compiled_from
 
+__all__ = ["BATCH_NORMS", "image_channels", "is_training", "normalization", "takes_volumes", "unwrap"]
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 FEW = 4
 """Images rarely have more channels than this."""
 
@@ -14,10 +17,35 @@ FEW = 4
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the user's module from inside the wrappers of DDP, FSDP and torch.compile."""
     while True:
-        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+        inner = compiled_from(model) or getattr(model, "module", None)
         if not isinstance(inner, nn.Module):
             return model
         model = inner
+
+
+def is_training(model: nn.Module) -> bool:
+    """Whether a model is in training mode, and so is at least one of its layers that are trained.
+
+    A wrapper stays in training mode when ``wrapper.inner.eval()`` puts everything that it calls into eval mode. A
+    frozen backbone in eval mode, beside a head that is trained, is no reason not to train. The model's own parameters
+    (a token, a temperature) decide only if no layer has any.
+    """
+    if not model.training:
+        return False
+    for trained in (True, False):  # layers that are trained decide, else any with parameters
+        sleeping = False
+        for layer in model.modules():
+            if layer is not model and _has_parameters(layer, trained=trained):
+                if layer.training:
+                    return True
+                sleeping = True
+        if sleeping or _has_parameters(model, trained=trained):
+            return not sleeping
+    return True
+
+
+def _has_parameters(module: nn.Module, *, trained: bool) -> bool:
+    return any(parameter.requires_grad or not trained for parameter in module.parameters(recurse=False))
 
 
 def image_channels(model: nn.Module) -> int:

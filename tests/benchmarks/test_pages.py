@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.overhead.suites import KERNELS, PEERS
+from benchmarks.overhead.suites import PEERS
 from benchmarks.overhead.suites import SUITES as OVERHEAD_SUITES
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -37,4 +37,4 @@ def test_the_index_leads_to_every_page():
 
 def test_commands_of_the_overhead_page_name_its_suites():
     named = re.findall(r"--suite (\S+)", "\n".join(commands(BENCHMARKS / "overhead" / "README.md")))
-    assert set(named) == ({*OVERHEAD_SUITES, PEERS, KERNELS}) - {"quick"}
+    assert set(named) == ({*OVERHEAD_SUITES, PEERS}) - {"quick"}

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from policy_noise.experiments import check as module
-from policy_noise.experiments.check import check
+from policy_noise.experiments.check import check, look_before_training
 from policy_noise.experiments.commands import main
 from policy_noise.experiments.data import ImageSet, Split
 from policy_noise.experiments.folders import load_image_folder
@@ -43,6 +43,7 @@ def tree(tmp_path):
     return root
 
 
+COUNTED = "2 constant images and 6 equal ones (2 across splits)"
 EXPECTED = {
     "train/dog/broken.png": ("unreadable", "", "yes"),
     "train/dog/flat.png": ("constant", "", "yes"),
@@ -138,6 +139,36 @@ def test_sets_in_memory():
     assert found["set/train/2"] == ("equal", "within a split", "yes")
     assert found["set/test/3"] == ("constant", "", "yes")
     assert len(found) == 9
+
+
+class TestBeforeTraining:
+    def test_constant_and_equal_images_are_counted_in_a_line(self, tree):
+        (tree / "train/dog/broken.png").unlink()
+        data = load_image_folder(tree, Reading(8))
+        said = look_before_training(data)
+        assert said == [f"tree: {COUNTED}, which check-data names and --exclude leaves out"]
+
+    def test_a_truncated_test_image_is_found(self, tree, monkeypatch):
+        (tree / "train/dog/broken.png").unlink()
+        path = tree / "test" / "cat" / "1.png"
+        path.write_bytes(path.read_bytes()[:-40])
+        data = load_image_folder(tree, Reading(8))
+        total = sum(int(getattr(data, split).sizes.sum()) for split in SPLITS)
+        for cheap in (total, int(data.test.sizes.sum())):
+            monkeypatch.setattr(module, "CHEAP", cheap)
+            with pytest.raises(ValueError, match=r"test/cat/1\.png cannot be read as an image .*--skip-bad-files"):
+                look_before_training(data)
+        look_before_training(load_image_folder(tree, Reading(8, skip_bad_files=True)))
+        monkeypatch.setattr(module, "CHEAP", 0)
+        assert look_before_training(data) == []
+
+    def test_sets_in_memory(self):
+        images = np.stack([noise(0), noise(1), np.zeros((8, 8), np.uint8)])
+        data = ImageSet("set", *[Split(images, np.array([0, 1, 0]))] * 3, ("a", "b"), {})
+        assert look_before_training(data)[0].startswith("set: 3 constant images and 6 equal ones (6 across splits)")
+        images = [np.stack([noise(2 * number), noise(2 * number + 1)]) for number in range(3)]
+        data = ImageSet("set", *[Split(part, np.array([0, 1])) for part in images], ("a", "b"), {})
+        assert look_before_training(data) == []
 
 
 def test_the_command_writes_a_table_that_exclude_takes(tree, tmp_path, capsys):

@@ -348,6 +348,7 @@ def test_the_papers_figures_stand_beside_its_recipe(tmp_path, monkeypatch, files
         (['noise_options={"grid": 3}'], "noise_options {'grid': 3} do not suit preset="),
         (['model_options={"no_such": 3}'], "model_options {'no_such': 3} do not suit test_resnet"),
         (["preset=loud"], "loud"),
+        (["batch_size=1", "image_size=8", "load_size=8"], "test_resnet does not take batches of batch_size=1 images"),
         (["lr=NaN"], "lr must be a finite number"),
         (["seed=-1"], "seed must not be negative"),
     ],
@@ -510,6 +511,7 @@ def test_the_head_stays_for_the_same_images_and_not_for_the_same_name(tmp_path, 
         run = tmp_path / head
         start(monkeypatch, "finetune", "--init", heated, "--npz", place, "--output", run, *tiny)
         assert json.loads((run / "recipe.json").read_text())["data"]["init"]["head"] == head
+        assert f"model.safetensors is {'kept' if head == 'kept' else 'new'}" in capsys.readouterr().err
     capsys.readouterr()
     for place, said in ((places["kept"], False), (places["fresh"], True)):
         output = tmp_path / f"{said}.json"

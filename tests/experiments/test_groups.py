@@ -54,6 +54,11 @@ def test_patterns_that_are_refused(tree, pattern, message):
         open_joined(parse("--image-folder", tree, "--group", pattern), 8, 1)
 
 
+def test_medmnist_has_no_groups(tmp_path):
+    with pytest.raises(ValueError, match="--group names a key"):
+        open_joined(parse("--medmnist", "pneumoniamnist", "--root", tmp_path, "--group", "patient"), 8, 1)
+
+
 def test_a_whole_array_is_split_by_its_groups(tmp_path):
     rng = np.random.default_rng(0)
     patients = np.repeat(np.arange(40), 5)

@@ -64,7 +64,7 @@ def test_a_damaged_download_leaves_nothing(tmp_path, published, monkeypatch):
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, target: open(target, "wb").write(b"half"))  # noqa: SIM115
     root = tmp_path / "root"
     with pytest.raises(
-        OSError, match=r"pneumoniamnist\.npz could not be fetched \(its MD5 is .*download it from https"
+        OSError, match=r"pneumoniamnist\.npz could not be fetched \(its MD5 is not .*download it from https"
     ):
         load_medmnist("pneumoniamnist", root, download=True)
     assert not list(root.iterdir())

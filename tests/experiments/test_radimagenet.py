@@ -5,11 +5,12 @@ import os
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from policy_noise.experiments.data import fingerprint, require_classes
-from policy_noise.experiments.file_sets import Listing
+from policy_noise.experiments.file_sets import split_of
 from policy_noise.experiments.folders import load_image_folder
 from policy_noise.experiments.images import Reading
 from policy_noise.experiments.tables import load_radimagenet
@@ -154,7 +155,8 @@ def test_index_holds_few_bytes_an_image(tmp_path):
     folders = [f"radiology_ai/MR/knee/label{number % 165}" for number in range(20_000)]
     names = [f"img{number:07d}.png" for number in range(20_000)]
     kinds = [(folder, "", "") for folder in folders]
-    split = Listing(folders, names, kinds).split(tmp_path, sorted(set(kinds)), Reading(8))
+    files = pd.DataFrame({"folder": folders, "name": names, "kind": kinds})
+    split = split_of(files, tmp_path, sorted(set(kinds)), Reading(8))
     assert split.nbytes / len(split) < 36
 
 

@@ -55,7 +55,7 @@ def test_papers_policy():
         scheduler.step()
     assert group["lr"] == pytest.approx(0.005)  # half of the cosine over 90 epochs
     mask = hook.augmentation
-    assert (mask.grid_size, mask.p, mask.mean_preserving, mask.scale_about) == ((64, 64), 1.0, False, "zero")
+    assert (mask.grid_size, mask.p, mask.mean_preserving, float(mask.black)) == ((64, 64), 1.0, False, 0.0)
     assert sum(weight.numel() for weight in mask.parameters()) == pytest.approx(10.18e6, rel=0.002)
     hook.remove()
 

@@ -281,7 +281,7 @@ def bandit(steps, observe, *, policy_lr, policy_optimizer="adamw", **arguments):
         mean_preserving=False,
         pattern_std=None,
         brightness_std=0.0,
-        scale_about="zero",
+        black=0.0,
     )
     model = nn.Identity()
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
@@ -760,6 +760,8 @@ def test_the_named_input_is_masked(batch, name):
         ({"optimizer": nn.Linear(2, 2)}, TypeError, r"optimizer must be a torch\.optim\.Optimizer.*Linear"),
         ({"model": lambda x: x}, TypeError, r"model must be a torch\.nn\.Module, got function"),
         ({"criterion": F.cross_entropy}, TypeError, r"criterion must be a torch\.nn\.Module, got function.*observe"),
+        ({"criterion": nn.CrossEntropyLoss}, TypeError, r"got the class: pass CrossEntropyLoss\(\)"),
+        ({"model": nn.DataParallel(nn.Identity())}, TypeError, "DataParallel: .*use DistributedDataParallel"),
         ({"max_pending": 0}, ValueError, "max_pending must be at least 1, got 0"),
         ({"baseline": "median"}, ValueError, "baseline must be .*'median'"),
         ({"policy_lr": -1.0}, ValueError, r"lr must not be negative, got -1\.0"),
@@ -794,29 +796,38 @@ class Sized(nn.Module):
         return x.mean()
 
 
-@pytest.mark.parametrize("shared", ["model", "optimizer"])
-def test_what_is_hooked_already_is_refused(make_model, batch, shared):
-    for make in (make_model, Sized):
-        if make is Sized and shared == "optimizer":
-            continue
-        model, criterion = (make_model(), nn.CrossEntropyLoss()) if make is make_model else (Sized(), Sized())
-        parts = {"model": model, "criterion": criterion}
-        optimizer = torch.optim.SGD(make_model().parameters(), lr=0.1)
-        ReinforceHook(PolicyNoiseMask(), optimizer, **parts)
-        others = {"model": make_model(), "criterion": nn.CrossEntropyLoss()}
-        if shared == "optimizer":
-            second = optimizer
-        else:
-            second = torch.optim.SGD(make_model().parameters(), lr=0.1)
-            others[shared] = parts[shared]
-        counts = len(model._forward_pre_hooks), len(criterion._forward_hooks), len(second._optimizer_step_post_hooks)
-        with pytest.raises(RuntimeError, match=rf"{shared} is hooked already: call policy_noise.detach"):
-            ReinforceHook(PolicyNoiseMask(), second, **others)
-        assert counts == (
-            len(model._forward_pre_hooks),
-            len(criterion._forward_hooks),
-            len(second._optimizer_step_post_hooks),
-        )
+@pytest.mark.parametrize("make", [None, Sized])
+def test_a_model_that_is_hooked_already_is_refused(make_model, make):
+    model, criterion = (make_model(), nn.CrossEntropyLoss()) if make is None else (make(), make())
+    ReinforceHook(
+        PolicyNoiseMask(),
+        torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1),
+        model=model,
+        criterion=criterion,
+    )
+    other = nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    with pytest.raises(RuntimeError, match=r"model is hooked already: call policy_noise.detach"):
+        ReinforceHook(PolicyNoiseMask(), optimizer, model=model, criterion=other)
+    assert (len(model._forward_pre_hooks), len(criterion._forward_hooks)) == (1, 1)
+    assert not other._forward_hooks
+    assert not optimizer._optimizer_step_post_hooks
+
+
+@pytest.mark.parametrize("pair", ["wrapper of it", "part of it", "neither has a model"])
+def test_an_optimizer_has_no_two_hooks_that_would_mask_twice(make_model, pair):
+    model = make_model()
+    wrapper = nn.Sequential(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    first, second = {
+        "wrapper of it": (model, wrapper),
+        "part of it": (wrapper, model),
+        "neither has a model": (None, None),
+    }[pair]
+    ReinforceHook(PolicyNoiseMask(), optimizer, model=first)
+    with pytest.raises(RuntimeError, match=r"is hooked already: call policy_noise.detach"):
+        ReinforceHook(PolicyNoiseMask(), optimizer, model=second)
+    assert len(optimizer._optimizer_step_post_hooks) == 1
 
 
 @pytest.mark.parametrize(
@@ -838,6 +849,24 @@ def test_images_are_refused_and_nothing_has_moved(make_model, batch, images, err
     assert torch.equal(torch.get_rng_state(), random)
     assert_same(loop.hook.state_dict(), before)
     loop.step(*batch)
+
+
+def test_a_replica_of_data_parallel_is_refused_by_name(make_model, batch):
+    loop = Loop(make_model())
+    with pytest.raises(RuntimeError, match=r"replica of DataParallel.*use DistributedDataParallel"):
+        loop.model._replicate_for_data_parallel()(batch[0])
+
+
+@pytest.mark.parametrize("arguments", [{}, {"criterion": nn.MSELoss}, {"optimizer": "Adam"}])
+def test_a_wrong_rebind_changes_nothing(make_model, batch, arguments):
+    loop = Loop(make_model())
+    if arguments:
+        with pytest.raises(TypeError):
+            loop.hook.rebind(**arguments)
+    else:
+        loop.hook.rebind()
+    loop.step(*batch)
+    assert loop.hook.metrics["samples_seen"] == 8
 
 
 @pytest.mark.parametrize("name", [3, -1, "pixel_values"])

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from policy_noise import attach
+from policy_noise import PairingError, attach
 
 LABELLED = torch.tensor([True, False, True, True, False, False, True, False])
 
@@ -117,3 +117,26 @@ def test_losses_are_observed_with_an_index(make_model, batch, graph):
     losses.mean().backward()
     optimizer.step()
     assert hook.metrics["reward"] == pytest.approx(float(losses[:2].detach().mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("head", ["mean", "last", "recurrent"])
+def test_frames_of_clips(make_model, batch, head):
+    """Of eight frames in two clips all are rewarded, or those that the loss came from. Recurrence is refused."""
+    x, model, criterion = batch[0], make_model(), nn.CrossEntropyLoss()
+    targets = torch.tensor([0, 1])
+    hook = attach(model, torch.optim.SGD(model.parameters(), lr=0.1), criterion, grid_size=4, p=1.0)
+    features = model(x).view(2, 4, -1)
+    if head == "recurrent":
+        output = nn.LSTM(5, 5, batch_first=True)(features)[0][:, -1]
+        with pytest.raises(PairingError, match="index"):
+            criterion(output, targets)
+        losses = F.cross_entropy(output, targets, reduction="none")
+        hook.observe(losses.detach().repeat_interleave(4))
+    else:
+        output = features.mean(1) if head == "mean" else features[:, -1]
+        criterion(output, targets)
+    losses = F.cross_entropy(output, targets, reduction="none").detach()
+    expected = losses.repeat_interleave(4)
+    if head == "last":
+        expected[[0, 1, 2, 4, 5, 6]] = torch.nan
+    torch.testing.assert_close(observations(hook)[0], expected, equal_nan=True)

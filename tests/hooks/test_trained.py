@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from policy_noise import attach
+from policy_noise import PairingError, attach
 from policy_noise.losses import CriterionError
 
 LAM = 0.3
@@ -362,9 +362,36 @@ def test_what_is_trained_on_besides_the_criterion_is_said_at_the_first_step(batc
 LOGITS, TARGET = torch.randn(4, 5, generator=GENERATOR), torch.arange(4)
 
 
+def contrast(criterion, outputs, target, *, transposed=True):
+    """CLIP's two sides: the second call's logits are the first's, transposed."""
+    texts, pairs = torch.eye(8, 5) + 0.1, torch.arange(8)
+    logits = 2 * outputs[0] @ texts.T
+    sides = [(logits, pairs), (logits.T if transposed else 2 * texts @ outputs[0].T, pairs)]
+    return sum(criterion(*side) for side in sides) / 2, sum(each(*side) for side in sides) / 2
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+def test_both_sides_of_a_contrast_count(batch, transposed):
+    images, target = batch
+    loop = Loop()
+    loss, expected = contrast(loop.criterion, loop.model(images), target, transposed=transposed)
+    loss.backward()
+    loop.step()
+    torch.testing.assert_close(loop.rewards[0], expected)
+
+
+def test_a_further_call_whose_rows_are_unknown_is_refused(batch):
+    images, target = batch
+    loop = Loop()
+    output = loop.model(images)[0]
+    loop.criterion(output, target)
+    with pytest.raises(PairingError, match="rows can't be followed"):
+        loop.criterion(output.flip(0), target.flip(0))
+
+
 def test_ordinary_loops_are_told_nothing(batch, recwarn):
     images, target = batch
-    for loss_of in (auxiliary, mixup, depths, negated, domain, used_alone):
+    for loss_of in (auxiliary, mixup, depths, negated, domain, contrast, used_alone):
         loop = Loop()
         for _ in range(2):
             loss_of(loop.criterion, loop.model(images), target)[0].backward()

@@ -145,6 +145,20 @@ def test_an_optimizer_made_anew(batch, recwarn):
     assert len(said(recwarn)) == 1
 
 
+def test_a_criterion_made_anew_is_said_and_can_be_rebound(batch, recwarn):
+    model, optimizer, criterion, hook = parts(p=1.0)
+    train(model, optimizer, criterion, batch, steps=2)
+    criterion = nn.CrossEntropyLoss(weight=torch.rand(5) + 0.5)
+    train(model, optimizer, criterion, batch, steps=3)
+    assert_one(recwarn, "a masked forward had no loss", "hook.rebind(criterion=criterion)")
+    assert hook.metrics["samples_seen"] == 16
+    before = [p.clone() for p in hook.augmentation.parameters()]
+    hook.rebind(criterion=criterion)
+    train(model, optimizer, criterion, batch, steps=1)
+    assert hook.metrics["samples_seen"] == 24
+    assert not all(torch.equal(a, b) for a, b in zip(before, hook.augmentation.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
 def test_an_optimizers_state_was_loaded_before(batch, recwarn, kind):
     model, criterion = Net(), nn.CrossEntropyLoss()
@@ -255,6 +269,28 @@ def two_optimizers(model, optimizer, criterion, hook, batch):
         head.step()
 
 
+def optimizer_of_each_layer(model, optimizer, criterion, hook, batch):
+    """The hooked one has one layer, and the others step before it."""
+    layers = [torch.optim.SGD([p], lr=0.1) for p in (*model.parameters(), *(nn.Parameter(torch.zeros(1)),) * 2)]
+    for _ in range(10):
+        criterion(model(batch[0]), batch[1]).backward()
+        for other in layers:
+            other.step()
+        optimizer.step()
+        model.zero_grad()
+
+
+def optimizer_in_the_backward_pass(model, optimizer, criterion, hook, batch):
+    hooked, *others = model.parameters()
+    hook.rebind(torch.optim.SGD([hooked], lr=0.1))
+    steps = {p: torch.optim.SGD([p], lr=0.1) for p in others} | {hooked: hook._link.stepping}
+    for parameter, inner in steps.items():
+        parameter.register_post_accumulate_grad_hook(lambda _, inner=inner: inner.step() or inner.zero_grad())
+    for _ in range(10):
+        criterion(model(batch[0]), batch[1]).backward()
+    assert hook.metrics["samples_seen"] in (0, 80)  # nothing is observed where nothing is learned
+
+
 def reload(model, optimizer, criterion, hook, batch):
     """The same optimizer hooked a second time."""
     train(model, optimizer, criterion, batch)
@@ -272,7 +308,19 @@ def empty_batches(model, optimizer, criterion, hook, batch):
 
 @pytest.mark.parametrize(
     "loop",
-    [accumulate, evaluate_in_between, pause, switch_off, plain, average, two_optimizers, reload, empty_batches],
+    [
+        accumulate,
+        evaluate_in_between,
+        pause,
+        switch_off,
+        plain,
+        average,
+        two_optimizers,
+        optimizer_of_each_layer,
+        optimizer_in_the_backward_pass,
+        reload,
+        empty_batches,
+    ],
 )
 @pytest.mark.parametrize("settings", [{}, {"p": 0.0}, {"frozen": True}, {"preset": "random"}], ids=str)
 def test_ordinary_loops_hear_nothing(batch, recwarn, loop, settings):

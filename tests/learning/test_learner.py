@@ -42,9 +42,7 @@ def score(mask, images, action, applied=None):
     log_prob = PF.beta_log_prob(action, first, second).flatten(1).sum(1)
     fields = {"action": action, "concentration1": first, "concentration0": second, "log_prob": log_prob}
     fields["applied"] = torch.ones(len(images), dtype=torch.bool) if applied is None else applied
-    if "entropy" in MaskSample.__dataclass_fields__:
-        fields["entropy"] = drawn.entropy
-    return MaskSample(**fields)
+    return MaskSample(**fields, entropy=drawn.entropy)
 
 
 def weights(learner):
@@ -185,6 +183,21 @@ def test_a_window_without_a_sample_that_counts_moves_nothing():
     learner.step({"lr": 1.0})
     learner.step({"lr": 1.0})
     assert torch.equal(weights(learner), before)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_batches_in_which_no_image_has_a_loss_are_told_once(labelled):
+    """Five in a row; a batch in between with one label is enough to say nothing."""
+    learner = make_learner()
+    images, action = torch.randn(2, 1, 16, 16), torch.rand(2, 1, 4, 4)
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        for batch in range(8):
+            valid = torch.tensor([labelled and batch % 4 == 3, False])
+            learner.observe(score(learner.augmentation, images, action), torch.zeros(2), valid)
+            learner.step({"lr": 1.0})
+    assert len(record) == (not labelled)
+    assert labelled or "no image of the last 5 batches has a loss" in str(record[0].message)
 
 
 def test_losses_that_are_not_finite_are_dropped_and_counted_with_one_warning():

@@ -1,5 +1,6 @@
 """The images that a mask accepts: range, padding, number and dtype."""
 
+import dataclasses
 import math
 import warnings
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from policy_noise import PolicyNoiseMask, RandomShading, attach
+from policy_noise.masks.levels import low_percentile, smallest
 
 HALF = ([0.5] * 3, [0.5] * 3)
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -90,6 +92,22 @@ def test_normalised_images_hear_nothing(make_model, recwarn, name, statistics, a
     step, _ = loop(make_model(), mean=statistics[0], std=statistics[1])
     step(after(normalised(PICTURES[name], statistics)), torch.arange(8) % 5)
     assert not [str(w.message) for w in recwarn if "don't fit" in str(w.message)]
+
+
+@pytest.mark.filterwarnings("ignore:.*non-finite loss")
+@pytest.mark.parametrize("bad", [1, 8], ids=["one image", "all images"])
+def test_values_that_are_not_finite_are_no_range(make_model, bad):
+    """The range is looked at where there is one: in the first batch, or in a later one."""
+    fitting = normalised(UNIT, IMAGENET)
+    for images, warns in ((fitting, False), (UNIT, True)):
+        step, _ = loop(make_model(), mean=IMAGENET[0], std=IMAGENET[1])
+        broken = images.clone()
+        broken[:bad] = math.nan
+        with warnings.catch_warnings(record=True) as record:
+            warnings.simplefilter("always")
+            for batch in (broken, images):
+                step(batch, torch.arange(8) % 5)
+        assert sum("don't fit" in str(warning.message) for warning in record) == warns
 
 
 def test_three_grey_images_without_a_channel_axis_are_refused_in_a_loop(make_model):
@@ -202,3 +220,120 @@ def test_a_mask_made_under_another_default_dtype_has_its_policy_in_fp32(make_mod
         assert all(math.isfinite(value) for value in hook.metrics.values())
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+# -- black -------------------------------------------------------------------------------------------------------------
+
+
+def change(shade, images, where):
+    """Largest change of the pixels somewhere, over masks that only brighten or darken: the factor is known."""
+    action = torch.full((len(images), 1, 1, 1), 0.75)
+    sample = dataclasses.replace(shade.sample(images), action=action, applied=torch.ones(len(images), dtype=torch.bool))
+    return (shade(images, sample) - images)[(..., *where)].abs().max()
+
+
+def brightening(**settings):
+    return RandomShading(grid_size=1, pattern_std=None, brightness_std=0.2, **settings)
+
+
+def test_a_padded_corner_does_not_move_a_black_that_is_named_or_a_percentile():
+    """Tissue of 40 HU at -1000 for air, and the same slice with a corner of -3024."""
+    slices = torch.full((2, 1, 40, 40), -1000.0)
+    slices[..., 10:30, 10:30] = torch.linspace(0, 80, 20)
+    slices[1, 0, :8, :8] = -3024.0
+    tissue = (slice(10, 30), slice(10, 30))
+    factor = math.exp(0.2 * math.sqrt(12) * 0.25)
+    expected = (factor - 1) * 1080
+    for settings in ({"black": -1000}, {"black": "percentile"}):
+        shade = brightening(**settings)
+        for which in (slice(0, 1), slice(1, 2)):
+            found = change(shade, slices[which], tissue)
+            assert found == pytest.approx(expected, rel=1e-3)
+    assert change(brightening(), slices[1:], tissue) == pytest.approx((factor - 1) * 3104, rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 50, 70), (2, 2, 20, 24, 30), (1, 1, 300, 200)])
+def test_the_percentile_does_not_count_padding(shape):
+    images = torch.randn(shape)
+    images.flatten(2)[..., ::7] = -9.0
+    images.flatten(2)[..., 3::11] = torch.nan
+    images.flatten(2)[..., 5::13] = -torch.inf
+    found = low_percentile(images)
+    assert found.shape == (*shape[:2], *[1] * (len(shape) - 2))
+    for value, channel in zip(found.flatten(), images.flatten(2).flatten(0, 1), strict=True):
+        kept = channel[channel.isfinite() & (channel > -9)]
+        assert (kept < value).float().mean() == pytest.approx(0.01, abs=0.006)
+    background = torch.rand(2, 1, 40, 40)
+    background[..., :10, :] = 0.0  # no gap to the other values
+    assert low_percentile(background).flatten().tolist() == [0.0, 0.0]
+    background = torch.rand(2, 1, 40, 40) + 1.0
+    background[..., :30, :] = 0.0  # most of the image
+    assert low_percentile(background).flatten().tolist() == [0.0, 0.0]
+    constant = torch.full((1, 1, 8, 8), 0.3)
+    assert low_percentile(constant).item() == smallest(constant).item() == pytest.approx(0.3)
+    assert low_percentile(torch.full((1, 1, 8, 8), torch.nan)).item() == 0
+
+
+def test_black_has_a_number_for_each_channel():
+    black = torch.tensor([-1.0, 0.0, 2.0])
+    shade = RandomShading(p=1.0, black=black.tolist(), grid_size=3, upsample="cubic")
+    images = black.view(1, 3, 1, 1).expand(2, 3, 16, 16)
+    assert torch.equal(shade(images), images)
+    other = images + 1
+    assert not torch.equal(shade(other), other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("infinite", [False, True])
+def test_black_and_infinite_padding_stay_exactly(dtype, infinite):
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    black = (-torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1)
+    images = (torch.rand(6, 3, 20, 20) / 0.25 + black).to(dtype)
+    images[:, :, :4] = black.to(dtype)
+    if infinite:
+        images[:, :, -2:, :3], images[:, :, -2:, 3:6], images[:, :, -2:, 6:8] = torch.inf, -torch.inf, torch.nan
+    shade = RandomShading(p=0.5, mean=mean, std=std, grid_size=3, upsample="linear", pattern_std=0.3)
+    sample = shade.sample(images, torch.Generator().manual_seed(4))
+    assert 0 < sample.applied.sum() < 6
+    masked = shade(images, sample)
+    assert torch.equal(masked[:, :, :4], images[:, :, :4])
+    assert torch.equal(torch.nan_to_num(masked[~sample.applied]), torch.nan_to_num(images[~sample.applied]))
+    if infinite:
+        assert torch.equal(masked[:, :, -2:, :8].isnan(), images[:, :, -2:, :8].isnan())
+        assert torch.equal(masked[:, :, -2:, :6], images[:, :, -2:, :6])
+    expected = black + shade.render(sample, (20, 20)) * (images.float() - black)
+    rows = slice(4, 18)
+    eps = float(torch.finfo(dtype).eps) if dtype in (torch.float16, torch.bfloat16) else 1e-6
+    torch.testing.assert_close(masked[:, :, rows].float(), expected[:, :, rows], rtol=0, atol=24 * eps)
+
+
+@pytest.mark.parametrize(
+    ("images", "settings", "told"),
+    [
+        (normalised(UNIT, IMAGENET), {"mean": (123.7, 116.3, 103.5), "std": IMAGENET[1]}, "don't fit the black level"),
+        (normalised(UNIT, IMAGENET), {"mean": 0.5, "std": 0.5}, "don't fit the black level"),
+        (normalised(UNIT, IMAGENET), {"mean": IMAGENET[0], "std": IMAGENET[1]}, None),
+        (UNIT, {"black": -1000.0}, "lie far from black"),
+        (UNIT * 80, {"black": -1000.0}, None),
+        (UNIT, {"black": 2.0}, "lie far from black"),
+        (UNIT, {"black": 0.0}, None),
+        (UNIT, {}, None),
+    ],
+    ids=str,
+)
+def test_a_transform_says_once_that_its_images_do_not_fit(images, settings, told):
+    for batches in ([*images, *images, *images], [torch.cat([images] * 3)] * 2):
+        shade = RandomShading(**settings)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for batch in batches:
+                shade(batch)
+        messages = [str(warning.message) for warning in caught]
+        assert len(messages) == (told is not None)
+        assert all(told in message for message in messages)
+
+
+def test_images_with_another_number_of_channels_than_the_constants_are_refused():
+    shade = RandomShading(mean=IMAGENET[0], std=IMAGENET[1])
+    with pytest.raises(ValueError, match="images have 1 channels, but mean, std, black or white 3: pass one number"):
+        shade(torch.rand(2, 1, 16, 16))

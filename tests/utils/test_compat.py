@@ -1,10 +1,14 @@
-"""Without torch's private names, everything works with the documented fallbacks."""
+"""Torch's private names are used in one module, and without them everything works with the documented fallbacks."""
+
+import ast
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import policy_noise
 from policy_noise import PolicyNoiseMask, attach
 from policy_noise.utils import compat
 
@@ -122,10 +126,16 @@ def test_the_policys_graph_is_kept_from_what_surrounds_the_model(monkeypatch, hi
     assert packed
 
 
-def test_shapes_of_a_node_are_none_where_it_does_not_tell():
-    node = torch.ones(2, 3, requires_grad=True).exp().grad_fn
-    assert compat.node_shapes(object()) is None
-    assert compat.node_shapes(node) in (None, [(2, 3)])
+def test_nodes_tell_their_shapes_and_what_they_saved():
+    tensor = torch.ones(2, 3, requires_grad=True)
+    picked = tensor.exp()[:, torch.tensor([0, 1])]
+    assert compat.node_shapes(picked.grad_fn) == [(2, 2)]
+    assert compat.saved(picked.grad_fn, "indices")[1].tolist() == [0, 1]
+    assert compat.saved(picked.grad_fn, "dim", None) is None
+    with pytest.raises(AttributeError):
+        compat.saved(picked.grad_fn, "dim")
+    picked.sum().backward()
+    assert compat.saved(picked.grad_fn, "indices") is None
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -135,3 +145,48 @@ def test_a_mask_draws_without_a_private_name(monkeypatch, name):
     sample = mask.sample(torch.rand(4, 3, 16, 16), torch.Generator().manual_seed(0))
     sample.log_prob.sum().backward()
     assert all(p.grad.isfinite().all() for p in mask.parameters() if p.grad is not None)
+
+
+PACKAGE = Path(policy_noise.__file__).parent
+OF_PYTHON = {"_asdict", "_exit", "_fields", "_getframe", "_replace"}
+"""Documented, though they begin with an underscore."""
+OF_LIBRARIES = {
+    "integrations/lightning.py": {"_generate_state_key", "_skip_backward"},
+    "adapters/monai.py": {"_do_transform"},
+    "adapters/torchio.py": {"_get_base_args"},
+}
+
+
+def used_in(tree):
+    """Names that a module imports, or reads from objects, or looks up by a string."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            yield from [*node.module.split("."), *(alias.name for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            yield from (part for alias in node.names for part in alias.name.split("."))
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr", "setattr", "delattr"):
+            yield from (str(part.value) for part in ast.walk(node) if isinstance(part, ast.Constant))
+
+
+def defined_in(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.id if isinstance(node, ast.Name) else node.attr
+        elif isinstance(node, ast.Assign) and "__slots__" in map(ast.unparse, node.targets):
+            yield from (part.value for part in ast.walk(node.value) if isinstance(part, ast.Constant))
+
+
+def test_private_names_of_torch_are_used_in_one_module():
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
+    own = {name for tree in trees.values() for name in defined_in(tree)}
+    found = {}
+    for path, tree in trees.items():
+        private = {name for name in used_in(tree) if name.startswith("_") and not name.endswith("__")}
+        found[path.relative_to(PACKAGE).as_posix()] = private - own - OF_PYTHON
+    in_compat = found.pop("utils/compat.py")
+    assert {"_sample_dirichlet", "_input_metadata", "_saved_", "_pytree", "_version", "_orig_mod"} <= in_compat
+    assert {name: private for name, private in found.items() if private} == OF_LIBRARIES

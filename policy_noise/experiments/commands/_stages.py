@@ -10,6 +10,7 @@ from typing import Any
 from policy_noise.heated import read_heated_metadata
 
 from ..batches import epoch_batches, outputs
+from ..check import look_before_training
 from ..data import ImageSet, fingerprint, require_classes
 from ..evaluation import draw_mistakes, score
 from ..figures import LABELS, class_histogram, intensity_histogram
@@ -146,11 +147,15 @@ def train_stage(stage: str, arguments: argparse.Namespace, recipe: TrainRecipe, 
     check_scorable(data)
     start: dict[str, Any] = {} if init is None else {"init": _ancestor(init, data)}
     fresh = bool(start) and start["init"]["head"] == "fresh"
+    if start and started_first():
+        print(f"the last layer of {init} is {'new' if fresh else 'kept'}", file=sys.stderr)
     check_mask(
         create_model(recipe, data.num_classes, init=init, fresh_head=fresh), recipe, multi_label=data.multi_label
     )
     with world() as here:
         epoch_batches(len(data.train), recipe, 0, here)
+        for note in here.agree(lambda: look_before_training(data) if here.main else []):
+            print(note, file=sys.stderr)
         record = record_of(data, arguments) | start | {"processes": here.size}
         options = {"resume": arguments.resume, "writes": here.main}
         run = here.agree(lambda: Run(arguments.output, stage, recipe, record, **options))
