@@ -17,7 +17,7 @@ from policy_noise.plotting import plot_masks, plot_metrics
 
 HERE = Path(__file__).resolve().parent
 PICTURES = HERE / "_static"
-ORGANS = HERE.parent / "examples" / "data" / "organpatches.npz"
+ORGANS = HERE.parent / "policy_noise" / "experiments" / "embedded" / "organpatches.npz"
 
 
 def photographs() -> Tensor:
