@@ -18,7 +18,7 @@ from .rate import PolicyRate
 from .state import check_state_dict
 from .window import Observation, SampleCount, WindowMoments, check_costs, check_loss, moments_of, sum_over_ranks
 
-__all__ = ["PolicyLearner"]
+__all__ = ["MAX_WINDOW", "PolicyLearner"]
 
 MAX_WINDOW = 256
 """Observations kept while the user's optimizer does not step; older ones are dropped, with a warning."""
@@ -175,8 +175,12 @@ class PolicyLearner:
         self._window.append(Observation(sample, loss, None if valid is None else valid.to(device)))
         if len(self._window) > MAX_WINDOW:
             del self._window[0]
-            self._count.warn_window(MAX_WINDOW)
+            self.say_no_step()
         return self.loss_scale(sample)
+
+    def say_no_step(self) -> None:
+        """Warn once that many batches were observed without a step."""
+        self._count.warn_window(MAX_WINDOW)
 
     @property
     def observations(self) -> int:

@@ -77,7 +77,7 @@ class SampleCount:
         self._uncounted.append(finite)
         if len(self._uncounted) > MAX_UNCOUNTED:
             self._uncounted = [torch.cat(self._uncounted).sum().view(1)]
-        if not finite.is_cuda:
+        if finite.device.type == "cpu":  # elsewhere it would wait for the device
             self.warn_dropped()
         counts = finite & sample.applied
         return counts if observation.valid is None else counts & observation.valid
@@ -88,7 +88,7 @@ class SampleCount:
             self._unlabelled.clear()
             return
         self._unlabelled.append(~valid.any())
-        if not valid.is_cuda:
+        if valid.device.type == "cpu":
             self.warn_unlabelled()
 
     @property

@@ -229,9 +229,7 @@ def test_a_transform_of_ones_own_is_an_arm_and_can_be_the_reference(tmp_path, mo
 
 
 def test_a_model_that_does_not_fit_the_size_is_found_before_the_folder_exists(tmp_path, files):
-    with pytest.raises(
-        SystemExit, match="test_vit does not take batches of batch_size=8 images of image_size=20 pixels"
-    ):
+    with pytest.raises(SystemExit, match=r"test_vit does not take batches of .* images of image_size=20 pixels"):
         compare("--npz", files / "mine.npz", "--output", tmp_path / "out",
                 tiny=[*TINY, "image_size=20", "load_size=20"])  # fmt: skip
     (tmp_path / "out").write_text("a file")
