@@ -244,7 +244,7 @@ class ReinforceHook:
             self.learner.to(images.device)
         sample = self._draws.draw(images, with_graph=self._learning and self._learns)
         masked = self._draws.augmentation(images, sample)
-        if not self._checked and bool(images.isfinite().any()):
+        if not self._checked and bool(images.detach().isfinite().any()):
             self.augmentation.check(images)
             self._checked = True
         self._size = tuple(images.shape[2:])
