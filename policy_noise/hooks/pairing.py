@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["Match", "PairingError", "PairingQueue", "Pending"]
 
 MARK = "policy_noise"
-SIMILARITY_NODES = 4
-"""How far behind a tensor the product of matrices lies that makes it one of similarities (scaled, transposed)."""
 REMEDY = (
     "pass the image number of each row of the loss with hook.observe(losses, index=...), or run forwards that have no "
     "loss under hook.paused()"
@@ -257,10 +255,12 @@ class PairingQueue:
                 matches.clear()
                 break
         if numbers and not matches:
-            again = [number for number in numbers if waiting[number].terms]
-            if again == numbers and any(_is_similarity(tensor, rows) for tensor in rooted):
+            sides = {
+                n for origins in found for n, several in origins.items() for part in several or () if part.transposed
+            }
+            if all(n in sides and waiting[n].terms and len(waiting[n]) == rows for n in numbers):
                 # The other side of pairs whose one side had a call before: logits.T, or texts @ images.T.
-                return [Match(waiting[number]) for number in again if len(waiting[number]) == rows]
+                return [Match(waiting[number]) for number in numbers]
             shapes = [tuple(tensor.shape) for tensor in rooted]
             raise PairingError(
                 f"the loss was computed from a masked batch of {len(waiting[numbers[0]])} images through tensors of "
@@ -358,18 +358,6 @@ class PairingQueue:
         self._pending.clear()
         self.scored.clear()
         self._unpaired = self._lost = 0
-
-
-def _is_similarity(tensor: Tensor, rows: int) -> bool:
-    """Whether a tensor compares all rows with all rows: square, and made by a product of matrices."""
-    if tensor.shape != (rows, rows):
-        return False
-    nodes: list[Any] = [tensor.grad_fn]
-    for _ in range(SIMILARITY_NODES):
-        nodes += [parent for node in nodes for parent, _ in node.next_functions if parent is not None]
-        if any(node.name() == "MmBackward0" for node in nodes):
-            return True
-    return False
 
 
 def _start(pending: Pending | None, shape: tuple[int, ...]) -> Rows | None:
