@@ -1,8 +1,9 @@
 """The hook's own random streams, which leave the user's generators unchanged."""
 
+import dataclasses
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..losses import plain_tensor
 from ..utils.compat import is_saved_elsewhere, own_graph
 from ..utils.distributed import is_distributed
 
-__all__ = ["Draws", "derived_seed", "own_randomness"]
+__all__ = ["Draws", "derived_seed", "joined", "own_randomness"]
 
 RECENT = 64
 """How many draws since the last step are kept, so that activation checkpointing can repeat them."""
@@ -111,6 +112,16 @@ class Draws:
         return derived_seed(self.seed, rank, self.steps, self._number - 1)
 
 
+def joined(samples: Sequence[Sample]) -> Sample:
+    """One sample with the images of several."""
+    if len(samples) == 1:
+        return samples[0]
+    first = samples[0]
+    fields = {f.name: [getattr(sample, f.name) for sample in samples] for f in dataclasses.fields(first)}
+    tensors = {name: values for name, values in fields.items() if isinstance(values[0], Tensor)}
+    return dataclasses.replace(first, **{name: torch.cat(values) for name, values in tensors.items()})
+
+
 def derived_seed(seed: int, *place: int) -> int:
     """Derive a seed from numbers: one step of a linear congruential generator (Knuth's MMIX) for each."""
     for part in place:
@@ -128,14 +139,14 @@ def check_sample(augmentation: object, sample: Any, batch: int, *, with_graph: b
     name = f"{type(augmentation).__name__}.sample"
     if not isinstance(sample, Sample):
         raise TypeError(f"{name} must return a policy_noise.Sample, got {type(sample).__name__}")
-    for field in ("log_prob", "applied") if with_graph and sample.is_scored else ("applied",):
+    for field in ("log_prob", "applied") if with_graph else ("applied",):
         value = getattr(sample, field)
         if not isinstance(value, Tensor) or value.shape != (batch,):
             shape = tuple(value.shape) if isinstance(value, Tensor) else value
             raise ValueError(f"{name} must return {field} of shape ({batch},), one per image, got {shape}")
     if sample.applied.dtype != torch.bool:
         raise ValueError(f"{name} must return applied as bool, got {sample.applied.dtype}")
-    if with_graph and not sample.has_graph:
+    if with_graph and sample.log_prob is not None and not sample.log_prob.requires_grad:
         raise ValueError(
             f"{name} returned a log_prob without a graph: compute it from the augmentation's parameters with gradients "
             "on, or pass frozen=True"

@@ -38,12 +38,12 @@ class Observation:
     valid: Tensor | None
 
 
-def check_loss(sample: Sample, loss: Tensor) -> None:
+def check_loss(images: int, loss: Tensor) -> None:
     """Refuse losses of which there is not one for each image."""
-    if not isinstance(loss, Tensor) or loss.shape != sample.applied.shape:
+    if not isinstance(loss, Tensor) or loss.shape != (images,):
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise ValueError(
-            f"per_sample_loss must have shape ({len(sample.applied)},), one loss for each image, got {shape}; "
+            f"per_sample_loss must have shape ({images},), one loss for each image, got {shape}; "
             "compute it with reduction='none'"
         )
 
@@ -71,9 +71,8 @@ class SampleCount:
         """Samples that count, (B,) bool: transformed, with a finite loss."""
         sample, loss = observation.sample, observation.loss
         finite = loss.abs() < math.inf
-        drawn = sample.finite()
-        if drawn is not None:
-            finite = finite & drawn
+        if sample.log_prob is not None:
+            finite = finite & sample.log_prob.detach().isfinite()
         self._checked += len(finite)
         self._uncounted.append(finite)
         if len(self._uncounted) > MAX_UNCOUNTED:

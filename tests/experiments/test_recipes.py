@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from policy_noise.experiments.noise import attach_noise
 from policy_noise.experiments.recipes import RECIPES, override
-from policy_noise.experiments.training import _optimizer, _scheduler, create_model
+from policy_noise.experiments.training import _optimizer, _scheduler, attach_noise, create_model
 
 SMALL = RECIPES["small"]["pretrain"]
 
@@ -44,7 +43,7 @@ def test_papers_schedules(name):
 
 
 def test_papers_policy():
-    recipe = dataclasses.replace(RECIPES["paper"]["pretrain"], noise="policy")
+    recipe = dataclasses.replace(RECIPES["paper"]["pretrain"], noise="learned")
     model = create_model(dataclasses.replace(recipe, model="test_resnet"), 165)
     optimizer = _optimizer(model, recipe)
     hook, scheduler = attach_noise(model, optimizer, nn.CrossEntropyLoss(), recipe, 1, torch.Generator())

@@ -99,6 +99,12 @@ def black_far_away():
     model(IMAGES)
 
 
+def several_inputs():
+    model = nn.Bilinear(8, 8, 2)
+    attach(model, torch.optim.SGD(model.parameters(), lr=0.1), preset="random", in_chans=3)
+    model(IMAGES, IMAGES)
+
+
 def no_step():
     model, criterion, *_ = parts()
     for _ in range(257):
@@ -107,14 +113,14 @@ def no_step():
 
 def a_loss_of_nan():
     model, criterion, optimizer, _ = parts()
-    criterion(model(IMAGES * torch.nan), TARGETS)
+    criterion(model(IMAGES * torch.nan), TARGETS).backward()
     optimizer.step()
 
 
 def labels_that_are_all_ignored():
     model, criterion, optimizer, _ = parts()
     for _ in range(5):
-        criterion(model(IMAGES), torch.full_like(TARGETS, -100))
+        criterion(model(IMAGES), torch.full_like(TARGETS, -100)).backward()
         optimizer.step()
 
 
@@ -169,7 +175,29 @@ def a_slow_criterion():
     with_criterion(Loss(lambda output: time.sleep(0.02) if float(output.sum()) else None), steps=6)
 
 
+def a_loss_that_nobody_sees():
+    model, _, optimizer, _ = parts()
+    nn.functional.cross_entropy(model(IMAGES), TARGETS).backward()
+    optimizer.step()
+
+
+def a_penalty_besides_the_criterion():
+    model, criterion, optimizer, _ = parts()
+    output = model(IMAGES)
+    (criterion(output, TARGETS) + output.square().sum()).backward()
+    optimizer.step()
+
+
+def a_loss_without_a_backward_pass():
+    model, criterion, optimizer, _ = parts()
+    criterion(model(IMAGES), TARGETS)
+    optimizer.step()
+
+
 TRIGGERS = [
+    a_loss_that_nobody_sees,
+    a_penalty_besides_the_criterion,
+    a_loss_without_a_backward_pass,
     a_criterion_that_logs,
     a_criterion_that_holds_an_iterator,
     a_large_memory,
@@ -185,6 +213,7 @@ TRIGGERS = [
     a_forward_without_a_loss,
     a_wrong_black,
     black_far_away,
+    several_inputs,
     no_step,
     a_loss_of_nan,
     labels_that_are_all_ignored,
@@ -213,7 +242,8 @@ def calls_in(path):
     """The text of each call of ``warn`` or ``say`` in a file: its literal parts."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("warn", "say"):
-            yield [part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and " " in str(part.value)]
+            texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+            yield [text for text in texts if len(str(text).split()) > 2]
 
 
 def core():

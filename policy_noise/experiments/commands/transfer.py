@@ -4,12 +4,12 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from ..few_shot import compare
 from ..initialisation import Initialisation, parse_initialisation
 from ..recipes import RECIPES, TransferRecipe, override
 from ..report import transfer_table, write_report
 from ..runs import Run, digest
 from ..sources import add_source_arguments, open_sources
-from ..transfer import compare
 from ..world import world
 from ._stages import add_recipe, check_scorable, record_of, require_different
 
@@ -23,10 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="LABEL=RUN",
-        help="the weights to start from: runs; 'random'; 'imagenet' (downloads timm's weights); imagenet=FILE (reads "
+        help="the weights to start from: runs; 'scratch'; 'imagenet' (downloads timm's weights); imagenet=FILE (reads "
         "them from a safetensors file). Repeat a label for another seed of the same method",
     )
-    parser.add_argument("--model", help="timm model for 'random' and 'imagenet' (default: the first run's)")
+    parser.add_argument("--model", help="timm model for 'scratch' and 'imagenet' (default: the first run's)")
     add_source_arguments(parser)
     add_recipe(parser)
 
