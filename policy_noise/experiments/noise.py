@@ -25,7 +25,7 @@ def attach_noise(
         "preset": recipe.preset,
         "mean": [recipe.mean] * recipe.in_chans,
         "std": [recipe.std] * recipe.in_chans,
-        "frozen": recipe.noise == "frozen",
+        **({} if recipe.preset == "random" else {"frozen": recipe.noise == "frozen"}),
         "generator": generator,
         **({"strength_schedule": lambda step: float(step < noisy_steps)} if recipe.clean_epochs else {}),
         **recipe.noise_options,

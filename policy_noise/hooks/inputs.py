@@ -43,6 +43,11 @@ def find_images(args: tuple[Any, ...], kwargs: Mapping[str, Any], name: int | st
     for path, value in named:
         if isinstance(value, Tensor) and value.is_floating_point() and value.ndim == axes:
             return path
+    if any(path[-1] == "patches" for path, _ in named):
+        raise TypeError(
+            "the model was called with patches, which no longer form an image: mask images before they are cut, with "
+            "policy_noise.RandomShading as one of the data set's transforms"
+        )
     got = [f"{tuple(v.shape)} {v.dtype}" if isinstance(v, Tensor) else type(v).__name__ for _, v in named]
     raise TypeError(
         f"the model was called without images: no floating-point tensor of {axes} axes among {got}; normalize "
