@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import functional
 from .augmentation import Sample, StochasticAugmentation
+from .check import Check, check
 from .factory import attach
 from .hooks.hook import ReinforceHook
 from .hooks.pairing import PairingError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from . import heated, losses, plotting
 
 __all__ = [
+    "Check",
     "MaskSample",
     "PairingError",
     "PolicyNoiseMask",
@@ -32,6 +34,7 @@ __all__ = [
     "StrengthSchedule",
     "__version__",
     "attach",
+    "check",
     "detach",
     "functional",
     "heated",

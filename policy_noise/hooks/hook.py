@@ -18,6 +18,7 @@ from ..augmentation import StochasticAugmentation
 from ..learning import PolicyLearner
 from ..learning.window import check_loss
 from ..losses import LossMethod, LossSplitter, SampleLosses, is_hookable
+from ..masks.levels import as_list
 from ..utils.compat import is_in_backward, is_replica, is_transformed
 from ..utils.distributed import is_distributed
 from ..utils.model import is_training
@@ -185,6 +186,20 @@ class ReinforceHook:
         if self._strength is not None:
             self._strength.restore()
 
+    def __repr__(self) -> str:
+        level = ""
+        if hasattr(self.augmentation, "black"):
+            black = self.augmentation.black
+            level = f", black {as_list(black) if isinstance(black, Tensor) else 'is the smallest value of each image'}"
+        size = "none yet" if self._size is None else f"{' x '.join(map(str, self._size))} px"
+        how = "observe()" if self._splitter is None else f"{type(self._splitter.criterion).__name__}, {self._splitter}"
+        stepping = "hook.step()" if self._link is None else type(self._link.stepping).__name__
+        return (
+            f"images: {size}, {type(self.augmentation).__name__}{level}\n"
+            f"losses: {how if self._learns else 'not needed, nothing is learned'}\n"
+            f"steps: {stepping}, {self._draws.steps} so far"
+        )
+
     def __enter__(self) -> "ReinforceHook":
         return self
 
@@ -231,7 +246,7 @@ class ReinforceHook:
             self.learner.to(images.device)
         sample = self._draws.draw(images, with_graph=self._learning and self._learns)
         masked = self._draws.augmentation(images, sample)
-        if not self._checked and bool(images.detach().isfinite().any()):
+        if not self._checked and bool(images.isfinite().any()):
             self.augmentation.check(images)
             self._checked = True
         self._size = tuple(images.shape[2:])
@@ -501,7 +516,7 @@ class ReinforceHook:
             self._queue.invalidate()
 
     def _step(self, group: Mapping[str, Any]) -> None:
-        self._watch.first_step(self._describe)
+        self._watch.first_step(lambda: "; ".join(repr(self).splitlines()))
         if self._learning:
             self.learner.step(group)
         else:
@@ -533,12 +548,6 @@ class ReinforceHook:
         return state_dict
 
     # -- details -------------------------------------------------------------------------------------------------------
-
-    def _describe(self) -> str:
-        how = "observe()" if self._splitter is None else f"{type(self._splitter.criterion).__name__}, {self._splitter}"
-        shape = "no images yet" if self._size is None else f"images of {' x '.join(map(str, self._size))} px"
-        stepping = "hook.step()" if self._link is None else type(self._link.stepping).__name__
-        return f"{type(self.augmentation).__name__} on {shape}; losses: {how}; steps with {stepping}"
 
     def _equalize(self) -> None:
         """Copy the first rank's policy and seed to all ranks, with one broadcast when the hook is made."""

@@ -242,7 +242,7 @@ class PolicyLearner:
     def _gradient(self, samples: list[Sample], moments: WindowMoments) -> Tensor:
         """One backward through all samples of the window, flat; with several processes that of all ranks."""
         gradient = None
-        if samples and self.parameters and samples[0].log_prob is not None and samples[0].log_prob.requires_grad:
+        if samples and self.parameters and samples[0].has_graph:
             coefficient = self.entropy_coef if self.entropy is None else self.entropy.coefficient
             outputs, weights = self.estimator.terms(samples, moments.loss, moments.seen, coefficient)
             gradient = flat_gradient(outputs, weights, self.parameters)

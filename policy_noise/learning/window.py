@@ -71,13 +71,14 @@ class SampleCount:
         """Samples that count, (B,) bool: transformed, with a finite loss."""
         sample, loss = observation.sample, observation.loss
         finite = loss.abs() < math.inf
-        if sample.log_prob is not None:
-            finite = finite & sample.log_prob.detach().isfinite()
+        drawn = sample.finite()
+        if drawn is not None:
+            finite = finite & drawn
         self._checked += len(finite)
         self._uncounted.append(finite)
         if len(self._uncounted) > MAX_UNCOUNTED:
             self._uncounted = [torch.cat(self._uncounted).sum().view(1)]
-        if not finite.is_cuda:
+        if finite.device.type == "cpu":  # elsewhere it would wait for the device
             self.warn_dropped()
         counts = finite & sample.applied
         return counts if observation.valid is None else counts & observation.valid
@@ -88,7 +89,7 @@ class SampleCount:
             self._unlabelled.clear()
             return
         self._unlabelled.append(~valid.any())
-        if not valid.is_cuda:
+        if valid.device.type == "cpu":
             self.warn_unlabelled()
 
     @property

@@ -45,7 +45,7 @@ class Late:
     """A verdict on its way from the device. Reading it before it has arrived gives None, and waits for nothing."""
 
     def __init__(self, verdict: Tensor) -> None:
-        self._values = verdict.to("cpu", non_blocking=True)
+        self._values = verdict.to("cpu", non_blocking=verdict.is_cuda)  # other devices have no event to wait for
         self._event = torch.cuda.Event() if verdict.is_cuda else None
         if self._event is not None:
             self._event.record()

@@ -15,7 +15,17 @@ from torch.overrides import TorchFunctionMode
 
 from ..utils.compat import version_of
 
-__all__ = ["Isolation", "Snapshot", "evaluator", "has_state", "is_hookable", "is_stateless", "outside"]
+__all__ = [
+    "Isolation",
+    "Snapshot",
+    "evaluator",
+    "has_state",
+    "is_hookable",
+    "is_stateless",
+    "outside",
+    "random_states",
+    "restore",
+]
 
 STATELESS = ("torch.nn.modules.loss", "torch.nn.functional", "timm.loss.")
 """The criteria in these modules keep no state, draw no random numbers and write to none of their arguments."""
@@ -132,24 +142,24 @@ class Snapshot:
     ) -> None:
         self._isolation = isolation
         self._devices = devices
-        self._random = _random_states(devices)
+        self._random = random_states(devices)
         self._objects = isolation.copy([criterion, *objects])
 
     @contextmanager
     def evaluate(self, *, last: bool = False) -> Iterator[list[Any]]:
         """Yield criterion and objects to evaluate, with the saved random states. ``last`` saves a copy."""
-        now = _random_states(self._devices)
-        _restore(self._random)
+        now = random_states(self._devices)
+        restore(self._random)
         try:
             yield self._objects if last else self._isolation.copy(self._objects)
         finally:
-            _restore(now)
+            restore(now)
 
 
 _States = list[tuple[Callable[..., Any], tuple[Any, ...]]]
 
 
-def _random_states(devices: set[torch.device]) -> _States:
+def random_states(devices: set[torch.device]) -> _States:
     """The states of the global random generators, each with the function that restores it."""
     states: _States = [(random.setstate, (random.getstate(),)), (torch.set_rng_state, (torch.get_rng_state(),))]
     if "numpy" in sys.modules:
@@ -163,9 +173,9 @@ def _random_states(devices: set[torch.device]) -> _States:
     return states
 
 
-def _restore(states: _States) -> None:
-    for restore, state in states:
-        restore(*state)
+def restore(states: _States) -> None:
+    for function, state in states:
+        function(*state)
 
 
 # -- state that no copy holds ------------------------------------------------------------------------------------------

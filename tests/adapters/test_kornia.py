@@ -10,10 +10,14 @@ CASES = [(RandomShading, (6, 3, 16, 20)), (RandomShading3D, (6, 1, 8, 10, 12))]
 UNIT = {"mean": 0.0, "std": 1.0}
 
 
+DRAWN = {"pattern_std": (0.05, 0.4), "brightness_std": (0.0, 0.3), "per_channel": True, "upsample": "linear"}
+
+
 @pytest.mark.parametrize(("kind", "shape"), CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
-def test_stored_parameters_replay_the_masks_and_the_seed_repeats_them(kind, shape, dtype):
-    augmentation, images = kind(p=0.5, **UNIT), torch.rand(shape).to(dtype)
+@pytest.mark.parametrize("settings", [UNIT, UNIT | DRAWN], ids=["default", "ranges"])
+def test_stored_parameters_replay_the_masks_and_the_seed_repeats_them(kind, shape, dtype, settings):
+    augmentation, images = kind(p=0.5, **settings), torch.rand(shape).to(dtype)
     torch.manual_seed(2)
     first = augmentation(images)
     params = augmentation._params
@@ -61,7 +65,7 @@ def test_in_a_sequence_masks_and_boxes_stay():
 def test_settings_are_those_of_random_shading():
     assert RandomShading(grid_size=(3, 2)).shading.grid_size == (3, 2)
     assert RandomShading3D(grid_size=3).shading.grid_size == (3, 3, 3)
-    with pytest.raises(ValueError, match="brightness_std must lie"):
+    with pytest.raises(ValueError, match="brightness_std must be"):
         RandomShading(brightness_std=3.0)
     with pytest.raises(TypeError, match="pattern_sd"):
         RandomShading(pattern_sd=0.1)

@@ -56,5 +56,5 @@ def test_p_and_the_names_are_torchios():
 
 
 def test_a_setting_out_of_range_is_told_of_at_once():
-    with pytest.raises(ValueError, match="brightness_std must lie"):
+    with pytest.raises(ValueError, match="brightness_std must be"):
         RandomShading(brightness_std=3.0)

@@ -85,9 +85,10 @@ def test_only_images_of_a_sample_change_and_they_share_a_mask():
     assert result["name"] == "a"
 
 
-def test_frames_of_a_video_share_a_mask_and_images_of_a_batch_do_not():
+@pytest.mark.parametrize("settings", [{}, {"pattern_std": (0.1, 0.3), "per_channel": True}])
+def test_frames_of_a_video_share_a_mask_and_images_of_a_batch_do_not(settings):
     frames = torch.full((5, 3, 16, 16), 0.5)
-    video = RandomShading(p=1.0, **UNIT)(tv_tensors.Video(frames))
+    video = RandomShading(p=1.0, **UNIT, **settings)(tv_tensors.Video(frames))
     assert isinstance(video, tv_tensors.Video)
     assert len(video.as_subclass(torch.Tensor).unique(dim=0)) == 1
     assert len(RandomShading(p=1.0, **UNIT)(tv_tensors.Image(frames)).as_subclass(torch.Tensor).unique(dim=0)) == 5
