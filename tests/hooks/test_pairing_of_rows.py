@@ -67,7 +67,9 @@ def test_images_without_a_loss_do_not_count(make_model, batch):
         torch.manual_seed(0)
         model, criterion = make_model(), nn.CrossEntropyLoss()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        hook = attach(model, optimizer, None if by_hand else criterion, grid_size=4, p=1.0, policy_lr=0.1)
+        hook = attach(
+            model, optimizer, None if by_hand else criterion, preset="learned", grid_size=4, p=1.0, policy_lr=0.1
+        )
         before = copy.deepcopy(hook.augmentation.state_dict())
         for _ in range(2):
             output = model(x)

@@ -83,9 +83,7 @@ def test_replace_puts_a_new_hook_in_the_old_ones_place():
     model, criterion = make_model(), nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     old = policy_noise.attach(model, optimizer, criterion, **SETTINGS)
-    with pytest.raises(
-        RuntimeError, match=r"policy_noise\.detach\(optimizer\) first, or attach\(\.\.\., replace=True\)"
-    ):
+    with pytest.raises(RuntimeError, match=r"policy_noise\.detach\(model\) first, or attach\(\.\.\., replace=True\)"):
         policy_noise.attach(model, optimizer, criterion, **SETTINGS)
     new = policy_noise.attach(model, optimizer, criterion, replace=True, **SETTINGS)
     train(model, optimizer, criterion)
