@@ -30,7 +30,7 @@ exclude_patterns = ["_build"]
 templates_path: list[str] = []
 nitpicky = False
 
-myst_enable_extensions = ["colon_fence", "dollarmath", "deflist"]
+myst_enable_extensions = ["attrs_inline", "colon_fence", "dollarmath", "deflist"]
 myst_heading_anchors = 3
 # The notebook's outputs are those that were committed; a test executes it.
 nb_execution_mode = "off"

@@ -15,11 +15,6 @@ import policy_noise
 @dataclass(frozen=True)
 class Bits(policy_noise.Sample):
     bits: Tensor  # bits that each image keeps, (B,)
-    logits: Tensor  # logits of keeping 2, 3, ... 8 bits, (B, 7)
-
-    @property
-    def entropy(self) -> Tensor:
-        return torch.distributions.Categorical(logits=self.logits).entropy()
 
 
 class Posterize(policy_noise.StochasticAugmentation):
@@ -27,11 +22,14 @@ class Posterize(policy_noise.StochasticAugmentation):
         super().__init__()
         self.policy = make_network(7)
 
+    def chances(self, images: Tensor) -> torch.distributions.Categorical:  # of keeping 2, 3, ... 8 bits
+        return torch.distributions.Categorical(logits=self.policy(10 * (images - images.mean((2, 3), keepdim=True))))
+
     def sample(self, images: Tensor, generator: torch.Generator | None = None) -> Bits:
-        logits = self.policy(10 * (images - images.mean((2, 3), keepdim=True)))
-        index = torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1)
-        log_prob = torch.distributions.Categorical(logits=logits).log_prob(index)
-        return Bits(log_prob, applied=torch.ones_like(index, dtype=torch.bool), bits=index + 2, logits=logits)
+        chances = self.chances(images)
+        index = torch.multinomial(chances.probs, 1, generator=generator).squeeze(1)
+        applied = torch.ones_like(index, dtype=torch.bool)
+        return Bits(log_prob=chances.log_prob(index), entropy=chances.entropy(), applied=applied, bits=index + 2)
 
     def transform(self, images: Tensor, sample: Bits) -> Tensor:
         steps = (2**sample.bits - 1).view(-1, 1, 1, 1)
@@ -56,5 +54,5 @@ if __name__ == "__main__":
         criterion(model(images), lying.long()).backward()
         optimizer.step()
         if step % 100 == 0:
-            bits = hook.augmentation.sample(images).logits.softmax(1) @ torch.arange(2.0, 9.0)
+            bits = hook.augmentation.chances(images).probs @ torch.arange(2.0, 9.0)
             print(f"step {step}: bold images keep {bits[~faint].mean():.1f} bits, faint ones {bits[faint].mean():.1f}")

@@ -1,4 +1,4 @@
-"""The quickstart: train with three methods and compare them in one table."""
+"""The quickstart: a first comparison, on CT patches that come with the package."""
 
 import sys
 

@@ -123,11 +123,11 @@ def main() -> None:
     model = create_model(recipe, CLASSES).to(device, memory_format=torch.channels_last).train()
     images, targets = augment(on_device, recipe, 0, here, present), torch.randint(CLASSES, (size,), device=device)
     rates = {}
-    for noise in ("conventional", "learned", "paper"):
+    for noise in ("plain", "learned", "paper"):
         optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
         criterion = torch.nn.CrossEntropyLoss()
         hook = None
-        if noise != "conventional":
+        if noise != "plain":
             normal = {"mean": [recipe.mean] * 3, "std": [recipe.std] * 3}
             hook = policy_noise.attach(model, optimizer, criterion, preset=noise, **normal)
 

@@ -12,89 +12,40 @@ from torch import Tensor, nn
 __all__ = ["Sample", "StochasticAugmentation"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """One draw for a batch. Passed to its augmentation again, it repeats the same transform.
 
-    Subclasses add the fields that are needed for that.
+    A frozen dataclass that is derived from it adds the fields that are needed for that.
 
     Args:
         log_prob: Log-probability of each image's draw, (B,), differentiable in the augmentation's parameters. None if
             there is nothing to learn.
         applied: Which images are transformed, (B,) bool. The others are returned unchanged, bit for bit.
+        entropy: Entropy of each image's distribution in nats, (B,), differentiable. Only ``entropy_coef`` and
+            ``entropy_target`` need it.
+
+    Example:
+        >>> log_prob = torch.zeros(4, requires_grad=True)
+        >>> sample = Sample(log_prob=log_prob, applied=torch.tensor([True, False, True, True]))
+        >>> sample.detach().log_prob.requires_grad
+        False
     """
 
     log_prob: Tensor | None
     applied: Tensor
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if "entropy" in cls.__annotations__:
-            raise TypeError(f"{cls.__name__}.entropy must be a property that computes it, not a field")
-
-    @property
-    def entropy(self) -> Tensor | None:
-        """Entropy of each image's distribution in nats, (B,), differentiable; None if it is not known."""
-        return None
+    entropy: Tensor | None = None
 
     @property
     def actions(self) -> int:
         """Number of independent actions in each draw, such as a mask's cells; the unit of ``entropy_target``."""
         return 1
 
-    @property
-    def is_scored(self) -> bool:
-        """Whether ``log_prob`` is stored. A subclass may leave it out and compute it when it is read."""
-        return True
-
-    @property
-    def has_graph(self) -> bool:
-        """Whether the draw can be differentiated in the augmentation's parameters."""
-        return self.log_prob is not None and self.log_prob.requires_grad
-
-    def finite(self) -> Tensor | None:
-        """Which draws have a finite log-probability, (B,) bool; None if all have one."""
-        return None if self.log_prob is None else self.log_prob.detach().isfinite()
-
-    def surrogate(self, weight: Tensor, entropy_weight: Tensor | None = None) -> tuple[list[Tensor], list[Tensor]]:
-        r"""What :func:`torch.autograd.grad` takes to differentiate a weighted sum over the images.
-
-        .. math:: \sum_i w_i \log p(a_i \mid x_i) - c_i H_i
-
-        A subclass whose gradient has a closed form may return it, instead of having autograd derive it.
-
-        Args:
-            weight: The factor w of each log-probability.
-            entropy_weight: The factor c of each entropy; None for no bonus.
-
-        Shape:
-            - weight, entropy_weight: (B,).
-
-        Returns:
-            ``outputs`` and ``grad_outputs``: tensors of the graph, and the derivative of the sum in each of them.
-
-        Raises:
-            TypeError: If the sample lacks what is weighted.
-        """
-        name = type(self).__name__
-        if self.log_prob is None:
-            raise TypeError(f"{name} has no log_prob to learn from: pass frozen=True")
-        if entropy_weight is None:
-            return [self.log_prob], [weight]
-        entropy = self.entropy
-        if entropy is None:
-            raise TypeError(
-                f"entropy_coef and entropy_target need an entropy, which {name} does not have: give it a property "
-                "entropy of shape (B,)"
-            )
-        return [self.log_prob, entropy], [weight, -entropy_weight]
-
     def detach(self) -> "Sample":
         """The same draw without its graph."""
-        names = [f.name for f in dataclasses.fields(self) if f.name != "log_prob" or self.is_scored]
-        values = {name: getattr(self, name) for name in names}
-        kept: dict[str, Any] = {name: v.detach() for name, v in values.items() if isinstance(v, Tensor)}
-        return dataclasses.replace(self, **{"log_prob": None, **kept})
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        kept: dict[str, Any] = {name: value.detach() for name, value in values.items() if isinstance(value, Tensor)}
+        return dataclasses.replace(self, **kept)
 
 
 class StochasticAugmentation(nn.Module):

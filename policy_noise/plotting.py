@@ -204,7 +204,7 @@ def _grid(
             values = ((values - black) / (white - black).clamp(min=1e-6)).clamp(0, 1)
         for axes, value in zip(line, values.permute(0, 2, 3, 1).squeeze(-1).numpy(), strict=True):
             if is_factor:
-                shaded = axes.imshow(value, cmap=FACTORS, vmin=1 - reach, vmax=1 + reach)
+                shaded = axes.imshow(value, cmap=FACTORS, vmin=max(0.0, 1 - reach), vmax=1 + reach)
                 shaded_axes.append(axes)
             else:
                 axes.imshow(value, cmap="gray", vmin=0, vmax=1)

@@ -23,11 +23,6 @@ class Choice(Sample):
     """Which of five actions each image got."""
 
     index: Tensor
-    logits: Tensor
-
-    @property
-    def entropy(self):
-        return torch.distributions.Categorical(logits=self.logits).entropy()
 
 
 class Bandit(StochasticAugmentation):
@@ -41,7 +36,9 @@ class Bandit(StochasticAugmentation):
         logits = self.logits.expand(len(images), 5)
         index = torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1)
         log_prob = logits.log_softmax(1).gather(1, index[:, None]).squeeze(1)
-        return Choice(log_prob, torch.ones_like(index, dtype=torch.bool), index, logits)
+        entropy = torch.distributions.Categorical(logits=logits).entropy()
+        applied = torch.ones_like(index, dtype=torch.bool)
+        return Choice(log_prob=log_prob, applied=applied, entropy=entropy, index=index)
 
     @torch.no_grad()
     def transform(self, images, sample):
@@ -126,7 +123,7 @@ def test_evaluation_is_clean_and_a_sample_replays_itself():
 def test_images_that_are_not_applied_come_back_bit_for_bit():
     augmentation, images = Bandit(), torch.randn(6, 1, 4, 4)
     applied = torch.arange(6) % 2 == 0
-    sample = Choice(None, applied, torch.zeros(6, dtype=torch.long), torch.zeros(6, 5))
+    sample = Choice(log_prob=None, applied=applied, index=torch.zeros(6, dtype=torch.long))
     changed = augmentation(images, sample)
     assert torch.equal(changed[~applied], images[~applied])
     assert (changed[applied] != images[applied]).all()
@@ -188,7 +185,7 @@ def changed(**fields):
         def sample(self, images, generator=None):
             drawn = super().sample(images, generator)
             values = {"log_prob": drawn.log_prob, "applied": drawn.applied, "index": drawn.index}
-            return Choice(**values | {"logits": drawn.logits} | {k: f(drawn) for k, f in fields.items()})
+            return Choice(**values | {k: f(drawn) for k, f in fields.items()})
 
     return Changed()
 
@@ -216,7 +213,7 @@ class AnotherSample(Bandit):
         (AnotherSample(), TypeError, r"AnotherSample\.sample must return a policy_noise\.Sample, got dict"),
         (changed(log_prob=lambda s: None), ValueError, r"must return log_prob of shape \(32,\), .* got None"),
         (changed(log_prob=lambda s: s.log_prob[1:]), ValueError, r"log_prob of shape \(32,\), .* got \(31,\)"),
-        (changed(log_prob=lambda s: s.logits), ValueError, r"log_prob of shape \(32,\), .* got \(32, 5\)"),
+        (changed(log_prob=lambda s: torch.zeros(32, 5)), ValueError, r"log_prob of shape \(32,\), .* got \(32, 5\)"),
         (changed(log_prob=lambda s: s.log_prob.detach()), ValueError, "log_prob without a graph: .* pass frozen=True"),
         (changed(applied=lambda s: s.applied[:3]), ValueError, r"applied of shape \(32,\), .* got \(3,\)"),
         (changed(applied=lambda s: s.applied.float()), ValueError, r"applied as bool, got torch\.float32"),
@@ -235,18 +232,10 @@ def test_a_frozen_one_needs_no_log_prob(log_prob):
     assert loop.losses[-1] > 0.5
 
 
-def test_entropy_as_a_field_is_refused():
-    with pytest.raises(TypeError, match=r"Mistaken\.entropy must be a property that computes it, not a field"):
-
-        @dataclass(frozen=True)
-        class Mistaken(Sample):
-            entropy: Tensor
-
-
 class WithoutEntropy(Bandit):
     def sample(self, images, generator=None):
         drawn = super().sample(images, generator)
-        return Sample(drawn.log_prob, drawn.applied)
+        return Sample(log_prob=drawn.log_prob, applied=drawn.applied)
 
     def transform(self, images, sample):
         return images
@@ -254,9 +243,7 @@ class WithoutEntropy(Bandit):
 
 @pytest.mark.parametrize("setting", [{"entropy_coef": 0.1}, {"entropy_target": -0.1}])
 def test_an_entropy_that_is_not_known_cannot_be_held(setting):
-    with pytest.raises(
-        TypeError, match="need an entropy, which Sample does not have: give it a property entropy of shape"
-    ):
+    with pytest.raises(TypeError, match="need an entropy, which Sample does not have: return Sample"):
         Loop(WithoutEntropy(), **setting).train(1)
 
 

@@ -19,7 +19,7 @@ from policy_noise.experiments.shifts import SEVERITIES, SHIFTS
 ROOT = Path(__file__).resolve().parents[2]
 JOINED = ("mednist", "braintumormri", "breastcancerus")
 SHIFT_SEEDS = {"val": 1000, "test": 2000}
-ORGANS = ROOT / "examples" / "data" / "organpatches.npz"
+ORGANS = ROOT / "policy_noise" / "experiments" / "embedded" / "organpatches.npz"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Pictures of what a training does to images."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,7 @@ from policy_noise.plotting import plot_masks
 
 from ..utils.files import write_atomic
 from .batches import augment
-from .figures import LABELS
-from .recipes import TrainRecipe
+from .recipes import TrainRecipe, name_of
 from .world import World
 
 __all__ = ["mask_gallery", "one_of_each_class", "save_seen"]
@@ -46,7 +46,7 @@ def mask_gallery(path: Path, mask: Any, data: Any, recipe: TrainRecipe, world: W
         std=recipe.std,
     )
     # In two lines: with two classes the picture is narrow.
-    figure.suptitle(f"{LABELS[recipe.noise]}\nvalidation images, after epoch {epoch + 1}", fontsize=10)
+    figure.suptitle(f"{name_of(dataclasses.asdict(recipe))}\nvalidation images, after epoch {epoch + 1}", fontsize=10)
     write_atomic(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
 
 

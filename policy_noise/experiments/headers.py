@@ -122,8 +122,8 @@ def size_notes(sizes: Mapping[tuple[int, int], int], reading: Reading) -> list[s
     if larger:
         wide, high = larger.most_common(1)[0][0]
         notes.append(
-            f"{larger.total()} of {total} images are larger than they are read, most of them {wide} x {high} pixels: "
-            f"they are reduced to {reading.size} x {reading.size}"
+            f"{larger.total()} of {total} images are larger than {reading.size} x {reading.size} pixels, most of them "
+            f"{wide} x {high}: they are reduced"
         )
     return notes
 

@@ -1,4 +1,4 @@
-"""The weights that a transfer starts from: a run's model, timm's published weights, or random ones."""
+"""The weights that a transfer starts from: a run's model, timm's published weights, or fresh ones."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +10,8 @@ from torch import nn
 
 from policy_noise.heated import load_heated, read_heated_metadata
 
+from .rivals import normalize_each_image
+
 __all__ = ["Initialisation", "parse_initialisation"]
 
 
@@ -19,12 +21,13 @@ class Initialisation:
 
     Args:
         label: Its name in tables and curves; the same for all pretraining seeds of one method.
-        source: ``"random"``, ``"imagenet"`` (timm's pretrained weights, fetched) or a file.
+        source: ``"scratch"``, ``"imagenet"`` (timm's pretrained weights, fetched) or a file.
         model: Name of the timm model.
         in_chans: Channels that the model takes.
         options: Arguments of :func:`timm.create_model`.
         normalization: Mean and std that it was trained with, if known.
         heated: Whether the file is a run's model. Otherwise it holds timm's pretrained weights.
+        normalize_images: Normalize each image before the network, as the run did.
     """
 
     label: str
@@ -34,6 +37,7 @@ class Initialisation:
     options: Mapping[str, Any] = field(default_factory=dict)
     normalization: tuple[float, float] | None = None
     heated: bool = True
+    normalize_images: bool = False
 
     def create(self, num_classes: int, seed: int) -> nn.Module:
         """A model with these weights and a fresh head.
@@ -45,12 +49,12 @@ class Initialisation:
 
         torch.manual_seed(seed)
         options: dict[str, Any] = {"in_chans": self.in_chans, **self.options}
-        file = None if self.source in ("random", "imagenet") else self.source
-        if self.source == "random" or (file and self.heated):
+        file = None if self.source in ("scratch", "imagenet") else self.source
+        if self.source == "scratch" or (file and self.heated):
             model = timm.create_model(self.model, num_classes=num_classes, **options)
             if file:
                 load_heated(model, file, fresh_classifier=True)
-            return model
+            return normalize_each_image(model) if self.normalize_images else model
         try:
             # With the published number of classes first: with another, timm takes any file and leaves out what differs.
             overlay = {"file": file} if file else None
@@ -69,8 +73,8 @@ def parse_initialisation(text: str, model: str | None, like: Initialisation | No
     """Parse ``label=source`` from the command line. A run's folder means its ``model.safetensors``.
 
     Args:
-        text: Such as ``"policy=runs/policy"``, ``"random"``, ``"imagenet"`` or ``"imagenet=FILE"``, timm's weights as
-            safetensors.
+        text: Such as ``"learned=runs/learned"``, ``"scratch"``, ``"imagenet"`` or ``"imagenet=FILE"``, timm's weights
+            as safetensors.
         model: Name of the timm model for the last three; by default that of ``like``.
         like: A run's initialisation, whose model and channels they share.
 
@@ -81,16 +85,16 @@ def parse_initialisation(text: str, model: str | None, like: Initialisation | No
     label, separator, source = text.partition("=")
     if not separator:
         source = label
-    if source in ("random", "imagenet") or label == "imagenet":
+    if source in ("scratch", "imagenet") or label == "imagenet":
         if model is None and like is None:
             raise ValueError(f"{label!r} needs the name of a timm model: add a run to --init, or pass --model")
-        if source not in ("random", "imagenet") and not (Path(source).is_file() and source.endswith(".safetensors")):
+        if source not in ("scratch", "imagenet") and not (Path(source).is_file() and source.endswith(".safetensors")):
             raise FileNotFoundError(f"imagenet={source}: timm's weights must be a safetensors file, and there is none")
         if like is not None and model in (None, like.model):
             return Initialisation(label, source, like.model, like.in_chans, like.options, heated=False)
         return Initialisation(label, source, str(model), 1 if like is None else like.in_chans, heated=False)
     if not separator:
-        raise ValueError(f"an initialisation must be LABEL=RUN, 'random' or 'imagenet', got {text!r}")
+        raise ValueError(f"an initialisation must be LABEL=RUN, 'scratch' or 'imagenet', got {text!r}")
     path = Path(source)
     path = path / "model.safetensors" if path.is_dir() else path
     metadata = read_heated_metadata(path)
@@ -100,4 +104,6 @@ def parse_initialisation(text: str, model: str | None, like: Initialisation | No
         raise ValueError(f"{path} does not say which model it holds: pass --model")
     normalization = (recipe["mean"], recipe["std"]) if "mean" in recipe and "std" in recipe else None
     in_chans = recipe.get("in_chans", 1)
-    return Initialisation(label, str(path), name, in_chans, recipe.get("model_options", {}), normalization)
+    options = recipe.get("model_options", {})
+    normalize = recipe.get("normalize_images", False)
+    return Initialisation(label, str(path), name, in_chans, options, normalization, normalize_images=normalize)

@@ -25,12 +25,12 @@ def attach_noise(
         "preset": recipe.preset,
         "mean": [recipe.mean] * recipe.in_chans,
         "std": [recipe.std] * recipe.in_chans,
-        **({} if recipe.preset == "random" else {"frozen": recipe.noise == "frozen"}),
+        "frozen": recipe.noise == "random",
         "generator": generator,
         **({"strength_schedule": lambda step: float(step < noisy_steps)} if recipe.clean_epochs else {}),
         **recipe.noise_options,
     }
-    if recipe.policy_lr is None or recipe.noise == "frozen":
+    if recipe.policy_lr is None or recipe.noise == "random":
         return policy_noise.attach(model, optimizer, criterion, **options), None
     hook = policy_noise.attach(
         model, optimizer, criterion, **options, policy_lr=recipe.policy_lr, follow_schedule=False

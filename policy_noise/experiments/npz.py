@@ -48,7 +48,7 @@ def load_npz(
         ValueError: If the file is not an npz file, or a key is missing, of the wrong type or shape, or out of range.
 
     Example:
-        >>> load_npz("examples/data/organpatches.npz", "mr_").num_classes
+        >>> load_npz("policy_noise/experiments/embedded/organpatches.npz", "mr_").num_classes
         8
     """
     path = Path(path)

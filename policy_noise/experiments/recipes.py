@@ -16,12 +16,12 @@ __all__ = [
     "TrainRecipe",
     "TransferRecipe",
     "departures",
+    "name_of",
     "override",
     "recorded_recipe",
-    "with_extra",
 ]
 
-NOISES = ("conventional", "frozen", "policy")
+NOISES = ("plain", "random", "learned")
 
 
 def _check_types(recipe: Any) -> None:
@@ -72,13 +72,15 @@ class TrainRecipe:
         mean: Mean of the normalization, one for all channels.
         std: Standard deviation of the normalization, one for all channels.
         in_chans: Channels that the model takes: 1 or 3.
-        noise: ``"conventional"`` (no masks), ``"frozen"`` (random masks of a policy that never learns) or ``"policy"``
-            (learned masks).
+        noise: ``"plain"`` (no masks), ``"random"`` (masks of a policy that never learns) or ``"learned"``
+            (masks of a policy that learns).
         preset: The mask's preset: ``"learned"``, ``"random"`` or ``"paper"``.
         noise_options: More arguments of :func:`policy_noise.attach`.
         policy_lr: Learning rate of the policy, which falls to 0 along a cosine; by default the preset's own rule.
-        extra_augmentation: Intensity augmentation before the mask: ``"none"`` or one of
-            :data:`~policy_noise.experiments.rivals.RIVALS`.
+        extra_augmentation: Augmentation before the mask: ``"none"``, one of
+            :data:`~policy_noise.experiments.rivals.RIVALS`, or one of your own as ``"package.module:name"``.
+        normalize_images: Each image's mean is subtracted and its deviation divided out before the network, in training
+            and in testing, after all augmentation.
         clean_epochs: Number of epochs at the end without masks and extra augmentation.
         model_options: Arguments of :func:`timm.create_model`.
         seed: Seed of weights, order, augmentation and masks.
@@ -102,11 +104,12 @@ class TrainRecipe:
     mean: float = 0.5
     std: float = 0.25
     in_chans: int = 1
-    noise: Literal["conventional", "frozen", "policy"] = "conventional"
+    noise: Literal["plain", "random", "learned"] = "plain"
     preset: str = "learned"
     noise_options: Mapping[str, Any] = field(default_factory=dict)
     policy_lr: float | None = None
     extra_augmentation: str = "none"
+    normalize_images: bool = False
     clean_epochs: int = 0
     model_options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -121,7 +124,8 @@ class TrainRecipe:
         _one_of("schedule", self.schedule, ("step", "onecycle", "warmup"))
         _one_of("augmentation", self.augmentation, ("resized_crop", "shift", "none"))
         _one_of("noise", self.noise, NOISES)
-        _one_of("extra_augmentation", self.extra_augmentation, ("none", *RIVALS))
+        if ":" not in self.extra_augmentation:
+            _one_of("extra_augmentation", self.extra_augmentation, ("none", *RIVALS))
         _one_of("in_chans", self.in_chans, (1, 3))
         for name in ("image_size", "load_size", "batch_size", "epochs", "keep_checkpoints"):
             if getattr(self, name) < 1:
@@ -319,7 +323,10 @@ def departures(recipe: Mapping[str, Any], stage: str) -> dict[str, tuple[Any, An
     return None if any(name in found for name in marks) else found
 
 
-def with_extra(label: str, recipe: Mapping[str, Any]) -> str:
-    """The name of a training, with its extra augmentation if it has one."""
+def name_of(recipe: Mapping[str, Any]) -> str:
+    """The name of a training in bars and on pages: what changes its images, joined by ``+``; ``plain`` if nothing."""
     extra = recipe.get("extra_augmentation", "none")
-    return label if extra == "none" else f"{label} with {extra.replace('_', ' ')}"
+    parts = ["normalize"] if recipe.get("normalize_images") else []
+    parts += [] if extra == "none" else [extra.replace("_", "-")]
+    parts += [recipe["noise"]] if recipe.get("noise", "plain") != "plain" else []
+    return "+".join(parts) or "plain"

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from . import published
-from .figures import LABELS, calibration_curve, confusion_matrix, few_shot_curves, training_diagnostics
+from .figures import calibration_curve, confusion_matrix, few_shot_curves, training_diagnostics
 from .metrics import confused_pairs
 from .pages import image_html, table_html, write_page
-from .recipes import departures, with_extra
+from .recipes import departures, name_of
 from .runs import read_json, read_lines
 from .transfer import summarise
 
@@ -68,7 +68,7 @@ def write_report(folder: Path) -> Path:
     else:
         body += _ancestry(record)
         if lines:
-            method = "fine-tuning" if record["stage"] == "finetune" else recipe.get("noise", "conventional")
+            method = "fine-tuning" if record["stage"] == "finetune" else name_of(recipe)
             panels = None if any("reward" in line for line in lines) else _PLAIN
             training_diagnostics({method: [lines]}, figures / "training.png", panels=panels)
             body += _last_validation(lines, record, folder)
@@ -109,7 +109,7 @@ def _method(record: Mapping[str, Any]) -> str:
     """The kind of a training, in a few words."""
     if record["stage"] == "finetune":
         return "fine-tuned on clean images"
-    return with_extra(LABELS[record["recipe"].get("noise", "conventional")], record["recipe"])
+    return name_of(record["recipe"])
 
 
 def _ancestry(record: Mapping[str, Any]) -> list[str]:
@@ -235,10 +235,7 @@ def _transfer(lines: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any], fig
         parts += [f"<h2>{name}: means with 95 % t-intervals</h2>", image_html(path)]
         for data, inits in summary.items():
             shots = sorted({n for points in inits.values() for n in points})
-            rows = [
-                [LABELS.get(init, init), *[str(points[n]) if n in points else "" for n in shots]]
-                for init, points in inits.items()
-            ]
+            rows = [[init, *[str(points[n]) if n in points else "" for n in shots]] for init, points in inits.items()]
             parts.append(f"<h3>{html.escape(data)}</h3>{table_html(['initialisation', *map(str, shots)], rows)}")
     if departures(recipe, "transfer") is not None:
         rows = [[name, *values] for name, values in published.FEW_SHOT.items()]
@@ -254,5 +251,5 @@ def transfer_table(lines: Sequence[Mapping[str, Any]], metric: str) -> str:
         shots = sorted({n for points in inits.values() for n in points})
         if not rows:
             rows += [["set", "initialisation", *map(str, shots)], ["---"] * (2 + len(shots))]
-        rows += [[data, LABELS.get(init, init), *[str(points[n]) for n in shots]] for init, points in inits.items()]
+        rows += [[data, init, *[str(points[n]) for n in shots]] for init, points in inits.items()]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

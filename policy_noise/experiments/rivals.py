@@ -1,142 +1,264 @@
-"""Established intensity augmentations, for comparison with the masks."""
+"""What masks are compared with: augmentations of other libraries, normalization of each image, and your own.
 
-from collections.abc import Callable
-from typing import Any
+To add an augmentation, write its factory here and name it in :data:`RIVALS`: it is then an arm of ``compare``.
+"""
+
+import functools
+import importlib
+import inspect
+import random
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..hooks.streams import own_randomness
 from .shifts import bias_field
 
-__all__ = ["RIVALS", "Augmentation", "RunAugmentation"]
+__all__ = ["RIVALS", "Augmentation", "Own", "Rival", "RunAugmentation", "normalize_each_image", "own_transform"]
 
-Operation = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
-"""Of images in [0, 1], labels and a generator on their device."""
+Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From images in [0, 1], (N, C, H, W), and labels, to images and labels, or to class probabilities."""
 
 
-def _on_half(change: Callable[[Tensor, torch.Generator], Tensor]) -> Callable[[int], Operation]:
-    def operation(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        changed = change(images, generator)
+class Rival(NamedTuple):
+    """An augmentation to compare with.
+
+    Args:
+        about: What it does, in words for tables.
+        build: From the number of classes and a generator on the images' device to a :data:`Transform`. It may draw from
+            the global generators instead.
+    """
+
+    about: str
+    build: Callable[[int, torch.Generator], Transform]
+
+
+def _images_only(work: Callable[[Tensor], Tensor]) -> Transform:
+    return lambda images, labels: (work(images), labels)
+
+
+def _half(work: Callable[[Tensor], Tensor], generator: torch.Generator) -> Transform:
+    """Change each image with probability one half."""
+
+    def transform(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        changed = work(images)
         chosen = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) < 0.5
         return torch.where(chosen, changed, images), labels
 
-    return lambda num_classes: operation
+    return transform
 
 
-def _bias_field(images: Tensor, generator: torch.Generator) -> Tensor:
-    """TorchIO's default."""
-    return bias_field(images, generator, 0.5).clamp(0, 1)
+def _torchvision(name: str) -> Callable[[int, torch.Generator], Transform]:
+    """One of torchvision's automatic augmentations of uint8 images, drawn anew for each eighth of a batch."""
+
+    def build(num_classes: int, generator: torch.Generator) -> Transform:
+        from torchvision.transforms import v2
+
+        operation = getattr(v2, name)()
+
+        def work(images: Tensor) -> Tensor:
+            parts = (images * 255).round().to(torch.uint8).chunk(8)
+            return torch.cat([operation(part) for part in parts]).float() / 255
+
+        return _images_only(work)
+
+    return build
 
 
-def _gaussian_noise(images: Tensor, generator: torch.Generator) -> Tensor:
-    noise = torch.randn(images.shape, generator=generator, device=images.device)
-    return (images + 0.1 * noise).clamp(0, 1)
+def _color_jitter(num_classes: int, generator: torch.Generator) -> Transform:
+    from kornia.augmentation import ColorJitter
+
+    operation = ColorJitter(0.4, 0.4, 0.4)  # of three channels
+    return _images_only(lambda images: operation(images.expand(-1, 3, -1, -1))[:, : images.shape[1]])
 
 
-def _swap_statistics(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Give each image the mean and standard deviation, in each channel, of another one."""
-    std, mean = torch.std_mean(images, dim=(2, 3), keepdim=True)
-    order = torch.randperm(len(images), generator=generator, device=images.device)
-    normalized = (images - mean) / std.clamp_min(1e-6)
-    return (normalized * std[order] + mean[order]).clamp(0, 1)
+def _random_erasing(num_classes: int, generator: torch.Generator) -> Transform:
+    from kornia.augmentation import RandomErasing
+
+    return _images_only(RandomErasing(p=0.5))
 
 
-def _randconv(images: Tensor, generator: torch.Generator) -> Tensor:
+def _mixup(num_classes: int, generator: torch.Generator) -> Transform:
+    from timm.data import Mixup
+
+    operation = Mixup(mixup_alpha=0.2, label_smoothing=0.0, num_classes=num_classes)
+
+    def transform(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        count = len(images)
+        if count % 2:  # timm's mixes pairs
+            images, labels = torch.cat([images, images[:1]]), torch.cat([labels, labels[:1]])
+        images, labels = operation(images, labels)
+        return images[:count], labels[:count]
+
+    return transform
+
+
+def _bias_field(num_classes: int, generator: torch.Generator) -> Transform:
+    return _half(lambda images: bias_field(images, generator, 0.5).clamp(0, 1), generator)
+
+
+def _gaussian_noise(num_classes: int, generator: torch.Generator) -> Transform:
+    def work(images: Tensor) -> Tensor:
+        noise = torch.randn(images.shape, generator=generator, device=images.device)
+        return (images + 0.1 * noise).clamp(0, 1)
+
+    return _half(work, generator)
+
+
+def _swap_statistics(num_classes: int, generator: torch.Generator) -> Transform:
+    def work(images: Tensor) -> Tensor:
+        std, mean = torch.std_mean(images, dim=(2, 3), keepdim=True)
+        order = torch.randperm(len(images), generator=generator, device=images.device)
+        normalized = (images - mean) / std.clamp_min(1e-6)
+        return (normalized * std[order] + mean[order]).clamp(0, 1)
+
+    return _half(work, generator)
+
+
+def _randconv(num_classes: int, generator: torch.Generator) -> Transform:
     """Mix each image with itself under a random filter (RandConv's RC-mix 1-7, Xu et al. 2021).
 
     A size of 1, 3, 5 or 7 for each batch, and a filter and a share for each image. As in the authors' code, grey of 0.5
     is zero to the filters.
     """
-    count, channels = images.shape[:2]
-    device = images.device
-    size = 1 + 2 * int(torch.randint(4, (), generator=generator, device=device))
-    filters = torch.randn(count * channels, channels, size, size, generator=generator, device=device)
-    filters = filters / (channels * size**2) ** 0.5
-    flat = (images - 0.5).reshape(1, count * channels, *images.shape[2:])
-    filtered = F.conv2d(flat, filters, padding=size // 2, groups=count).reshape(images.shape) + 0.5
-    return torch.lerp(filtered, images, torch.rand(count, 1, 1, 1, generator=generator, device=device))
+
+    def work(images: Tensor) -> Tensor:
+        count, channels = images.shape[:2]
+        place: dict[str, Any] = {"generator": generator, "device": images.device}
+        size = 1 + 2 * int(torch.randint(4, (), **place))
+        filters = torch.randn(count * channels, channels, size, size, **place) / (channels * size**2) ** 0.5
+        flat = (images - 0.5).reshape(1, count * channels, *images.shape[2:])
+        filtered = F.conv2d(flat, filters, padding=size // 2, groups=count).reshape(images.shape) + 0.5
+        return torch.lerp(filtered, images, torch.rand(count, 1, 1, 1, **place))
+
+    return _half(work, generator)
 
 
-def _of_torchvision(name: str) -> Callable[[int], Operation]:
-    """Drawn for each eighth of the batch."""
-
-    def build(num_classes: int) -> Operation:
-        from torchvision.transforms import v2
-
-        transform = getattr(v2, name)()
-
-        def operation(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-            parts = (images * 255).round().to(torch.uint8).chunk(8)
-            return torch.cat([transform(part) for part in parts]).float() / 255, labels
-
-        return operation
-
-    return build
-
-
-def _random_erasing(num_classes: int) -> Operation:
-    from kornia.augmentation import RandomErasing
-
-    erasing = RandomErasing(p=0.5)
-    return lambda images, labels, generator: (erasing(images), labels)
+RIVALS: Mapping[str, Rival] = MappingProxyType(
+    {
+        "bias_field": Rival("multiplied by the exponential of a random cubic, TorchIO's .5, half of them", _bias_field),
+        "gaussian_noise": Rival("normal noise of deviation 0.1, half of the images", _gaussian_noise),
+        "random_erasing": Rival("kornia's RandomErasing, half of the images", _random_erasing),
+        "mixup": Rival("images and labels of two mixed, timm's Mixup, alpha 0.2", _mixup),
+        "randaugment": Rival("torchvision's RandAugment, 2 operations of magnitude 9", _torchvision("RandAugment")),
+        "trivialaugment": Rival("torchvision's TrivialAugmentWide, one operation", _torchvision("TrivialAugmentWide")),
+        "augmix": Rival("torchvision's AugMix, severity 3", _torchvision("AugMix")),
+        "color_jitter": Rival("kornia's ColorJitter(0.4, 0.4, 0.4); of grey images, no saturation", _color_jitter),
+        "swap_statistics": Rival("mean and deviation of another image of the batch, half of them", _swap_statistics),
+        "randconv": Rival("a random convolution, mixed with the image (RandConv), half of them", _randconv),
+    }
+)
 
 
-def _mixup(num_classes: int) -> Operation:
-    from timm.data import Mixup
+class Own(NamedTuple):
+    """A transform of your own, with what it takes. A factory returns it where the defaults do not fit.
 
-    mixup: Any = Mixup(mixup_alpha=0.2, label_smoothing=0.0, num_classes=num_classes)
-    return lambda images, labels, generator: mixup(images, labels)
+    Args:
+        call: Changes an image, or a batch, and returns one of the same shape.
+        per: ``"image"``, called with (C, H, W), or ``"batch"``, called with (N, C, H, W).
+        images: ``"uint8"`` tensors, ``"float"`` tensors in [0, 1], or ``"array"``: uint8 NumPy arrays (H, W, C) that
+            are passed as ``image=``, the result under the same name, as Albumentations has it.
+    """
+
+    call: Callable[..., Any]
+    per: str = "image"
+    images: str = "float"
 
 
-def _color_jitter(num_classes: int) -> Operation:
-    from kornia.augmentation import ColorJitter
-
-    jitter = ColorJitter(0.4, 0.4, 0.4)
-    return lambda images, labels, generator: (jitter(images.expand(-1, 3, -1, -1))[:, : images.shape[1]], labels)
+_DEFAULTS = {"kornia": ("batch", "float"), "torchvision": ("image", "uint8"), "albumentations": ("image", "array")}
+"""What a library's transforms take; all others: one image, float."""
 
 
-RIVALS: dict[str, Callable[[int], Operation]] = {
-    "bias_field": _on_half(_bias_field),
-    "gaussian_noise": _on_half(_gaussian_noise),
-    "swap_statistics": _on_half(_swap_statistics),
-    "randconv": _on_half(_randconv),
-    "random_erasing": _random_erasing,
-    "mixup": _mixup,
-    "randaugment": _of_torchvision("RandAugment"),
-    "trivialaugment": _of_torchvision("TrivialAugmentWide"),
-    "augmix": _of_torchvision("AugMix"),
-    "color_jitter": _color_jitter,
+def own_transform(name: str) -> Own:
+    """Import a transform of the user's own.
+
+    Args:
+        name: ``"package.module:name"``. The module may lie in the current folder. The name is that of a transform, or
+            of a factory or class that can be called without arguments and gives one (or an :class:`Own`).
+
+    Raises:
+        ValueError: If it cannot be imported, or is not callable.
+    """
+    module, _, attribute = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Any = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"transform {name!r} cannot be imported as package.module:name ({error})") from error
+    finally:
+        sys.path.pop(0)
+    if inspect.isclass(found) or (inspect.isfunction(found) and not _required(found)):
+        found = found()
+    if not isinstance(found, Own):
+        library = "albumentations" if type(found).__module__.startswith("albu") else type(found).__module__
+        found = Own(found, *_DEFAULTS.get(library.partition(".")[0], ("image", "float")))
+    if not callable(found.call) or found.per not in ("image", "batch") or found.images not in _READ:
+        raise ValueError(f"transform {name!r} must be or give a callable, or Own(callable, per, images), got {found}")
+    return found
+
+
+def _required(function: Callable[..., Any]) -> bool:
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
+    return any(entry.default is entry.empty and entry.kind not in kinds for entry in parameters)
+
+
+def _to_uint8(images: Tensor) -> Tensor:
+    return (images * 255).round().to(torch.uint8)
+
+
+_READ: dict[str, Callable[[Tensor, Own], Any]] = {
+    "float": lambda image, own: own.call(image),
+    "uint8": lambda image, own: own.call(_to_uint8(image)),
+    "array": lambda image, own: own.call(image=_to_uint8(image).movedim(-3, -1).cpu().numpy()),
 }
-"""What makes each, from the number of classes."""
+
+
+def _apply_own(own: Own, name: str) -> Transform:
+    def one(image: Tensor) -> Tensor:
+        result = _READ[own.images](image, own)
+        if own.images == "array":
+            array = np.ascontiguousarray(result["image"] if isinstance(result, Mapping) else result)
+            result = torch.from_numpy(array.reshape(*array.shape[: image.ndim - 1], -1)).movedim(-1, -3)
+        if not isinstance(result, Tensor) or result.shape != image.shape:
+            got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+            raise ValueError(f"transform {name!r} must return a tensor of shape {tuple(image.shape)}, got {got}")
+        plain = result.as_subclass(Tensor).to(image.device)
+        return plain.float() / 255 if plain.dtype == torch.uint8 else plain.float()
+
+    def work(images: Tensor) -> Tensor:
+        return one(images) if own.per == "batch" else torch.stack([one(image) for image in images])
+
+    return _images_only(work)
 
 
 class Augmentation:
-    """An intensity augmentation of images in [0, 1], at its usual strength.
+    """An augmentation of images in [0, 1], at its usual strength.
 
     Args:
-        name: ``"bias_field"`` (TorchIO's default, half of the images), ``"gaussian_noise"`` (std 0.1, half),
-            ``"swap_statistics"`` (mean and deviation of another image, half), ``"randconv"`` (RC-mix 1-7, half),
-            ``"random_erasing"`` (kornia's, half), ``"mixup"`` (timm's, alpha 0.2), ``"randaugment"``,
-            ``"trivialaugment"`` or ``"augmix"`` (torchvision's, drawn for each eighth of the batch) or
-            ``"color_jitter"`` (kornia's: brightness, contrast and, of colours, saturation within 0.4 of 1).
+        name: One of :data:`RIVALS`, or ``"package.module:name"`` of a transform of the user's own.
         num_classes: Number of classes, for MixUp's targets.
         device: Device of the images.
-        seed: Seed of the augmentations that draw on the device. Those of libraries use the global seeds.
+        seed: Seed of what draws on the device. The others use the global seeds.
     """
 
     def __init__(self, name: str, num_classes: int, device: torch.device, seed: int) -> None:
-        if name not in RIVALS:
-            raise ValueError(f"unknown augmentation {name!r}; known are {list(RIVALS)}")
-        self.name = name
+        if ":" not in name and name not in RIVALS:
+            raise ValueError(f"unknown augmentation {name!r}: it must be one of {list(RIVALS)} or package.module:name")
         self.generator = torch.Generator(device).manual_seed(20_000 + seed)
-        self.operation = RIVALS[name](num_classes)
+        self.own = own_transform(name) if ":" in name else None
+        self.transform = _apply_own(self.own, name) if self.own else RIVALS[name].build(num_classes, self.generator)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return self.operation(images, labels, self.generator)
+        return self.transform(images, labels)
 
 
 class RunAugmentation:
@@ -166,15 +288,39 @@ class RunAugmentation:
         """
         seed = int(np.random.default_rng([self.seed, step, 2, self.rank]).integers(2**31))
         self.augmentation.generator.manual_seed(seed)
-        count = len(images)
-        if self.augmentation.name == "mixup" and count % 2:  # timm's mixes pairs
-            images, labels = torch.cat([images, images[:1]]), torch.cat([labels, labels[:1]])
-        state = np.random.get_state()  # noqa: NPY002  (timm's MixUp draws from the global state)
+        own = None if self.augmentation.own is None else self.augmentation.own.call
+        for name in ("set_random_state", "set_random_seed"):  # MONAI's and Albumentations' have generators of their own
+            getattr(own, name, lambda seed: None)(seed)
+        state, pythons = np.random.get_state(), random.getstate()  # noqa: NPY002  (timm's MixUp draws from it)
         try:
             np.random.seed(seed)  # noqa: NPY002
+            random.seed(seed)
             with own_randomness(images.device, seed):
                 x, y = self.augmentation((images * self.std + self.mean).clamp(0, 1), labels)
         finally:
             np.random.set_state(state)  # noqa: NPY002
-        x = ((x - self.mean) / self.std)[:count].contiguous(memory_format=torch.channels_last)
-        return x, y[:count]
+            random.setstate(pythons)
+        return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last), y
+
+
+def normalize_each_image(model: nn.Module) -> nn.Module:
+    """Make a timm model subtract each image's mean and divide by its deviation first, in training and in testing.
+
+    It stands inside the model, after any mask or augmentation: a factor for the whole image is undone by it.
+
+    Args:
+        model: A timm model, changed in place.
+
+    Returns:
+        The same model.
+    """
+    forward: Any = model.forward_features
+    setattr(model, "forward_features", functools.partial(_normalized, forward))  # noqa: B010  (no parameter or module)
+    return model
+
+
+def _normalized(forward: Callable[..., Any], images: Tensor, *arguments: Any, **options: Any) -> Any:
+    # Single-precision statistics also under autocast; an image of one value becomes 0.
+    values = images.float()
+    std, mean = torch.std_mean(values, (1, 2, 3), keepdim=True)
+    return forward(((values - mean) / std.clamp_min(1e-4)).to(images.dtype), *arguments, **options)

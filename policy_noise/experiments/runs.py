@@ -1,5 +1,6 @@
 """Run folders: settings, environment and results, intact even if the process is killed at any moment."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -8,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,17 @@ import torch
 from ..presets import PRESETS
 from ..utils.files import PathLike, write_atomic
 
-__all__ = ["Run", "digest", "environment", "read_json", "read_lines", "require_free", "write_atomic", "write_json"]
+__all__ = [
+    "Run",
+    "digest",
+    "environment",
+    "only_one",
+    "read_json",
+    "read_lines",
+    "require_free",
+    "write_atomic",
+    "write_json",
+]
 
 PACKAGES = ("policy_noise", "torch", "timm", "kornia", "numpy", "scikit-learn", "medmnist")
 
@@ -99,6 +110,27 @@ def require_free(folder: PathLike) -> None:
     """
     if (Path(folder) / "recipe.json").is_file():
         raise FileExistsError(f"{folder} already holds a run: pass --resume, or another --output")
+
+
+@contextlib.contextmanager
+def only_one(folder: PathLike) -> Iterator[None]:
+    """Hold a folder for this process while the ``with`` block runs, so that two do not write into it.
+
+    Raises:
+        OSError: If another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(Path(folder) / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OSError(f"{folder} is in use by another process: wait for it, or take another --output") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Run:
@@ -194,7 +226,7 @@ class Run:
 
 def _settings_of_presets(stage: str, recipe: Any) -> dict[str, Any]:
     """Return what the presets of a run stand for. A version of the package that changes them must not go on with it."""
-    masked = getattr(recipe, "noise", "conventional") != "conventional"
+    masked = getattr(recipe, "noise", "plain") != "plain"
     names = PRESETS if stage == "compare" else [recipe.preset] if masked else []
     return {name: {"mask": dict(PRESETS[name].mask), "hook": dict(PRESETS[name].hook)} for name in names}
 

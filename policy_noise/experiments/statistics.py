@@ -1,5 +1,9 @@
-"""Intervals and tests for few repeated runs, on SciPy."""
+"""What repeated runs show: intervals, paired differences, Holm's correction and power, on SciPy and statsmodels.
 
+:func:`differences` does all of it for a table of runs, from any framework and task.
+"""
+
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,6 +15,7 @@ __all__ = [
     "Difference",
     "Interval",
     "bootstrap_interval",
+    "differences",
     "holm",
     "paired_difference",
     "pairs_needed",
@@ -18,8 +23,9 @@ __all__ = [
     "t_interval",
 ]
 
-MIN_PAIRS = 3
-"""Fewest pairs for a test. With two pairs and one degree of freedom, chance agreement can give any p-value."""
+MIN_PAIRS = 5
+"""Fewest pairs for a test. With three, a score of few test images claims a difference in up to a quarter of the
+comparisons without any, because such scores often agree by chance."""
 
 
 class Interval(NamedTuple):
@@ -74,20 +80,10 @@ def t_interval(
         >>> print(t_interval([0.98, 1.0], bounds=(0, 1)))
         0.990 [0.863, 1.000]
     """
-    from scipy import stats
-
     sample = _sample("values", values)
-    _check_confidence(confidence)
     if bounds is not None and (sample.min() < bounds[0] or sample.max() > bounds[1]):
         raise ValueError(f"values must lie in {bounds[0]} to {bounds[1]}, got {sample.min()} to {sample.max()}")
-    mean = float(sample.mean())
-    if len(sample) == 1:
-        return Interval(mean, float("nan"), float("nan"))
-    if np.ptp(sample) <= 8 * np.finfo(np.float64).eps * np.abs(sample).max():  # of which SciPy says nan, or warns
-        return Interval(mean, mean, mean)
-    found = stats.ttest_1samp(sample, 0.0).confidence_interval(confidence)
-    low, high = np.clip((found.low, found.high), *(bounds or (None, None)))
-    return Interval(mean, float(low), float(high))
+    return Interval(*_t_test(sample, confidence, bounds, 0.0)[:3])
 
 
 def paired_difference(
@@ -96,6 +92,7 @@ def paired_difference(
     confidence: float = 0.95,
     *,
     bounds: tuple[float, float] | None = None,
+    floor: float = 0.0,
 ) -> Difference:
     """Mean of a - b over pairs (equal seed, equal data), its t-interval and the paired t-test's p-value.
 
@@ -104,29 +101,120 @@ def paired_difference(
         b: The other method's numbers, in the same order.
         confidence: Coverage of the interval.
         bounds: Range of the difference, such as (-1, 1) for scores; see :func:`t_interval`.
+        floor: Smallest standard deviation that is believed, such as that of similar comparisons.
 
     Returns:
-        Mean, low, high, p-value. With fewer than three pairs the p-value is nan (not tested), so that two seeds are
-        never significant. If all differences are equal up to rounding, it is 1 if they are 0, else 0. With a single
-        pair the ends are nan.
+        Mean, low, high, p-value. The p-value is nan (not tested) with fewer than five pairs, and if all differences
+        are equal up to rounding, which says nothing of chance. With a single pair the ends are nan.
 
     Raises:
         ValueError: If the lengths differ, or as in :func:`t_interval`.
     """
-    from scipy import stats
-
     first, second = _sample("a", a), _sample("b", b)
     if len(first) != len(second):
         raise ValueError(f"a and b must be pairs, got {len(first)} and {len(second)} values")
+    return Difference(*_t_test(_without_rounding(first, second), confidence, bounds, floor))
+
+
+def _without_rounding(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Differences, made equal where only rounding tells them apart, of which a t-test would say 5e-16."""
     difference = first - second
-    interval = t_interval(difference, confidence, bounds=bounds)
     rounding = 8 * np.finfo(np.float64).eps * max(np.abs(first).max(), np.abs(second).max())
-    p_value = float("nan")
-    if not difference.any():
-        p_value = 1.0
-    elif len(difference) >= MIN_PAIRS:
-        p_value = float(stats.ttest_rel(first, second).pvalue) if np.ptp(difference) > rounding else 0.0
-    return Difference(*interval, p_value)
+    return np.full_like(difference, difference.mean()) if np.ptp(difference) <= rounding else difference
+
+
+def _t_test(
+    sample: np.ndarray, confidence: float, bounds: tuple[float, float] | None, floor: float
+) -> tuple[float, float, float, float]:
+    from scipy import stats
+
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence must lie in (0, 1), got {confidence!r}")
+    mean, freedom = float(sample.mean()), len(sample) - 1
+    if not freedom:
+        return mean, math.nan, math.nan, math.nan
+    spread = float(sample.std(ddof=1)) if np.ptp(sample) > 8 * np.finfo(float).eps * np.abs(sample).max() else 0.0
+    error = max(spread, floor) / math.sqrt(len(sample))
+    low, high = stats.t.interval(confidence, freedom, mean, error) if error else (mean, mean)
+    low, high = np.clip((low, high), *(bounds or (None, None)))
+    tested = spread > 0 and len(sample) >= MIN_PAIRS
+    return mean, float(low), float(high), float(2 * stats.t.sf(abs(mean) / error, freedom)) if tested else math.nan
+
+
+def differences(
+    runs: Any,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    level: float = 0.05,
+    power: float = 0.8,
+    worthwhile: float | None = 0.01,
+    bounds: tuple[float, float] | None = None,
+) -> list[dict[str, Any]]:
+    """Compare methods on every test set, seed by seed.
+
+    The spread of a difference over few seeds is itself uncertain, and the smallest ones look significant. So within a
+    set no spread counts that is smaller than the root mean square of the set's rows; this can only make claims rarer.
+
+    Args:
+        runs: A pandas table with the columns ``method``, ``seed``, ``set`` and ``value``, one row per run and set.
+        pairs: Methods to compare, each with another one.
+        level: Probability of any false finding in the table, for the power.
+        power: See :func:`smallest_difference`.
+        worthwhile: The difference for which ``seeds_needed`` is given, if any.
+        bounds: Range of a difference, such as (-1, 1) for scores.
+
+    Returns:
+        For each pair and set ``method``, ``versus``, ``measure`` (the set), ``mean``, ``low``, ``high`` (95 %), ``p``,
+        ``p_holm`` (corrected for all rows), ``spread``, ``seeds``, ``smallest`` (the difference that would be found
+        with that power) and ``seeds_needed``. None where there is nothing to say.
+
+    Raises:
+        ValueError: If a column is missing, a run is given twice, or a pair shares no seed.
+
+    Example:
+        >>> import pandas as pd
+        >>> dice = {"plain": [0.70, 0.72, 0.69, 0.71, 0.70], "mine": [0.74, 0.75, 0.74, 0.74, 0.75]}
+        >>> runs = pd.DataFrame([{"method": m, "seed": s, "set": "test", "value": v}
+        ...                      for m, values in dice.items() for s, v in enumerate(values)])
+        >>> row = differences(runs, [("mine", "plain")])[0]
+        >>> round(row["mean"], 3), row["p_holm"] < 0.05
+        (0.04, True)
+    """
+    missing = [name for name in ("method", "seed", "set", "value") if name not in runs.columns]
+    if missing:
+        raise ValueError(f"runs must have the columns method, seed, set and value, got {list(runs.columns)}")
+    twice = runs[runs.duplicated(["method", "seed", "set"])]
+    if len(twice):
+        raise ValueError(f"runs must hold each method, seed and set once, got twice {twice.iloc[0].to_dict()}")
+    wide = runs.pivot(index=["set", "seed"], columns="method", values="value")
+    rows: list[dict[str, Any]] = []
+    for name in dict.fromkeys(runs["set"]):
+        table = wide.loc[name]
+        both = {pair: table[list(pair)].dropna().to_numpy() for pair in pairs}
+        alone = [f"{a} and {b} on {name}" for (a, b), values in both.items() if not len(values)]
+        if alone:
+            raise ValueError(f"methods are compared seed by seed, but there is no seed in common of {alone[0]}")
+        spreads = {pair: _without_rounding(*values.T).std(ddof=1) if len(values) > 1 else 0.0
+                   for pair, values in both.items()}  # fmt: skip
+        known = [spread for spread in spreads.values() if spread > 0]
+        floor = float(np.sqrt(np.mean(np.square(known)))) if known else 0.0
+        for (first, second), values in both.items():
+            found = paired_difference(*values.T, bounds=bounds, floor=floor)
+            spread = max(spreads[first, second], floor) if spreads[first, second] > 0 else 0.0
+            row = {"method": first, "versus": second, "measure": name, "mean": found.mean, "low": found.low}
+            row |= {"high": found.high, "p": found.p_value, "spread": spread, "seeds": len(values)}
+            rows.append(row | {"smallest": None, "seeds_needed": None})
+    order = {pair: place for place, pair in enumerate(pairs)}
+    rows.sort(key=lambda row: order[row["method"], row["versus"]])
+    tests = max(1, sum(not math.isnan(row["p"]) for row in rows))
+    for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        strictest: dict[str, Any] = {"power": power, "alpha": level / tests}
+        tested = not math.isnan(row["p"])
+        row["p_holm"] = float(adjusted)
+        if tested:
+            row["smallest"] = smallest_difference(row["spread"], row["seeds"], **strictest)
+            row["seeds_needed"] = None if worthwhile is None else pairs_needed(row["spread"], worthwhile, **strictest)
+    return [{name: None if value != value else value for name, value in row.items()} for row in rows]
 
 
 def bootstrap_interval(
@@ -155,21 +243,14 @@ def bootstrap_interval(
     from scipy import stats
 
     sample = _sample("values", values)
-    _check_confidence(confidence)
     if len(sample) < 2:
         raise ValueError(f"values must hold at least two numbers to draw from, got {len(sample)}")
     value = float(statistic(sample))
     if np.ptp(sample) == 0:
         return Interval(value, value, value)
-    result = stats.bootstrap(
-        (sample,),
-        statistic,
-        confidence_level=confidence,
-        n_resamples=n_resamples,
-        method="BCa",
-        random_state=np.random.default_rng(seed),
-    )
-    return Interval(value, float(result.confidence_interval.low), float(result.confidence_interval.high))
+    own: dict[str, Any] = {"confidence_level": confidence, "n_resamples": n_resamples}
+    found = stats.bootstrap((sample,), statistic, **own, random_state=np.random.default_rng(seed)).confidence_interval
+    return Interval(value, float(found.low), float(found.high))
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -189,57 +270,48 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
         >>> holm([0.01, 0.04, 0.03]).round(6).tolist()
         [0.03, 0.06, 0.06]
     """
+    from statsmodels.stats.multitest import multipletests
+
     p = np.asarray(p_values, dtype=np.float64)
     tested = ~np.isnan(p)
     if p.ndim != 1 or not ((p[tested] >= 0) & (p[tested] <= 1)).all():
         raise ValueError(f"p_values must be a list of numbers in [0, 1] or nan, got {p_values!r}")
-    order = np.argsort(p, kind="stable")[: tested.sum()]  # nan comes last
     adjusted = np.full_like(p, np.nan)
-    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1.0)
+    if tested.any():
+        adjusted[tested] = multipletests(p[tested], method="holm")[1]
     return adjusted
 
 
 def smallest_difference(spread: float, pairs: int, *, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The smallest true difference that a two-sided paired t-test finds with this probability.
-
-    With n pairs whose differences have standard deviation s, the test's statistic under a true difference d has the
-    noncentral t distribution of n - 1 degrees of freedom and noncentrality d sqrt(n) / s (Cohen, Statistical Power
-    Analysis for the Behavioral Sciences, 1988, chapter 2). A finding of the wrong sign does not count.
+    """The true difference that a two-sided paired t-test would find with some probability.
 
     Args:
         spread: Standard deviation of the differences.
-        pairs: How many there are.
+        pairs: Number of pairs.
         power: Probability of finding it.
-        alpha: Significance level of the test. Under Holm's correction for m tests, p < 0.05 / m is always significant.
+        alpha: Level of the test. For the strictest step of Holm's method, the level divided by the number of tests.
 
     Returns:
-        The difference, in the spread's unit; nan with fewer than three pairs, which get no test.
+        The difference, or nan with too few pairs for a test.
 
     Raises:
         ValueError: If a number is out of its range.
-
-    Example:
-        >>> round(smallest_difference(0.02, 8), 4)
-        0.0231
     """
-    from scipy import optimize, stats
-
-    if not spread >= 0:
+    if spread < 0:
         raise ValueError(f"spread must not be negative, got {spread!r}")
     if not 0 < alpha < power < 1:
         raise ValueError(f"alpha and power must lie in (0, 1), alpha below power, got {alpha!r} and {power!r}")
     if pairs < MIN_PAIRS:
-        return float("nan")
-    freedom = pairs - 1
-    critical = stats.t.isf(alpha / 2, freedom)
-    normal = stats.norm.isf(alpha / 2) + stats.norm.ppf(power)
+        return math.nan
+    return float(spread * _effect(pairs, power, alpha))
 
-    def lacking(noncentrality: float) -> float:
-        return float(stats.nct.sf(critical, freedom, noncentrality)) - power
 
-    # Of enough pairs the t distribution is the normal one; a spread that is itself estimated asks for more.
-    noncentrality = normal if pairs > 1000 else optimize.brentq(lacking, 0.0, 2 * critical + normal)
-    return float(spread * noncentrality / np.sqrt(pairs))
+@functools.cache
+def _effect(pairs: int, power: float, alpha: float) -> float:
+    """The difference that is found, in standard deviations."""
+    from statsmodels.stats.power import TTestPower
+
+    return float(TTestPower().solve_power(nobs=pairs, alpha=alpha, power=power))
 
 
 def pairs_needed(
@@ -252,30 +324,24 @@ def pairs_needed(
         difference: The difference to find, positive.
         power: See :func:`smallest_difference`.
         alpha: See :func:`smallest_difference`.
-        largest: Largest number to try.
+        largest: Largest number to return.
 
     Returns:
-        The number of pairs, at least three. None if more than ``largest`` are needed.
+        The number of pairs, at least five. None if more than ``largest`` are needed.
 
     Example:
         >>> pairs_needed(0.02, 0.01)
         34
     """
+    from statsmodels.stats.power import TTestPower
+
     if not difference > 0:
         raise ValueError(f"difference must be positive, got {difference!r}")
-
-    def enough(pairs: int) -> bool:
-        return smallest_difference(spread, pairs, power=power, alpha=alpha) <= difference
-
-    low, high = MIN_PAIRS - 1, MIN_PAIRS
-    while not enough(high):
-        if high >= largest:
-            return None
-        low, high = high, min(2 * high, largest)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    for pairs, found in ((MIN_PAIRS, MIN_PAIRS), (largest, None)):
+        enough = smallest_difference(spread, pairs, power=power, alpha=alpha) <= difference
+        if enough == (found is not None):
+            return found
+    return math.ceil(TTestPower().solve_power(effect_size=difference / spread, alpha=alpha, power=power))
 
 
 def _sample(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -283,8 +349,3 @@ def _sample(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
     if sample.ndim != 1 or len(sample) == 0 or not np.isfinite(sample).all():
         raise ValueError(f"{name} must be a list of finite numbers, got {values!r}")
     return sample
-
-
-def _check_confidence(confidence: float) -> None:
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence must lie in (0, 1), got {confidence!r}")

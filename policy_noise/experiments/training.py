@@ -14,12 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 from policy_noise.heated import load_heated, save_heated
 
 from .batches import Batches, augment, epoch_batches, loader_of, predict
-from .figures import LABELS
 from .gallery import mask_gallery, save_seen
 from .metrics import classification_metrics, cross_entropy
 from .noise import attach_noise
-from .recipes import TrainRecipe, with_extra
-from .rivals import RunAugmentation
+from .recipes import TrainRecipe, name_of
+from .rivals import RunAugmentation, normalize_each_image
 from .runs import Run, read_json, write_json
 from .world import World
 
@@ -57,7 +56,7 @@ def create_model(
         raise ValueError(f"model_options {dict(recipe.model_options)} do not suit {recipe.model}: {error}") from error
     if init is not None:
         load_heated(model, init, fresh_classifier=fresh_head)
-    return model
+    return normalize_each_image(model) if recipe.normalize_images else model
 
 
 def check_mask(model: nn.Module, recipe: TrainRecipe, *, multi_label: bool) -> None:
@@ -76,7 +75,7 @@ def check_mask(model: nn.Module, recipe: TrainRecipe, *, multi_label: bool) -> N
             f"{recipe.model} does not take batches of batch_size={recipe.batch_size} images of "
             f"image_size={recipe.image_size} pixels: {error}"
         ) from error
-    if recipe.noise == "conventional":
+    if recipe.noise == "plain":
         return
     criterion: nn.Module = nn.BCEWithLogitsLoss() if multi_label else nn.CrossEntropyLoss()
     try:
@@ -135,7 +134,7 @@ def train(
     scheduler = _scheduler(optimizer, recipe, steps)
     hook = policy_scheduler = None
     generator = torch.Generator(world.device).manual_seed(recipe.seed * 1009 + world.rank)
-    if recipe.noise != "conventional":
+    if recipe.noise != "plain":
         hook, policy_scheduler = attach_noise(wrapped, optimizer, criterion, recipe, steps, generator)
     extra = None
     if recipe.extra_augmentation != "none":
@@ -156,7 +155,7 @@ def train(
         total=steps * recipe.epochs,
         initial=done,
         unit="step",
-        desc=f"{stage}, {with_extra(LABELS[recipe.noise], run.record['recipe'])}" if stage == "pretrain" else stage,
+        desc=f"{stage}, {name_of(run.record['recipe'])}" if stage == "pretrain" else stage,
         disable=not world.shows,
     )
     losses: list[Tensor] = []  # since the last look, which waits for the device

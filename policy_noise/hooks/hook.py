@@ -16,10 +16,11 @@ from torch.utils.hooks import RemovableHandle
 
 from ..augmentation import StochasticAugmentation
 from ..learning import PolicyLearner
+from ..learning.learner import MAX_WINDOW
 from ..learning.window import check_loss
-from ..losses import LossMethod, LossSplitter, SampleLosses, is_hookable
+from ..losses import CriterionError, LossMethod, LossSplitter, SampleLosses, is_hookable, loss_of, with_loss
 from ..masks.levels import as_list
-from ..utils.compat import is_in_backward, is_replica, is_transformed
+from ..utils.compat import backward_number, is_in_backward, is_replica, is_transformed
 from ..utils.distributed import is_distributed
 from ..utils.model import is_training
 from ..utils.warn import warn
@@ -30,6 +31,7 @@ from .optimizers import OptimizerLink, stepping_optimizer
 from .pairing import Match, PairingQueue, tensors_of
 from .schedule import ScheduledStrength
 from .streams import Draws
+from .trained import Arrivals, Term, trained_losses
 from .watch import Watch
 
 __all__ = ["ReinforceHook"]
@@ -83,9 +85,11 @@ class ReinforceHook:
 
     Note:
         A loss counts only if it comes before the next step. A forward pass that runs ahead of a step (prefetching) is
-        masked, but not learned from. If the loop calls the criterion several times on one forward's output, the first
-        call gives the reward; to reward another loss, call :meth:`observe`. Ranks must be data parallel:
-        tensor-parallel ranks, which need equal inputs, would get different masks.
+        masked, but not learned from. The reward is the loss that is trained on: if the loop calls the criterion several
+        times on one forward's output, and adds up, weights or negates what it returns, so is the reward, up to a factor
+        that is common to all images of the step. Calls that no backward pass reaches do not count. To reward another
+        loss, call :meth:`observe`. Ranks must be data parallel: tensor-parallel ranks, which need equal inputs, would
+        get different masks.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -134,6 +138,9 @@ class ReinforceHook:
         self._splitter = None if criterion is None else LossSplitter(criterion, loss_method)
         self._input_name = input_name
         self._queue = PairingQueue(max_pending)
+        self._forwards = 0
+        self._backward, self._gradient = -1, 0
+        self._arrivals: Arrivals | None = Arrivals()
         self._pauses = 0
         self._forward_has_mask = False
         self._size: tuple[int, ...] | None = None
@@ -246,7 +253,7 @@ class ReinforceHook:
             self.learner.to(images.device)
         sample = self._draws.draw(images, with_graph=self._learning and self._learns)
         masked = self._draws.augmentation(images, sample)
-        if not self._checked and bool(images.isfinite().any()):
+        if not self._checked and bool(images.detach().isfinite().any()):
             self.augmentation.check(images)
             self._checked = True
         self._size = tuple(images.shape[2:])
@@ -430,6 +437,8 @@ class ReinforceHook:
             return None
         if self._output_loss is None or not self._forward_has_mask:
             self._queue.mark(output, masked=self._forward_has_mask)
+            if self._arrivals is not None and self._forward_has_mask and self._learning and self._learns:
+                self._queue.note_backward(output)
             return None
         output_loss = self._output_loss
 
@@ -442,17 +451,57 @@ class ReinforceHook:
         return None if factor is None else replace(output, ("loss",), lambda value: value * factor)
 
     def _before_criterion(self, criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._queue and self._learning and self._learns and not self._pauses and torch.is_grad_enabled():
+        self._forwards = self._queue.number
+        if self._queue.has_open and self._learning and self._learns and self._observes:
             assert self._splitter is not None
             self._splitter.before(args, kwargs)
 
-    def _after_criterion(self, criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], loss: Any) -> Any:
-        if self._pauses or not torch.is_grad_enabled() or not self._queue or self._splitter is None:
-            return None
+    def _after_criterion(
+        self, criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any
+    ) -> Any:
         splitter = self._splitter
+        if splitter is None or not self._queue.has_open or not self._observes:
+            return None
+        if self._queue.number > self._forwards:
+            raise CriterionError(
+                f"criterion {type(criterion).__name__} runs the hooked model. Its second evaluation, for the reward, "
+                "would see unmasked images: call the model in the loop and give the criterion its output, or omit the "
+                "criterion and call hook.observe(losses) with one loss per image, shape (B,)"
+            )
+        loss = loss_of(returned)
+        if loss is not None and not loss.requires_grad:
+            return None  # nothing is trained on it
         matches = self._queue.find([*tensors_of(args), *tensors_of(kwargs)])
-        factor = self._observe(matches, lambda: splitter(args, kwargs, loss))
-        return None if factor is None else loss * factor
+        if not matches:
+            return None
+        if not (self._learning and self._learns):
+            factor = self._observe(matches, lambda: splitter(args, kwargs, returned))
+            return None if factor is None or loss is None else with_loss(returned, loss * factor)
+        splitter.with_slope = self._arrivals is not None
+        losses = splitter(args, kwargs, returned)
+        assert loss is not None
+        for match in matches:
+            match.gather(losses.values, losses.valid)  # rows that do not fit are refused here, in the loop's line
+        factor = _mean([self.learner.loss_scale(match.pending.sample) for match in matches])
+        if factor is not None:
+            loss = loss * factor
+        # The loss that is trained on may be any sum of the criterion's calls. What each counts is known at the step.
+        term = Term(loss, losses, self._gradient_number)
+        if self._arrivals is not None and splitter.slope is not None:
+            tensor, slope = splitter.slope
+            self._arrivals.expect(term, tensor, slope if factor is None else slope * factor)
+        for match in matches:
+            match.pending.terms.append((term, match))
+            self._queue.score(match.pending)
+        if len(self._queue.scored) > MAX_WINDOW:
+            self._queue.scored.popleft()
+            self.learner.say_no_step()
+        return None if factor is None else with_loss(returned, loss)
+
+    @property
+    def _observes(self) -> bool:
+        """Whether a call of the criterion may be one of training, and not checkpointing's repetition of one."""
+        return not self._pauses and torch.is_grad_enabled() and not is_in_backward()
 
     @property
     def _learns(self) -> bool:
@@ -479,8 +528,46 @@ class ReinforceHook:
             factors = [self.learner.loss_scale(match.pending.sample) for match in matches]
         for match in matches:
             self._queue.pop(match.pending)
-        known = [factor for factor in factors if factor is not None]
-        return torch.stack(known).mean() if len(known) > 1 else next(iter(known), None)
+        return _mean(factors)
+
+    def _check_first_step(self) -> None:
+        """Say once, at the first step, if the loop trains on something that was never observed."""
+        if self._arrivals is None:
+            return
+        if self._queue.reached_backward:
+            self._watch.say(
+                "unobserved",
+                "the model was trained on a loss that the hook did not see: its output reached backward, but with no "
+                "call of the hooked criterion and no hook.observe. Nothing is learned from these images: pass the loss "
+                "module that the loop calls as criterion, or call hook.observe(losses) with one loss per image, "
+                "shape (B,)",
+            )
+        share = self._arrivals.unexplained()
+        if share:
+            self._watch.say(
+                "partly",
+                f"the loop trains on something besides the hooked criterion: {share:.0%} of the gradient that reaches "
+                "its input comes from elsewhere (a functional loss, a penalty), and the reward leaves that part out. "
+                "Put it into the criterion, or call hook.observe(losses) with each image's whole loss, shape (B,)",
+            )
+        self._arrivals = None
+
+    def _close_window(self) -> None:
+        """Pass the losses that were trained on to the learner."""
+        reached = 0
+        for pending, values, valid in trained_losses(self._queue.scored):
+            self.learner.observe(pending.sample, values, valid)
+            reached += 1
+        if reached < len(self._queue.scored):
+            self._watch.say(
+                "untrained",
+                "a masked forward has losses, but none of them is part of a backward pass. So nothing is learned from "
+                "it: train on what the criterion returns, or run such forwards under torch.no_grad() or "
+                "hook.paused()",
+            )
+        for pending in self._queue.scored:
+            pending.terms.clear()
+        self._queue.scored.clear()
 
     # -- hooks on the optimizer ----------------------------------------------------------------------------------------
 
@@ -506,9 +593,18 @@ class ReinforceHook:
             return  # GradScaler calls a fused optimizer even after an overflow; it skips the step itself
         self._step(optimizer.param_groups[0])
 
+    def _gradient_number(self) -> int:
+        """The number of the gradient that the running backward pass adds to. After ``zero_grad`` it is another one."""
+        running = backward_number()
+        if running != self._backward and self._link is not None:
+            groups = self._link.stepping.param_groups
+            self._gradient += all(parameter.grad is None for group in groups for parameter in group["params"])
+        self._backward = running
+        return self._gradient
+
     def _after_any_step(self, optimizer: torch.optim.Optimizer) -> None:
         """After each step of any optimizer in the process: notice one that replaced the hooked one."""
-        waiting = self._queue or self.learner.observations or self._watch.suspects_copy
+        waiting = self._queue.has_open or self.learner.observations or self._watch.suspects_copy
         if optimizer is self.learner.optimizer or not waiting:
             return
         if self._watch.foreign_step(optimizer, None if self._link is None else self._link.stepping):
@@ -517,6 +613,8 @@ class ReinforceHook:
 
     def _step(self, group: Mapping[str, Any]) -> None:
         self._watch.first_step(lambda: "; ".join(repr(self).splitlines()))
+        self._check_first_step()
+        self._close_window()
         if self._learning:
             self.learner.step(group)
         else:
@@ -555,6 +653,11 @@ class ReinforceHook:
         dist.broadcast_object_list(content)
         self.augmentation.load_state_dict(content[0])
         self._draws.seed = content[1]
+
+
+def _mean(factors: Sequence[Tensor | None]) -> Tensor | None:
+    known = [factor for factor in factors if factor is not None]
+    return torch.stack(known).mean() if len(known) > 1 else next(iter(known), None)
 
 
 def _given(losses: Tensor, valid: Tensor | None) -> SampleLosses:

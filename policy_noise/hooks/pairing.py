@@ -3,8 +3,8 @@
 import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,9 +14,14 @@ from ..utils.trees import leaves_of
 from ..utils.warn import warn
 from .rows import Rows, follow
 
-__all__ = ["Match", "PairingError", "PairingQueue", "tensors_of"]
+if TYPE_CHECKING:
+    from .trained import Term
+
+__all__ = ["Match", "PairingError", "PairingQueue", "Pending", "tensors_of"]
 
 MARK = "policy_noise"
+SIMILARITY_NODES = 4
+"""How far behind a tensor the product of matrices lies that makes it one of similarities (scaled, transposed)."""
 REMEDY = (
     "pass the image number of each row of the loss with hook.observe(losses, index=...), or run forwards that have no "
     "loss under hook.paused()"
@@ -27,13 +32,23 @@ class PairingError(RuntimeError):
     """Masked forwards and observed losses don't pair up."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Pending:
-    """A masked forward whose loss has not been seen yet."""
+    """A masked forward whose loss has not been observed yet.
+
+    Args:
+        number: Its number.
+        sample: The draw.
+        marked: Whether its output is known.
+        reached: Whether a backward pass reached its output. Known only in the first step.
+        terms: The criterion's calls on its output, and how their rows match its images.
+    """
 
     number: int
     sample: Sample
     marked: bool = False
+    reached: bool = False
+    terms: list[tuple["Term", "Match"]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.sample.applied)
@@ -104,7 +119,9 @@ class PairingQueue:
         self.max_pending = max_pending
         self._owner = next(PairingQueue._owners)
         self._pending: deque[Pending] = deque()
-        self._number = 0
+        self.scored: deque[Pending] = deque()
+        """Batches with calls of the criterion. Whether and how these are trained on is known at the step."""
+        self.number = 0
         self._unpaired = 0
         self._observed = self._warned = False
         self._lost = 0
@@ -147,9 +164,9 @@ class PairingQueue:
 
     def push(self, sample: Sample) -> None:
         """Add a masked batch that waits for its loss."""
-        self._number += 1
+        self.number += 1
         self._unpaired += 1
-        self._pending.append(Pending(self._number, sample))
+        self._pending.append(Pending(self.number, sample))
 
     @property
     def newest(self) -> Pending:
@@ -160,38 +177,59 @@ class PairingQueue:
         """Mark a model's output as the newest batch's, or as unmasked. The mark holds no reference to the graph."""
         nodes = [tensor.grad_fn for tensor in tensors_of(output) if tensor.grad_fn is not None]
         for node in nodes:
-            node.metadata.setdefault(MARK, {})[self._owner] = self._number if masked else 0  # type: ignore[attr-defined]
-        # If the module computes its own loss (a timm task), it was already observed and the batch is gone.
-        if nodes and masked and self._pending and self.newest.number == self._number:
-            self.newest.marked = True
+            node.metadata.setdefault(MARK, {})[self._owner] = self.number if masked else 0  # type: ignore[attr-defined]
+        # If the module computes its own loss (a timm task), it may have been observed and the batch be gone.
+        pending = self._at(self.number) if masked else None
+        if nodes and pending is not None:
+            pending.marked = True
+
+    def note_backward(self, output: Any) -> None:
+        """Let the newest batch note whether a backward pass reaches its output."""
+        pending = self._at(self.number)
+        if pending is None:
+            return
+
+        def reached(gradient: Tensor) -> None:
+            pending.reached = True
+
+        for tensor in tensors_of(output):
+            if tensor.requires_grad:
+                tensor.register_hook(reached)
+
+    @property
+    def reached_backward(self) -> bool:
+        """Whether a backward pass reached a batch that still waits for its loss."""
+        return any(pending.reached for pending in self._pending)
 
     def find(self, tensors: Sequence[Tensor], rows: int | None = None) -> list[Match]:
-        """Find the waiting batches that tensors came from, by their autograd graph.
+        """Find the batches that tensors came from, by their autograd graph: waiting ones, or ones with other calls.
 
-        Without a graph, or if the batch's output was never marked, the oldest batch is returned.
+        Without a graph, or if the batch's output was never marked, the oldest waiting batch is returned.
 
         Args:
             tensors: The criterion's inputs, or the loss itself.
             rows: The loss's length, if it is known.
 
         Returns:
-            The matches. The list is empty if no batch waits, or if the graph leads elsewhere: to a batch that was not
-            masked, to one that already has a loss (so this one is auxiliary), or to another network (a teacher).
+            The matches. The list is empty if there is no batch, or if the graph leads elsewhere: to a batch that was
+            not masked, to one whose loss was observed by hand, or to another network (a teacher).
 
         Raises:
             PairingError: If the graph leads to waiting batches, but the rows cannot be followed.
         """
-        if not self._pending:
+        if not self.has_open:
             return []
         rooted = [tensor for tensor in tensors if tensor.grad_fn is not None]
         direct = self._direct(rooted, rows)
         if direct is not None:
             return direct
-        waiting = {pending.number: pending for pending in self._pending}
+        waiting = {pending.number: pending for pending in (*self._pending, *self.scored)}
         found = follow(rooted, self._number_of, lambda number, shape: _start(waiting.get(number), shape))
         reached = dict.fromkeys(number for origins in found for number in origins)
         if not reached:
             free = [pending for pending in self._pending if not (rooted and pending.marked)]
+            if rooted and not free:  # another call of a criterion inside the hooked module, whose output is to come
+                free = [pending for pending in self.scored if not pending.marked]
             fitting = [pending for pending in free if rows is None or len(pending) == rows]
             if free and not fitting and not any(pending.marked for pending in free):
                 raise PairingError(f"the loss has {rows} rows, but the waiting batch {len(free[0])} images: {REMEDY}")
@@ -210,6 +248,10 @@ class PairingQueue:
                 matches.clear()
                 break
         if numbers and not matches:
+            again = [number for number in numbers if waiting[number].terms]
+            if again == numbers and any(_is_similarity(tensor, rows) for tensor in rooted):
+                # The other side of pairs whose one side had a call before: logits.T, or texts @ images.T.
+                return [Match(waiting[number]) for number in again if len(waiting[number]) == rows]
             shapes = [tuple(tensor.shape) for tensor in rooted]
             raise PairingError(
                 f"the loss was computed from a masked batch of {len(waiting[numbers[0]])} images through tensors of "
@@ -253,6 +295,9 @@ class PairingQueue:
             matches.append(Match(pending, _check_index(part, rows, len(pending))))
         return matches
 
+    def _at(self, number: int) -> Pending | None:
+        return next((pending for pending in (*self._pending, *self.scored) if pending.number == number), None)
+
     def _number_of(self, node: Any) -> int | None:
         marks = node.metadata.get(MARK)
         return None if marks is None else marks.get(self._owner)
@@ -268,7 +313,7 @@ class PairingQueue:
                 number = self._number_of(node)
             if number is None:
                 return None
-            pending = next((pending for pending in self._pending if pending.number == number), None)
+            pending = self._at(number)
             if pending is None:
                 continue
             if tensor.ndim == 0 or len(tensor) != len(pending) or rows not in (None, len(pending)):
@@ -276,9 +321,20 @@ class PairingQueue:
             matches[number] = Match(pending)
         return list(matches.values()) if tensors else None
 
+    @property
+    def has_open(self) -> bool:
+        """Whether a loss may belong to any batch."""
+        return bool(self._pending or self.scored)
+
+    def score(self, pending: Pending) -> None:
+        """Note that a batch has a call of the criterion."""
+        if pending in self._pending:
+            self.pop(pending)
+            self.scored.append(pending)
+
     def pop(self, pending: Pending) -> None:
         """Remove a batch whose loss was observed."""
-        self._pending.remove(pending)
+        (self._pending if pending in self._pending else self.scored).remove(pending)
         self._unpaired = len(self._pending)
         self._observed = True
 
@@ -286,11 +342,25 @@ class PairingQueue:
         """Drop the waiting batches, but count them as batches without a loss."""
         self._lost += len(self._pending)
         self._pending.clear()
+        self.scored.clear()
 
     def clear(self) -> None:
         """Forget everything."""
         self._pending.clear()
+        self.scored.clear()
         self._unpaired = self._lost = 0
+
+
+def _is_similarity(tensor: Tensor, rows: int) -> bool:
+    """Whether a tensor compares all rows with all rows: square, and made by a product of matrices."""
+    if tensor.shape != (rows, rows):
+        return False
+    nodes: list[Any] = [tensor.grad_fn]
+    for _ in range(SIMILARITY_NODES):
+        nodes += [parent for node in nodes for parent, _ in node.next_functions if parent is not None]
+        if any(node.name() == "MmBackward0" for node in nodes):
+            return True
+    return False
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:

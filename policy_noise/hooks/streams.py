@@ -128,14 +128,14 @@ def check_sample(augmentation: object, sample: Any, batch: int, *, with_graph: b
     name = f"{type(augmentation).__name__}.sample"
     if not isinstance(sample, Sample):
         raise TypeError(f"{name} must return a policy_noise.Sample, got {type(sample).__name__}")
-    for field in ("log_prob", "applied") if with_graph and sample.is_scored else ("applied",):
+    for field in ("log_prob", "applied") if with_graph else ("applied",):
         value = getattr(sample, field)
         if not isinstance(value, Tensor) or value.shape != (batch,):
             shape = tuple(value.shape) if isinstance(value, Tensor) else value
             raise ValueError(f"{name} must return {field} of shape ({batch},), one per image, got {shape}")
     if sample.applied.dtype != torch.bool:
         raise ValueError(f"{name} must return applied as bool, got {sample.applied.dtype}")
-    if with_graph and not sample.has_graph:
+    if with_graph and sample.log_prob is not None and not sample.log_prob.requires_grad:
         raise ValueError(
             f"{name} returned a log_prob without a graph: compute it from the augmentation's parameters with gradients "
             "on, or pass frozen=True"

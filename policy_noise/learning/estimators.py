@@ -106,10 +106,21 @@ class Reinforce:
             bonus = moments.shares(entropy_coef).split(sizes)
         outputs: list[Tensor] = []
         gradients: list[Tensor] = []
-        for sample, *factors in zip(samples, weights, bonus, strict=True):
-            found = sample.surrogate(*factors)
-            outputs += found[0]
-            gradients += found[1]
+        for sample, weight, share in zip(samples, weights, bonus, strict=True):
+            name = type(sample).__name__
+            if sample.log_prob is None:
+                raise TypeError(f"{name} has no log_prob to learn from: pass frozen=True")
+            outputs.append(sample.log_prob)
+            gradients.append(weight)
+            if share is None:
+                continue
+            if sample.entropy is None:
+                raise TypeError(
+                    f"entropy_coef and entropy_target need an entropy, which {name} does not have: return "
+                    "Sample(..., entropy=...) of shape (B,)"
+                )
+            outputs.append(sample.entropy)
+            gradients.append(-share)
         return outputs, gradients
 
     def loss_scale(self, sample: Sample) -> None:

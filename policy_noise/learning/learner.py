@@ -18,7 +18,7 @@ from .rate import PolicyRate
 from .state import check_state_dict
 from .window import Observation, SampleCount, WindowMoments, check_costs, check_loss, moments_of, sum_over_ranks
 
-__all__ = ["PolicyLearner"]
+__all__ = ["MAX_WINDOW", "PolicyLearner"]
 
 MAX_WINDOW = 256
 """Observations kept while the user's optimizer does not step; older ones are dropped, with a warning."""
@@ -191,8 +191,12 @@ class PolicyLearner:
         self._window.append(Observation(sample, loss, None if valid is None else valid.to(device)))
         if len(self._window) > MAX_WINDOW:
             del self._window[0]
-            self._count.warn_window(MAX_WINDOW)
+            self.say_no_step()
         return self.loss_scale(sample)
+
+    def say_no_step(self) -> None:
+        """Warn once that many batches were observed without a step."""
+        self._count.warn_window(MAX_WINDOW)
 
     @property
     def observations(self) -> int:
@@ -242,7 +246,7 @@ class PolicyLearner:
     def _gradient(self, samples: list[Sample], moments: WindowMoments) -> Tensor:
         """One backward through all samples of the window, flat; with several processes that of all ranks."""
         gradient = None
-        if samples and self.parameters and samples[0].has_graph:
+        if samples and self.parameters and samples[0].log_prob is not None and samples[0].log_prob.requires_grad:
             coefficient = self.entropy_coef if self.entropy is None else self.entropy.coefficient
             outputs, weights = self.estimator.terms(samples, moments.loss, moments.seen, coefficient)
             gradient = flat_gradient(outputs, weights, self.parameters)

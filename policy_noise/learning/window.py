@@ -71,9 +71,8 @@ class SampleCount:
         """Samples that count, (B,) bool: transformed, with a finite loss."""
         sample, loss = observation.sample, observation.loss
         finite = loss.abs() < math.inf
-        drawn = sample.finite()
-        if drawn is not None:
-            finite = finite & drawn
+        if sample.log_prob is not None:
+            finite = finite & sample.log_prob.detach().isfinite()
         self._checked += len(finite)
         self._uncounted.append(finite)
         if len(self._uncounted) > MAX_UNCOUNTED:

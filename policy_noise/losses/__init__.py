@@ -1,6 +1,6 @@
 """Compute one loss per sample from any criterion: the policy's reward signal."""
 
-from .batch import plain_tensor
+from .batch import loss_of, plain_tensor, with_loss
 from .isolation import is_hookable
 from .splitter import CriterionError, LossMethod, LossSplitter, SampleLosses, per_sample_loss
 
@@ -10,6 +10,8 @@ __all__ = [
     "LossSplitter",
     "SampleLosses",
     "is_hookable",
+    "loss_of",
     "per_sample_loss",
     "plain_tensor",
+    "with_loss",
 ]

@@ -157,7 +157,7 @@ class PolicyNoiseMask(SmoothMask):
             generator: Source of randomness on the images' device; by default the global one.
 
         Returns:
-            The sample. Its ``log_prob`` and ``entropy`` are part of the policy's graph. They are computed when read.
+            The sample. Its ``log_prob`` and ``entropy`` are part of the policy's graph.
         """
         images = self.as_batch(images)
         with without_autocast(images.device.type):
@@ -171,12 +171,14 @@ class PolicyNoiseMask(SmoothMask):
             own: dict[str, Tensor] = {}
             if self.ranges:
                 own = self._within_ranges(torch.rand(batch, len(self.ranges), generator=generator, device=device))
-        concentration1, concentration0 = concentration.unbind(-1)
+            concentration1, concentration0 = concentration.unbind(-1)
+            log_prob, entropy = PF.beta_score(action, concentration1, concentration0)
         return MaskSample(
             action=action,
             concentration1=concentration1,
             concentration0=concentration0,
-            log_prob=None,
+            log_prob=log_prob,
+            entropy=entropy,
             applied=applied,
             **own,
         )

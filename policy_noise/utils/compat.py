@@ -17,6 +17,7 @@ __all__ = [
     "CollectiveError",
     "TreeSpec",
     "are_transforms_active",
+    "backward_number",
     "collectives_refused",
     "compiled_from",
     "forward_hooks",
@@ -77,6 +78,15 @@ def is_in_backward() -> bool:
             return True
         frame = frame.f_back  # type: ignore[assignment]
     return False
+
+
+def backward_number() -> int:
+    """``torch._C._current_graph_task_id`` (since torch 2.0): the number of this thread's backward pass, -1 for none.
+
+    If the name is missing, all backward passes have the same number.
+    """
+    current = getattr(torch._C, "_current_graph_task_id", None)
+    return -1 if current is None else current()
 
 
 RECOMPUTATIONS = ("backward", "recompute_fn", "unpack_hook")

@@ -51,11 +51,11 @@ def files(tmp_path_factory):
 def test_all_stages(tmp_path, monkeypatch, capsys, files):
     one, two = files / "one.npz", files / "two.npz"
     heated, tuned = tmp_path / "heated", tmp_path / "tuned"
-    start(monkeypatch, "pretrain", "--npz", one, two, "--output", heated, "--noise", "policy", "--set", *TINY)
+    start(monkeypatch, "pretrain", "--npz", one, two, "--output", heated, "--noise", "learned", "--set", *TINY)
     start(monkeypatch, "finetune", "--init", heated, "--npz", one, "--output", tuned, "--set", *TINY)
     start(monkeypatch, "average", "--run", tuned, "--last", "2")
     start(monkeypatch, "evaluate", "--model", tuned / "averaged.safetensors", "--npz", one)
-    start(monkeypatch, "transfer", "--init", f"policy={heated}", "random", "--npz", two, "--output",
+    start(monkeypatch, "transfer", "--init", f"policy={heated}", "scratch", "--npz", two, "--output",
           tmp_path / "transfer", "--set", "shots=[6, 12]", "trials=2", "image_size=16")  # fmt: skip
 
     assert load_file(heated / "model.safetensors")["fc.weight"].shape[0] == 5
@@ -67,7 +67,7 @@ def test_all_stages(tmp_path, monkeypatch, capsys, files):
     assert scores["scores"]["medmnist_acc"] == pytest.approx(scores["scores"]["top1"])
     assert (tuned / "scores-averaged.json").is_file()
     printed = capsys.readouterr().out
-    assert "| two | policy noise |" in printed
+    assert "| two | policy |" in printed
     assert "| two | from scratch |" in printed
     for folder in (heated, tuned, tmp_path / "transfer"):
         page = (folder / "report.html").read_text()
@@ -95,7 +95,7 @@ def test_radimagenet_is_reported_by_modality_and_anatomy(tmp_path, monkeypatch, 
         (tmp_path / f"RadiologyAI_{split}.csv").write_text("\n".join(rows) + "\n")
     (tmp_path / "radiology_ai" / "MR" / "knee" / "acl" / "train4.png").unlink()
     run = tmp_path / "run"
-    start(monkeypatch, "pretrain", "--radimagenet", tmp_path, "--skip-bad-files", "--noise", "conventional",
+    start(monkeypatch, "pretrain", "--radimagenet", tmp_path, "--skip-bad-files", "--noise", "plain",
           "--output", run, "--set", *TINY, "epochs=1", "in_chans=3")  # fmt: skip
     errors = capsys.readouterr().err
     assert "1 missing file is left out" in errors
@@ -150,7 +150,7 @@ def heated(tmp_path_factory, files):
     """A pretrained model of two classes."""
     folder = tmp_path_factory.mktemp("runs") / "heated"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        settings = ["--noise", "conventional", "--set", *TINY, "epochs=1"]
+        settings = ["--noise", "plain", "--set", *TINY, "epochs=1"]
         start(monkeypatch, "pretrain", "--npz", files / "one.npz", "--output", folder, *settings)
     return folder
 
@@ -170,7 +170,7 @@ def heated(tmp_path_factory, files):
             "shots 256 is more than the 24 training images",
         ),
         ("transfer --init a={heated} --npz {two} --output {new} --set mean=0.1", "another normalization"),
-        ("transfer --init random --npz {two} --output {new}", "needs the name of a timm model"),
+        ("transfer --init scratch --npz {two} --output {new}", "needs the name of a timm model"),
         ("transfer --init a={heated} a={heated} --npz {two} --output {new}", "--init must differ"),
         ("transfer --init a={heated} --npz {two} {two} --output {new}", "sets must differ"),
         ("transfer --init a={heated} imagenet={new} --npz {two} --output {new}", "must be a safetensors file"),
@@ -200,7 +200,7 @@ def transfer_rank(rank, arguments, port):
 
 def test_transfer_on_two_processes_writes_the_same_log(tmp_path, monkeypatch, files, heated):
     def arguments(name):
-        return ["--init", f"a={heated}", "random", "--npz", files / "two.npz", "--output", tmp_path / name,
+        return ["--init", f"a={heated}", "scratch", "--npz", files / "two.npz", "--output", tmp_path / name,
                 "--set", "shots=[6, 12]", "trials=3", "image_size=16", "mode=full", "steps=2"]  # fmt: skip
 
     run_ranks(transfer_rank, [str(word) for word in arguments("two")], free_port())
@@ -245,7 +245,7 @@ def complaint(monkeypatch, stage, *arguments):
 
 def test_resuming_on_other_images_or_labels_is_refused(tmp_path, monkeypatch, files, heated):
     run = copy_of(heated, tmp_path / "run")
-    settings = ["--noise", "conventional", "--output", run, "--resume", "--set", *TINY, "epochs=1"]
+    settings = ["--noise", "plain", "--output", run, "--resume", "--set", *TINY, "epochs=1"]
     before = (run / "scores.json").read_bytes()
     whole = dict(np.load(files / "one.npz"))
     for key, value in (("test_images", 255 - whole["test_images"]), ("train_labels", 1 - whole["train_labels"])):
@@ -318,8 +318,8 @@ def test_the_page_tells_averaged_and_fine_tuned_models_apart(tmp_path, monkeypat
     headings = re.findall(r"<h2>(Test split[^<]*)</h2>", page)
     assert headings == [f"Test split of one, {name}.safetensors: 24 images" for name in ("model", "averaged")]
     assert "fine-tuned on clean images" in page
-    assert "pretrain on one, conventional training → this run: fine-tuned on one, clean images, its head kept" in page
-    assert "<b>conventional</b>" not in page
+    assert "pretrain on one, plain → this run: fine-tuned on one, clean images, its head kept" in page
+    assert "<b>plain</b>" not in page
     for part in ("95 % bootstrap intervals", "training images/s", "calibration-scores", "most confused pairs"):
         assert part in page
     again = tmp_path / "again"
@@ -334,7 +334,7 @@ def test_the_page_tells_averaged_and_fine_tuned_models_apart(tmp_path, monkeypat
 def test_the_papers_figures_stand_beside_its_recipe(tmp_path, monkeypatch, files):
     settings = ["model=test_resnet", "image_size=16", "load_size=20", "batch_size=8", "epochs=1", "workers=0"]
     run = tmp_path / "run"
-    start(monkeypatch, "pretrain", "--recipe", "paper", "--npz", files / "one.npz", "--noise", "conventional",
+    start(monkeypatch, "pretrain", "--recipe", "paper", "--npz", files / "one.npz", "--noise", "plain",
           "--output", run, "--set", *settings)  # fmt: skip
     page = (run / "report.html").read_text()
     assert "<td>published, policy noise, then fine-tuned</td><td>0.6034</td>" in page
@@ -380,7 +380,7 @@ def test_a_class_that_has_lost_all_its_images_is_found_before_training(tmp_path,
     bad = sorted((tmp_path / "tree" / "test" / "da$k").iterdir())
     bad[0].write_bytes(b"broken")
     run = tmp_path / "run"
-    arguments = ["--image-folder", tmp_path / "tree", "--skip-bad-files", "--noise", "conventional", "--output", run]
+    arguments = ["--image-folder", tmp_path / "tree", "--skip-bad-files", "--noise", "plain", "--output", run]
     with pytest.warns(UserWarning, match="is left out"):
         start(monkeypatch, "pretrain", *arguments, "--set", *TINY, "batch_size=4", "epochs=1")
     scores = json.loads((run / "scores.json").read_text())
@@ -474,7 +474,7 @@ def test_the_model_takes_as_many_channels_as_the_images_have(tmp_path, monkeypat
         content[f"{split}_images"] = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
         content[f"{split}_labels"] = np.arange(8) % 2
     np.savez(tmp_path / "colour.npz", **content)
-    words = ["--npz", tmp_path / "colour.npz", "--noise", "conventional", "--set", *TINY, "epochs=1"]
+    words = ["--npz", tmp_path / "colour.npz", "--noise", "plain", "--set", *TINY, "epochs=1"]
     start(monkeypatch, "pretrain", *words, "--output", tmp_path / "run")
     assert load_file(tmp_path / "run" / "model.safetensors")["conv1.0.weight"].shape[1] == 3
     with pytest.raises(SystemExit, match="has 3-channel images: pass --set in_chans=3"):
@@ -488,7 +488,7 @@ def test_a_grey_model_is_tuned_on_coloured_images(tmp_path, monkeypatch, capsys,
         content[f"{split}_labels"] = np.arange(8) % 2
     np.savez(tmp_path / "colour.npz", **content)
     tiny = ["--set", *TINY, "epochs=1"]
-    start(monkeypatch, "pretrain", "--npz", files / "one.npz", "--noise", "conventional", "--output",
+    start(monkeypatch, "pretrain", "--npz", files / "one.npz", "--noise", "plain", "--output",
           tmp_path / "grey", *tiny)  # fmt: skip
     words = ["--init", tmp_path / "grey", "--npz", tmp_path / "colour.npz", *tiny]
     with pytest.raises(SystemExit, match=r"in_chans must be 1, the number of channels of .*model\.safetensors, got 3"):

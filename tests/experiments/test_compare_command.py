@@ -12,12 +12,14 @@ import torch
 from PIL import Image
 from ranks import free_port, run_ranks, under_torchrun
 from safetensors.torch import load_file
+from sklearn.metrics import f1_score
 
 from policy_noise.experiments import training
 from policy_noise.experiments.commands import compare as command
 from policy_noise.experiments.commands import main
 from policy_noise.experiments.comparison.plan import estimate
 from policy_noise.experiments.npz import load_npz
+from policy_noise.experiments.runs import only_one
 
 TINY = ["model=test_vit", "epochs=2", "clean_epochs=1", "batch_size=8", "image_size=16", "load_size=16",
         'model_options={"img_size": 16, "patch_size": 8}']  # fmt: skip
@@ -65,9 +67,9 @@ def finished(tmp_path_factory, files):
 
 
 def arguments(files, *methods):
-    own = 'mild={"noise": "frozen", "preset": "random", "noise_options": {"pattern_std": 0.05}}'
+    own = 'mild={"noise": "random", "preset": "random", "noise_options": {"pattern_std": 0.05}}'
     return ["--npz", files / "mine.npz", "--site", f"B={files / 'other.npz'}", "--target", files / "other.npz",
-            "--methods", *(methods or ["conventional"]), "--method", own]  # fmt: skip
+            "--methods", *(methods or ["plain"]), "--method", own]  # fmt: skip
 
 
 def copied(finished, tmp_path):
@@ -77,11 +79,11 @@ def copied(finished, tmp_path):
 
 def test_the_page_and_its_numbers(finished):
     results = json.loads((finished / "results.json").read_text())
-    assert [method["name"] for method in results["methods"]] == ["conventional", "mild"]
+    assert [method["name"] for method in results["methods"]] == ["plain", "mild"]
     assert len(results["runs"]) == 6
     table = results["tables"]["f1"]
     assert [m["key"] for m in table["measures"]] == ["clean", "site:B", "shifts", "few-shot:other"]
-    assert table["tests"] == sum(row["p"] is not None for row in table["differences"]) == 4
+    assert results["verdict"][0] == "No verdict from 3 seeds: a test needs at least 5."
     site = results["record"]["data"]["sites"][0]
     assert (site["classes"], site["unknown"], site["absent"]) == (["liver", "lung"], ["zebra"], ["knee"])
     assert site["images"] == 48
@@ -106,8 +108,6 @@ def test_a_site_is_scored_among_the_classes_that_it_has(finished, files):
     with torch.no_grad():
         predicted = model.eval()(x)[:, :2].argmax(1).numpy()  # liver, lung
     truth = np.where(labels[labels != 1] == 2, 0, 1)
-    from sklearn.metrics import f1_score
-
     scores = json.loads((finished / "runs" / "mild-1" / "comparison.json").read_text())["scores"]
     assert scores["site:B"]["f1"] == pytest.approx(f1_score(truth, predicted, average="macro"))
 
@@ -132,7 +132,7 @@ def test_runs_of_a_seed_share_weights_order_and_geometry(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(training, "augment", look)
     monkeypatch.setattr(training, "create_model", begin)
-    compare("--npz", files / "mine.npz", "--methods", "augment", "policy", "mixup", "--seeds", 1,
+    compare("--npz", files / "mine.npz", "--methods", "random", "learned", "mixup", "--seeds", 1,
             "--output", tmp_path / "out")  # fmt: skip
     first, *others = seen
     assert len(others) == 3
@@ -157,12 +157,93 @@ def test_resuming_adds_methods_and_leaves_finished_runs(tmp_path, capsys, finish
     assert len(json.loads((folder / "results.json").read_text())["runs"]) == 9
 
 
+def test_a_plan_may_grow_but_not_shrink(tmp_path, finished, files):
+    folder = copied(finished, tmp_path)
+    again = ["--seeds", 3, "--output", folder, "--resume"]
+    compare("--npz", files / "mine.npz", "--site", f"B={files / 'other.npz'}", "--target", files / "other.npz",
+            "--methods", "plain", "normalize", *again)  # fmt: skip
+    plan = json.loads((folder / "plan.json").read_text())
+    assert [method["name"] for method in plan["methods"]] == ["plain", "mild", "normalize"]
+    for changed, message in (
+        (["--seeds", 2], "--seeds must be at least the 3 that were planned, got 2"),
+        (["--looks", 2], "--looks was 1 when this comparison was planned, got 2"),
+        (["--reference", "mild"], "--reference was plain when this comparison was planned, got mild"),
+        (["--method", 'mild={"noise": "random"}'], "--method mild differs from the one that was planned"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            compare(*arguments(files)[:-2], *again, *changed)
+    (folder / "plan.json").write_text(json.dumps(plan | {"looked": [3]}))
+    with pytest.raises(SystemExit, match="the verdict of 3 seeds was the last planned look"):
+        compare(*arguments(files), *again, "--seeds", 6)
+
+
+def test_two_commands_do_not_write_into_one_folder(tmp_path, finished, files):
+    folder = copied(finished, tmp_path)
+    with only_one(folder), pytest.raises(SystemExit, match="is in use by another process"):
+        compare(*arguments(files), "--seeds", 3, "--output", folder, "--resume")
+
+
+def test_every_image_has_its_prediction(finished):
+    rows = list(csv.DictReader((finished / "runs" / "mild-1" / "predictions.csv").open()))
+    scores = json.loads((finished / "runs" / "mild-1" / "comparison.json").read_text())["scores"]
+    for name, count in (("clean", 24), ("site:B", 48)):
+        mine = [row for row in rows if row["set"] == name]
+        assert len({row["image"] for row in mine}) == len(mine) == count
+        truth, predicted = ([row[column] for row in mine] for column in ("label", "predicted"))
+        assert f1_score(truth, predicted, average="macro", zero_division=0) == pytest.approx(scores[name]["f1"])
+    assert float(rows[0]["liver"]) + float(rows[0]["lung"]) + float(rows[0]["knee"]) == pytest.approx(1, abs=1e-4)
+
+
+OWN = """
+import torch
+
+def half(image):
+    assert image.ndim == 3 and image.dtype == torch.float32
+    return image / 2
+
+def build():
+    return half
+
+def wrong():
+    return lambda image: image[:, :-1]
+"""
+
+
+def test_a_transform_of_ones_own_is_an_arm_and_can_be_the_reference(tmp_path, monkeypatch, files):
+    (tmp_path / "mytransforms.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    line = ["--npz", files / "mine.npz", "--seeds", 1, "--methods", "random", "--output", tmp_path / "out"]
+    with pytest.raises(SystemExit, match=r"method bad: mytransforms:wrong fails on images: .*must return a tensor of"):
+        compare(*line, "--method", 'bad={"transform": "mytransforms:wrong"}')
+    with pytest.raises(SystemExit, match=r"'mytransforms:none' cannot be imported as package\.module:name"):
+        compare(*line, "--method", 'bad={"transform": "mytransforms:none"}')
+    assert not (tmp_path / "out").exists()
+    compare(*line, "--method", 'mine={"transform": "mytransforms:build"}', "--reference", "mine")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [method["name"] for method in results["methods"]] == ["mine", "random"]
+    assert {row["versus"] for row in results["tables"]["f1"]["differences"]} == {"mine"}
+    with Image.open(tmp_path / "out" / "runs" / "mine-0" / "figures" / "seen.png") as picture:
+        seen = np.asarray(picture)
+    first = load_npz(files / "mine.npz").val.images[0]
+    assert np.abs(seen[:, :16].astype(int) - first / 2).max() <= 1
+
+
+def test_a_model_that_does_not_fit_the_size_is_found_before_the_folder_exists(tmp_path, files):
+    with pytest.raises(SystemExit, match=r"test_vit does not take batches of .* images of image_size=20 pixels"):
+        compare("--npz", files / "mine.npz", "--output", tmp_path / "out",
+                tiny=[*TINY, "image_size=20", "load_size=20"])  # fmt: skip
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(SystemExit, match=r"--output must be a folder, and .*out is a file"):
+        compare("--npz", files / "mine.npz", "--output", tmp_path / "out")
+    (tmp_path / "out").unlink()
+
+
 def test_two_runs_at_a_time_are_those_of_one(tmp_path, capfd, finished, files):
     folder = copied(finished, tmp_path)
-    for name in ("conventional-0", "mild-2"):
+    for name in ("plain-0", "mild-2"):
         shutil.rmtree(folder / "runs" / name)
     compare(*arguments(files), "--seeds", 3, "--jobs", 2, "--resume", "--output", folder)
-    for name in ("conventional-0", "mild-2"):
+    for name in ("plain-0", "mild-2"):
         one, other = (load_file(place / "runs" / name / "model.safetensors") for place in (finished, folder))
         assert all(torch.allclose(one[part], other[part], atol=1e-5) for part in one)
     errors = capfd.readouterr().err
@@ -178,23 +259,23 @@ def compare_rank(rank, words, port, folder):
 
 
 def test_of_two_processes_one_writes(tmp_path, files):
-    words = ["--npz", files / "mine.npz", "--methods", "augment", "--site", f"B={files / 'other.npz'}", "--seeds", 1,
+    words = ["--npz", files / "mine.npz", "--methods", "random", "--site", f"B={files / 'other.npz'}", "--seeds", 1,
              "--output", tmp_path / "out", "--set", *TINY]  # fmt: skip
     run_ranks(compare_rank, [str(word) for word in words], free_port(), tmp_path)
     printed = "".join(path.read_text() for path in tmp_path.glob("printed-*"))
     assert printed.count("No verdict from 1 seed:") == 1
-    log = (tmp_path / "out" / "runs" / "augment-0" / "metrics.jsonl").read_text().splitlines()
+    log = (tmp_path / "out" / "runs" / "random-0" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in log if "val_f1" in line] == [1, 2]
 
 
 def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, monkeypatch, capsys, files):
     monkeypatch.setattr(command, "estimate", estimate)
-    compare(*arguments(files, "augment", "paper"), "--seeds", 4, "--output", tmp_path / "out", "--dry-run")
+    compare(*arguments(files, "random", "paper"), "--seeds", 4, "--output", tmp_path / "out", "--dry-run")
     printed = capsys.readouterr().out
     assert "site B: 48 images of 2 shared classes, only tested on" in printed
     assert "24 images are left out, of classes not trained on: zebra" in printed
     assert re.search(
-        r'paper \(learned as published, preset="paper"\): seeds 0, 1, 2, 3 to run, about \d+ s per run', printed
+        r'paper \(masks learned as published, preset="paper"\): seeds 0, 1, 2, 3 to run, about \d+ s per run', printed
     )
     assert re.search(r"16 of 16 runs to go, about .* in all, few-shot transfer included", printed)
     assert not (tmp_path / "out").exists()
@@ -250,7 +331,7 @@ def test_radimagenet_with_a_tree_as_its_site(tmp_path):
                 for index in range(4 * number, 4 * number + 4):
                     table.writerow([f"radiology_ai/{folder}/{index}.png", folder.rpartition("/")[2]])
     site = write_images(tmp_path / "site", ["CT__lung__nodule", "MR__knee__acl"], ("test",))
-    compare("--radimagenet", root, "--site", f"clinic={site}", "--methods", "augment", "--seeds", 1,
+    compare("--radimagenet", root, "--site", f"clinic={site}", "--methods", "random", "--seeds", 1,
             "--output", tmp_path / "out")  # fmt: skip
     record = json.loads((tmp_path / "out" / "recipe.json").read_text())["data"]
     assert record["sites"][0]["classes"] == ["CT/lung/nodule", "MR/knee/acl"]
@@ -260,7 +341,7 @@ def test_training_images_among_the_tested_are_said_everywhere(tmp_path, capsys):
     mine = write_images(tmp_path / "mine", ["a", "b"], ("train", "val", "test"))
     site = write_images(tmp_path / "site", ["a", "b"], (".",), images=3, seed=1)
     shutil.copy(mine / "train" / "a" / "0.png", site / "b" / "copy.png")
-    line = ["--image-folder", mine, "--site", f"B={site}", "--methods", "augment", "--seeds", 1]
+    line = ["--image-folder", mine, "--site", f"B={site}", "--methods", "random", "--seeds", 1]
     compare(*line, "--output", tmp_path / "out", "--dry-run")
     found, meaning = "1 of the 7 images of site B is a training image too", "scores there say less about new images."
     said = f"{found}: {meaning}"
@@ -281,7 +362,7 @@ def test_medmnist_with_another_of_its_sets_as_site_and_target(tmp_path):
     for flag in ("organamnist", "organsmnist"):
         write_npz(tmp_path / f"{flag}.npz", 11, images=33)
     compare("--medmnist", "organamnist", "--root", tmp_path, "--site", "sagittal=organsmnist", "--target",
-            "organsmnist", "--methods", "augment", "--seeds", 1, "--output", tmp_path / "out")  # fmt: skip
+            "organsmnist", "--methods", "random", "--seeds", 1, "--output", tmp_path / "out")  # fmt: skip
     assert measures(tmp_path / "out") == ["clean", "site:sagittal", "shifts", "few-shot:organsmnist"]
     record = json.loads((tmp_path / "out" / "recipe.json").read_text())["data"]
     assert len(record["sites"][0]["classes"]) == 11
@@ -300,7 +381,7 @@ def test_several_labels_an_image(tmp_path):
     np.savez(tmp_path / "several.npz", **content)
     line = ["--npz", tmp_path / "several.npz", "--multi-label", "--site", f"B={tmp_path / 'several.npz'}",
             "--seeds", 1, "--output", tmp_path / "out", "--methods"]  # fmt: skip
-    compare(*line, "augment")
+    compare(*line, "random")
     assert measures(tmp_path / "out") == ["clean", "site:B", "shifts"]
     with pytest.raises(SystemExit, match="method mixup: mixup needs one label per image, and several has several"):
         compare(*line, "mixup", "--resume")
@@ -319,12 +400,12 @@ def test_several_labels_an_image(tmp_path):
         (["--site", "B=nowhere"], "site B: nowhere does not exist: it must be an npz file"),
         (["--site", "A=OTHER", "A=OTHER"], r"--site: names must differ from one another, got \['A', 'A'\]"),
         (["--target", "OTHER", "OTHER"], "--target: names must differ"),
-        (["--set", "noise=policy"], "--set noise: methods may differ in this setting; set it with --method NAME=JSON"),
+        (["--set", "noise=learned"], "--set noise: methods may differ in this setting; set it with --method NAME=JSON"),
         (["--set", "seed=3"], "--set seed: the runs use the seeds"),
         (["--set", "clean_epochs=10"], "clean_epochs must be fewer than epochs, got 10 of 10"),
         (["--set", "batch_size=25"], "needs 25 training images, got 24"),
         (
-            ["--method", 'm={"preset": "loud", "noise": "policy"}'],
+            ["--method", 'm={"preset": "loud", "noise": "learned"}'],
             "method m: noise_options .* do not suit preset='loud'",
         ),
     ],
@@ -350,6 +431,6 @@ def test_other_images_or_sites_are_not_resumed(tmp_path, finished, files):
 
 
 def test_a_run_that_diverges_is_named(tmp_path, files):
-    with pytest.raises(SystemExit, match=r"conventional, seed 0: training diverged"):
-        compare("--npz", files / "mine.npz", "--methods", "augment", "--seeds", 1, "--output", tmp_path / "out",
+    with pytest.raises(SystemExit, match=r"plain, seed 0: training diverged"):
+        compare("--npz", files / "mine.npz", "--methods", "random", "--seeds", 1, "--output", tmp_path / "out",
                 tiny=[*TINY, "lr=1e30"])  # fmt: skip

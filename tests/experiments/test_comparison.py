@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from policy_noise.experiments.comparison import plan as plan_module
-from policy_noise.experiments.comparison.methods import METHODS, REFERENCE, choose_methods, recipe_for
+from policy_noise.experiments.comparison.methods import METHODS, REFERENCE, choose_methods, controls, recipe_for
 from policy_noise.experiments.comparison.plan import PROBE_STEPS, Plan, estimate
 from policy_noise.experiments.comparison.results import results_of
 from policy_noise.experiments.comparison.sites import open_site
@@ -31,8 +32,8 @@ SPEED = [{"images_per_s": 100.0}]
 
 
 def test_the_reference_is_always_there_and_first():
-    assert [method.name for method in choose_methods(["mixup", "augment"], [])] == [REFERENCE, "mixup", "augment"]
-    own = 'mild={"noise": "frozen", "preset": "random", "noise_options": {"pattern_std": 0.05}}'
+    assert [method.name for method in choose_methods(["mixup", "random"], [])] == [REFERENCE, "mixup", "random"]
+    own = 'mild={"noise": "random", "preset": "random", "noise_options": {"pattern_std": 0.05}}'
     chosen = choose_methods([], [own])
     assert [method.name for method in chosen] == [REFERENCE, "mild"]
     assert recipe_for(chosen[1], BASE, 3).noise_options == {"pattern_std": 0.05}
@@ -42,7 +43,7 @@ def test_the_reference_is_always_there_and_first():
 def test_methods_differ_from_the_reference_in_their_own_settings_alone(name):
     recipe, reference = (dataclasses.asdict(recipe_for(METHODS[m], BASE, 3)) for m in (name, REFERENCE))
     differing = {key for key in recipe if recipe[key] != reference[key]}
-    assert differing <= {"noise", "preset", "noise_options", "policy_lr", "extra_augmentation"}
+    assert differing <= {"noise", "preset", "noise_options", "policy_lr", "extra_augmentation", "normalize_images"}
     assert bool(differing) is (name != REFERENCE)
 
 
@@ -55,15 +56,18 @@ def test_the_papers_grid_follows_the_image():
 @pytest.mark.parametrize(
     ("names", "own", "message"),
     [
-        (["augmnt"], [], r"--methods must be among \['conventional', .*got \['augmnt'\]"),
-        (["conventional"], [], "at least one method besides conventional"),
+        (["augmnt"], [], r"--methods must be among \['plain', .*got 'augmnt'"),
+        (["plain"], [], "at least one besides plain"),
         ([], ["mild"], "--method must be NAME=JSON"),
         ([], ["a b={}"], "letters, digits, ., - and _ in NAME"),
         ([], ["mild={noise: 1}"], "is not JSON"),
         ([], ["mild=[1]"], "is not an object"),
         ([], ['mild={"epochs": 3}'], r"may only change .*, got \['epochs'\]"),
-        ([], ['augment={"noise": "frozen"}'], "a built-in method"),
-        ([], ["a={}", "a={}"], "must have different names"),
+        ([], ['random={"noise": "learned"}'], "a built-in method"),
+        ([], ["a={}", "a={}"], "names must differ from one another"),
+        ([], ['mine={"transform": "nothing"}'], 'transform must be "package.module:name"'),
+        (["mixup+color-jitter"], [], "color-jitter cannot be joined with the others"),
+        (["random+plain"], [], "plain cannot be joined"),
     ],
 )
 def test_bad_methods(names, own, message):
@@ -202,25 +206,27 @@ def test_few_shot_transfer_is_in_the_estimate(monkeypatch, tmp_path, mode, expec
 
 @pytest.fixture
 def comparison(tmp_path):
-    """Writes a comparison's files: each method's gains over conventional training, on clean images and at the site."""
+    """Writes a comparison's files: each arm's gains over plain, on clean images and at the site."""
 
-    def write(gains, seeds=8, spread=0.01):
+    def write(gains, seeds=8, spread=0.01, site=-0.1, **plan):
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
         rng = np.random.default_rng(0)
-        names = ["conventional", *gains]
-        methods = [{"name": n, "label": METHODS[n].label, "about": "", "changes": {}} for n in names]
-        data = {"classes": 5, "sites": [{"name": "B", "classes": ["a", "b"]}], "targets": []}
+        names = ["plain", *gains]
+        methods = [{"name": name, "about": "", "changes": {}} for name in names]
+        data = {"classes": 5, "sites": [{"name": "B", "classes": list("abcd")}], "targets": [], "weights": 11e6}
+        recipe = {"data": data, "recipe": {"image_size": 64, "model": "resnet18"}}
         for path, value in (
-            ("plan.json", {"methods": methods, "seeds": list(range(seeds))}),
-            ("recipe.json", {"data": data}),
+            ("plan.json", {"methods": methods, "seeds": list(range(seeds)), **plan}),
+            ("recipe.json", recipe),
             ("environment.json", {}),
         ):
             (tmp_path / path).write_text(json.dumps(value))
         for seed in range(seeds):
-            start = 0.5 + 0.1 * rng.standard_normal()
+            start = 0.6 + 0.1 * rng.standard_normal()
             for name in names:
-                clean, site = gains.get(name, (0.0, 0.0))
+                clean, there = gains.get(name, (0.0, 0.0))
                 own = {"clean": start + clean + spread * rng.standard_normal()}
-                own["site:B"] = start - 0.2 + site + spread * rng.standard_normal()
+                own["site:B"] = start + site + there + spread * rng.standard_normal()
                 for shift in SHIFTS:
                     own |= {f"shift:{shift}:{s}": start + 0.01 * s + spread * rng.standard_normal() for s in SEVERITIES}
                 folder = tmp_path / "runs" / f"{name}-{seed}"
@@ -233,106 +239,180 @@ def comparison(tmp_path):
     return write
 
 
-def row_of(table, method, measure, versus="conventional"):
-    return next(
-        row
-        for row in table["differences"]
-        if (row["method"], row["measure"], row["versus"]) == (method, measure, versus)
-    )
+def row_of(table, method, measure, versus="plain"):
+    wanted = (method, measure, versus)
+    return next(row for row in table["differences"] if (row["method"], row["measure"], row["versus"]) == wanted)
 
 
 def test_a_difference_that_is_there_is_found_and_paired(comparison):
-    results = results_of(comparison({"augment": (-0.05, 0.1), "policy": (0.0, 0.0)}))
+    results = results_of(comparison({"random": (-0.05, 0.1), "learned": (0.0, 0.0)}))
     table = results["tables"]["f1"]
-    assert table["tests"] == 9  # three measures of augment, of policy, and of policy minus augment
-    found = row_of(table, "augment", "site:B")
-    assert found["p_holm"] < 0.05
+    assert table["tests"] == 9  # three measures of random, of learned, and of learned minus random
+    found = row_of(table, "random", "site:B")
+    assert found["finding"] == "better"
     assert found["mean"] == pytest.approx(0.1, abs=0.02)  # seeds alone spread by 0.1
     assert 0 < found["smallest"] < 0.05
-    assert row_of(table, "policy", "clean")["p_holm"] > 0.05
-    assert row_of(table, "policy", "site:B", "augment")["mean"] == pytest.approx(-0.1, abs=0.02)
+    assert row_of(table, "learned", "clean")["finding"] == "not shown"
+    assert row_of(table, "learned", "site:B", "random")["mean"] == pytest.approx(-0.1, abs=0.02)
     assert results["tables"]["shifts"]["tests"] == 8 * 3
 
 
-def test_the_correction_is_over_all_tests_of_a_table(comparison):
-    table = results_of(comparison({"augment": (0.0, 0.0)}))["tables"]["f1"]
-    smallest = min(table["differences"], key=lambda row: row["p"])
-    assert smallest["p_holm"] == pytest.approx(min(1.0, smallest["p"] * table["tests"]))
-
-
 def test_the_mean_of_shifts_is_over_all_severities(comparison):
-    folder = comparison({"augment": (0.0, 0.0)}, seeds=3, spread=0.0)
-    means = results_of(folder)["tables"]["f1"]["means"]["augment"]
+    folder = comparison({"random": (0.0, 0.0)}, seeds=3, spread=0.0)
+    means = results_of(folder)["tables"]["f1"]["means"]["random"]
     assert means["shifts"][0] - means["clean"][0] == pytest.approx(0.02)
 
 
+@pytest.mark.parametrize(
+    ("names", "pairs"),
+    [
+        (["plain", "learned", "random"], [("learned", "random")]),
+        (["plain", "normalize", "random"], [("random", "normalize")]),
+        (["plain", "normalize", "normalize+random"], [("normalize+random", "normalize")]),
+        (["plain", "normalize+learned", "normalize+random"], [("normalize+learned", "normalize+random")]),
+        (["plain", "paper", "paper-random", "mixup"], [("paper", "paper-random")]),
+    ],
+)
+def test_what_is_compared_besides_the_reference(names, pairs):
+    assert controls(names) == [*((name, "plain") for name in names[1:]), *pairs]
+
+
 def test_the_verdict_says_what_helps_and_what_it_costs(comparison):
-    gains = {"augment": (-0.05, 0.1), "policy": (-0.05, 0.1), "color-jitter": (0.0, 0.0), "mixup": (0.06, 0.0)}
+    gains = {"random": (-0.05, 0.1), "learned": (-0.05, 0.1), "color-jitter": (0.0, 0.0), "mixup": (0.06, 0.0)}
     answer, *others = verdict(results_of(comparison(gains)))
-    trade = "(better on site B; worse on clean test images)"
-    assert answer.startswith(
-        "Better than conventional training and nowhere shown to be worse: MixUp (on clean test images). "
-        f"Better on some test sets and worse on others: random masks {trade}, learned masks {trade}. "
-        "Not shown to differ from conventional training: ColorJitter. "
+    assert answer == (
+        "Against plain, better somewhere and nowhere shown to be worse: mixup; better somewhere, worse elsewhere: "
+        "random and learned; no difference shown: color-jitter."
     )
-    assert answer.endswith("On clean test images MixUp gained.")
-    assert any(text.startswith("Random masks: better on site B (+0.") and "worse on clean" in text for text in others)
-    learned = next(text for text in others if text.startswith("Learned masks against random masks"))
+    assert any(text.startswith("random: better on site B (+0.") and "worse on clean" in text for text in others)
+    learned = next(text for text in others if text.startswith("learned against random"))
     assert learned.endswith("Learning is not shown to add anything here.")
-    assert any("Power: with 8 seeds and 15 tests" in text for text in others)
+    assert others[-1] == "Next: stop here, and use mixup."
+    assert all(len(text) < 300 for text in others)
 
 
-def test_scores_near_guessing_are_called_so(comparison):
-    texts = verdict(results_of(comparison({"augment": (0.0, 0.0)})))
-    (near,) = (text for text in texts if "guessing" in text)
-    assert near.startswith("No method does much better than guessing on site B (0.")  # 0.3 of two classes
-    assert "guessing among 2 gives 0.500" in near
-    assert "clean" not in near
+def test_the_verdict_says_when_normalization_alone_does_as_much(comparison):
+    texts = verdict(results_of(comparison({"normalize": (0.0, 0.1), "random": (0.0, 0.1)})))
+    assert any(text.endswith("Normalizing each image alone does as much as random.") for text in texts)
+    texts = verdict(results_of(comparison({"normalize": (0.0, 0.05), "random": (0.0, 0.15)})))
+    assert not any("as much" in text for text in texts)
 
 
-def test_an_interval_beside_zero_without_a_significant_test_is_no_finding(comparison):
-    gains = dict.fromkeys(["augment", "mixup", "randaugment"], (-0.05, 0.0))
-    texts = verdict(results_of(comparison(gains, seeds=3)))
-    assert any("lower, but not significant after correction, on clean test images (-0.0" in text for text in texts)
+def test_a_finding_near_chance_does_not_count_and_the_page_says_so(comparison):
+    results = results_of(comparison({"random": (0.0, 0.03), "mixup": (0.0, 0.0)}, spread=0.001, site=-0.4))
+    answer, near, *_ = verdict(results)
+    assert "better" not in answer
+    assert near.startswith("Near chance, so no difference there counts: site B (0.")
+    assert near.endswith("guessing gives 0.250).")
+    assert row_of(results["tables"]["f1"], "random", "site:B")["finding"] == "near chance"
 
 
-def test_differences_that_do_not_vary_tell_nothing_of_what_could_be_seen(comparison):
-    results = results_of(comparison({"augment": (0.0, 0.0)}, seeds=3, spread=0.0))
-    row = row_of(results["tables"]["f1"], "augment", "clean")
-    assert (row["spread"], row["smallest"], row["seeds_for_a_point"]) == (0, None, None)
-    (power,) = (text for text in verdict(results) if text.startswith("Power:"))
-    assert "unknown on clean test images (the differences do not vary)" in power
-    assert "one point of F1" not in power
+def test_folded_tables_name_what_they_star(comparison):
+    folder = comparison({"random": (0.0, 0.0)})
+    for path in folder.glob("runs/random-*/comparison.json"):
+        run = json.loads(path.read_text())
+        for name, score in run["scores"].items():
+            score["roc_auc"] += 0.1 * name.startswith("shift:")
+        path.write_text(json.dumps(run))
+    texts = verdict(results_of(folder))
+    assert "no difference shown: random" in texts[0]
+    assert "ROC-AUC: random better on the eight shifts." in texts
+
+
+def test_differences_that_do_not_vary_are_not_tested(comparison):
+    results = results_of(comparison({"random": (0.025, 0.0)}, seeds=6, spread=0.0))
+    row = row_of(results["tables"]["f1"], "random", "clean")
+    assert row["mean"] == pytest.approx(0.025)
+    assert (row["p"], row["smallest"], row["seeds_needed"], row["finding"]) == (None, None, None, "not tested")
+    assert verdict(results)[0].startswith("No verdict: the differences are the same for every seed")
+
+
+def test_a_level_spent_over_looks_is_printed_and_stricter(comparison):
+    one = results_of(comparison({"random": (0.01, 0.0)}))
+    two = results_of(comparison({"random": (0.01, 0.0)}, looks=2))
+    assert two["tables"]["f1"]["level"] == one["tables"]["f1"]["level"] / 2
+    assert any(text.startswith("Level 0.05, one planned look.") for text in verdict(one))
+    assert any(text.startswith("Level 0.05 spent over 2 planned looks, 0.025 each.") for text in verdict(two))
+    assert (
+        row_of(two["tables"]["f1"], "random", "clean")["smallest"]
+        > row_of(one["tables"]["f1"], "random", "clean")["smallest"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "gains", "expected"),
+    [
+        ({}, (0.0, 0.0), "Next: stop here, and keep plain."),
+        ({"seeds": 4}, (0.0, 0.0), "Next: more seeds, at least 5 (--resume --seeds 5)."),
+        ({"spread": 0.022}, (0.03, 0.0), "Next: more seeds; "),
+        (
+            {"weights": 4e5},
+            (0.1, 0.0),
+            "Next: the same with the model that you will use, such as --set model=resnet18.",
+        ),
+        ({"original_size": 1024}, (0.1, 0.0), "Next: the same with larger images and the model that you will use"),
+        ({"sites": []}, (0.1, 0.0), "Next: another scanner or hospital, as --site NAME=SOURCE."),
+    ],
+)
+def test_the_last_sentence_says_what_to_do_next(comparison, changes, gains, expected):
+    data = {name: changes[name] for name in ("weights", "original_size", "sites") if name in changes}
+    own = {name: value for name, value in changes.items() if name in ("seeds", "spread")}
+    results = results_of(comparison({"random": gains}, **own))
+    results["record"]["data"] |= data
+    assert verdict(results)[-1].startswith(expected)
 
 
 def test_training_images_at_a_site_stand_right_after_the_answer(comparison):
-    folder = comparison({"augment": (0.0, 0.0)})
-    plan = json.loads((folder / "plan.json").read_text())
     shared = {"shared": 3, "images": 7, "example": "x.png", "original": "y.png"}
-    (folder / "plan.json").write_text(json.dumps(plan | {"overlaps": {"site:B": shared, "val": shared}}))
+    folder = comparison({"random": (0.0, 0.0)}, overlaps={"site:B": shared, "val": shared})
     said = [number for number, text in enumerate(verdict(results_of(folder))) if "training images too" in text]
     assert said == [1]
 
 
-def test_two_seeds_give_no_verdict(comparison):
-    results = results_of(comparison({"augment": (0.3, 0.3)}, seeds=2))
-    assert verdict(results)[0].startswith("No verdict from 2 seeds: a test needs at least three")
-    row = row_of(results["tables"]["f1"], "augment", "clean")
-    assert (row["p"], row["smallest"], row["seeds_for_a_point"]) == (None, None, None)
+def test_few_seeds_give_no_verdict(comparison):
+    results = results_of(comparison({"random": (0.3, 0.3)}, seeds=4))
+    assert verdict(results)[0] == "No verdict from 4 seeds: a test needs at least 5."
+    row = row_of(results["tables"]["f1"], "random", "clean")
+    assert (row["p"], row["smallest"], row["seeds_needed"]) == (None, None, None)
     json.dumps(results, allow_nan=False)
 
 
-def test_seeds_without_all_methods_are_left_out_and_named(comparison):
-    folder = comparison({"augment": (0.0, 0.0)}, seeds=4)
-    (folder / "runs" / "augment-2" / "comparison.json").unlink()
+def test_seeds_without_all_methods_are_left_out_and_give_no_verdict_yet(comparison):
+    folder = comparison({"random": (0.3, 0.3)}, seeds=7)
+    (folder / "runs" / "random-2" / "comparison.json").unlink()
     results = results_of(folder)
-    assert (results["seeds"], results["missing"]) == ([0, 1, 3], ["augment-2"])
+    assert (results["seeds"], results["missing"]) == ([0, 1, 3, 4, 5, 6], ["random-2"])
+    first, *_, last = verdict(results)
+    assert first.startswith("No verdict yet: 1 of the planned runs")
+    assert last == "Next: finish the planned runs with --resume."
+
+
+def test_intervals_over_patients_are_wider_where_few_patients_decide(comparison):
+    folder = comparison({"random": (0.0, 0.0)}, seeds=5)
+    rng = np.random.default_rng(0)
+    for path in folder.glob("runs/*/comparison.json"):
+        labels = np.tile([0, 1], 60)
+        right = np.full(120, True)
+        if path.parent.name.startswith("plain"):
+            right[:12] = False  # all errors are of the first two patients
+        lines = ["set,image,patient,label,predicted"]
+        lines += [
+            f"clean,{i},p{i // 6},{y},{y if ok else 1 - y}" for i, (y, ok) in enumerate(zip(labels, right, strict=True))
+        ]
+        path.with_name("predictions.csv").write_text("\n".join(lines))
+    results = results_of(folder)
+    (row,) = results["patients"]
+    assert (row["method"], row["measure"], row["patients"]) == ("random", "clean", 20)
+    assert row["low"] == 0  # without these two there is no difference
+    draws = rng.multinomial(20, np.full(20, 1 / 20), 4000)[:, :2].sum(1) / 20
+    assert row["high"] == pytest.approx(np.quantile(draws, 0.975), abs=0.011)  # F1 of balanced classes is accuracy
+    assert any(text.startswith("Over the 20 patients of clean test images") for text in verdict(results))
 
 
 def test_folders_without_a_comparison(tmp_path, comparison):
     with pytest.raises(FileNotFoundError, match=r"holds no comparison: plan\.json is missing"):
         results_of(tmp_path)
-    folder = comparison({"augment": (0.0, 0.0)}, seeds=1)
-    (folder / "runs" / "augment-0" / "comparison.json").unlink()
-    with pytest.raises(ValueError, match=r"no seed has the scores of all methods yet; missing: \['augment-0'\]"):
+    folder = comparison({"random": (0.0, 0.0)}, seeds=1)
+    (folder / "runs" / "random-0" / "comparison.json").unlink()
+    with pytest.raises(ValueError, match=r"no seed has the scores of all methods yet; missing: \['random-0'\]"):
         results_of(folder)

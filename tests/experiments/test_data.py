@@ -20,7 +20,7 @@ from policy_noise.experiments.data import (
 from policy_noise.experiments.medmnist import load_medmnist
 from policy_noise.experiments.npz import load_npz
 
-ORGANS = Path(__file__).resolve().parents[2] / "examples" / "data" / "organpatches.npz"
+ORGANS = Path(__file__).resolve().parents[2] / "policy_noise" / "experiments" / "embedded" / "organpatches.npz"
 
 
 def arrays(classes=3, per_class=4, side=8, colour=False):

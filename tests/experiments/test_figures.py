@@ -28,8 +28,8 @@ def test_diagnostics_draw_every_method(tmp_path):
     def log(offset):
         return [{"epoch": step / 4, "loss": offset - step / 10, "reward": step} for step in range(8)]
 
-    training_diagnostics({"conventional": [log(2)]}, tmp_path / "one.png")
-    training_diagnostics({"conventional": [log(2)], "policy": [log(3), log(4)[:5]]}, tmp_path / "two.png")
+    training_diagnostics({"plain": [log(2)]}, tmp_path / "one.png")
+    training_diagnostics({"plain": [log(2)], "learned": [log(3), log(4)[:5]]}, tmp_path / "two.png")
     blue = np.array([0, 114, 178])  # the policy's colour
     found = [(np.abs(pixels(tmp_path / name).astype(int) - blue).sum(-1) < 20).sum() for name in ("one.png", "two.png")]
     assert found[0] == 0
@@ -41,7 +41,7 @@ def test_diagnostics_mark_where_masks_end(tmp_path):
     ended = [*masked[:4], *({"epoch": epoch, "loss": 1.0} for epoch in range(4, 8))]
     dark = []
     for log in (masked, ended):
-        training_diagnostics({"policy": [log]}, tmp_path / "one.png", panels={"loss": "loss"})
+        training_diagnostics({"learned": [log]}, tmp_path / "one.png", panels={"loss": "loss"})
         middle = pixels(tmp_path / "one.png")[100:-100]
         dark.append((middle.max(-1) < 150).any(1).sum())
     assert dark[1] > dark[0]
@@ -115,7 +115,7 @@ def test_legend_and_curves_of_own_labels_have_the_same_colours(tmp_path, monkeyp
         path.touch()
 
     monkeypatch.setattr(Figure, "savefig", keep)
-    labels = ["policy", *(f"own {i}" for i in range(7))]
+    labels = ["learned", *(f"own {i}" for i in range(7))]
     if kind == "few_shot":
         points = {8: Interval(0.5, 0.4, 0.6), 16: Interval(0.6, 0.5, 0.7)}
         few_shot_curves({"set": dict.fromkeys(labels, points)}, tmp_path / "one.png", metric="macro F1")

@@ -44,7 +44,7 @@ def test_papers_schedules(name):
 
 
 def test_papers_policy():
-    recipe = dataclasses.replace(RECIPES["paper"]["pretrain"], noise="policy")
+    recipe = dataclasses.replace(RECIPES["paper"]["pretrain"], noise="learned")
     model = create_model(dataclasses.replace(recipe, model="test_resnet"), 165)
     optimizer = _optimizer(model, recipe)
     hook, scheduler = attach_noise(model, optimizer, nn.CrossEntropyLoss(), recipe, 1, torch.Generator())

@@ -55,7 +55,7 @@ def test_resume_of_another_run_is_refused(tmp_path, stage, recipe, name, message
     assert (tmp_path / "recipe.json").read_bytes() == before
 
 
-@pytest.mark.parametrize(("stage", "noise"), [("pretrain", "policy"), ("compare", "conventional")])
+@pytest.mark.parametrize(("stage", "noise"), [("pretrain", "learned"), ("compare", "plain")])
 def test_a_run_is_not_continued_with_a_preset_that_has_changed(tmp_path, monkeypatch, stage, noise):
     recipe = RECIPES["small"]["pretrain"]
     recipe = dataclasses.replace(recipe, noise=noise)

@@ -90,7 +90,7 @@ def two(tmp_path_factory):
 
 class TestSeveralProcesses:
     def test_two_agree_with_one_of_the_double_batch(self, tmp_path, two):
-        recipe = RECIPES["conventional"]
+        recipe = RECIPES["plain"]
         train(run_of(tmp_path, recipe, ALONE), recipe, organs(), ALONE)
         folders = {tmp_path: recipe, two / "half_batch": RECIPES["half_batch"]}
         weights = [load_file(folder / "model.safetensors") for folder in folders]
@@ -117,7 +117,7 @@ class TestSeveralProcesses:
 
 
 class TestBatches:
-    recipe = RECIPES["conventional"]
+    recipe = RECIPES["plain"]
 
     def test_an_epoch_shows_every_image_once(self):
         seen = [index for batch in epoch_batches(32, self.recipe, 0, ALONE) for index in batch]
@@ -141,7 +141,7 @@ class TestAugment:
 
     @pytest.mark.parametrize("kind", ["shift", "resized_crop"])
     def test_two_processes_get_the_halves_of_one(self, kind):
-        recipe = dataclasses.replace(RECIPES["conventional"], augmentation=kind)
+        recipe = dataclasses.replace(RECIPES["plain"], augmentation=kind)
         whole = augment(self.images, recipe, 5, ALONE, self.present)
         halves = [
             augment(self.images[4 * r : 4 * r + 4], recipe, 5, World(r, 2, torch.device("cpu")), self.present[:4])
@@ -152,7 +152,7 @@ class TestAugment:
 
     @pytest.mark.parametrize("kind", ["shift", "resized_crop"])
     def test_a_dropped_image_does_not_change_the_others(self, kind):
-        recipe = dataclasses.replace(RECIPES["conventional"], augmentation=kind)
+        recipe = dataclasses.replace(RECIPES["plain"], augmentation=kind)
         present = self.present.clone()
         present[2] = False
         whole = augment(self.images, recipe, 5, ALONE, self.present)
@@ -161,23 +161,23 @@ class TestAugment:
 
     def test_the_global_source_is_left_alone(self):
         before = torch.get_rng_state()
-        augment(self.images, RECIPES["conventional"], 1, ALONE, self.present)
+        augment(self.images, RECIPES["plain"], 1, ALONE, self.present)
         assert torch.equal(torch.get_rng_state(), before)
 
     def test_evaluation_takes_the_centre(self):
-        recipe = dataclasses.replace(RECIPES["conventional"], image_size=8, augmentation="resized_crop")
+        recipe = dataclasses.replace(RECIPES["plain"], image_size=8, augmentation="resized_crop")
         out = augment(self.images, recipe, 0, ALONE, self.present, train=False)
         torch.testing.assert_close(out, (self.images[:, :, 4:12, 4:12] / 255 - recipe.mean) / recipe.std)
 
     def test_channels(self):
-        recipe = dataclasses.replace(RECIPES["conventional"], in_chans=3)
+        recipe = dataclasses.replace(RECIPES["plain"], in_chans=3)
         out = augment(self.images, recipe, 0, ALONE, self.present)
         assert out.shape == (8, 3, 16, 16)
         assert torch.equal(out[:, 0], out[:, 2])
 
 
 def test_predict_covers_the_split_once_in_its_order():
-    data, recipe = organs(), RECIPES["conventional"]
+    data, recipe = organs(), RECIPES["plain"]
     model = create_model(recipe, 2).eval()
     targets, probabilities = predict(model, data.test, recipe, ALONE, multi_label=False)
     assert np.array_equal(targets, data.test.labels)
@@ -215,7 +215,7 @@ def test_files_on_disk_and_a_corrupt_one(tmp_path, recwarn, workers):
                 Image.fromarray(np.full((16, 16), 40 + 120 * label, np.uint8)).save(folder / f"{index}.png")
     (tmp_path / "data" / "train" / "dark" / "3.png").write_bytes(b"broken")
     data = load_image_folder(tmp_path / "data", Reading(16, skip_bad_files=True))
-    recipe = dataclasses.replace(RECIPES["conventional"], workers=workers, epochs=2)
+    recipe = dataclasses.replace(RECIPES["plain"], workers=workers, epochs=2)
     train(run_of(tmp_path / "run", recipe, ALONE), recipe, data, ALONE)
     ends = [entry for entry in run_of(tmp_path / "run", recipe, ALONE).history() if "val_f1" in entry]
     assert [entry["files_skipped"] for entry in ends] == [1, 1]  # in each epoch
@@ -232,7 +232,7 @@ def test_paper_recipe_trains_with_its_own_policy_schedule(tmp_path):
         batch_size=8,
         epochs=1,
         workers=0,
-        noise="policy",
+        noise="learned",
         noise_options={"policy": "test_resnet", "grid_size": 8, "kernel_size": 5, "sigma": 2.0},
     )
     train(run_of(tmp_path, recipe, ALONE), recipe, organs(), ALONE)
@@ -302,7 +302,7 @@ def test_an_extra_augmentation_goes_on_where_it_stopped(tmp_path, monkeypatch, f
 
 def test_unknown_model():
     with pytest.raises(ValueError, match=r"model must be a name that timm\.list_models\(\) lists, got 'resnet9000'"):
-        create_model(dataclasses.replace(RECIPES["conventional"], model="resnet9000"), 2)
+        create_model(dataclasses.replace(RECIPES["plain"], model="resnet9000"), 2)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_unknown_model():
 )
 def test_model_options_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        create_model(dataclasses.replace(RECIPES["conventional"], **changes), 2)
+        create_model(dataclasses.replace(RECIPES["plain"], **changes), 2)
 
 
 @pytest.mark.parametrize("options", [{"grid": 4}, {"grid_size": "four"}, {"p": 2.0}, {"policy": "resnet9000"}])
@@ -326,15 +326,15 @@ def test_noise_options_are_named_and_leave_the_model_as_it_was(options):
     assert not model._forward_pre_hooks
 
 
-@pytest.mark.parametrize("noise", ["conventional", "policy"])
+@pytest.mark.parametrize("noise", ["plain", "learned"])
 def test_divergence_names_the_step(tmp_path, noise):
-    recipe = dataclasses.replace(RECIPES["conventional"], noise=noise, lr=1e30)
+    recipe = dataclasses.replace(RECIPES["plain"], noise=noise, lr=1e30)
     with pytest.raises(ValueError, match=r"training diverged: the loss at step \d \(epoch 1, lr .*\) is (nan|inf)"):
         train(run_of(tmp_path, recipe, ALONE), recipe, organs(), ALONE)
 
 
 def test_outputs_that_are_not_finite_are_not_scored():
-    recipe = RECIPES["conventional"]
+    recipe = RECIPES["plain"]
     model = create_model(recipe, 2)
     model.fc.bias.data.fill_(float("nan"))
     with pytest.raises(ValueError, match="the model diverged: its outputs are not finite for 32 of 32 images"):
@@ -351,7 +351,7 @@ def test_a_truncated_checkpoint_is_named(tmp_path, finished):
 
 
 def test_a_fresh_head_where_there_are_other_classes(tmp_path, finished):
-    path, recipe = finished / "model.safetensors", RECIPES["conventional"]
+    path, recipe = finished / "model.safetensors", RECIPES["plain"]
     own, kept, fresh = (
         create_model(recipe, 2, **options) for options in ({}, {"init": path}, {"init": path, "fresh_head": True})
     )

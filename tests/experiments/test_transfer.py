@@ -118,8 +118,8 @@ def test_fine_tuning_learns(multi_label):
 
 class TestCompare:
     inits = (
-        Initialisation("random", "random", "test_resnet"),
-        Initialisation("policy", "random", "test_resnet"),
+        Initialisation("scratch", "scratch", "test_resnet"),
+        Initialisation("policy", "scratch", "test_resnet"),
     )
 
     @pytest.mark.parametrize("mode", ["linear", "full"])
@@ -128,8 +128,8 @@ class TestCompare:
         run = Run(tmp_path, "transfer", recipe, {"name": "bright"}, resume=False)
         lines = compare(run, recipe, [data], self.inits, ALONE)
         assert len(lines) == 4
-        by_init = {name: [line["f1"] for line in lines if line["init"] == name] for name in ("random", "policy")}
-        assert by_init["random"] == by_init["policy"]
+        by_init = {name: [line["f1"] for line in lines if line["init"] == name] for name in ("scratch", "policy")}
+        assert by_init["scratch"] == by_init["policy"]
 
     def test_resumed_after_a_stop(self, tmp_path):
         data, recipe = brightness_set(), small()
@@ -196,13 +196,13 @@ class TestCompare:
     def test_divergence_names_the_trial(self, tmp_path):
         data, recipe = brightness_set(), small(mode="full", shots=(8,), lr=1e30)
         run = Run(tmp_path, "transfer", recipe, {"name": "bright"}, resume=False)
-        with pytest.raises(ValueError, match=r"fine-tuning diverged: from random on 8 images, trial 0"):
+        with pytest.raises(ValueError, match=r"fine-tuning diverged: from scratch on 8 images, trial 0"):
             compare(run, recipe, [data], self.inits[:1], ALONE)
 
 
 def test_a_trial_that_the_log_holds_twice_counts_once():
-    line = {"data": "d", "init": "random", "source": "random", "shots": 4, "trial": 0, "f1": 0.486}
-    assert np.isnan(summarise([line, line], "f1")["d"]["random"][4].low)
+    line = {"data": "d", "init": "scratch", "source": "scratch", "shots": 4, "trial": 0, "f1": 0.486}
+    assert np.isnan(summarise([line, line], "f1")["d"]["scratch"][4].low)
 
 
 def test_summary_is_over_runs_where_there_are_several():
@@ -229,8 +229,8 @@ class TestInitialisation:
         made = init.create(3, seed=7)
         assert torch.equal(next(made.parameters()), next(model.parameters()))
         assert made.get_classifier().out_features == 3
-        beside = parse_initialisation("random", None, init)
-        assert (beside.source, beside.model, beside.in_chans) == ("random", "test_resnet", 1)
+        beside = parse_initialisation("scratch", None, init)
+        assert (beside.source, beside.model, beside.in_chans) == ("scratch", "test_resnet", 1)
 
     @pytest.mark.parametrize("in_chans", [1, 3])
     def test_of_timms_weights_in_a_file(self, tmp_path, in_chans):
@@ -263,7 +263,7 @@ class TestInitialisation:
         with pytest.raises(ValueError, match=r"'imagenet'.*test_resnet cannot be loaded.*no network.*imagenet=FILE"):
             init.create(5, seed=0)
 
-    @pytest.mark.parametrize("text", ["random", "imagenet"])
+    @pytest.mark.parametrize("text", ["scratch", "imagenet"])
     def test_needs_a_model(self, text):
         with pytest.raises(ValueError, match="needs the name of a timm model"):
             parse_initialisation(text, None, None)

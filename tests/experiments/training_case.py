@@ -41,9 +41,9 @@ _BASE = dataclasses.replace(
     lr=1e-3,
 )
 RECIPES = {
-    "conventional": _BASE,
-    "policy": dataclasses.replace(_BASE, noise="policy", noise_options={"grid_size": 4}),
+    "plain": _BASE,
+    "policy": dataclasses.replace(_BASE, noise="learned", noise_options={"grid_size": 4}),
     "half_batch": dataclasses.replace(_BASE, batch_size=4),
     "batch_norm": dataclasses.replace(_BASE, batch_size=4, epochs=1, model_options={}),
-    "policy_half_batch": dataclasses.replace(_BASE, batch_size=4, noise="policy", noise_options={"grid_size": 4}),
+    "policy_half_batch": dataclasses.replace(_BASE, batch_size=4, noise="learned", noise_options={"grid_size": 4}),
 }

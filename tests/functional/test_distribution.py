@@ -93,15 +93,16 @@ def test_a_logarithm_that_is_no_number_gets_no_gradient():
     assert logarithm.grad.tolist() == pytest.approx([0.0, math.exp(0.5)])
 
 
-@pytest.mark.parametrize("with_entropy", [False, True])
-def test_the_closed_gradient_is_that_of_autograd(pairs, with_entropy):
-    concentration1, concentration0 = (value.double().requires_grad_() for value in pairs)
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (0.7, -0.3)])
+def test_scores_are_sums_over_cells_and_their_closed_gradient_is_that_of_autograd(pairs, weights):
+    concentration1, concentration0 = (value.double().reshape(4, 1, -1).requires_grad_() for value in pairs)
     action = PF.sample_beta(concentration1, concentration0)
-    weight, entropy_weight = torch.randn_like(action), torch.randn_like(action) if with_entropy else None
-    total = weight * PF.beta_log_prob(action, concentration1, concentration0)
-    if entropy_weight is not None:
-        total = total - entropy_weight * PF.beta_entropy(concentration1, concentration0)
-    expected = torch.autograd.grad(total.sum(), (concentration1, concentration0))
-    found = PF.beta_gradient(action, concentration1, concentration0, weight, entropy_weight)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-    assert not any(gradient.requires_grad for gradient in found)
+    log_prob, entropy = PF.beta_score(action, concentration1, concentration0)
+    cells = (PF.beta_log_prob(action, concentration1, concentration0), PF.beta_entropy(concentration1, concentration0))
+    for own, plain in zip((log_prob, entropy), cells, strict=True):
+        torch.testing.assert_close(own, plain.flatten(1).sum(1), rtol=1e-10, atol=1e-10)
+    each, gradients = torch.randn(4).double(), []
+    for values in ((log_prob, entropy), (cell.flatten(1).sum(1) for cell in cells)):
+        total = sum(weight * (each * value).sum() for weight, value in zip(weights, values, strict=True) if weight)
+        gradients.append(torch.autograd.grad(total, (concentration1, concentration0)))
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)

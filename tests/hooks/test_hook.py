@@ -92,8 +92,8 @@ def test_the_papers_loss_and_gradient_are_scaled(make_model, batch):
     features = policy.backbone(images)
     alpha = (0.9 * policy.base_concentration1 + 0.1 * policy.head1(features)).exp()
     beta = (0.9 * policy.base_concentration0 + 0.1 * policy.head0(features)).exp()
-    (observation,) = loop.hook.learner._window
-    sample = observation.sample
+    (pending,) = loop.hook._queue.scored
+    sample = pending.sample
     density = torch.distributions.Beta(alpha, beta).log_prob(sample.action).exp()
     factor = density.flatten(1).sum(1).log().mean().detach()
 
@@ -361,7 +361,7 @@ def test_gradient_scaler_and_skipped_steps(make_model, batch, dtype, fused):
         scaler.step(optimizer)
         scaler.update()
         policies.append(loop.policy())
-        seen.append((loop.hook.metrics["samples_seen"], loop.hook.learner.observations))
+        seen.append((loop.hook.metrics["samples_seen"], len(loop.hook._queue.scored)))
     assert scaler.get_scale() == 4.0
     assert seen == [(8, 0), (8, 1), (24, 0)]
     moved = [any(not torch.equal(a[k], b[k]) for k in a) for a, b in itertools.pairwise(policies)]
@@ -391,9 +391,9 @@ def test_a_bad_image_costs_its_sample_alone(make_model, batch, policy):
         warnings.simplefilter("always")
         for step in range(6):
             loss = loop.criterion(loop.model(bad if step % 2 else images), targets)
+            loop.optimizer.zero_grad()
+            loss.backward()
             if torch.isfinite(loss):
-                loop.optimizer.zero_grad()
-                loss.backward()
                 loop.optimizer.step()
         loop.step(images, targets)
     assert sum("non-finite loss" in str(warning.message) for warning in record) == 1
@@ -427,7 +427,7 @@ def test_only_every_kth_window_is_learned_from(make_model, batch):
     for _ in range(7):
         images, targets = batch
         loss = loop.criterion(loop.model(images[:4]), targets[:4]) + loop.criterion(loop.model(images[4:]), targets[4:])
-        seen.append(loop.hook.learner.observations)
+        seen.append(len(loop.hook._queue.scored))
         assert len(loop.hook._queue) == 0
         loss.backward()
         loop.optimizer.step()
@@ -603,7 +603,7 @@ def test_copies_of_a_hooked_model_are_inert(make_model, batch, kind, waiting):
     assert torch.equal(seen[0], images)
     assert len(loop.hook._queue) == pending
     copy.deepcopy(loop.criterion)(output, torch.arange(8) % 5)
-    assert loop.hook.learner.observations == 0
+    assert not loop.hook._queue.scored
     assert len(pickle.dumps(loop.criterion)) < 5_000
 
 

@@ -38,8 +38,9 @@ def loop(make_model):
             self.mask.sample, self.hook.learner.observe = sample, record
 
         def pairs(self):
-            """Numbers of the draws, in the order in which their losses were observed."""
-            return [next(i for i, s in enumerate(self.drawn) if s is sample) for sample, _ in self.observed]
+            """Numbers of the draws, in the order in which their losses came."""
+            samples = [sample for sample, _ in self.observed] + [pending.sample for pending in self.hook._queue.scored]
+            return [next(i for i, s in enumerate(self.drawn) if s is sample) for sample in samples]
 
     return Loop
 
@@ -56,9 +57,9 @@ def test_losses_in_swapped_order_find_their_batch(loop):
     loop = loop()
     first, second = loop.model(images()), loop.model(images())
     targets = labels(), labels()
-    loop.criterion(second, targets[1])
-    loop.criterion(first, targets[0])
+    (loop.criterion(second, targets[1]) + loop.criterion(first, targets[0])).backward()
     assert loop.pairs() == [1, 0]
+    loop.optimizer.step()
     for (_, loss), output, target in zip(loop.observed, (second, first), targets[::-1], strict=True):
         torch.testing.assert_close(loss, F.cross_entropy(output, target, reduction="none").detach())
 
@@ -100,11 +101,12 @@ def test_what_stands_between_output_and_criterion(loop, between):
     assert loop.pairs() == [1, 0]
 
 
-def test_an_output_without_a_graph_means_the_oldest(loop):
+def test_losses_without_a_graph_mean_the_oldest_if_they_are_observed_by_hand(loop):
     loop = loop()
     first, second = loop.model(images()), loop.model(images())
-    loop.criterion(first.detach(), labels())
-    loop.criterion(second.detach(), labels())
+    loop.criterion(second.detach(), labels())  # nothing is trained on it
+    for output in (first, second):
+        loop.hook.observe(F.cross_entropy(output.detach(), labels(), reduction="none"))
     assert loop.pairs() == [0, 1]
 
 
@@ -162,7 +164,7 @@ def test_nested_outputs(make_model):
     first, second = model(images(4)), model(images(6))
     criterion(second["more"][1][0], labels(6))
     criterion(first["logits"], labels(4))
-    assert [len(observation.loss) for observation in hook.learner._window] == [6, 4]
+    assert [len(pending) for pending in hook._queue.scored] == [6, 4]
 
 
 def test_tensors_of_finds_them_all():
@@ -223,9 +225,9 @@ def test_another_networks_loss_is_not_credited_to_a_waiting_batch():
     images, targets = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
     output = model(images)
     criterion(peer(images), targets)
-    assert hook.learner.observations == 0
+    assert not hook._queue.scored
     criterion(output, targets)
-    assert hook.learner.observations == 1
+    assert len(hook._queue.scored) == 1
 
 
 def test_a_forward_without_a_loss_is_told_once(loop):

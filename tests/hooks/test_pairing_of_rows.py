@@ -35,10 +35,11 @@ def world():
 
 
 def observations(hook):
-    """The losses of each observed forward's images; NaN if an image had none."""
-    return [
-        o.loss if o.valid is None else torch.where(o.valid, o.loss, torch.nan).detach() for o in hook.learner._window
-    ]
+    """The losses of each forward's images; NaN if an image had none."""
+    found = [(o.loss, o.valid) for o in hook.learner._window]
+    for pending in hook._queue.scored:
+        found += [match.gather(term.losses.values, term.losses.valid) for term, match in pending.terms]
+    return [loss if valid is None else torch.where(valid, loss, torch.nan).detach() for loss, valid in found]
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -109,12 +109,12 @@ def test_an_attacks_inner_steps_are_not_rewarded(make_model, batch):
                 (gradient,) = torch.autograd.grad(criterion(model(images + attack), targets), attack)
                 attack = (attack + 0.01 * gradient.sign()).detach().requires_grad_()
                 assert torch.allclose(seen[-1], images, atol=0.031)
-        assert hook.learner.observations == 0
+        assert not hook._queue.scored
         optimizer.zero_grad()
         attacked = images + attack.detach()
         criterion(model(attacked), targets).backward()
         assert not torch.equal(seen[-1], attacked)
-        assert hook.learner.observations == 1
+        assert len(hook._queue.scored) == 1
         optimizer.step()
     assert hook.metrics["samples_seen"] == 16
 
@@ -141,7 +141,7 @@ def test_a_generators_step_through_the_hooked_discriminator_is_not_rewarded(make
             criterion(judged, torch.ones_like(judged)).backward()
         steps[1].step()
         assert seen[-1] is fake
-        assert hook.learner.observations == 0
+        assert not hook._queue.scored
         assert all(torch.equal(a, b) for a, b in zip(before, hook.augmentation.parameters(), strict=True))
     assert hook.metrics["samples_seen"] == 32
 

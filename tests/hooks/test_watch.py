@@ -133,7 +133,7 @@ def test_an_optimizer_made_anew(batch, recwarn):
     before = [p.clone() for p in hook.augmentation.parameters()]
     train(model, new, criterion, batch)
     assert_one(recwarn, "SGD has stepped 5 times", "hook.rebind(optimizer)")
-    assert hook.learner.observations == 0
+    assert not hook._queue.scored
     assert all(torch.equal(a, b) for a, b in zip(before, hook.augmentation.parameters(), strict=True))
     hook.rebind(new)
     seen = hook.metrics["samples_seen"]

@@ -60,7 +60,7 @@ def train(rank, wrap, steps, sizes=(4, 3), **settings):
     policies, seen = [policy_vector(hook)], []
     for images, targets in batches(rank, steps, sizes):
         loss = criterion(model(images), targets)
-        seen.append(hook.learner._window[-1].sample.action)
+        seen.append(hook._queue.scored[-1].sample.action)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

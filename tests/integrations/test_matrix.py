@@ -138,8 +138,8 @@ class Loop:
 
     def _compare(self, criterion: nn.Module, args: Any, loss: torch.Tensor) -> None:
         """The loss of an unhooked copy of the network, on the images under the masks that the hook drew."""
-        seen = self.hook.learner._window[-1]
-        sample, losses = seen.sample, seen.loss
+        seen = self.hook._queue.scored[-1]
+        sample, losses = seen.sample, seen.terms[-1][0].losses.values
         with torch.random.fork_rng(), torch.no_grad(), self.autocast():
             masked = self.hook.augmentation(self.images, sample)
             expected = nn.functional.cross_entropy(self.twin(masked), args[1])

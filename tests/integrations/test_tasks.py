@@ -56,7 +56,7 @@ def test_every_sample_has_its_loss(case):
     for rows in torch.arange(32).split(8):
         output = model(IMAGES[rows])
         loss = criterion(output, targets[rows])
-        rewards = hook.learner._window[-1].loss
+        rewards = hook._queue.scored[-1].terms[-1][0].losses.values
         alone = [criterion.forward(output[i : i + 1], targets[rows][i : i + 1]).item() for i in range(8)]
         assert rewards.tolist() == pytest.approx(alone, rel=1e-4, abs=1e-6)
         optimizer.zero_grad()

@@ -42,9 +42,7 @@ def score(mask, images, action, applied=None):
     log_prob = PF.beta_log_prob(action, first, second).flatten(1).sum(1)
     fields = {"action": action, "concentration1": first, "concentration0": second, "log_prob": log_prob}
     fields["applied"] = torch.ones(len(images), dtype=torch.bool) if applied is None else applied
-    if "entropy" in MaskSample.__dataclass_fields__:
-        fields["entropy"] = drawn.entropy
-    return MaskSample(**fields)
+    return MaskSample(**fields, entropy=drawn.entropy)
 
 
 def weights(learner):

@@ -517,12 +517,11 @@ def test_functional_and_module_agree(batch):
     assert torch.equal(mask(images, sample), expected)
 
 
-def test_without_gradients_the_log_probability_is_computed_when_it_is_read():
+def test_without_gradients_the_log_probability_is_the_same():
     mask, images = PolicyNoiseMask(grid_size=3), torch.rand(4, 3, 32, 32)
     expected = mask.sample(images, torch.Generator().manual_seed(1))
     with torch.no_grad():
         sample = mask.sample(images, torch.Generator().manual_seed(1))
-    assert not sample.is_scored
     assert torch.equal(sample.action, expected.action)
     torch.testing.assert_close(sample.log_prob, expected.log_prob.detach())
     torch.testing.assert_close(sample.detach().log_prob, expected.log_prob.detach())

@@ -107,14 +107,14 @@ def no_step():
 
 def a_loss_of_nan():
     model, criterion, optimizer, _ = parts()
-    criterion(model(IMAGES * torch.nan), TARGETS)
+    criterion(model(IMAGES * torch.nan), TARGETS).backward()
     optimizer.step()
 
 
 def labels_that_are_all_ignored():
     model, criterion, optimizer, _ = parts()
     for _ in range(5):
-        criterion(model(IMAGES), torch.full_like(TARGETS, -100))
+        criterion(model(IMAGES), torch.full_like(TARGETS, -100)).backward()
         optimizer.step()
 
 
@@ -169,7 +169,29 @@ def a_slow_criterion():
     with_criterion(Loss(lambda output: time.sleep(0.02) if float(output.sum()) else None), steps=6)
 
 
+def a_loss_that_nobody_sees():
+    model, _, optimizer, _ = parts()
+    nn.functional.cross_entropy(model(IMAGES), TARGETS).backward()
+    optimizer.step()
+
+
+def a_penalty_besides_the_criterion():
+    model, criterion, optimizer, _ = parts()
+    output = model(IMAGES)
+    (criterion(output, TARGETS) + output.square().sum()).backward()
+    optimizer.step()
+
+
+def a_loss_without_a_backward_pass():
+    model, criterion, optimizer, _ = parts()
+    criterion(model(IMAGES), TARGETS)
+    optimizer.step()
+
+
 TRIGGERS = [
+    a_loss_that_nobody_sees,
+    a_penalty_besides_the_criterion,
+    a_loss_without_a_backward_pass,
     a_criterion_that_logs,
     a_criterion_that_holds_an_iterator,
     a_large_memory,

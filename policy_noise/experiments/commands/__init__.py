@@ -17,9 +17,27 @@ from ..world import started_first
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = ("quickstart", "pretrain", "finetune", "evaluate", "transfer", "average", "report", "compare", "check_data")
+COMMANDS = (
+    "quickstart",
+    "pretrain",
+    "finetune",
+    "evaluate",
+    "transfer",
+    "average",
+    "report",
+    "compare",
+    "verdict",
+    "check_data",
+)
 
-NEEDED = {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "scipy": "scipy", "tqdm": "tqdm"}
+NEEDED = {
+    "matplotlib": "matplotlib",
+    "pandas": "pandas",
+    "scipy": "scipy",
+    "sklearn": "scikit-learn",
+    "statsmodels": "statsmodels",
+    "tqdm": "tqdm",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

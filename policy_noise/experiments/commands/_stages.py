@@ -13,8 +13,8 @@ from ..batches import epoch_batches, outputs
 from ..check import look_before_training
 from ..data import ImageSet, fingerprint, require_classes
 from ..evaluation import draw_mistakes, score
-from ..figures import LABELS, class_histogram, intensity_histogram
-from ..recipes import RECIPES, TrainRecipe, with_extra
+from ..figures import class_histogram, intensity_histogram
+from ..recipes import RECIPES, TrainRecipe, name_of
 from ..report import write_report
 from ..runs import Run, digest, write_json
 from ..sources import describe, open_joined
@@ -32,8 +32,6 @@ __all__ = [
     "train_stage",
     "weights_of",
 ]
-
-TRAININGS = LABELS | {"conventional": "conventional training"}
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -88,10 +86,8 @@ def _ancestor(path: Path, data: Any) -> dict[str, Any]:
     own = {
         "stage": metadata.get("stage", "training"),
         "data": metadata.get("data", "unnamed data"),
-        "training": "clean images"
-        if clean
-        else with_extra(TRAININGS.get(recipe.get("noise"), "unknown training"), recipe),
-        "preset": recipe.get("preset") if recipe.get("noise", "conventional") != "conventional" else None,
+        "training": "clean images" if clean else name_of(recipe) if recipe else "unknown training",
+        "preset": recipe.get("preset") if recipe.get("noise", "plain") != "plain" else None,
     }
     return {
         "file": str(path),

@@ -7,51 +7,63 @@ adds methods and seeds.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import sys
+import zipfile
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
+import torch
 
 from ..batches import epoch_batches
 from ..comparison.jobs import run_all
-from ..comparison.methods import METHODS, SETTINGS, choose_methods, recipe_for
+from ..comparison.methods import METHODS, REFERENCE, SETTINGS, Method, choose_methods, recipe_for
 from ..comparison.overlap import Overlap, find_overlaps
 from ..comparison.page import write_comparison
 from ..comparison.plan import Plan, estimate, listing
 from ..comparison.results import PLAN
 from ..comparison.sites import FORMS, open_site
 from ..data import require_classes
+from ..file_sets import FileSplit
 from ..recipes import RECIPES, TrainRecipe, TransferRecipe, override
-from ..runs import Run, require_free, write_json
+from ..rivals import Augmentation
+from ..runs import Run, only_one, read_json, require_free, write_json
 from ..sources import NAMED, add_source_arguments, open_source
+from ..statistics import MIN_PAIRS
 from ..training import check_mask, create_model
 from ..world import World, world
 from ._stages import add_recipe, check_scorable, open_for_training, record_of, require_different
 
 __all__ = ["add_arguments", "run"]
 
-DEFAULT = ("conventional", "augment", "policy", "color-jitter")
+DEFAULT = ("plain", "normalize", "random", "color-jitter", "normalize+random")
 CLEAN_SHARE = 0.25
 """Share of the epochs, at the end, without masks and intensity changes. The project's own study uses the same."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    add_source_arguments(parser)
     group = parser.add_argument_group("comparison")
     group.add_argument(
         "--methods",
         nargs="+",
         default=list(DEFAULT),
         metavar="NAME",
-        help=f"any of {', '.join(METHODS)} (default: {' '.join(DEFAULT)}); conventional is always run",
+        help=f"any of {', '.join(METHODS)}, or several joined by + (default: {' '.join(DEFAULT)})",
     )
     group.add_argument(
         "--method",
         action="append",
         default=[],
         metavar="NAME=JSON",
-        help=f"a method of your own, as a JSON object with any of {', '.join(SETTINGS)}, for example "
-        'mild={"noise": "frozen", "preset": "random", "noise_options": {"pattern_std": 0.05}}',
+        help='a method of your own: a transform, mine={"transform": "package.module:build"}, or any of '
+        f"{', '.join(SETTINGS)}, for example "
+        'mild={"noise": "random", "preset": "random", "noise_options": {"pattern_std": 0.05}}',
+    )
+    group.add_argument(
+        "--reference", default=REFERENCE, metavar="NAME", help="the method to compare with (default: %(default)s)"
     )
     group.add_argument(
         "--site",
@@ -71,12 +83,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--seeds", type=int, default=5, help="runs of each method, with seeds 0, 1, ... (default: 5)")
     group.add_argument(
+        "--looks",
+        type=int,
+        default=1,
+        help="how often you may look, with more seeds each time; the level is divided by it (default: 1)",
+    )
+    group.add_argument(
         "--jobs", type=int, default=1, help="runs at the same time, each in its own process (default: 1)"
     )
     group.add_argument(
         "--dry-run", action="store_true", help="print what would run and how long it would take, and stop"
     )
+    group.add_argument("--no-estimate", action="store_true", help="start at once, without timing a few steps first")
     add_recipe(parser)
+    add_source_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -85,9 +105,11 @@ def run(arguments: argparse.Namespace) -> None:
         _check_numbers(arguments, here)
         if not (arguments.resume or arguments.dry_run):
             here.agree(lambda: require_free(arguments.output))  # before data are read and steps are timed
-        plan = here.agree(lambda: _plan(arguments, here))
+        before = here.agree(lambda: _planned(arguments))
+        plan = here.agree(lambda: _plan(arguments, here, before))
         overlaps = here.agree(lambda: _overlaps(plan) if here.main else {})
-        seconds = here.agree(lambda: estimate(plan, here)) if plan.todo() or arguments.dry_run else {}
+        timed = (plan.todo() or arguments.dry_run) and not arguments.no_estimate
+        seconds = here.agree(lambda: estimate(plan, here)) if timed else {}
         if here.main:
             lines = listing(plan, seconds, arguments.jobs, overlaps)
             print("\n".join(lines), file=sys.stdout if arguments.dry_run else sys.stderr)
@@ -99,20 +121,55 @@ def run(arguments: argparse.Namespace) -> None:
             "transfer": dataclasses.asdict(plan.transfer) if plan.targets else None,
         }
         options: dict[str, Any] = {"resume": arguments.resume, "writes": here.main}
-        here.agree(lambda: Run(arguments.output, "compare", plan.recipe, record, **options))
-        if here.main:
-            methods = [dataclasses.asdict(method) for method in plan.methods]
-            found = {key: overlap._asdict() for key, overlap in overlaps.items()}
-            write_json(arguments.output / PLAN, {"methods": methods, "seeds": list(plan.seeds), "overlaps": found})
-        here.barrier()  # before the folders of runs are looked at
-        run_all(plan, here, jobs=arguments.jobs, seconds=seconds)
-        if here.main:
-            verdict = write_comparison(arguments.output)
-            print("\n".join(["", *verdict, "", f"{arguments.output / 'report.html'}: the report"]))
+        with contextlib.ExitStack() as stack:
+            if here.main:
+                stack.enter_context(only_one(arguments.output))
+            here.agree(lambda: Run(arguments.output, "compare", plan.recipe, record, **options))
+            if here.main:
+                methods = [dataclasses.asdict(method) for method in plan.methods]
+                found = {key: overlap._asdict() for key, overlap in overlaps.items()}
+                own = {"methods": methods, "seeds": list(plan.seeds), "overlaps": found}
+                own |= {"reference": arguments.reference, "looks": arguments.looks}
+                write_json(arguments.output / PLAN, own | {"looked": before.get("looked", [])})
+            here.barrier()  # before the folders of runs are looked at
+            run_all(plan, here, jobs=arguments.jobs, seconds=seconds)
+            if here.main:
+                verdict = write_comparison(arguments.output)
+                if len(plan.seeds) >= MIN_PAIRS:
+                    looked = sorted({*before.get("looked", []), len(plan.seeds)})
+                    write_json(arguments.output / PLAN, own | {"looked": looked})
+                print("\n".join(["", *verdict, "", f"{arguments.output / 'report.html'}: the report"]))
+
+
+def _planned(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The plan of the comparison in the folder. What it planned may grow, but not shrink or change.
+
+    Raises:
+        ValueError: If the command line asks for less than was planned, for another reference, or for more looks.
+    """
+    path = arguments.output / PLAN
+    if not (arguments.resume and path.is_file()):
+        return {}
+    plan = read_json(path)
+    seeds, looked = len(plan["seeds"]), plan.get("looked", [])
+    for name, value in (("reference", plan["reference"]), ("looks", plan["looks"])):
+        if getattr(arguments, name) != value:
+            raise ValueError(f"--{name} was {value} when this comparison was planned, got {getattr(arguments, name)}")
+    if arguments.seeds < seeds:
+        raise ValueError(f"--seeds must be at least the {seeds} that were planned, got {arguments.seeds}")
+    if looked and arguments.seeds > seeds and len(looked) >= plan["looks"]:
+        raise ValueError(
+            f"--seeds {arguments.seeds}: the verdict of {looked[-1]} seeds was the last planned look. Adding seeds "
+            "until a difference shows finds differences that are not there. Plan another one in another --output, "
+            "with more --seeds, or with --looks 2"
+        )
+    return plan
 
 
 def _check_numbers(arguments: argparse.Namespace, here: World) -> None:
-    for name in ("seeds", "jobs"):
+    if arguments.output.exists() and not arguments.output.is_dir():
+        raise ValueError(f"--output must be a folder, and {arguments.output} is a file")
+    for name in ("seeds", "jobs", "looks"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
     if arguments.jobs > 1 and here.size > 1:
@@ -127,9 +184,7 @@ def _recipe(arguments: argparse.Namespace) -> TrainRecipe:
         raise ValueError(f"--set {own[0]}: methods may differ in this setting; set it with --method NAME=JSON")
     if "seed" in names:
         raise ValueError("--set seed: the runs use the seeds 0, 1, ...; give their number with --seeds")
-    recipe = dataclasses.replace(
-        RECIPES[arguments.recipe]["pretrain"], noise="conventional", preset="learned", policy_lr=None
-    )
+    recipe = dataclasses.replace(RECIPES[arguments.recipe]["pretrain"], noise="plain", preset="learned", policy_lr=None)
     recipe = override(recipe, arguments.set)
     if "clean_epochs" not in names:
         recipe = dataclasses.replace(
@@ -138,9 +193,14 @@ def _recipe(arguments: argparse.Namespace) -> TrainRecipe:
     return recipe
 
 
-def _plan(arguments: argparse.Namespace, here: World) -> Plan:
+def _plan(arguments: argparse.Namespace, here: World, before: Mapping[str, Any]) -> Plan:
     """Open all data and check everything that can be checked before training."""
-    methods = choose_methods(arguments.methods, arguments.method)
+    methods = choose_methods(arguments.methods, arguments.method, arguments.reference)
+    earlier = {method["name"]: Method(**method) for method in before.get("methods", [])}
+    for method in methods:
+        if method.name in earlier and earlier[method.name] != method:
+            raise ValueError(f"--method {method.name} differs from the one that was planned: give it another name")
+    methods = list((earlier | {method.name: method for method in methods}).values())
     data, recipe = open_for_training(arguments, _recipe(arguments), fixed=False)
     check_scorable(data)
     epoch_batches(len(data.train), recipe, 0, here)
@@ -149,7 +209,9 @@ def _plan(arguments: argparse.Namespace, here: World) -> Plan:
         if own.extra_augmentation == "mixup" and data.multi_label:
             raise ValueError(f"method {method.name}: mixup needs one label per image, and {data.name} has several")
         try:
-            check_mask(create_model(own, data.num_classes), own, multi_label=data.multi_label)
+            _check_augmentation(own, data)
+            model = create_model(own, data.num_classes)
+            check_mask(model, own, multi_label=data.multi_label)
         except ValueError as error:
             raise ValueError(f"method {method.name}: {error}") from error
     sites = tuple(open_site(text, arguments, data, recipe.load_size) for text in arguments.site)
@@ -164,7 +226,11 @@ def _plan(arguments: argparse.Namespace, here: World) -> Plan:
     return Plan(
         output=arguments.output,
         data=data,
-        record=record_of(data, arguments),
+        record=record_of(data, arguments)
+        | {
+            "original_size": _original_size(data, arguments),
+            "weights": sum(parameter.numel() for parameter in model.parameters()),
+        },
         sites=sites,
         targets=targets,
         recipe=recipe,
@@ -172,6 +238,35 @@ def _plan(arguments: argparse.Namespace, here: World) -> Plan:
         methods=tuple(methods),
         seeds=tuple(range(arguments.seeds)),
     )
+
+
+def _check_augmentation(recipe: TrainRecipe, data: Any) -> None:
+    """Try the augmentation on two images, so that a transform of the user's own is found wrong before anything runs."""
+    if recipe.extra_augmentation != "none":
+        augmentation = Augmentation(recipe.extra_augmentation, data.num_classes, torch.device("cpu"), 0)
+        try:
+            augmentation(torch.rand(2, recipe.in_chans, recipe.image_size, recipe.image_size), torch.zeros(2).long())
+        except Exception as error:  # whatever a transform of the user's own raises
+            raise ValueError(f"{recipe.extra_augmentation} fails on images: {error!r}") from error
+
+
+def _original_size(data: Any, arguments: argparse.Namespace) -> int | None:
+    """The larger side in pixels of a training image as it is stored, of the first source."""
+    if isinstance(data.train, FileSplit):
+        from PIL import Image
+
+        with contextlib.suppress(OSError), Image.open(data.train.path(0)) as image:
+            return max(image.size)
+        return None
+    if not arguments.npz:
+        return arguments.medmnist_size
+    path, _, prefix = arguments.npz[0].partition(".npz:")
+    with zipfile.ZipFile(path if path.endswith(".npz") else f"{path}.npz") as archive:
+        name = next(name for name in archive.namelist() if name.startswith(prefix) and name.endswith("images.npy"))
+        with archive.open(name) as file:  # the header alone
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            return max(read(file)[0][1:3])
 
 
 def _overlaps(plan: Plan) -> dict[str, Overlap]:

@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--noise",
         choices=NOISES,
-        default="policy",
-        help="conventional: no masks; frozen: random masks; policy: learned masks (default: policy)",
+        default="learned",
+        help="plain: no masks; random: random masks; learned: learned masks (default: learned)",
     )
 
 

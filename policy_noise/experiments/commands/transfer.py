@@ -23,10 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="LABEL=RUN",
-        help="the weights to start from: runs; 'random'; 'imagenet' (downloads timm's weights); imagenet=FILE (reads "
+        help="the weights to start from: runs; 'scratch'; 'imagenet' (downloads timm's weights); imagenet=FILE (reads "
         "them from a safetensors file). Repeat a label for another seed of the same method",
     )
-    parser.add_argument("--model", help="timm model for 'random' and 'imagenet' (default: the first run's)")
+    parser.add_argument("--model", help="timm model for 'scratch' and 'imagenet' (default: the first run's)")
     add_source_arguments(parser)
     add_recipe(parser)
 

@@ -92,7 +92,7 @@ def _progress(
     total: int, todo: list[Job], seconds: Mapping[str, float], jobs: int
 ) -> Callable[[Job, Mapping[str, Any]], None]:
     """A function that prints a finished run and the estimated time for the remaining ones."""
-    open_runs = {job.name: seconds[job.method.name] for job in todo}
+    open_runs = {job.name: seconds.get(job.method.name, 1.0) for job in todo}
     begun, planned = time.perf_counter(), sum(open_runs.values())
 
     def note(job: Job, result: Mapping[str, Any]) -> None:

@@ -12,14 +12,13 @@ from ..figures import few_shot_curves, forest, rows_of_images, training_diagnost
 from ..pages import image_html, table_html, write_page
 from ..runs import read_lines, write_json
 from ..transfer import summarise
-from .methods import REFERENCE
 from .overlap import Overlap
 from .plan import in_words
-from .results import ALPHA, POINT, results_of
+from .results import POINT, results_of
 from .scoring import transfer_lines
-from .verdict import finding, signed, size, verdict
+from .verdict import signed, size, verdict
 
-__all__ = ["write_comparison"]
+__all__ = ["write_comparison", "write_results"]
 
 CURVES = {
     "loss": "loss: training, dashed on validation",
@@ -44,65 +43,120 @@ def write_comparison(folder: Path) -> list[str]:
     """
     folder = Path(folder)
     results = results_of(folder)
+    place = results["environment"]
+    last = place.get("resumed", [place])[-1]  # which names all methods and seeds
+    lead = (f"{place['date']} on {place['processor']}, {place['device']}", last["command"])
+    title = f"Does it help on {results['record']['data']['name']}?"
+    gallery, *others = _pictures(folder, results, folder / "figures")
+    return write_results(folder, results, title, lead, gallery, [*_data(results), *others, *_recipes(results)])
+
+
+def write_results(
+    folder: Path,
+    results: Mapping[str, Any],
+    title: str,
+    lead: Sequence[str] = (),
+    gallery: str = "",
+    others: Sequence[str] = (),
+) -> list[str]:
+    """Write ``results.json``, the forest plot and ``report.html``: verdict and pictures first, then tables.
+
+    Args:
+        folder: Where to write.
+        results: See :func:`~policy_noise.experiments.comparison.verdict.verdict`.
+        title: Of the page.
+        lead: When and where, and by which command.
+        gallery: HTML to show after the first table.
+        others: HTML to show last.
+
+    Returns:
+        The verdict, in sentences.
+    """
     sentences = verdict(results)
     write_json(folder / "results.json", {"verdict": sentences, **results})
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
-    labels = {method["name"]: method["label"] for method in results["methods"]}
-    data, place = results["record"]["data"], results["environment"]
-    last = place.get("resumed", [place])[-1]  # which names all methods and seeds
-    title = f"Does it help on {data['name']}?"
-    about = f"{place['date']} on {place['processor']}, {place['device']}"
+    first, *folded = results["tables"].values()
+    reference = results["settings"]["reference"]
+    _forest(first, reference, figures / "forest.png")
     body = [
         f"<h1>{html.escape(title)}</h1>",
-        f'<p class="lead">{html.escape(about)}<br><code>{html.escape(last["command"])}</code></p>',
-        "<h2>Verdict</h2>",
+        *(f'<p class="lead">{html.escape(text)}</p>' for text in lead),
         f"<p><b>{html.escape(sentences[0])}</b></p>",
-        "<ul>" + "".join(f"<li>{html.escape(text)}</li>" for text in sentences[1:]) + "</ul>",
-    ]
-    if results["missing"]:
-        left = f"{len(results['missing'])} runs are not finished; only seeds with all methods count."
-        body.append(f"<p>{html.escape(left)}</p>")
-    table = results["tables"]["f1"]
-    _forest(table, labels, figures / "forest.png")
-    body += [
-        "<h2>Differences</h2>",
-        "<p>Macro F1 is the mean of the F1 scores of all classes, between 0 and 1.</p>",
-        f"<p>{html.escape(_how(table, len(results['seeds'])))}</p>",
         image_html(figures / "forest.png", "differences with their intervals"),
-        _differences(table, labels),
+        _arms(results, first),
+        "<ul>" + "".join(f"<li>{html.escape(text)}</li>" for text in sentences[1:-1]) + "</ul>",
+        f"<p><b>{html.escape(sentences[-1])}</b></p>",
+        gallery,
+        "<h2>Differences</h2>",
+        f"<p>{html.escape(_how(first, reference, len(results['seeds'])))}</p>",
+        _differences(first, reference),
+        *_over_patients(results),
+        "<h2>Means</h2>",
+        f"<p>{html.escape(first['metric'])}, means with 95 % t-intervals over seeds.</p>",
+        _means(first),
         "<h2>What these seeds could have shown</h2>",
         f"<p>The smallest true difference that would be found with 80 % power at the strictest step of Holm's "
         f"correction, and the number of seeds needed to find a difference of {POINT}. Both are computed from the "
         f"spread over {len(results['seeds'])} seeds, which is itself an estimate.</p>",
-        _power(table, labels),
-        "<h2>Means of macro F1</h2>",
-        "<p>Means with 95 % t-intervals over seeds.</p>",
-        _means(table, labels),
-        *_data(results),
+        _power(first, reference),
     ]
-    for key, heading in (("shifts", "Macro F1 under each shift"), ("roc_auc", "ROC-AUC")):
-        other = results["tables"][key]
+    for table in folded:
+        heading = f"{table['metric']} under each shift" if table is results["tables"].get("shifts") else table["metric"]
         body.append(
-            f"<details><summary>{heading}</summary><p>{html.escape(_how(other, len(results['seeds'])))}</p>"
-            f"{_differences(other, labels)}{_means(other, labels)}</details>"
+            f"<details><summary>{html.escape(heading)}</summary>"
+            f"<p>{html.escape(_how(table, reference, len(results['seeds'])))}</p>"
+            f"{_differences(table, reference)}{_means(table)}</details>"
         )
-    body += _pictures(folder, results, labels, figures)
-    body += _recipes(results, labels)
-    write_page(folder / "report.html", title, body)
+    write_page(folder / "report.html", title, [*body, *others])
     return sentences
 
 
-def _how(table: Mapping[str, Any], seeds: int) -> str:
+def _arms(results: Mapping[str, Any], table: Mapping[str, Any]) -> str:
+    """One line for each arm: what it does, and its means."""
+    keys = [measure["key"] for measure in table["measures"]]
+    rows = []
+    for method in results["methods"]:
+        means = table["means"].get(method["name"], {})
+        cells = [f"{means[key][0]:.3f}" if key in means else "" for key in keys]
+        rows.append([method["name"], *cells, method["about"]])
+    head = ["arm", *[measure["label"] for measure in table["measures"]], "what it does"]
+    return f'<div class="prose">{table_html(head, rows)}</div>'
+
+
+def _how(table: Mapping[str, Any], reference: str, seeds: int) -> str:
     stars = (
-        f"A star marks p < {ALPHA} after Holm's correction for all {table['tests']} tests of this table."
-        if any(row["p"] is not None for row in table["differences"])
-        else "There are too few seeds for a test."
+        f"A star marks p < {table['level']:.3g} after Holm's correction for all {table['tests']} tests of this table."
+        if table["tests"]
+        else "There are too few seeds for a test, or no spread over them."
     )
     return (
-        f"Mean {table['metric_label']} of each method minus that of {REFERENCE} training, or of the method named in "
-        f"the row. {seeds} seeds, paired, with 95 % t-intervals. {stars} Intervals are not corrected for multiplicity."
+        f"{table['metric']} of each arm minus that of {reference}, or of the arm named in the row. {seeds} seeds, "
+        f"paired, with 95 % t-intervals. {stars} A spread counts as at least that of the column. Intervals are not "
+        "corrected for multiplicity."
     )
+
+
+def _over_patients(results: Mapping[str, Any]) -> list[str]:
+    """The table of intervals over patients."""
+    found = results.get("patients", [])
+    if not found:
+        return []
+    pairs = list(dict.fromkeys((row["method"], row["versus"]) for row in found))
+    sets = {row["measure"]: row["patients"] for row in found}
+    cells = {
+        (row["method"], row["versus"], row["measure"]): f"[{row['low']:+.3f}, {row['high']:+.3f}]" for row in found
+    }
+    names = {m["key"]: m["label"] for table in results["tables"].values() for m in table["measures"]}
+    rows = [
+        [_name(pair, results["settings"]["reference"]), *[cells.get((*pair, key), "") for key in sets]]
+        for pair in pairs
+    ]
+    head = ["", *[f"{names[key]}, {count} patients" for key, count in sets.items()]]
+    return [
+        "<p>The same differences, averaged over seeds, with 95 % bootstrap intervals over patients, not corrected.</p>",
+        table_html(head, rows),
+    ]
 
 
 def _pairs(table: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -113,45 +167,51 @@ def _of(table: Mapping[str, Any], pair: tuple[str, str], key: str) -> Mapping[st
     return next(row for row in table["differences"] if (row["method"], row["versus"]) == pair and row["measure"] == key)
 
 
-def _name(pair: tuple[str, str], labels: Mapping[str, str]) -> str:
-    """A row's name. It names the second method only if that is not the reference."""
-    return labels[pair[0]] if pair[1] == REFERENCE else f"{labels[pair[0]]} minus {labels[pair[1]]}"
+def _name(pair: tuple[str, str], reference: str) -> str:
+    """A row's name. It names the second arm only if that is not the reference."""
+    return pair[0] if pair[1] == reference else f"{pair[0]} minus {pair[1]}"
 
 
-def _rows(table: Mapping[str, Any], labels: Mapping[str, str], cell: Any) -> str:
+def _rows(table: Mapping[str, Any], reference: str, cell: Any) -> str:
     keys = [measure["key"] for measure in table["measures"]]
-    rows = [[_name(pair, labels), *[cell(_of(table, pair, key)) for key in keys]] for pair in _pairs(table)]
+    rows = [[_name(pair, reference), *[cell(_of(table, pair, key)) for key in keys]] for pair in _pairs(table)]
     return table_html(["", *[measure["label"] for measure in table["measures"]]], rows)
 
 
-def _differences(table: Mapping[str, Any], labels: Mapping[str, str]) -> str:
-    return _rows(table, labels, lambda row: signed(row) + "*" * (finding(row) in ("better", "worse")))
+def _differences(table: Mapping[str, Any], reference: str) -> str:
+    def cell(row: Mapping[str, Any]) -> str:
+        return signed(row) + {"better": "*", "worse": "*", "near chance": " (near chance)"}.get(row["finding"], "")
+
+    return _rows(table, reference, cell)
 
 
-def _power(table: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+def _power(table: Mapping[str, Any], reference: str) -> str:
     def cell(row: Mapping[str, Any]) -> str:
         if row["smallest"] is None:
-            return "too few seeds" if row["p"] is None else "unknown: no spread over seeds"
-        return f"{size(row['smallest'])}; {row['seeds_for_a_point'] or 'over 10000'} seeds for {POINT}"
+            return "not tested"
+        return f"{size(row['smallest'])}; {row['seeds_needed'] or 'over 10000'} seeds for {POINT}"
 
-    return _rows(table, labels, cell)
+    return _rows(table, reference, cell)
 
 
-def _means(table: Mapping[str, Any], labels: Mapping[str, str]) -> str:
-    def cell(values: Sequence[float | None]) -> str:
+def _means(table: Mapping[str, Any]) -> str:
+    def cell(values: Sequence[float | None] | None) -> str:
+        if values is None:
+            return ""
         mean, low, high = values
         return f"{mean:.3f}" if low is None else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
     measures = table["measures"]
-    rows = [[labels[name], *[cell(means[m["key"]]) for m in measures]] for name, means in table["means"].items()]
+    rows = [[name, *[cell(means.get(m["key"])) for m in measures]] for name, means in table["means"].items()]
     return table_html(["", *[measure["label"] for measure in measures]], rows)
 
 
-def _forest(table: Mapping[str, Any], labels: Mapping[str, str], path: Path) -> None:
+def _forest(table: Mapping[str, Any], reference: str, path: Path) -> None:
     pairs = _pairs(table)
     panels = {m["label"]: [_of(table, pair, m["key"]) for pair in pairs] for m in table["measures"]}
-    xlabel = f"difference of {table['metric_label']}, 95 % interval; filled: p < {ALPHA} after Holm's correction"
-    forest(panels, [_name(pair, labels) for pair in pairs], path, xlabel=xlabel, alpha=ALPHA)
+    better = "more" if table["higher"] else "less"
+    xlabel = f"{table['metric']} minus {reference}'s, 95 % interval; filled: significant after Holm; {better} is better"
+    forest(panels, [_name(pair, reference) for pair in pairs], path, xlabel=xlabel)
 
 
 def _data(results: Mapping[str, Any]) -> list[str]:
@@ -193,30 +253,30 @@ def _data(results: Mapping[str, Any]) -> list[str]:
     return ["<h2>Data</h2>", '<div class="prose">', table_html(["", "images", ""], rows), "</div>"]
 
 
-def _pictures(folder: Path, results: Mapping[str, Any], labels: Mapping[str, str], figures: Path) -> list[str]:
-    """The sections on masked images, training curves and few-shot transfer."""
+def _pictures(folder: Path, results: Mapping[str, Any], figures: Path) -> list[str]:
+    """The sections on masked images (always the first entry), training curves and few-shot transfer."""
     from PIL import Image
 
-    runs = folder / "runs"
+    figures.mkdir(exist_ok=True)
+    runs, names = folder / "runs", [method["name"] for method in results["methods"]]
     first = results["seeds"][0]
     strips = {}
-    for name, label in labels.items():
+    for name in names:
         path = runs / f"{name}-{first}" / "figures" / "seen.png"
         if path.is_file():
             with Image.open(path) as picture:
-                strips[label] = np.asarray(picture)
-    parts = []
+                strips[name] = np.asarray(picture)
+    parts = [""]
     if strips:
         rows_of_images(strips, figures / "gallery.png")
-        parts += [
-            "<h2>What each method does to images</h2>",
+        parts = [
+            "<h2>What each arm does to images</h2>"
             f"<p>The same validation images as the classifier would see them in training with seed {first}, in the "
-            "last epoch in which the method is active. Masks leave some images unchanged by design.</p>",
-            image_html(figures / "gallery.png", "images under each method"),
+            "last epoch in which the arm is active. Masks leave some images unchanged by design. Normalization of each "
+            f"image is not drawn.</p>{image_html(figures / 'gallery.png', 'images under each arm')}"
         ]
     histories = {
-        label: [read_lines(runs / f"{name}-{seed}" / "metrics.jsonl") for seed in results["seeds"]]
-        for name, label in labels.items()
+        name: [read_lines(runs / f"{name}-{seed}" / "metrics.jsonl") for seed in results["seeds"]] for name in names
     }
     training_diagnostics(histories, figures / "curves.png", panels=CURVES)
     clean = results["record"]["recipe"]["clean_epochs"]
@@ -227,8 +287,8 @@ def _pictures(folder: Path, results: Mapping[str, Any], labels: Mapping[str, str
         image_html(figures / "curves.png", "training curves"),
     ]
     lines = [
-        line | {"init": labels[name]}
-        for name in labels
+        line | {"init": name}
+        for name in names
         for seed in results["seeds"]
         for line in transfer_lines(runs / f"{name}-{seed}")
     ]
@@ -238,25 +298,22 @@ def _pictures(folder: Path, results: Mapping[str, Any], labels: Mapping[str, str
     return parts
 
 
-def _recipes(results: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
+def _recipes(results: Mapping[str, Any]) -> list[str]:
     recipe, place = results["record"]["recipe"], results["environment"]
     equal = ", ".join(
         f"{name} {recipe[name]}"
         for name in ("model", "image_size", "epochs", "batch_size", "optimizer", "lr", "schedule")
     )
-    seconds = {name: [run["seconds"] for run in results["runs"] if run["method"] == name] for name in labels}
-    rows = [
-        [method["label"], method["name"], method["about"], json.dumps(method["changes"]) if method["changes"] else ""]
-        for method in results["methods"]
-    ]
-    rows = [[*row, in_words(float(np.mean(seconds[row[1]])))] for row in rows]
+    rows = []
+    for method in results["methods"]:
+        seconds = [run["seconds"] for run in results["runs"] if run["method"] == method["name"]]
+        changes = json.dumps(method["changes"]) if method["changes"] else ""
+        rows.append([method["name"], changes, in_words(float(np.mean(seconds)))])
     parts = [
-        "<h2>Methods and recipes</h2>",
-        f"<p>The same for all methods: {html.escape(equal)}. Runs of one seed also share the initial weights, the "
-        f"order of images and their geometric augmentation. All are compared with {labels[REFERENCE]} training.</p>",
-        '<div class="prose">',
-        table_html(["method", "--methods", "what it does", "changes to the recipe", "time per run"], rows),
-        "</div>",
+        "<h2>Arms and recipe</h2>",
+        f"<p>The same for all arms: {html.escape(equal)}. Runs of one seed also share the initial weights, the order "
+        "of images and their geometric augmentation.</p>",
+        f'<div class="prose">{table_html(["arm", "changes to the recipe", "time per run"], rows)}</div>',
     ]
     shown = {"recipe": recipe, "data": results["record"]["data"], "environment": place}
     for heading, value in shown.items():

@@ -9,21 +9,20 @@ import numpy as np
 
 from ..runs import read_json
 from ..shifts import SHIFTS
-from ..statistics import MIN_PAIRS, holm, paired_difference, pairs_needed, smallest_difference, t_interval
-from .methods import CONTROLS, REFERENCE
+from ..statistics import MIN_PAIRS, differences, t_interval
+from .methods import REFERENCE, controls
+from .patients import over_patients
 from .plan import SCORES
 from .scoring import METRICS
 
-__all__ = ["ALPHA", "PLAN", "POINT", "POWER", "results_of"]
+__all__ = ["ALPHA", "PLAN", "POINT", "POWER", "results_of", "table_of"]
 
 PLAN = "plan.json"
-"""Name of the file, in a comparison's folder, with the methods and seeds of its last call."""
+"""Name of the file, in a comparison's folder, with its methods, seeds and looks."""
 ALPHA = 0.05
 POWER = 0.8
 POINT = 0.01
 """One percentage point of a score."""
-
-Scores = Mapping[str, Mapping[int, Mapping[str, Mapping[str, float]]]]
 
 
 def results_of(folder: Path) -> dict[str, Any]:
@@ -34,55 +33,60 @@ def results_of(folder: Path) -> dict[str, Any]:
 
     Returns:
         The record, ``methods``, ``runs`` (every score), ``missing`` runs, ``overlaps`` (images that are in the training
-        split too, by measure), and ``tables``: ``f1`` and ``roc_auc`` of all measures and ``shifts``, F1 under each
-        shift. A table has ``measures``, ``means``, and ``differences`` whose p-values are adjusted by Holm's method as
-        one family.
+        split too, by measure), ``patients`` (intervals over patients), and ``tables``: ``f1`` and ``roc_auc`` of all
+        measures and ``shifts``, F1 under each shift; see :func:`table_of`.
 
     Raises:
         FileNotFoundError: If the folder holds no comparison.
         ValueError: If no seed has the scores of all methods.
     """
+    import pandas as pd
+
     if not (folder / PLAN).is_file():
         raise FileNotFoundError(f"{folder} holds no comparison: {PLAN} is missing")
     plan, record = read_json(folder / PLAN), read_json(folder / "recipe.json")
     names = [method["name"] for method in plan["methods"]]
-    runs, missing = [], []
-    for seed in plan["seeds"]:
-        for name in names:
-            path = folder / "runs" / f"{name}-{seed}" / SCORES
-            if path.is_file():
-                runs.append(read_json(path))
-            else:
-                missing.append(f"{name}-{seed}")
-    scores: dict[str, dict[int, Any]] = {name: {} for name in names}
-    for run in runs:
-        scores[run["method"]][run["seed"]] = run["scores"]
-    complete = [seed for seed in plan["seeds"] if all(seed in scores[name] for name in names)]
+    jobs = [(name, seed) for seed in plan["seeds"] for name in names]
+    paths = {(name, seed): folder / "runs" / f"{name}-{seed}" / SCORES for name, seed in jobs}
+    missing = [f"{name}-{seed}" for (name, seed), path in paths.items() if not path.is_file()]
+    runs = [read_json(path) for path in paths.values() if path.is_file()]
+    complete = [seed for seed in plan["seeds"] if not any(f"{name}-{seed}" in missing for name in names)]
     if not complete:
         raise ValueError(f"{folder}: no seed has the scores of all methods yet; missing: {missing[:10]}")
-    scores = {name: {seed: scores[name][seed] for seed in complete} for name in names}
     measures = _measures(record["data"])
     single = [{"key": f"shift:{name}", "label": name.replace("_", " ")} for name in SHIFTS]
+    reference, looks = plan.get("reference", REFERENCE), plan.get("looks", 1)
+
+    def table(chosen: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
+        rows = [
+            (run["method"], run["seed"], measure["key"], _value(run["scores"], measure["key"], metric))
+            for run in runs
+            if run["seed"] in complete
+            for measure in chosen
+        ]
+        scores = pd.DataFrame(rows, columns=["method", "seed", "set", "value"])
+        pairs, level = controls(names, reference), ALPHA / looks
+        return table_of(scores, pairs, chosen, metric=METRICS[metric], level=level, bounds=(0, 1))
+
+    tables = {"f1": table(measures, "f1"), "roc_auc": table(measures, "roc_auc"), "shifts": table(single, "f1")}
+    folders = {(name, seed): paths[name, seed].parent for name in names for seed in complete}
     return {
         "record": record,
         "methods": plan["methods"],
         "seeds": complete,
         "missing": missing,
-        "overlaps": plan.get("overlaps", {}),  # a comparison of an older version has not looked
+        "overlaps": plan.get("overlaps", {}),
         "environment": read_json(folder / "environment.json"),
-        "settings": {"alpha": ALPHA, "power": POWER, "point": POINT, "reference": REFERENCE},
-        "tables": {
-            "f1": _table(scores, measures, "f1"),
-            "roc_auc": _table(scores, measures, "roc_auc"),
-            "shifts": _table(scores, single, "f1"),
-        },
+        "settings": {"alpha": ALPHA, "looks": looks, "power": POWER, "point": POINT, "reference": reference},
+        "tables": tables,
+        "patients": over_patients(folders, controls(names, reference), measures),
         "runs": runs,
     }
 
 
 def _measures(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The test sets that are scored. ``classes`` is the number of classes that can be predicted."""
-    return [
+    """The test sets that are scored. ``classes`` is the number of classes among which one is predicted."""
+    measures = [
         {"key": "clean", "label": "clean test images", "classes": data["classes"]},
         *(
             {"key": f"site:{site['name']}", "label": f"site {site['name']}", "classes": len(site["classes"])}
@@ -94,6 +98,8 @@ def _measures(data: Mapping[str, Any]) -> list[dict[str, Any]]:
             for target in data["targets"]
         ),
     ]
+    several = data.get("multi_label")
+    return [{name: m[name] for name in ("key", "label")} for m in measures] if several else measures
 
 
 def _value(scores: Mapping[str, Mapping[str, float]], key: str, metric: str) -> float:
@@ -104,54 +110,64 @@ def _value(scores: Mapping[str, Mapping[str, float]], key: str, metric: str) -> 
     return float(np.mean([score[metric] for name, score in scores.items() if name.startswith(start)]))
 
 
-def _table(scores: Scores, measures: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
-    """Means and differences of some measures. All tests of the table are one family."""
-    values = {
-        (name, measure["key"]): [_value(run, measure["key"], metric) for run in by_seed.values()]
-        for name, by_seed in scores.items()
-        for measure in measures
-    }
-    pairs = [(name, REFERENCE) for name in scores if name != REFERENCE]
-    pairs += [pair for pair in CONTROLS if scores.keys() >= set(pair)]
-    rows = [_difference(values, first, second, m["key"]) for first, second in pairs for m in measures]
-    adjusted = holm([math.nan if row["p"] is None else row["p"] for row in rows])
-    tests = max(1, sum(row["p"] is not None for row in rows))
-    for row, value in zip(rows, adjusted, strict=True):
-        row["p_holm"] = _number(value)
-        spread, seeds = row["spread"], row["seeds"]
-        known = row["p"] is not None and spread is not None and spread > 0
-        row["smallest"] = smallest_difference(spread, seeds, power=POWER, alpha=ALPHA / tests) if known else None
-        row["seeds_for_a_point"] = pairs_needed(spread, POINT, power=POWER, alpha=ALPHA / tests) if known else None
-    means: dict[str, dict[str, list[float | None]]] = {}
-    for (name, key), found in values.items():
-        means.setdefault(name, {})[key] = [_number(end) for end in t_interval(found, bounds=(0, 1))]
+def table_of(
+    runs: Any,
+    pairs: Sequence[tuple[str, str]],
+    measures: Sequence[Mapping[str, Any]],
+    *,
+    metric: str,
+    level: float = ALPHA,
+    bounds: tuple[float, float] | None = None,
+    higher: bool = True,
+) -> dict[str, Any]:
+    """Means and differences of some measures. All tests of the table are one family.
+
+    Args:
+        runs: See :func:`~policy_noise.experiments.statistics.differences`.
+        pairs: Methods to compare.
+        measures: For each test set ``key``, its name in ``runs``, and ``label``.
+        metric: Name of what is measured.
+        level: Probability of any false finding.
+        bounds: Range of a score.
+        higher: Whether more is better.
+
+    Returns:
+        ``metric``, ``level``, ``higher``, ``measures``, ``means`` with their intervals by method and set,
+        ``differences`` and ``tests``, their number. A difference has a ``finding``: ``"better"``, ``"worse"``,
+        ``"not shown"``, ``"not tested"``, or ``"near chance"`` where no method does much better than guessing.
+    """
+    width = None if bounds is None else (bounds[0] - bounds[1], bounds[1] - bounds[0])
+    rows = differences(runs, pairs, level=level, power=POWER, worthwhile=POINT, bounds=width)
+    means: dict[str, dict[str, list[Any]]] = {}
+    for (name, key), values in runs.groupby(["method", "set"], sort=False)["value"]:
+        interval = t_interval(values.to_numpy(), bounds=bounds)
+        means.setdefault(name, {})[key] = [None if math.isnan(end) else end for end in interval]
+    sets: dict[str, dict[str, Any]] = {measure["key"]: dict(measure) for measure in measures}
+    for key, measure in sets.items():
+        measure["best"] = max(found[key][0] for found in means.values() if key in found)
+        measure["near_chance"] = "classes" in measure and measure["best"] < NEAR_CHANCE / measure["classes"]
+    for row in rows:
+        row["finding"] = _finding(row, level, higher, sets[row["measure"]]["near_chance"])
     return {
         "metric": metric,
-        "metric_label": METRICS[metric],
-        "measures": list(measures),
+        "level": level,
+        "higher": higher,
+        "measures": list(sets.values()),
         "means": means,
         "differences": rows,
-        "tests": tests,
+        "tests": sum(row["p"] is not None for row in rows),
     }
 
 
-def _difference(values: Mapping[tuple[str, str], Sequence[float]], first: str, second: str, key: str) -> dict[str, Any]:
-    own, other = values[first, key], values[second, key]
-    found = paired_difference(own, other, bounds=(-1, 1))
-    spread = float(np.std(np.subtract(own, other), ddof=1)) if len(own) > 1 else math.nan
-    return {
-        "method": first,
-        "versus": second,
-        "measure": key,
-        "mean": found.mean,
-        "low": _number(found.low),
-        "high": _number(found.high),
-        "p": _number(found.p_value) if len(own) >= MIN_PAIRS else None,
-        "spread": _number(spread),
-        "seeds": len(own),
-    }
+NEAR_CHANCE = 1.5
+"""F1 is called near chance if the best is below this many times that of guessing."""
 
 
-def _number(value: float) -> float | None:
-    """None for nan, which JSON does not have."""
-    return None if math.isnan(value) else float(value)
+def _finding(row: Mapping[str, Any], level: float, higher: bool, near_chance: bool) -> str:
+    if row["p_holm"] is None or row["seeds"] < MIN_PAIRS:
+        return "not tested"
+    if row["p_holm"] >= level:
+        return "not shown"
+    if near_chance:
+        return "near chance"
+    return "better" if (row["mean"] > 0) == higher else "worse"

@@ -1,5 +1,6 @@
 """The scores of a run: on clean test images, under shifts, at each site, and in few-shot transfer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +8,15 @@ import numpy as np
 from torch import nn
 
 from ..batches import outputs
-from ..data import SPLITS
+from ..data import SPLITS, Split
 from ..initialisation import Initialisation
 from ..metrics import classification_metrics
 from ..recipes import TrainRecipe
-from ..runs import Run, read_lines
+from ..runs import Run, read_lines, write_atomic
 from ..shifts import SEVERITIES, SHIFTS, ShiftedSplit
 from ..transfer import compare
 from ..world import World
+from .methods import recipe_for
 from .plan import Job, Plan
 
 __all__ = ["METRICS", "score_run", "transfer_lines"]
@@ -36,21 +38,84 @@ def score_run(plan: Plan, job: Job, model: nn.Module, recipe: TrainRecipe, here:
         Macro ``f1`` and ``roc_auc`` under the keys ``"clean"``, ``"site:NAME"``, ``"shift:NAME:SEVERITY"`` and
         ``"few-shot:SET:IMAGES"``; the last are means over draws.
     """
+    import pandas as pd
 
-    def scored(split: Any, classes: tuple[int, ...] | None = None) -> dict[str, float]:
+    tables = []
+
+    def scored(key: str, split: Any, classes: tuple[int, ...] | None = None) -> dict[str, float]:
         positions, probabilities = outputs(model, split, recipe, here, multi_label=plan.data.multi_label)
         if classes is not None:
             probabilities = _among(probabilities, classes, renormalise=not plan.data.multi_label)
         found = classification_metrics(split.labels[positions], probabilities)
+        if not key.startswith("shift:"):
+            named = [plan.data.class_names[place] for place in classes or range(plan.data.num_classes)]
+            tables.append(predictions(key, split, positions, probabilities, named))
         skipped = len(split) - len(positions)
         return {name: found[name] for name in METRICS} | ({"files_skipped": skipped} if skipped else {})
 
-    scores = {"clean": scored(plan.data.test)}
-    scores |= {f"site:{site.name}": scored(site.images, site.classes) for site in plan.sites}
+    scores = {"clean": scored("clean", plan.data.test)}
+    scores |= {f"site:{site.name}": scored(f"site:{site.name}", site.images, site.classes) for site in plan.sites}
     for name in SHIFTS:
         for severity in SEVERITIES:
-            scores[f"shift:{name}:{severity}"] = scored(ShiftedSplit(plan.data.test, name, severity))
+            key = f"shift:{name}:{severity}"
+            scores[key] = scored(key, _shifted(plan.data.test, name, severity))
+    if here.main:
+        whole = pd.concat(tables, ignore_index=True)
+        write_atomic(
+            plan.folder(job) / "predictions.csv",
+            lambda path: whole.to_csv(path, index=False, float_format="%.5f"),
+        )
     return scores | (_few_shot(plan, job, here) if plan.targets else {})
+
+
+_kept: dict[tuple[str, int], Split] = {}
+_kept_of: list[Any] = []
+LARGEST = 2**28
+"""Bytes of shifted images that a process keeps for its next run."""
+
+
+def _shifted(test: Any, name: str, severity: int) -> Any:
+    """Shifted test images. Those of a small set in memory are kept, as every run is scored on the same ones."""
+    split = ShiftedSplit(test, name, severity)
+    if not isinstance(test, Split) or test.images.nbytes * len(SHIFTS) * len(SEVERITIES) > LARGEST:
+        return split
+    if not _kept_of or _kept_of[0] is not test:
+        _kept.clear()
+        _kept_of[:] = [test]
+    if (name, severity) not in _kept:
+        _kept[name, severity] = Split(split.read(np.arange(len(test)))[0], test.labels)
+    return _kept[name, severity]
+
+
+def predictions(key: str, split: Any, positions: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> Any:
+    """The predictions of a test set as a pandas table, a row for each image.
+
+    Args:
+        key: The set's name.
+        split: Its images.
+        positions: Of the images that could be read, (N,).
+        probabilities: (N, K).
+        classes: Their names, (K,).
+
+    Returns:
+        The columns ``set``, ``image`` (the position in the set), ``patient`` if the set names patients, and a
+        probability for each class. With one label per image also ``label`` and ``predicted``; with several, ``true``
+        and the class's name for each label.
+    """
+    import pandas as pd
+
+    labels, groups = split.labels[positions], getattr(split, "groups", None)
+    table = pd.DataFrame({"set": key, "image": positions})
+    if groups is not None:
+        table["patient"] = np.asarray(groups)[positions]
+    if labels.ndim == 1:
+        table["label"] = np.asarray(classes)[labels]
+        table["predicted"] = np.asarray(classes)[probabilities.argmax(1)]
+    for place, name in enumerate(classes):
+        if labels.ndim == 2:
+            table[f"true {name}"] = labels[:, place]
+        table[name] = probabilities[:, place]
+    return table
 
 
 def transfer_lines(folder: Path) -> list[dict[str, Any]]:
@@ -70,7 +135,7 @@ def _among(probabilities: np.ndarray, classes: tuple[int, ...], *, renormalise: 
 
 def _few_shot(plan: Plan, job: Job, here: World) -> dict[str, dict[str, float]]:
     """Run the few-shot transfer of ``policy-noise transfer`` from this run. Finished trials are not repeated."""
-    folder, recipe = plan.folder(job), plan.recipe
+    folder, recipe = plan.folder(job), recipe_for(job.method, plan.recipe, job.seed)
     init = Initialisation(
         job.method.name,
         str(folder / "model.safetensors"),
@@ -78,6 +143,7 @@ def _few_shot(plan: Plan, job: Job, here: World) -> dict[str, dict[str, float]]:
         recipe.in_chans,
         recipe.model_options,
         (recipe.mean, recipe.std),
+        normalize_images=recipe.normalize_images,
     )
     sizes = {target.name: [len(getattr(target, split)) for split in SPLITS] for target in plan.targets}
     record = {"name": ", ".join(sizes), "sets": sizes, "init": job.name}

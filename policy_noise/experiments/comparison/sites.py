@@ -35,6 +35,14 @@ class Pool:
     def __len__(self) -> int:
         return len(self.part)
 
+    @property
+    def groups(self) -> np.ndarray | None:
+        """Each image's patient or other group, if every split names them."""
+        named = [getattr(part, "groups", None) for part in self.parts]
+        if any(groups is None for groups in named):
+            return None
+        return np.array([named[part][index] for part, index in zip(self.part, self.index, strict=True)])  # type: ignore[index]
+
     def read(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The readable images at these ascending positions, and their positions."""
         positions = np.asarray(indices)

@@ -1,16 +1,19 @@
-"""A comparison's verdict in plain sentences."""
+"""A comparison's verdict, one line each: the answer first, what to do next last."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .methods import REFERENCE
+from ..statistics import MIN_PAIRS, pairs_needed
 from .overlap import Overlap, sentence
-from .results import ALPHA, POINT
 
-__all__ = ["finding", "signed", "size", "verdict"]
+__all__ = ["signed", "size", "verdict"]
 
-NEAR_CHANCE = 1.5
-"""F1 is called near chance if the best is below this many times that of guessing."""
+LARGE = 2
+"""Images are called reduced if they were at least this many times as large."""
+SMALL = 2.0
+"""A model is called small below this many million weights."""
+MOST_SEEDS = 40
+"""More seeds than this are not advised."""
 
 
 def signed(row: Mapping[str, Any]) -> str:
@@ -21,147 +24,217 @@ def signed(row: Mapping[str, Any]) -> str:
 
 
 def size(difference: float) -> str:
-    """A difference without its sign, as text. Scores cannot differ by more than 1."""
-    return f"{difference:.3f}" if difference < 1 else "over 1"
-
-
-def finding(row: Mapping[str, Any]) -> str:
-    """``"better"``, ``"worse"``, ``"not shown"``, or ``"not tested"`` if there are too few seeds."""
-    if row["p_holm"] is None:
-        return "not tested"
-    if row["p_holm"] >= ALPHA or row["mean"] == 0:
-        return "not shown"
-    return "better" if row["mean"] > 0 else "worse"
+    """A difference without its sign, as text."""
+    return f"{difference:.3f}"
 
 
 def verdict(results: Mapping[str, Any]) -> list[str]:
-    """The verdict in sentences, the answer first, from the table of F1."""
-    table = results["tables"]["f1"]
-    labels = {method["name"]: method["label"] for method in results["methods"]}
+    """The verdict in sentences, from the first table.
+
+    Args:
+        results: What :func:`~policy_noise.experiments.comparison.results.results_of` gives, or of a table of runs the
+            entries ``methods``, ``seeds``, ``settings`` and ``tables``.
+    """
+    table = next(iter(results["tables"].values()))
     names = {measure["key"]: measure["label"] for measure in table["measures"]}
-    rows = table["differences"]
-    seeds = len(results["seeds"])
-    overlaps = [sentence(key, Overlap(**found)) for key, found in results["overlaps"].items() if key in names]
-    own = {name: [row for row in rows if row["method"] == name and row["versus"] == REFERENCE] for name in labels}
-    del own[REFERENCE]
-    if all(finding(row) == "not tested" for row in rows):
-        return [
-            f"No verdict from {seeds} seed{'s' * (seeds > 1)}: a test needs at least three. Run again "
-            "with --resume and more --seeds; eight are a good start.",
-            *overlaps,
-            *(f"{_capital(labels[name])}, untested: {_list(rows_, names)}." for name, rows_ in own.items()),
-        ]
+    reference = results["settings"]["reference"]
+    arms = [method["name"] for method in results["methods"] if method["name"] != reference]
+    own = {name: _rows(table, name, reference) for name in arms}
+    found = results.get("overlaps", {})
+    overlaps = [sentence(key, Overlap(**value)) for key, value in found.items() if key in names]
+    why = _no_verdict(results)
+    if why:
+        numbers = [f"{name}, untested: {_list(rows, names)}." for name, rows in own.items()]
+        return [why, *overlaps, *numbers, *_patients(results, names), _what_next(results, table, own, names)]
     return [
-        _answer(own, labels, names),
+        _answer(own, reference),
+        *_near_chance(table),
         *overlaps,
-        *(_of_method(labels[name], rows_, names) for name, rows_ in own.items()),
-        *_controls(rows, labels, names),
-        _highest(table, labels, names),
-        *([] if results["record"]["data"].get("multi_label") else _near_chance(table)),
-        _power(table, names, seeds),
-        "Numbers are differences of macro F1 with 95 % intervals over training seeds. They separate a method's effect "
-        "from chance in training. All runs share the test images and sites, so the intervals do not say whether "
-        "another site or other patients would show the same.",
+        *(f"{name}: {_findings(rows, names)}." for name, rows in own.items()),
+        *_parts(table, names, reference),
+        *_elsewhere(results),
+        *_patients(results, names),
+        _power(results, table, names),
+        *_scale(results),
+        _scope(results),
+        _what_next(results, table, own, names),
     ]
 
 
-def _answer(own: Mapping[str, Sequence[Mapping[str, Any]]], labels: Mapping[str, str], names: Mapping[str, str]) -> str:
-    """The first sentence: which methods help, at what cost."""
-    kinds: dict[str, list[str]] = {"helps": [], "trades": [], "harms": [], "nothing": []}
+def _rows(table: Mapping[str, Any], name: str, versus: str) -> list[Mapping[str, Any]]:
+    return [row for row in table["differences"] if (row["method"], row["versus"]) == (name, versus)]
+
+
+def _no_verdict(results: Mapping[str, Any]) -> str:
+    """Why nothing was tested, if so."""
+    seeds, missing = len(results["seeds"]), results.get("missing", [])
+    if missing:
+        return f"No verdict yet: {len(missing)} of the planned runs are not finished, and a test now would be one more."
+    if seeds < MIN_PAIRS:
+        return f"No verdict from {seeds} seed{'s' * (seeds > 1)}: a test needs at least {MIN_PAIRS}."
+    if all(row["p"] is None for table in results["tables"].values() for row in table["differences"]):
+        return "No verdict: the differences are the same for every seed, so nothing can be said of chance."
+    return ""
+
+
+def _answer(own: Mapping[str, Sequence[Mapping[str, Any]]], reference: str) -> str:
+    """The first sentence: which arms help."""
+    kinds: dict[tuple[bool, bool], list[str]] = {}
     for name, rows in own.items():
-        better, worse = (
-            _join([names[row["measure"]] for row in rows if finding(row) == kind]) for kind in ("better", "worse")
-        )
-        if better and worse:
-            kinds["trades"].append(f"{labels[name]} (better on {better}; worse on {worse})")
-        elif better or worse:
-            kinds["helps" if better else "harms"].append(f"{labels[name]} (on {better or worse})")
-        else:
-            kinds["nothing"].append(labels[name])
-    parts = [
-        ("better than conventional training and nowhere shown to be worse", kinds["helps"]),
-        ("better on some test sets and worse on others", kinds["trades"]),
-        ("worse than conventional training and nowhere shown to be better", kinds["harms"]),
-        ("not shown to differ from conventional training", kinds["nothing"]),
-    ]
-    said = [f"{what}: {', '.join(who)}" for what, who in parts if who]
-    on_clean = [labels[name] for name, rows in own.items() if finding(rows[0]) == "better"]
-    clean = f"{_join(on_clean)} gained" if on_clean else "no method is shown to gain"
-    return f"{'. '.join(map(_capital, said))}. On clean test images {clean}."
-
-
-def _of_method(label: str, rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
-    """The test sets on which a method is better or worse, with numbers, and those where no difference is shown."""
-    unclear = [row for row in rows if finding(row) == "not shown"]
-    groups = (
-        ("better on", [row for row in rows if finding(row) == "better"], True),
-        ("worse on", [row for row in rows if finding(row) == "worse"], True),
-        ("higher, but not significant after correction, on", [row for row in unclear if row["low"] > 0], True),
-        ("lower, but not significant after correction, on", [row for row in unclear if row["high"] < 0], True),
-        ("no difference shown on", [row for row in unclear if row["low"] <= 0 <= row["high"]], False),
-    )
-    said = [f"{words} {_list(mine, names, numbers=numbers)}" for words, mine, numbers in groups if mine]
-    return f"{_capital(label)}: {'; '.join(said)}."
-
-
-def _controls(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str], names: Mapping[str, str]) -> list[str]:
-    """Sentences on what learning adds to masks, and what masks add to ColorJitter."""
-    sentences = []
-    for method, versus in dict.fromkeys((row["method"], row["versus"]) for row in rows if row["versus"] != REFERENCE):
-        mine = [row for row in rows if (row["method"], row["versus"]) == (method, versus)]
-        what = _of_method(f"{labels[method]} against {labels[versus]}", mine, names)
-        tail = ""
-        if method in ("policy", "paper") and not any(finding(row) == "better" for row in mine):
-            tail = " Learning is not shown to add anything here."
-        sentences.append(what + tail)
-    return sentences
-
-
-def _highest(table: Mapping[str, Any], labels: Mapping[str, str], names: Mapping[str, str]) -> str:
-    best = []
-    for key, name in names.items():
-        method = max(table["means"], key=lambda own: table["means"][own][key][0])
-        best.append(f"{name} {labels[method]} ({table['means'][method][key][0]:.3f})")
-    return f"Highest mean F1 (not a finding in itself): {'; '.join(best)}."
+        said = {row["finding"] for row in rows}
+        kinds.setdefault(("better" in said, "worse" in said), []).append(name)
+    words = {
+        (True, False): "better somewhere and nowhere shown to be worse",
+        (True, True): "better somewhere, worse elsewhere",
+        (False, True): "worse somewhere and nowhere shown to be better",
+        (False, False): "no difference shown",
+    }
+    parts = [f"{what}: {_join(kinds[kind])}" for kind, what in words.items() if kind in kinds]
+    return f"Against {reference}, {'; '.join(parts)}."
 
 
 def _near_chance(table: Mapping[str, Any]) -> list[str]:
     """Name the test sets on which even the best method is hardly better than guessing."""
-    found = []
-    for measure in table["measures"]:
-        best, chance = max(means[measure["key"]][0] for means in table["means"].values()), 1 / measure["classes"]
-        if best < NEAR_CHANCE * chance:
-            found.append(
-                f"{measure['label']} ({best:.3f} at most; guessing among {measure['classes']} gives {chance:.3f})"
-            )
-    if not found:
-        return []
-    return [f"No method does much better than guessing on {_join(found)}: differences there say little."]
+    found = [
+        f"{measure['label']} ({measure['best']:.3f} at most; guessing gives {1 / measure['classes']:.3f})"
+        for measure in table["measures"]
+        if measure["near_chance"]
+    ]
+    return [f"Near chance, so no difference there counts: {_join(found)}."] if found else []
 
 
-def _power(table: Mapping[str, Any], names: Mapping[str, str], seeds: int) -> str:
-    """The differences that could have been detected, for the method whose differences vary most."""
+def _findings(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
+    """The test sets on which a method is better or worse, with numbers, and those where no difference is shown."""
+    groups = [(kind, [row for row in rows if row["finding"] == kind]) for kind in ("better", "worse")]
+    said = [f"{kind} on {_list(mine, names)}" for kind, mine in groups if mine]
+    rest = [names[row["measure"]] for row in rows if row["finding"] not in ("better", "worse")]
+    return "; ".join([*said, *([f"no difference shown on {_join(rest)}"] if rest else [])])
+
+
+def _parts(table: Mapping[str, Any], names: Mapping[str, str], reference: str) -> list[str]:
+    """What learning adds to masks, one part to another, and masks to normalization alone."""
     said = []
-    rows = [row for row in table["differences"] if row["versus"] == REFERENCE]
+    for name, versus in dict.fromkeys((row["method"], row["versus"]) for row in table["differences"]):
+        if versus == reference:
+            continue
+        rows = _rows(table, name, versus)
+        better = any(row["finding"] == "better" for row in rows)
+        tail = ""
+        if versus == "normalize" and not better:
+            tail = f". Normalizing each image alone does as much as {name}"
+        elif "learned" in name and "learned" not in versus and not better:
+            tail = ". Learning is not shown to add anything here"
+        said.append(f"{name} against {versus}: {_findings(rows, names)}{tail}.")
+    return said
+
+
+def _elsewhere(results: Mapping[str, Any]) -> list[str]:
+    """Name what is significant in the tables that the page folds."""
+    said = []
+    for key, table in list(results["tables"].items())[1:]:
+        names = {measure["key"]: measure["label"] for measure in table["measures"]}
+        what = "F1 under single shifts" if key == "shifts" else table["metric"]
+        starred: dict[str, list[str]] = {}
+        for row in table["differences"]:
+            if row["finding"] in ("better", "worse") and row["versus"] == results["settings"]["reference"]:
+                starred.setdefault(f"{row['method']} {row['finding']}", []).append(names[row["measure"]])
+        if starred:
+            said.append(f"{what}: {'; '.join(f'{who} on {_join(where)}' for who, where in starred.items())}.")
+    return said
+
+
+def _patients(results: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
+    """Intervals over patients of the differences from the reference."""
+    said: dict[tuple[str, int], list[str]] = {}
+    for row in results.get("patients", []):
+        if row["versus"] == results["settings"]["reference"] and row["measure"] in names:
+            where = said.setdefault((names[row["measure"]], row["patients"]), [])
+            where.append(f"{row['method']} [{row['low']:+.3f}, {row['high']:+.3f}]")
+    return [
+        f"Over the {count} patients of {name} (bootstrap, not corrected): {', '.join(found)}."
+        for (name, count), found in said.items()
+    ]
+
+
+def _power(results: Mapping[str, Any], table: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """The differences that could have been found, for the pair whose differences vary most."""
+    said = []
     for key, name in names.items():
-        known = [row["smallest"] for row in rows if row["measure"] == key and row["smallest"] is not None]
-        said.append(f"{size(max(known))} on {name}" if known else f"unknown on {name} (the differences do not vary)")
-    needed = [row["seeds_for_a_point"] for row in rows if row["measure"] == "clean" and row["smallest"] is not None]
-    count = "more than 10000" if None in needed else str(max(needed, default=0))
-    point = f" To find one point of F1 ({POINT}) on clean test images would take {count} seeds." if needed else ""
-    return (
-        f"Power: with {seeds} seeds and {table['tests']} tests, a true difference of this size would be found with "
-        f"80 % probability: {_join(said)}. Smaller ones may have been missed.{point}"
-    )
+        known = [row["smallest"] for row in table["differences"] if row["measure"] == key and row["smallest"]]
+        said.append(f"{size(max(known))} on {name}" if known else f"unknown on {name} (no spread over seeds)")
+    return f"{len(results['seeds'])} seeds find a true difference of {_join(said)}, four times in five."
 
 
-def _list(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], *, numbers: bool = True) -> str:
-    return _join([names[row["measure"]] + (f" ({signed(row)})" if numbers else "") for row in rows])
+def _scale(results: Mapping[str, Any]) -> list[str]:
+    """Model and image size, and whether images were reduced."""
+    record = results.get("record")
+    if record is None:
+        return []
+    recipe, original, weights = record["recipe"], record["data"].get("original_size"), record["data"].get("weights")
+    said = f"Judged at {recipe['image_size']} px"
+    if original and original >= LARGE * recipe["image_size"]:
+        said += f", reduced from {original},"
+    return [f"{said} by {recipe['model']}" + (f", {weights / 1e6:.1f} million weights." if weights else ".")]
+
+
+def _scope(results: Mapping[str, Any]) -> str:
+    settings = results["settings"]
+    looks = settings["looks"]
+    level = f"Level {settings['alpha']}, one planned look"
+    if looks > 1:
+        level = f"Level {settings['alpha']} spent over {looks} planned looks, {settings['alpha'] / looks:.3f} each"
+    others = "sites" if results.get("patients") else "patients or sites"
+    return f"{level}. Intervals are over training seeds: they do not say what other {others} would show."
+
+
+def _what_next(
+    results: Mapping[str, Any],
+    table: Mapping[str, Any],
+    own: Mapping[str, Sequence[Mapping[str, Any]]],
+    names: Mapping[str, str],
+) -> str:
+    """The last sentence."""
+    seeds, record = len(results["seeds"]), results.get("record")
+    if results.get("missing"):
+        return "Next: finish the planned runs with --resume."
+    if seeds < MIN_PAIRS:
+        return f"Next: more seeds, at least {MIN_PAIRS}" + (" (--resume --seeds 5)." if record else ".")
+    if all(measure["near_chance"] for measure in table["measures"]):
+        return "Next: a model that learns the task, with more epochs or weights; all scores are near chance."
+    rows = [row for several in own.values() for row in several]
+    if not any(row["finding"] in ("better", "worse") for row in rows):
+        strict = table["level"] / max(1, table["tests"])
+        wanted = [
+            pairs_needed(row["spread"], abs(row["mean"]), alpha=strict, largest=MOST_SEEDS)
+            for row in rows
+            if row["finding"] == "not shown" and abs(row["mean"]) >= 2 * results["settings"]["point"]
+        ]
+        known = [count for count in wanted if count is not None]
+        if known:
+            count = max(seeds + 1, min(known))
+            return f"Next: more seeds; {count} would find the largest of these differences. Plan them in a new folder."
+    if record is not None:
+        recipe, data = record["recipe"], record["data"]
+        reduced = (data.get("original_size") or 0) >= LARGE * recipe["image_size"]
+        if reduced or (data.get("weights") or 0) < SMALL * 1e6:
+            larger = min(224, data.get("original_size") or 224)
+            again = (
+                f"--set model=resnet18 image_size={larger} load_size={larger}" if reduced else "--set model=resnet18"
+            )
+            return f"Next: the same with {'larger images and ' * reduced}the model that you will use, such as {again}."
+        if not data.get("sites"):
+            return "Next: another scanner or hospital, as --site NAME=SOURCE."
+    best = [name for name, mine in own.items() if {row["finding"] for row in mine} >= {"better"} and
+            "worse" not in {row["finding"] for row in mine}]  # fmt: skip
+    if best:
+        gain = {name: sum(row["mean"] for row in own[name]) * (1 if table["higher"] else -1) for name in best}
+        return f"Next: stop here, and use {max(best, key=gain.__getitem__)}."
+    return f"Next: stop here, and keep {results['settings']['reference']}."
+
+
+def _list(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
+    return _join([f"{names[row['measure']]} ({signed(row)})" for row in rows])
 
 
 def _join(texts: Sequence[str]) -> str:
     return "".join(texts) if len(texts) < 2 else f"{', '.join(texts[:-1])} and {texts[-1]}"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -3,12 +3,11 @@
 from .data import class_histogram, intensity_histogram
 from .differences import forest, rows_of_images
 from .scores import calibration_curve, confusion_matrix, few_shot_curves, mistakes_gallery
-from .style import COLOURS, LABELS
+from .style import COLOURS
 from .training import training_diagnostics
 
 __all__ = [
     "COLOURS",
-    "LABELS",
     "calibration_curve",
     "class_histogram",
     "confusion_matrix",

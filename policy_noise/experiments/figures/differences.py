@@ -15,16 +15,17 @@ PANELS = 4
 
 
 def forest(
-    panels: Mapping[str, Sequence[Mapping[str, Any]]], rows: Sequence[str], path: PathLike, *, xlabel: str, alpha: float
+    panels: Mapping[str, Sequence[Mapping[str, Any]]], rows: Sequence[str], path: PathLike, *, xlabel: str
 ) -> None:
     """Draw differences from a reference with 95 % intervals, a panel for each measure on an axis of its own.
 
+    Dots are filled where a difference is found.
+
     Args:
-        panels: By measure, for each row ``mean``, ``low``, ``high`` and ``p_holm``; None where there is none.
+        panels: By measure, for each row ``mean``, ``low``, ``high`` (None where there is none) and ``finding``.
         rows: Their names, from the top.
         path: PNG to write.
         xlabel: Below the panels.
-        alpha: Dots are filled where ``p_holm`` is below it.
     """
     with style():
         columns = min(PANELS, len(panels))
@@ -37,9 +38,8 @@ def forest(
         for axis, (title, found) in zip(axes, panels.items(), strict=False):
             axis.axvline(0, color=INK, linewidth=0.9)
             for place, row in zip(places, found, strict=True):
-                shown = row["p_holm"] is not None and row["p_holm"] < alpha
-                better = COLOURS["policy"] if row["mean"] > 0 else "#d55e00"
-                colour = better if shown else COLOURS["conventional"]
+                shown = row["finding"] in ("better", "worse")
+                colour = COLOURS["learned"] if row["finding"] == "better" else "#d55e00" if shown else COLOURS["plain"]
                 if row["low"] is not None:
                     axis.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=1.6)
                 axis.plot(

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .style import COLOURS, INK, LABELS, PathLike, colours_of, plain, save, style
+from .style import COLOURS, INK, PathLike, colours_of, plain, save, style
 from .style import figure as new_figure
 
 __all__ = ["calibration_curve", "confusion_matrix", "few_shot_curves", "mistakes_gallery"]
@@ -84,10 +84,10 @@ def calibration_curve(bins: Sequence[Mapping[str, float]], path: PathLike, *, er
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         sure, right, counts = (np.array([entry[name] for entry in bins]) for name in ("confidence", "share", "count"))
         upper.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1)
-        upper.plot(sure, right, color=COLOURS["policy"], marker="o", linewidth=1.6)
+        upper.plot(sure, right, color=COLOURS["learned"], marker="o", linewidth=1.6)
         upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share that is right")
         upper.set_title(f"calibration (expected error {error:.3f})")
-        lower.bar(sure, counts, width=0.05, color=COLOURS["policy"])
+        lower.bar(sure, counts, width=0.05, color=COLOURS["learned"])
         lower.set(xlabel="probability of the prediction", ylabel="predictions")
         save(figure, path)
 
@@ -154,9 +154,7 @@ def few_shot_curves(table: Mapping[str, Mapping[str, Mapping[int, Any]]], path: 
         for axis in axes[::columns]:
             axis.set_ylabel(metric)
         handles = [
-            axes[0].plot(
-                [], [], color=colours[label], marker="o", markersize=3.5, label=plain(LABELS.get(label, label))
-            )[0]
+            axes[0].plot([], [], color=colours[label], marker="o", markersize=3.5, label=plain(label))[0]
             for label in colours
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)))

@@ -7,24 +7,17 @@ from typing import Any
 
 from ...utils.files import PathLike, write_atomic
 
-__all__ = ["BARS", "COLOURS", "INK", "LABELS", "PathLike", "colours_of", "figure", "plain", "save", "style"]
+__all__ = ["BARS", "COLOURS", "INK", "PathLike", "colours_of", "figure", "plain", "save", "style"]
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = {
-    "conventional": "#6b6b6b",
-    "frozen": "#e69f00",
-    "policy": "#0072b2",
-    "random": "#cc79a7",
+    "plain": "#6b6b6b",
+    "random": "#e69f00",
+    "learned": "#0072b2",
+    "scratch": "#cc79a7",
     "imagenet": "#009e73",
 }
-BARS = [COLOURS[name] for name in ("policy", "frozen", "imagenet", "random", "conventional")]
-LABELS = {
-    "conventional": "conventional",
-    "frozen": "frozen noise",
-    "policy": "policy noise",
-    "random": "from scratch",
-    "imagenet": "ImageNet",
-}
+BARS = [COLOURS[name] for name in ("learned", "random", "imagenet", "scratch", "plain")]
 INK = "#222222"
 STYLE: dict[str, Any] = {
     "font.size": 9,

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .style import LABELS, PathLike, colours_of, plain, save, style
+from .style import PathLike, colours_of, plain, save, style
 from .style import figure as new_figure
 
 __all__ = ["training_diagnostics"]
@@ -52,8 +52,7 @@ def training_diagnostics(
         for axis in axes[max(0, len(panels) - len(axes) // 2) :]:
             axis.set_xlabel("epoch")
         handles = [
-            axes[0].plot([], [], color=colours[method], linewidth=2.2, label=plain(LABELS.get(method, method)))[0]
-            for method in histories
+            axes[0].plot([], [], color=colours[method], linewidth=2.2, label=plain(method))[0] for method in histories
         ]
         if any(len(logs) > 1 for logs in histories.values()):
             handles += axes[0].plot([], [], color="0.6", linewidth=0.9, label="single seeds")
