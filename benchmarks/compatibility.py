@@ -3,7 +3,7 @@
 It runs tests/integrations, reads pytest's report, and writes benchmarks/COMPATIBILITY.md and the table of frameworks in
 README.md with the installed versions. If a test fails, its cell says so and the script ends with an error.
 
-Usage: python -m benchmarks.compatibility
+Usage: python -m benchmarks.compatibility [--losses]
 """
 
 import argparse
@@ -77,7 +77,14 @@ OPTIMIZERS = {
 }
 VERSIONS = ("torch", "timm", "kornia", "schedulefree", "pytorch_optimizer", "lightning", "transformers", "accelerate")
 VERSIONS += ("monai", "pytorch-ignite", "fastai", "pytorch-metric-learning", "segmentation-models-pytorch")
-REFUSED = 'refused, and the error names the remedy: `hook.observe`, or `loss_method="leave_one_out"`'
+REFUSED = "refused, and the error names the remedy: `hook.observe`, or another `loss_method`"
+
+LOSSES = (
+    "All losses of these libraries that can be made with their defaults. Either the losses of the samples give the "
+    "loss of the batch (*exact*), and the criterion's state and the random generators are those of a loop without the "
+    "hook, or the loss is refused. *bf16*: the losses of a loop in autocast are those of the same inputs in fp32. "
+    "*Sum of calls*: a loop trains on `loss(output) + 0.4 * loss(output)`, and the reward is this sum."
+)
 
 Outcomes = dict[str, list[tuple[str, bool]]]
 
@@ -153,15 +160,18 @@ def criteria_table() -> list[str]:
     sys.path.insert(0, str(ROOT / "tests" / "integrations"))
     import criteria
 
-    lines = ["| library | losses | how the losses of the samples are computed |", "| --- | --- | --- |"]
+    lines = [
+        "| library | losses | how the losses of the samples are computed | fp32 | bf16 | sum of calls |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for library in criteria.LIBRARIES:
         if installed(library) == "not installed":
-            lines.append(f"| {library} | not installed | - |")
+            lines.append(f"| {library} | not installed | - | - | - | - |")
             continue
-        ways: dict[str, list[str]] = defaultdict(list)
-        for name, way in criteria.table(library):
-            ways[REFUSED if way == "refused" else way].append(name)
-        lines += [f"| {library} | {', '.join(names)} | {way} |" for way, names in ways.items()]
+        ways: dict[tuple[str, ...], list[str]] = defaultdict(list)
+        for name, way, *outcomes in criteria.table(library):
+            ways[(REFUSED if way == "refused" else way, *outcomes)].append(name)
+        lines += [f"| {library} | {', '.join(names)} | {' | '.join(cells)} |" for cells, names in ways.items()]
     return lines
 
 
@@ -202,9 +212,7 @@ def page(outcomes: Outcomes) -> str:
         "## EMA, compiled networks, checkpointing",
         "\n".join(other_combinations(outcomes["matrix"])),
         "## Losses",
-        "All losses of these libraries that can be made with their defaults. Either the losses of the samples give the "
-        "loss of the batch, and the criterion's state and the random generators are those of a loop without the hook, "
-        f"or the loss is refused. Runs passed: {count(outcomes['criteria'])}.",
+        LOSSES,
         "\n".join(criteria_table()),
         "## Everything else",
         "\n".join(all_tests(outcomes)),
@@ -231,8 +239,21 @@ def page(outcomes: Outcomes) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def write_losses() -> None:
+    """Renew the page's table of losses alone."""
+    text = PAGE.read_text()
+    start, end = text.index("## Losses\n"), text.index("## Everything else\n")
+    table = "\n".join(criteria_table())
+    PAGE.write_text(f"{text[:start]}## Losses\n\n{LOSSES}\n\n{table}\n\n{text[end:]}")
+    print(f"wrote the table of losses in {PAGE.relative_to(ROOT)}")
+
+
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--losses", action="store_true", help="renew the table of losses alone, without any test")
+    if parser.parse_args().losses:
+        write_losses()
+        return
     with tempfile.TemporaryDirectory() as folder:
         outcomes = run_tests(Path(folder) / "report.xml")
     PAGE.write_text(page(outcomes))

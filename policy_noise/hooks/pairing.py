@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,18 +10,16 @@ import torch
 from torch import Tensor
 
 from ..augmentation import Sample
-from ..utils.trees import leaves_of
+from ..utils.trees import tensors_in
 from ..utils.warn import warn
 from .rows import Rows, follow
 
 if TYPE_CHECKING:
     from .trained import Term
 
-__all__ = ["Match", "PairingError", "PairingQueue", "Pending", "tensors_of"]
+__all__ = ["Match", "PairingError", "PairingQueue", "Pending"]
 
 MARK = "policy_noise"
-SIMILARITY_NODES = 4
-"""How far behind a tensor the product of matrices lies that makes it one of similarities (scaled, transposed)."""
 REMEDY = (
     "pass the image number of each row of the loss with hook.observe(losses, index=...), or run forwards that have no "
     "loss under hook.paused()"
@@ -39,6 +37,7 @@ class Pending:
     Args:
         number: Its number.
         sample: The draw.
+        views: Number of inputs that were masked. The sample holds the images of the first, then those of the second.
         marked: Whether its output is known.
         reached: Whether a backward pass reached its output. Known only in the first step.
         terms: The criterion's calls on its output, and how their rows match its images.
@@ -46,12 +45,29 @@ class Pending:
 
     number: int
     sample: Sample
+    views: int = 1
     marked: bool = False
     reached: bool = False
     terms: list[tuple["Term", "Match"]] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.sample.applied)
+        return len(self.sample.applied) // self.views
+
+    def note_backward(self, output: Any) -> None:
+        """Note when a backward pass reaches an output that comes from this batch."""
+
+        def reached(gradient: Tensor) -> None:
+            self.reached = True
+
+        for tensor in tensors_in(output):
+            if tensor.requires_grad:
+                tensor.register_hook(reached)
+
+    def spread(self, values: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """One loss for each image of the sample: all views of an image have its loss."""
+        if self.views == 1:
+            return values, valid
+        return values.repeat(self.views), None if valid is None else valid.repeat(self.views)
 
 
 @dataclass(frozen=True)
@@ -162,39 +178,32 @@ class PairingQueue:
         if len(self._pending) >= self.max_pending:
             self._pending.popleft()
 
-    def push(self, sample: Sample) -> None:
+    def push(self, sample: Sample, views: int = 1) -> Pending:
         """Add a masked batch that waits for its loss."""
         self.number += 1
         self._unpaired += 1
-        self._pending.append(Pending(self.number, sample))
+        self._pending.append(Pending(self.number, sample, views))
+        return self._pending[-1]
+
+    def drop(self, pending: Pending) -> None:
+        """Remove a batch whose forward failed, as if it had never been masked."""
+        if pending in self._pending:
+            self._pending.remove(pending)
+            self._unpaired -= 1
 
     @property
     def newest(self) -> Pending:
         """The batch that was masked last."""
         return self._pending[-1]
 
-    def mark(self, output: Any, *, masked: bool) -> None:
-        """Mark a model's output as the newest batch's, or as unmasked. The mark holds no reference to the graph."""
-        nodes = [tensor.grad_fn for tensor in tensors_of(output) if tensor.grad_fn is not None]
+    def mark(self, output: Any, pending: Pending | None) -> None:
+        """Mark a model's output as a batch's, or as unmasked. The mark holds no reference to the graph."""
+        nodes = [tensor.grad_fn for tensor in tensors_in(output) if tensor.grad_fn is not None]
         for node in nodes:
-            node.metadata.setdefault(MARK, {})[self._owner] = self.number if masked else 0  # type: ignore[attr-defined]
-        # If the module computes its own loss (a timm task), it may have been observed and the batch be gone.
-        pending = self._at(self.number) if masked else None
+            marks = node.metadata.setdefault(MARK, {})  # type: ignore[attr-defined]
+            marks[self._owner] = 0 if pending is None else pending.number
         if nodes and pending is not None:
             pending.marked = True
-
-    def note_backward(self, output: Any) -> None:
-        """Let the newest batch note whether a backward pass reaches its output."""
-        pending = self._at(self.number)
-        if pending is None:
-            return
-
-        def reached(gradient: Tensor) -> None:
-            pending.reached = True
-
-        for tensor in tensors_of(output):
-            if tensor.requires_grad:
-                tensor.register_hook(reached)
 
     @property
     def reached_backward(self) -> bool:
@@ -248,10 +257,12 @@ class PairingQueue:
                 matches.clear()
                 break
         if numbers and not matches:
-            again = [number for number in numbers if waiting[number].terms]
-            if again == numbers and any(_is_similarity(tensor, rows) for tensor in rooted):
+            sides = {
+                n for origins in found for n, several in origins.items() for part in several or () if part.transposed
+            }
+            if all(n in sides and waiting[n].terms and len(waiting[n]) == rows for n in numbers):
                 # The other side of pairs whose one side had a call before: logits.T, or texts @ images.T.
-                return [Match(waiting[number]) for number in again if len(waiting[number]) == rows]
+                return [Match(waiting[number]) for number in numbers]
             shapes = [tuple(tensor.shape) for tensor in rooted]
             raise PairingError(
                 f"the loss was computed from a masked batch of {len(waiting[numbers[0]])} images through tensors of "
@@ -349,23 +360,6 @@ class PairingQueue:
         self._pending.clear()
         self.scored.clear()
         self._unpaired = self._lost = 0
-
-
-def _is_similarity(tensor: Tensor, rows: int) -> bool:
-    """Whether a tensor compares all rows with all rows: square, and made by a product of matrices."""
-    if tensor.shape != (rows, rows):
-        return False
-    nodes: list[Any] = [tensor.grad_fn]
-    for _ in range(SIMILARITY_NODES):
-        nodes += [parent for node in nodes for parent, _ in node.next_functions if parent is not None]
-        if any(node.name() == "MmBackward0" for node in nodes):
-            return True
-    return False
-
-
-def tensors_of(value: Any) -> Iterator[Tensor]:
-    """Iterate over the tensors in a model's output or a call's arguments, however nested."""
-    return (leaf for leaf in leaves_of(value) if isinstance(leaf, Tensor))
 
 
 def _start(pending: Pending | None, shape: tuple[int, ...]) -> Rows | None:

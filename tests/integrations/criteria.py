@@ -1,5 +1,6 @@
 """All losses of five libraries, with inputs for each. The compatibility page lists them."""
 
+import copy
 import importlib
 import inspect
 import random
@@ -9,7 +10,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from policy_noise import PairingError, attach
 from policy_noise.losses import CriterionError, LossSplitter, is_hookable
 
 LIBRARIES = {
@@ -213,11 +216,76 @@ def generators():
     return torch.get_rng_state().tolist(), state[1].tolist(), state[2], random.getstate()
 
 
+def in_half(loss, args):
+    """Whether the losses in bfloat16 autocast are those of the same inputs in fp32."""
+    rounded = tree_map(
+        lambda leaf: leaf.bfloat16() if torch.is_tensor(leaf) and leaf.is_floating_point() else leaf, args
+    )
+    again = tree_map(lambda leaf: leaf.float() if torch.is_tensor(leaf) and leaf.is_floating_point() else leaf, rounded)
+    generators = torch.get_rng_state()
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            (_, losses), _ = outcome(copy.deepcopy(loss), rounded)
+    except Exception:
+        return "the loss fails itself"
+    torch.set_rng_state(generators)
+    (_, expected), _ = outcome(copy.deepcopy(loss), again)
+    if isinstance(losses, str):
+        return "refused"
+    if isinstance(expected, str):
+        return "WRONG"
+    return "exact" if torch.allclose(losses.values, expected.values, rtol=1e-3, atol=1e-5) else "WRONG"
+
+
+class Given(nn.Module):
+    """A model that returns given numbers."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values, self.weight = values, nn.Parameter(torch.zeros(()))
+
+    def forward(self, images):
+        return self.values + self.weight
+
+
+def in_a_sum(loss, args):
+    """Whether two calls, the second with weight 0.4, are rewarded as they are trained on."""
+    if not is_hookable(loss):
+        return "not hookable"
+    leaves, spec = tree_flatten(args)
+    place = next(i for i, leaf in enumerate(leaves) if torch.is_tensor(leaf) and leaf.is_floating_point())
+    model = Given(leaves[place])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rewards = []
+    with warnings.catch_warnings(), attach(model, optimizer, loss, in_chans=1, mean=None, std=None) as hook:
+        warnings.simplefilter("ignore")
+        observe = hook.learner.observe
+        hook.learner.observe = lambda sample, values, valid=None: (
+            rewards.append(values),
+            observe(sample, values, valid),
+        )
+        output = model(torch.rand(len(leaves[place]), 1, 8, 8))
+        try:
+            calls = [
+                loss(*tree_unflatten([tensor if i == place else leaf for i, leaf in enumerate(leaves)], spec))
+                for tensor in (output, output * 1.0)
+            ]
+        except (CriterionError, PairingError):
+            return "refused"
+        (calls[0] + 0.4 * calls[1]).backward()
+        first, second = (term.losses.values for term, _ in hook._queue.scored[0].terms)
+        optimizer.step()
+    return "exact" if torch.allclose(rewards[0] * 1.4, first + 0.4 * second, rtol=1e-3, atol=1e-5) else "WRONG"
+
+
 def table(library):
-    """Rows (loss, how it is computed per sample) for the compatibility page."""
+    """Rows (loss, how it is computed per sample, fp32, bf16, sum of calls) for the compatibility page."""
     rows = []
     for name, loss in losses_of(library):
-        args = call_for(library, name, loss)
-        if args is not None:
-            rows.append((name, outcome(loss, args)[0][0]))
+        args = call_for(library, name, copy.deepcopy(loss))
+        if args is None:
+            continue
+        way = outcome(copy.deepcopy(loss), args)[0][0]
+        single = "refused" if way == "refused" else "exact"
+        rows.append((name, way, single, in_half(loss, args), in_a_sum(copy.deepcopy(loss), args)))
     return rows

@@ -96,3 +96,11 @@ def test_the_terms_of_pytorch_metric_learning_go_to_the_samples_that_made_them(n
     assert how == "the library's unreduced terms"
     assert losses.values.std() > 0
     torch.testing.assert_close(losses.values.mean(), value)
+
+
+@pytest.mark.parametrize("library", ["torch", "timm"])
+@pytest.mark.filterwarnings("ignore")
+def test_no_precision_and_no_sum_of_calls_gives_wrong_losses(library):
+    rows = criteria.table(library)
+    assert {cell for _, _, *cells in rows for cell in cells} <= {"exact", "refused", "not hookable"}
+    assert ("CrossEntropyLoss" if library == "torch" else "SoftTargetCrossEntropy") in {name for name, *_ in rows}
