@@ -549,7 +549,7 @@ class ReinforceHook:
         # The loss that is trained on may be any sum of the criterion's calls. What each counts is known at the step.
         term = Term(loss, losses, self._gradient_number)
         if self._arrivals is not None and splitter.slope is not None:
-            tensor, slope = splitter.slope
+            (tensor, slope), splitter.slope = splitter.slope, None
             self._arrivals.expect(term, tensor, slope if factor is None else slope * factor)
         for match in matches:
             match.pending.terms.append((term, match))
