@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from .augmentation import Sample
 from .factory import attach
-from .hooks.pairing import tensors_of
 from .hooks.registry import hooks_on
 from .losses.batch import Structures
 from .losses.isolation import random_states, restore
 from .losses.refusal import batch_argument
 from .utils.compat import compiled_from, tree_flatten
+from .utils.trees import tensors_in
 
 if TYPE_CHECKING:
     from .hooks.hook import ReinforceHook
@@ -223,7 +223,7 @@ class _Arguments:
 
     def _keep(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         named = [*((f"argument {i}", value) for i, value in enumerate(args)), *kwargs.items()]
-        self.tensors = [(name, tensor) for name, value in named for tensor in tensors_of(value)]
+        self.tensors = [(name, tensor) for name, value in named for tensor in tensors_in(value)]
 
 
 def _listen(hook: "ReinforceHook", criterion: Any, run: _Run) -> None:

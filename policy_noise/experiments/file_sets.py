@@ -74,8 +74,9 @@ class FileSplit:
     def content(self) -> Iterator[bytes | memoryview]:
         """What :func:`~policy_noise.experiments.data.fingerprint` hashes: each file's path, size in bytes and label."""
         yield "\0".join(self.folders).encode(errors="surrogateescape")
-        yield b"\0".join(self.names.tolist())
-        for part in (self.folder.astype(np.int64), self.labels, self.sizes):
+        names = np.frombuffer(b"".join(self.names.tolist()), np.uint8)
+        ends = np.cumsum(np.char.str_len(self.names))
+        for part in (self.folder.astype(np.int64), names, ends, self.labels, self.sizes):
             yield np.ascontiguousarray(part).data.cast("B")
 
     def read(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,10 +3,10 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from .rivals import RIVALS
 
@@ -24,27 +24,49 @@ __all__ = [
 NOISES = ("plain", "random", "learned")
 
 
-def _check_types(recipe: Any) -> None:
-    """Check the type of every value. Integers are accepted as floats; nan and infinity are not."""
-    for entry in dataclasses.fields(recipe):
-        value = getattr(recipe, entry.name)
-        kind = entry.type.__name__ if isinstance(entry.type, type) else str(entry.type)
-        if kind.startswith("float"):
-            fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            fits, wanted = fits or ("None" in kind and value is None), "a finite number"
-        elif kind == "int":
-            fits, wanted = isinstance(value, int) and not isinstance(value, bool), "a whole number"
-        elif kind == "bool":
-            fits, wanted = isinstance(value, bool), "true or false"
-        elif "Mapping" in kind:
-            fits, wanted = isinstance(value, Mapping), 'an object such as {"name": 1}'
-        elif "Sequence" in kind:
-            whole = isinstance(value, list | tuple) and all(type(item) is int for item in value)
-            fits, wanted = whole, "a list of whole numbers"
-        else:
-            fits, wanted = isinstance(value, str), "a text"
-        if not fits:
-            raise ValueError(f"{entry.name} must be {wanted}, got {value!r}")
+Count = Annotated[int, "must be at least 1"]
+Natural = Annotated[int, "must not be negative"]
+Positive = Annotated[float, "must be positive"]
+
+_RULES: Mapping[str, Callable[[Any], bool]] = {
+    "must be at least 1": lambda value: value >= 1,
+    "must not be negative": lambda value: value >= 0,
+    "must be positive": lambda value: value > 0,
+}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_TYPES: Mapping[Any, tuple[Callable[[Any], bool], str]] = {
+    int: (lambda value: isinstance(value, int) and not isinstance(value, bool), "a whole number"),
+    float: (_is_number, "a finite number"),
+    float | None: (lambda value: value is None or _is_number(value), "a finite number"),
+    bool: (lambda value: isinstance(value, bool), "true or false"),
+    str: (lambda value: isinstance(value, str), "a text"),
+    Mapping[str, Any]: (lambda value: isinstance(value, Mapping), 'an object such as {"name": 1}'),
+    Sequence[int]: (
+        lambda value: isinstance(value, list | tuple) and all(type(item) is int for item in value),
+        "a list of whole numbers",
+    ),
+}
+
+
+def _check(recipe: Any) -> None:
+    """Check every value by the type that the recipe declares. Integers count as floats; nan and infinity do not."""
+    for name, kind in get_type_hints(type(recipe), include_extras=True).items():
+        value = getattr(recipe, name)
+        kind, *rules = get_args(kind) if get_origin(kind) is Annotated else (kind,)
+        if get_origin(kind) is Literal:
+            _one_of(name, value, get_args(kind))
+            continue
+        fits, wanted = _TYPES[kind]
+        if not fits(value):
+            raise ValueError(f"{name} must be {wanted}, got {value!r}")
+        for rule in rules:
+            if not _RULES[rule](value):
+                raise ValueError(f"{name} {rule}, got {value!r}")
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
@@ -91,18 +113,18 @@ class TrainRecipe:
     """
 
     model: str
-    image_size: int
-    load_size: int
-    batch_size: int
-    epochs: int
+    image_size: Count
+    load_size: Count
+    batch_size: Count
+    epochs: Count
     optimizer: Literal["sgd", "adamw"]
-    lr: float
-    weight_decay: float
+    lr: Positive
+    weight_decay: Annotated[float, "must not be negative"]
     schedule: Literal["step", "onecycle", "warmup"]
-    warmup_epochs: int = 0
+    warmup_epochs: Natural = 0
     augmentation: Literal["resized_crop", "shift", "none"] = "none"
     mean: float = 0.5
-    std: float = 0.25
+    std: Positive = 0.25
     in_chans: int = 1
     noise: Literal["plain", "random", "learned"] = "plain"
     preset: str = "learned"
@@ -110,32 +132,19 @@ class TrainRecipe:
     policy_lr: float | None = None
     extra_augmentation: str = "none"
     normalize_images: bool = False
-    clean_epochs: int = 0
+    clean_epochs: Natural = 0
     model_options: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    workers: int = 0
+    seed: Natural = 0
+    workers: Natural = 0
     amp: bool = False
-    keep_checkpoints: int = 3
-    checkpoint_steps: int = 0
+    keep_checkpoints: Count = 3
+    checkpoint_steps: Natural = 0
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _one_of("optimizer", self.optimizer, ("sgd", "adamw"))
-        _one_of("schedule", self.schedule, ("step", "onecycle", "warmup"))
-        _one_of("augmentation", self.augmentation, ("resized_crop", "shift", "none"))
-        _one_of("noise", self.noise, NOISES)
+        _check(self)
         if ":" not in self.extra_augmentation:
             _one_of("extra_augmentation", self.extra_augmentation, ("none", *RIVALS))
         _one_of("in_chans", self.in_chans, (1, 3))
-        for name in ("image_size", "load_size", "batch_size", "epochs", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
-        for name in ("warmup_epochs", "workers", "checkpoint_steps", "weight_decay", "seed", "clean_epochs"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
-        for name in ("lr", "std"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
         if self.augmentation != "resized_crop" and self.load_size != self.image_size:
             raise ValueError(
                 f"load_size must equal image_size with augmentation={self.augmentation!r}, got {self.load_size} and "
@@ -164,30 +173,21 @@ class TransferRecipe:
     """
 
     mode: Literal["linear", "full"]
-    image_size: int
+    image_size: Count
     mean: float = 0.5
-    std: float = 0.25
+    std: Positive = 0.25
     shots: Sequence[int] = (8, 16, 32, 64, 128, 256)
-    trials: int = 10
-    steps: int = 100
-    batch_size: int = 32
-    lr: float = 1e-3
-    c: float = 1.0
-    seed: int = 0
+    trials: Count = 10
+    steps: Count = 100
+    batch_size: Count = 32
+    lr: Positive = 1e-3
+    c: Positive = 1.0
+    seed: Natural = 0
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _one_of("mode", self.mode, ("linear", "full"))
+        _check(self)
         if not self.shots or min(self.shots) < 1 or len(set(self.shots)) < len(self.shots):
             raise ValueError(f"shots must be positive numbers of images, each once, got {self.shots!r}")
-        for name in ("image_size", "trials", "steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
-        for name in ("lr", "std", "c"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed!r}")
 
 
 # What the paper's training code says; .3162 and .3213 are RadImageNet's, on all three channels.
@@ -266,24 +266,21 @@ def override(recipe: Any, settings: Sequence[str]) -> Any:
         2
     """
     known = {entry.name: getattr(recipe, entry.name) for entry in dataclasses.fields(recipe)}
-    changes = {}
+    changes: dict[str, Any] = {}
     for setting in settings:
         name, separator, text = setting.partition("=")
         if not separator or name not in known:
             raise ValueError(f"--set takes NAME=VALUE with NAME one of {sorted(known)}, got {setting!r}")
         try:
-            value = json.loads(text)
+            changes[name] = json.loads(text)
         except json.JSONDecodeError:
-            value = text
-        old = known[name]
-        if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        # A whole number or a text must stay one; None (policy_lr) takes a number.
-        kinds = (int, float) if old is None else (list, tuple) if isinstance(old, tuple) else (type(old),)
-        if not isinstance(value, kinds) or (isinstance(value, bool) and not isinstance(old, bool)):
-            raise ValueError(f"--set {name} must be like {old!r}, got {text!r}")
-        changes[name] = value
-    return dataclasses.replace(recipe, **changes)
+            changes[name] = text
+        if isinstance(known[name], float) and type(changes[name]) is int:
+            changes[name] = float(changes[name])
+    try:
+        return dataclasses.replace(recipe, **changes)
+    except ValueError as error:
+        raise ValueError(f"--set: {error}") from error
 
 
 def recorded_recipe(metadata: Mapping[str, Any], path: Any) -> TrainRecipe:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from . import published
+from .few_shot import summarise
 from .figures import calibration_curve, confusion_matrix, few_shot_curves, training_diagnostics
 from .metrics import confused_pairs
 from .pages import image_html, table_html, write_page
 from .recipes import departures, name_of
 from .runs import read_json, read_lines
-from .transfer import summarise
 
 __all__ = ["transfer_table", "write_report"]
 

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+import policy_noise
 from policy_noise.heated import load_heated, save_heated
 
 from .batches import Batches, augment, epoch_batches, loader_of, predict
 from .gallery import mask_gallery, save_seen
 from .metrics import classification_metrics, cross_entropy
-from .noise import attach_noise
 from .recipes import TrainRecipe, name_of
 from .rivals import RunAugmentation, normalize_each_image
 from .runs import Run, read_json, write_json
 from .world import World
 
-__all__ = ["check_mask", "create_model", "train"]
+__all__ = ["attach_noise", "check_mask", "create_model", "train"]
 
 LOGS_PER_EPOCH = 20
 
@@ -57,6 +57,34 @@ def create_model(
     if init is not None:
         load_heated(model, init, fresh_classifier=fresh_head)
     return normalize_each_image(model) if recipe.normalize_images else model
+
+
+def attach_noise(
+    model: nn.Module, optimizer: Any, criterion: nn.Module, recipe: TrainRecipe, steps: int, generator: torch.Generator
+) -> tuple[Any, Any]:
+    """Attach the recipe's mask, with a cosine schedule for the policy if the recipe has one. It is updated every epoch.
+
+    In the recipe's ``clean_epochs`` nothing is masked.
+    """
+    noisy_steps = steps * (recipe.epochs - recipe.clean_epochs)
+    options: dict[str, Any] = {
+        "preset": recipe.preset,
+        "mean": [recipe.mean] * recipe.in_chans,
+        "std": [recipe.std] * recipe.in_chans,
+        "frozen": recipe.noise == "random",
+        "generator": generator,
+        **({"strength_schedule": lambda step: float(step < noisy_steps)} if recipe.clean_epochs else {}),
+        **recipe.noise_options,
+    }
+    if recipe.policy_lr is None or recipe.noise == "random":
+        return policy_noise.attach(model, optimizer, criterion, **options), None
+    hook = policy_noise.attach(
+        model, optimizer, criterion, **options, policy_lr=recipe.policy_lr, follow_schedule=False
+    )
+    assert hook.policy_optimizer is not None
+    return hook, torch.optim.lr_scheduler.LambdaLR(
+        hook.policy_optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * (step // steps) / recipe.epochs))
+    )
 
 
 def check_mask(model: nn.Module, recipe: TrainRecipe, *, multi_label: bool) -> None:

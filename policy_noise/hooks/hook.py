@@ -5,6 +5,7 @@ the user's loop does not change: loss, scaler, clipping, reducer and parameter g
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,14 +23,16 @@ from ..losses import CriterionError, LossMethod, LossSplitter, SampleLosses, is_
 from ..utils.compat import backward_number, is_in_backward, is_replica, is_transformed
 from ..utils.distributed import is_distributed
 from ..utils.model import is_training
+from ..utils.trees import tensors_in
 from ..utils.warn import warn
 from . import registry
+from .calls import Call
 from .copies import Functor
-from .inputs import find_images, replace
+from .inputs import InputName, find_images, item_at, replace
 from .optimizers import OptimizerLink, stepping_optimizer
-from .pairing import Match, PairingQueue, tensors_of
+from .pairing import Match, PairingError, PairingQueue, Pending
 from .schedule import ScheduledStrength, StrengthSchedule
-from .streams import Draws
+from .streams import Draws, joined
 from .trained import Arrivals, Term, trained_losses
 from .watch import Watch
 
@@ -63,7 +66,9 @@ class ReinforceHook:
         loss_method: ``"auto"``; ``"own"`` for the criterion on each image alone, where its batch loss is another mean;
             or ``"leave_one_out"`` for criteria that couple samples. See :class:`policy_noise.losses.LossSplitter`.
         input_name: Which of the model's inputs holds the images: a position, the name of a keyword, or a key of a
-            mapping that the model takes. By default the first floating-point tensor with the right number of axes.
+            mapping that the model takes. By default the first floating-point tensor with the right number of axes, or
+            else a list of images, which are masked one by one. Several inputs (``("left", "right")``) get a mask each,
+            and each is rewarded with the loss of its row.
         generator: Source of randomness for the draws. By default the hook has its own streams, derived from
             ``torch.initial_seed()`` and the rank, and leaves the loop's generators as they are.
         max_pending: How many masked forward passes may wait for their losses; see :class:`policy_noise.PairingError`.
@@ -108,7 +113,7 @@ class ReinforceHook:
         criterion: nn.Module | None = None,
         output_loss: OutputLoss | None = None,
         loss_method: LossMethod = "auto",
-        input_name: int | str | None = None,
+        input_name: InputName = None,
         generator: torch.Generator | None = None,
         max_pending: int = 8,
         state_in_optimizer: bool = True,
@@ -133,7 +138,7 @@ class ReinforceHook:
         self._backward, self._gradient = -1, 0
         self._arrivals: Arrivals | None = Arrivals()
         self._pauses = 0
-        self._forward_has_mask = False
+        self._calls: list[Call] = []
         self._size: tuple[int, ...] | None = None
         self._checked = False
         self._strength = None if strength_schedule is None else ScheduledStrength(augmentation, strength_schedule)
@@ -187,7 +192,7 @@ class ReinforceHook:
     def __repr__(self) -> str:
         level = ""
         if hasattr(self.augmentation, "black"):
-            black = self.augmentation.black
+            black: Any = self.augmentation.black
             known = isinstance(black, Tensor)
             level = f", black {[round(v, 2) for v in black.flatten().tolist()] if known else 'from each image'}"
         size = "none yet" if self._size is None else f"{' x '.join(map(str, self._size))} px"
@@ -215,26 +220,42 @@ class ReinforceHook:
         Raises:
             PairingError: If none of the first ``max_pending`` batches had a loss.
         """
+        return self._mask([images], views=False)[0][0]
+
+    def _mask(self, batches: Sequence[Tensor], *, views: bool) -> tuple[list[Tensor], Pending | None]:
+        """Transform batches that have their losses together, and remember the draw.
+
+        Args:
+            batches: Batches of different images, or with ``views`` several batches that show the same ones.
+            views: Which of both.
+
+        Returns:
+            The batches, and what waits for their losses, if they were transformed.
+        """
+        images = batches[0]
         # Outside training nothing is looked at: validation may pass anything.
         if self._pauses or not torch.is_grad_enabled() or not self.augmentation.training:
-            return images
+            return list(batches), None
         # Before all that reads the images: under a transform they are wrappers, whose shapes lack the batch.
         if is_transformed():
             self._watch.transformed()
-            return images
+            return list(batches), None
         axes = self.augmentation.spatial_dims + 2
-        if isinstance(images, Tensor) and images.ndim != axes:
-            raise ValueError(f"images must be a batch with {axes} axes, got shape {tuple(images.shape)}")
+        for batch in batches:
+            if isinstance(batch, Tensor) and batch.ndim != axes:
+                raise ValueError(f"images must be a batch with {axes} axes, got shape {tuple(batch.shape)}")
+        if views and len({len(batch) for batch in batches}) > 1:
+            raise ValueError(f"input_name must name inputs of equal length, got {[len(batch) for batch in batches]}")
         # Checkpointing's recomputation repeats a draw, so it comes before everything that draws or counts.
         if is_in_backward():
-            return self._draws.augmentation(images, self._draws.repeat(images))
+            return [self._draws.augmentation(batch, self._draws.repeat(batch)) for batch in batches], None
         # From here on the batch is one of training. Without a mask it counts as masked on purpose, and nothing waits.
         if isinstance(images, Tensor) and not len(images):
             self._watch.masked()
-            return images
+            return list(batches), None
         if self._strength is not None and not self._strength.set(self._draws.steps):
             self._watch.masked()
-            return images
+            return list(batches), None
         # Before the draw, so that an error leaves the random streams as they were.
         if self._learns:
             self._queue.check_room()
@@ -242,17 +263,16 @@ class ReinforceHook:
             self._queue.make_room()
         if images.is_floating_point() and images.device != self.learner.device:
             self.learner.to(images.device)
-        sample = self._draws.draw(images, with_graph=self._learning and self._learns)
-        masked = self._draws.augmentation(images, sample)
+        samples = [self._draws.draw(batch, with_graph=self._learning and self._learns) for batch in batches]
+        masked = [self._draws.augmentation(batch, sample) for batch, sample in zip(batches, samples, strict=True)]
         if not self._checked and bool(images.detach().isfinite().any()):
             self.augmentation.check(images)
             self._checked = True
-        self._size = tuple(images.shape[2:])
+        self._size = tuple(batches[-1].shape[2:])
         # Last, because a batch that failed above must not wait for a loss.
-        self._queue.push(sample)
+        pending = self._queue.push(joined(samples), views=len(batches) if views else 1)
         self._watch.masked()
-        self._forward_has_mask = True
-        return masked
+        return masked, pending
 
     def observe(self, per_sample_loss: Tensor, *, valid: Tensor | None = None, index: Any = None) -> Tensor:
         """Tell the policy the loss of each image of a masked batch.
@@ -284,7 +304,7 @@ class ReinforceHook:
         if self._pauses or not per_sample_loss.numel():
             return per_sample_loss
         if self._queue and per_sample_loss.ndim != 1:
-            check_loss(self._queue.newest.sample, per_sample_loss)
+            check_loss(len(self._queue.newest), per_sample_loss)
         if index is None:
             matches = self._queue.find([per_sample_loss])
         else:
@@ -296,7 +316,7 @@ class ReinforceHook:
             )
         for match in matches:
             if match.index is None:
-                check_loss(match.pending.sample, per_sample_loss)
+                check_loss(len(match.pending), per_sample_loss)
         factor = self._observe(matches, lambda: _given(per_sample_loss, valid), by_hand=True)
         return per_sample_loss if factor is None else per_sample_loss * factor
 
@@ -376,7 +396,8 @@ class ReinforceHook:
     def _activate(self) -> None:
         """Register all hooks, also after :meth:`remove`."""
         if self._model is not None:
-            self._register(self._model, Functor(self._before_forward, self._watch.was_copied), self._after_forward)
+            before = Functor(self._before_forward, self._watch.was_copied)
+            self._register(self._model, before, self._after_forward, after_errors=True)
         self._hook_criterion()
         if self._optimizer is not None:
             self._connect(self._optimizer)
@@ -386,10 +407,12 @@ class ReinforceHook:
         if self._criterion is not None and (self._learns or self.learner.scales_loss):
             self._register(self._criterion, Functor(self._before_criterion), self._after_criterion)
 
-    def _register(self, target: nn.Module, before: Functor, after: Callable[..., Any]) -> None:
+    def _register(
+        self, target: nn.Module, before: Functor, after: Callable[..., Any], *, after_errors: bool = False
+    ) -> None:
         handles = self._handles.setdefault(target, [])
         handles.append(target.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(target.register_forward_hook(Functor(after), with_kwargs=True))
+        handles.append(target.register_forward_hook(Functor(after), with_kwargs=True, always_call=after_errors))
         registry.enter(target, self)
 
     def _unregister(self, target: nn.Module) -> None:
@@ -402,7 +425,9 @@ class ReinforceHook:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if is_replica(module):
             raise RuntimeError(f"the hooked model runs as a replica of DataParallel: {NO_REPLICAS}")
-        self._forward_has_mask = False
+        outer = self._calls[-1] if self._calls else None
+        call = Call()
+        self._calls.append(call)
         if self._pauses or not self.augmentation.training:
             self._watch.masked()
             return None
@@ -411,27 +436,80 @@ class ReinforceHook:
         if not training or not with_gradients:
             self._watch.skipped(evaluating=not training, without_gradients=not with_gradients)
             return None
-        path = find_images(args, kwargs, self._input_name, self.augmentation.spatial_dims + 2)
-        args, kwargs = replace((args, kwargs), path, self.apply)
-        return args, kwargs
+        axes = self.augmentation.spatial_dims + 2
+        within = outer is not None and outer.masked
+        paths, others = find_images(args, kwargs, self._input_name, axes, required=not within)
+        inputs = (args, kwargs)
+        images = [item_at(inputs, path) for path in paths]
+        if outer is not None and outer.masks([*tensors_in(images)]):
+            self._calls[-1] = outer.within([*tensors_in(images)])
+            return None
+        if others and self._input_name is None:
+            self._watch.several_inputs([path[-1] for path in (*paths, *others)])
+        call.is_list = isinstance(images[0], list | tuple)
+        if call.is_list:
+            masked, call.pending = self._mask([image.unsqueeze(0) for image in images[0]], views=False)
+            masked = [image.squeeze(0) for image in masked]
+            inputs = replace(inputs, paths[0], lambda listed: type(listed)(masked))
+        else:
+            masked, call.pending = self._mask(images, views=len(images) > 1)
+            batches = iter(masked)
+            for path in paths:
+                inputs = replace(inputs, path, lambda _: next(batches))
+        call.masked = masked if call.pending is not None or is_in_backward() else ()
+        call.unmasked = [item_at(inputs, path) for path in others]
+        call.drawn = [] if call.pending is None else [call.pending]
+        return inputs
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if not torch.is_grad_enabled() or is_in_backward():
+        call = self._calls.pop() if self._calls else Call()
+        if output is None and sys.exc_info()[0] is not None:  # it failed; the loop may catch the error and go on
+            for pending in call.drawn:
+                self._queue.drop(pending)
             return None
-        if self._output_loss is None or not self._forward_has_mask:
-            self._queue.mark(output, masked=self._forward_has_mask)
-            if self._arrivals is not None and self._forward_has_mask and self._learning and self._learns:
-                self._queue.note_backward(output)
+        if self._calls:
+            call.finish(self._calls[-1])
+        if not torch.is_grad_enabled() or is_in_backward() or call.is_part:
             return None
+        pendings = call.pendings
         output_loss = self._output_loss
+        if output_loss is None and call.is_list:
+            output_loss = self._loss_of_one(output, pendings)
+        if output_loss is None or not pendings:
+            # Where calls within this one were masked, each marked its own output.
+            if len(pendings) <= 1:
+                self._queue.mark(output, pendings[0] if pendings else None)
+            if self._arrivals is not None and self._learning and self._learns:
+                for pending in pendings:
+                    pending.note_backward(output)
+            return None
+        if self._calls:
+            return None  # the outermost call has the loss
 
         def losses() -> SampleLosses:
             with torch.no_grad():
                 found = output_loss(output, args, kwargs)
             return found if isinstance(found, SampleLosses) else SampleLosses(found, None)
 
-        factor = self._observe([Match(self._queue.newest)], losses)
+        factor = self._observe([Match(pending) for pending in pendings], losses)
         return None if factor is None else replace(output, ("loss",), lambda value: value * factor)
+
+    def _loss_of_one(self, output: Any, pendings: list[Pending]) -> OutputLoss | None:
+        """The loss of a detector's only image: the sum of the losses that it returned. None if it returned others.
+
+        Raises:
+            PairingError: If the losses are those of several images.
+        """
+        values = [*output.values()] if isinstance(output, Mapping) else []
+        if not values or not pendings or not all(isinstance(v, Tensor) and v.ndim == 0 for v in values):
+            return None
+        if self._learns and self._learning and len(pendings[0]) > 1:
+            raise PairingError(
+                f"the model returned losses ({', '.join(map(str, output))}) of {len(pendings[0])} images together, so "
+                "it is not known which image has which loss: call it with one image at a time, or pass output_loss "
+                "(one loss for each image), or use random masks (preset='random')"
+            )
+        return lambda output, args, kwargs: torch.stack([value.detach().float() for value in values]).sum().view(1)
 
     def _before_criterion(self, criterion: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._forwards = self._queue.number
@@ -454,7 +532,7 @@ class ReinforceHook:
         loss = loss_of(returned)
         if loss is not None and not loss.requires_grad:
             return None  # nothing is trained on it
-        matches = self._queue.find([*tensors_of(args), *tensors_of(kwargs)])
+        matches = self._queue.find([*tensors_in(args), *tensors_in(kwargs)])
         if not matches:
             return None
         if not (self._learning and self._learns):
@@ -471,7 +549,7 @@ class ReinforceHook:
         # The loss that is trained on may be any sum of the criterion's calls. What each counts is known at the step.
         term = Term(loss, losses, self._gradient_number)
         if self._arrivals is not None and splitter.slope is not None:
-            tensor, slope = splitter.slope
+            (tensor, slope), splitter.slope = splitter.slope, None
             self._arrivals.expect(term, tensor, slope if factor is None else slope * factor)
         for match in matches:
             match.pending.terms.append((term, match))
@@ -506,7 +584,7 @@ class ReinforceHook:
             found = losses()
             for match in matches:
                 values, valid = match.gather(found.values, found.valid)
-                factors.append(self.learner.observe(match.pending.sample, values, valid))
+                factors.append(self.learner.observe(match.pending.sample, *match.pending.spread(values, valid)))
         else:
             factors = [self.learner.loss_scale(match.pending.sample) for match in matches]
         for match in matches:
@@ -539,7 +617,7 @@ class ReinforceHook:
         """Pass the losses that were trained on to the learner."""
         reached = 0
         for pending, values, valid in trained_losses(self._queue.scored):
-            self.learner.observe(pending.sample, values, valid)
+            self.learner.observe(pending.sample, *pending.spread(values, valid))
             reached += 1
         if reached < len(self._queue.scored):
             self._watch.say(
@@ -603,6 +681,7 @@ class ReinforceHook:
         else:
             self.learner.skip(group)
         self._draws.advance()
+        self._calls.clear()  # of forwards that were interrupted
         if self._splitter is not None:
             self._splitter.stepped()
         # The policy has changed, so the graphs of earlier masks are no longer valid.

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from ..augmentation import Sample
-from ..utils.trees import leaves_of
+from ..utils.trees import tensors_in
 from ..utils.warn import warn
 from .rows import Rows, follow
 
 if TYPE_CHECKING:
     from .trained import Term
 
-__all__ = ["Match", "PairingError", "PairingQueue", "Pending", "tensors_of"]
+__all__ = ["Match", "PairingError", "PairingQueue", "Pending"]
 
 MARK = "policy_noise"
 REMEDY = (
@@ -37,6 +37,7 @@ class Pending:
     Args:
         number: Its number.
         sample: The draw.
+        views: Number of inputs that were masked. The sample holds the images of the first, then those of the second.
         marked: Whether its output is known.
         reached: Whether a backward pass reached its output. Known only in the first step.
         terms: The criterion's calls on its output, and how their rows match its images.
@@ -44,12 +45,29 @@ class Pending:
 
     number: int
     sample: Sample
+    views: int = 1
     marked: bool = False
     reached: bool = False
     terms: list[tuple["Term", "Match"]] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.sample.applied)
+        return len(self.sample.applied) // self.views
+
+    def note_backward(self, output: Any) -> None:
+        """Note when a backward pass reaches an output that comes from this batch."""
+
+        def reached(gradient: Tensor) -> None:
+            self.reached = True
+
+        for tensor in tensors_in(output):
+            if tensor.requires_grad:
+                tensor.register_hook(reached)
+
+    def spread(self, values: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """One loss for each image of the sample: all views of an image have its loss."""
+        if self.views == 1:
+            return values, valid
+        return values.repeat(self.views), None if valid is None else valid.repeat(self.views)
 
 
 @dataclass(frozen=True)
@@ -158,39 +176,32 @@ class PairingQueue:
         if len(self._pending) >= self.max_pending:
             self._pending.popleft()
 
-    def push(self, sample: Sample) -> None:
+    def push(self, sample: Sample, views: int = 1) -> Pending:
         """Add a masked batch that waits for its loss."""
         self.number += 1
         self._unpaired += 1
-        self._pending.append(Pending(self.number, sample))
+        self._pending.append(Pending(self.number, sample, views))
+        return self._pending[-1]
+
+    def drop(self, pending: Pending) -> None:
+        """Remove a batch whose forward failed, as if it had never been masked."""
+        if pending in self._pending:
+            self._pending.remove(pending)
+            self._unpaired -= 1
 
     @property
     def newest(self) -> Pending:
         """The batch that was masked last."""
         return self._pending[-1]
 
-    def mark(self, output: Any, *, masked: bool) -> None:
-        """Mark a model's output as the newest batch's, or as unmasked. The mark holds no reference to the graph."""
-        nodes = [tensor.grad_fn for tensor in tensors_of(output) if tensor.grad_fn is not None]
+    def mark(self, output: Any, pending: Pending | None) -> None:
+        """Mark a model's output as a batch's, or as unmasked. The mark holds no reference to the graph."""
+        nodes = [tensor.grad_fn for tensor in tensors_in(output) if tensor.grad_fn is not None]
         for node in nodes:
-            node.metadata.setdefault(MARK, {})[self._owner] = self.number if masked else 0  # type: ignore[attr-defined]
-        # If the module computes its own loss (a timm task), it may have been observed and the batch be gone.
-        pending = self._at(self.number) if masked else None
+            marks = node.metadata.setdefault(MARK, {})  # type: ignore[attr-defined]
+            marks[self._owner] = 0 if pending is None else pending.number
         if nodes and pending is not None:
             pending.marked = True
-
-    def note_backward(self, output: Any) -> None:
-        """Let the newest batch note whether a backward pass reaches its output."""
-        pending = self._at(self.number)
-        if pending is None:
-            return
-
-        def reached(gradient: Tensor) -> None:
-            pending.reached = True
-
-        for tensor in tensors_of(output):
-            if tensor.requires_grad:
-                tensor.register_hook(reached)
 
     @property
     def reached_backward(self) -> bool:
@@ -347,11 +358,6 @@ class PairingQueue:
         self._pending.clear()
         self.scored.clear()
         self._unpaired = self._lost = 0
-
-
-def tensors_of(value: Any) -> Iterator[Tensor]:
-    """Iterate over the tensors in a model's output or a call's arguments, however nested."""
-    return (leaf for leaf in leaves_of(value) if isinstance(leaf, Tensor))
 
 
 def _start(pending: Pending | None, shape: tuple[int, ...]) -> Rows | None:

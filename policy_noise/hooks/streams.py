@@ -1,8 +1,9 @@
 """The hook's own random streams, which leave the user's generators unchanged."""
 
+import dataclasses
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..losses import plain_tensor
 from ..utils.compat import is_saved_elsewhere, own_graph
 from ..utils.distributed import is_distributed
 
-__all__ = ["Draws", "derived_seed", "own_randomness"]
+__all__ = ["Draws", "derived_seed", "joined", "own_randomness"]
 
 RECENT = 64
 """How many draws since the last step are kept, so that activation checkpointing can repeat them."""
@@ -109,6 +110,16 @@ class Draws:
             rank = dist.get_rank()
         self._number += 1
         return derived_seed(self.seed, rank, self.steps, self._number - 1)
+
+
+def joined(samples: Sequence[Sample]) -> Sample:
+    """One sample with the images of several."""
+    if len(samples) == 1:
+        return samples[0]
+    first = samples[0]
+    fields = {f.name: [getattr(sample, f.name) for sample in samples] for f in dataclasses.fields(first)}
+    tensors = {name: values for name, values in fields.items() if isinstance(values[0], Tensor)}
+    return dataclasses.replace(first, **{name: torch.cat(values) for name, values in tensors.items()})
 
 
 def derived_seed(seed: int, *place: int) -> int:

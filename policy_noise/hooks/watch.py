@@ -2,7 +2,7 @@
 
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -70,6 +70,14 @@ class Watch:
             "the model runs under torch.func transforms, where nothing is masked or learned: call "
             "hook.apply(images) before the transform and hook.observe(losses) after it, or compute gradients with "
             "loss.backward().",
+        )
+
+    def several_inputs(self, names: Sequence[Any]) -> None:
+        """Warn that several inputs look like images, of which the first is masked."""
+        self.say(
+            "inputs",
+            f"the inputs {', '.join(map(repr, names))} look like images, and {names[0]!r} alone is masked: pass "
+            f"input_name={names[0]!r} if that is meant, else input_name={tuple(names)!r}, which gives each a mask.",
         )
 
     def first_step(self, describe: Callable[[], str]) -> None:

@@ -163,7 +163,7 @@ class PolicyLearner:
         Raises:
             ValueError: If there is not one loss for each image.
         """
-        check_loss(sample, loss)
+        check_loss(len(sample.applied), loss)
         if not len(loss):
             return None
         self._count.labels(valid)

@@ -38,12 +38,12 @@ class Observation:
     valid: Tensor | None
 
 
-def check_loss(sample: Sample, loss: Tensor) -> None:
+def check_loss(images: int, loss: Tensor) -> None:
     """Refuse losses of which there is not one for each image."""
-    if not isinstance(loss, Tensor) or loss.shape != sample.applied.shape:
+    if not isinstance(loss, Tensor) or loss.shape != (images,):
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise ValueError(
-            f"per_sample_loss must have shape ({len(sample.applied)},), one loss for each image, got {shape}; "
+            f"per_sample_loss must have shape ({images},), one loss for each image, got {shape}; "
             "compute it with reduction='none'"
         )
 

@@ -1,9 +1,17 @@
-"""Nested mappings, lists and tuples."""
+"""Nested mappings, lists, tuples and objects."""
 
+import dataclasses
+import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["leaves_of"]
+from torch import Tensor, nn
+
+__all__ = ["leaves_of", "tensors_in"]
+
+DEPTH = 2
+"""How deep objects within objects are searched for tensors. A trainer or a loader must not be searched as a whole."""
+OTHER = (nn.Module, type, types.FunctionType, types.MethodType, types.ModuleType)
 
 
 def leaves_of(value: Any) -> Iterator[Any]:
@@ -16,3 +24,21 @@ def leaves_of(value: Any) -> Iterator[Any]:
             yield from leaves_of(item)
     else:
         yield value
+
+
+def tensors_in(value: Any, depth: int = DEPTH) -> Iterator[Tensor]:
+    """Iterate over the tensors in nested mappings, lists, tuples, dataclasses and plain objects.
+
+    Modules, classes and functions are not searched: what they hold is no output.
+    """
+    for leaf in leaves_of(value):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif depth and not isinstance(leaf, OTHER):
+            yield from tensors_in(_attributes(leaf), depth - 1)
+
+
+def _attributes(value: Any) -> list[Any]:
+    if dataclasses.is_dataclass(value):  # with slots it has no dictionary
+        return [getattr(value, field.name, None) for field in dataclasses.fields(value)]
+    return list(getattr(value, "__dict__", {}).values())

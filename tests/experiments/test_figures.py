@@ -62,7 +62,7 @@ def test_histogram(tmp_path, groups):
 
 def test_many_classes_are_counted_instead_of_named(monkeypatch):
     drawn = []
-    monkeypatch.setattr("policy_noise.experiments.figures.data.save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr("policy_noise.experiments.figures.histograms.save", lambda figure, path: drawn.append(figure))
     for classes in (40, 41):
         class_histogram(organs([3] * classes, {}), "unused.png")
     few, many = (figure.axes[0] for figure in drawn)

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from policy_noise.experiments.noise import attach_noise
 from policy_noise.experiments.recipes import RECIPES, override
-from policy_noise.experiments.training import _optimizer, _scheduler, create_model
+from policy_noise.experiments.training import _optimizer, _scheduler, attach_noise, create_model
 
 SMALL = RECIPES["small"]["pretrain"]
 

@@ -12,7 +12,7 @@ def forward(queue, images, *shape):
     queue.push(types.SimpleNamespace(applied=torch.ones(images, dtype=torch.bool)))
     number = torch.arange(images, dtype=torch.float32).reshape(-1, *[1] * (len(shape)))
     output = number.expand(images, *shape).clone().requires_grad_() * 1.0
-    queue.mark(output, masked=True)
+    queue.mark(output, queue.newest)
     return output
 
 

@@ -9,7 +9,8 @@ from following import CLASSES, forward
 from torch import nn
 
 from policy_noise import PairingError, PolicyNoiseMask, ReinforceHook, attach
-from policy_noise.hooks.pairing import Match, PairingQueue, tensors_of
+from policy_noise.hooks.pairing import Match, PairingQueue
+from policy_noise.utils.trees import tensors_in
 
 
 @pytest.fixture
@@ -167,9 +168,9 @@ def test_nested_outputs(make_model):
     assert [len(pending) for pending in hook._queue.scored] == [6, 4]
 
 
-def test_tensors_of_finds_them_all():
+def test_tensors_in_finds_them_all():
     a, b, c = torch.zeros(1), torch.ones(1), torch.full((1,), 2.0)
-    found = list(tensors_of({"a": a, "b": [b, ("text", c, None)], "c": 3}))
+    found = list(tensors_in({"a": a, "b": [b, ("text", c, None)], "c": 3}))
     assert [int(tensor) for tensor in found] == [0, 1, 2]
 
 

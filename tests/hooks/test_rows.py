@@ -340,7 +340,7 @@ def test_two_queues_mark_one_output():
     first, second = PairingQueue(8), PairingQueue(8)
     output = forward(first, 4, CLASSES)
     second.push(types.SimpleNamespace(applied=torch.ones(4, dtype=torch.bool)))
-    second.mark(output, masked=True)
+    second.mark(output, second.newest)
     assert len(first.find([output])) == len(second.find([output])) == 1
 
 

@@ -99,6 +99,12 @@ def black_far_away():
     model(IMAGES)
 
 
+def several_inputs():
+    model = nn.Bilinear(8, 8, 2)
+    attach(model, torch.optim.SGD(model.parameters(), lr=0.1), preset="random", in_chans=3)
+    model(IMAGES, IMAGES)
+
+
 def no_step():
     model, criterion, *_ = parts()
     for _ in range(257):
@@ -207,6 +213,7 @@ TRIGGERS = [
     a_forward_without_a_loss,
     a_wrong_black,
     black_far_away,
+    several_inputs,
     no_step,
     a_loss_of_nan,
     labels_that_are_all_ignored,
@@ -235,7 +242,8 @@ def calls_in(path):
     """The text of each call of ``warn`` or ``say`` in a file: its literal parts."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("warn", "say"):
-            yield [part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and " " in str(part.value)]
+            texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+            yield [text for text in texts if len(str(text).split()) > 2]
 
 
 def core():

@@ -4,12 +4,12 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from ..few_shot import compare
 from ..initialisation import Initialisation, parse_initialisation
 from ..recipes import RECIPES, TransferRecipe, override
 from ..report import transfer_table, write_report
 from ..runs import Run, digest
 from ..sources import add_source_arguments, open_sources
-from ..transfer import compare
 from ..world import world
 from ._stages import add_recipe, check_scorable, record_of, require_different
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ..few_shot import summarise
 from ..figures import few_shot_curves, forest, rows_of_images, training_diagnostics
 from ..pages import image_html, table_html, write_page
 from ..runs import read_lines, write_json
-from ..transfer import summarise
 from .overlap import Overlap
 from .plan import in_words
 from .results import POINT, results_of

@@ -14,12 +14,12 @@ import torch
 
 from ..batches import outputs
 from ..data import match_channels, resize, to_tensor
+from ..few_shot import draw_few_shot, embed, fine_tune, linear_probe
 from ..gallery import one_of_each_class
 from ..recipes import TrainRecipe, TransferRecipe
 from ..runs import Run, read_json
 from ..shifts import SEVERITIES, SHIFTS, ShiftedSplit
 from ..training import create_model, train
-from ..transfer import draw_few_shot, embed, fine_tune, linear_probe
 from ..world import World
 from .methods import Method, recipe_for
 from .overlap import Overlap, sentence

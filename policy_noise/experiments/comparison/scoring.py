@@ -9,12 +9,12 @@ from torch import nn
 
 from ..batches import outputs
 from ..data import SPLITS, Split
+from ..few_shot import compare
 from ..initialisation import Initialisation
 from ..metrics import classification_metrics
 from ..recipes import TrainRecipe
 from ..runs import Run, read_lines, write_atomic
 from ..shifts import SEVERITIES, SHIFTS, ShiftedSplit
-from ..transfer import compare
 from ..world import World
 from .methods import recipe_for
 from .plan import Job, Plan

@@ -1,10 +1,10 @@
 """The experiments' pictures, drawn by matplotlib without a display."""
 
-from .data import class_histogram, intensity_histogram
+from .diagnostics import training_diagnostics
 from .differences import forest, rows_of_images
+from .histograms import class_histogram, intensity_histogram
 from .scores import calibration_curve, confusion_matrix, few_shot_curves, mistakes_gallery
 from .style import COLOURS
-from .training import training_diagnostics
 
 __all__ = [
     "COLOURS",

@@ -117,7 +117,7 @@ def few_shot_curves(table: Mapping[str, Mapping[str, Mapping[int, Any]]], path: 
     """Draw means with 95 % intervals over sample sizes, a panel for each set.
 
     Args:
-        table: By set, initialisation and sample size, as :func:`policy_noise.experiments.transfer.summarise` gives it.
+        table: By set, initialisation and sample size, as :func:`policy_noise.experiments.few_shot.summarise` gives it.
         path: PNG to write.
         metric: Name for the axis.
     """

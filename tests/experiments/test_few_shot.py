@@ -10,12 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from policy_noise.experiments.data import ImageSet, Split, to_tensor
-from policy_noise.experiments.folders import load_image_folder
-from policy_noise.experiments.images import Reading
-from policy_noise.experiments.initialisation import Initialisation, parse_initialisation
-from policy_noise.experiments.recipes import RECIPES, override
-from policy_noise.experiments.runs import Run
-from policy_noise.experiments.transfer import (
+from policy_noise.experiments.few_shot import (
     compare,
     draw_few_shot,
     embed,
@@ -23,6 +18,11 @@ from policy_noise.experiments.transfer import (
     linear_probe,
     summarise,
 )
+from policy_noise.experiments.folders import load_image_folder
+from policy_noise.experiments.images import Reading
+from policy_noise.experiments.initialisation import Initialisation, parse_initialisation
+from policy_noise.experiments.recipes import RECIPES, override
+from policy_noise.experiments.runs import Run
 from policy_noise.experiments.world import World
 from policy_noise.heated import save_heated
 
@@ -187,7 +187,7 @@ class TestCompare:
             seen.append(len(images))
             return to_tensor(images, mean, std)
 
-        monkeypatch.setattr("policy_noise.experiments.transfer.to_tensor", watched)
+        monkeypatch.setattr("policy_noise.experiments.few_shot.to_tensor", watched)
         data, recipe = brightness_set(images=600), small(shots=(8,), trials=1)
         run = Run(tmp_path, "transfer", recipe, {"name": "bright"}, resume=False)
         compare(run, recipe, [data], self.inits[:1], ALONE)
