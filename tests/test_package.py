@@ -104,7 +104,7 @@ BELOW = {
     "heated": {"utils", "version"},
 }
 """What each subpackage may import from the package. Those above it (such as factory) may import all."""
-ABOVE = {"check", "factory", "adapters", "integrations", "experiments", "plotting", "__init__"}
+ABOVE = {"adapters", "check", "factory", "integrations", "experiments", "plotting", "__init__"}
 
 
 def rooms():
