@@ -36,7 +36,7 @@ class Term:
         self.losses = losses
         self.gradient = 0
         self._gradient_number = gradient_number
-        self._unreduced = output.detach() if output.numel() > 1 else None
+        self._unreduced = output.detach().clone() if output.numel() > 1 else None  # the loop may write to it
         # Passes that build a graph themselves (gradient penalties) count only if there is no other, because then they
         # are the training's own (second-order optimizers).
         self._received: tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]] = ([], [])

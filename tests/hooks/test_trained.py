@@ -133,6 +133,19 @@ def test_unreduced_pixels_are_rewarded_as_they_are_weighed(batch):
     torch.testing.assert_close(loop.rewards[0], (losses.detach() * weights).mean(1) / weights.mean())
 
 
+def test_losses_that_are_changed_in_place(batch):
+    images, target = batch
+    for reduction in ("mean", "none"):
+        loop = Loop(nn.CrossEntropyLoss(reduction=reduction))
+        output = loop.model(images)[0]
+        loss = loop.criterion(output, target)
+        loss *= 0.5 if reduction == "mean" else WEIGHTS
+        loss.mean().backward()
+        loop.step()
+        expected = each(output, target) * (1.0 if reduction == "mean" else WEIGHTS / WEIGHTS.mean())
+        torch.testing.assert_close(loop.rewards[0], expected)
+
+
 def test_similarities_that_are_negated(batch):
     """SimSiam's official loop."""
     images, _ = batch
