@@ -26,7 +26,7 @@ README = ROOT / "README.md"
 MARKERS = ("<!-- FRAMEWORKS -->", "<!-- /FRAMEWORKS -->")
 
 FRAMEWORKS = {
-    "timm": ("timm tasks", ("timm",), "hook = policy_noise.attach(task, optimizer)", "timm_task.py"),
+    "timm": ("timm tasks", ("timm",), 'hook = policy_noise.attach(task, optimizer, preset="learned")', "timm_task.py"),
     "lightning": (
         "Lightning",
         ("lightning",),

@@ -1,6 +1,7 @@
 """What the hook drives: a random transform of images with a log-probability."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +77,8 @@ class StochasticAugmentation(nn.Module):
     """
 
     spatial_dims: int = 2
+    largest_entropy: float = math.inf
+    """Largest entropy of one action in nats, which ``entropy_target`` cannot exceed."""
     uses_generator: bool = False
     """Whether :meth:`sample` draws from its generator alone. Where it may not, the hook guards the global ones too."""
 

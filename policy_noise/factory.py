@@ -1,7 +1,7 @@
 """One line to add to a training loop."""
 
-import inspect
 import sys
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -13,10 +13,9 @@ from .hooks.optimizers import stepping_optimizer
 from .hooks.registry import hooks_on
 from .hooks.streams import derived_seed, own_randomness
 from .hooks.timm_task import task_network, task_rewards
-from .learning import PolicyLearner
 from .masks import PolicyNoiseMask, RandomShading
 from .presets import get_preset
-from .settings import HookSettings, MaskSettings
+from .settings import LearnerSettings, PolicySettings, Settings, ShadingSettings
 from .utils.model import image_channels, normalization, takes_volumes, unwrap
 from .utils.warn import warn
 
@@ -28,12 +27,10 @@ else:
 __all__ = ["attach"]
 
 
+MASK = ShadingSettings.__annotations__.keys() | PolicySettings.__annotations__.keys()
+"""Names of the settings that a mask takes, and not the hook."""
 POLICY = 1
 """Place of the policy's first weights among the streams; draws begin with the rank, the step and the draw."""
-
-
-class Settings(MaskSettings, HookSettings, total=False):
-    """Every setting of :func:`attach`."""
 
 
 def attach(
@@ -41,16 +38,19 @@ def attach(
     optimizer: Any,
     criterion: nn.Module | None = None,
     *,
-    preset: str = "learned",
+    preset: str | None = None,
     augmentation: StochasticAugmentation | None = None,
     replace: bool = False,
     **settings: Unpack[Settings],
 ) -> ReinforceHook:
     """Train a classifier under random or learned masks: build a mask for the model and attach a hook.
 
-    The number of channels and the device are read from the model. For timm models the images' mean and standard
-    deviation are read from ``pretrained_cfg``. A model whose first convolution is three-dimensional gets a grid of
-    three axes.
+    ``attach(model, optimizer)`` shades the training images at random. ``attach(model, optimizer, criterion)`` learns
+    the masks from the losses. ``preset`` says it outright.
+
+    The device, and for learned masks the number of channels, are read from the model. For timm models the images' mean
+    and standard deviation are read from ``pretrained_cfg``. A model whose first convolution is three-dimensional gets a
+    grid of three axes.
 
     Attach before you load a checkpoint's optimizer state and before the first call of a compiled model. With several
     processes, attach after ``init_process_group``. ``hook.remove()`` takes the hook off, and so does the end of a
@@ -58,28 +58,32 @@ def attach(
 
     Args:
         model: The module that the loop calls with images. Of a timm task the channels are read from its network, and
-            its criterion is hooked.
+            if masks are learned its criterion is hooked.
         optimizer: The loop's optimizer, or a wrapper of it. None for loops that have no torch optimizer: call
             ``hook.step()`` after each of their steps.
-        criterion: The loss module that the loop calls. If your loss is a function, omit it and call
-            ``hook.observe(losses)`` with shape (B,). ``preset="random"`` needs none.
-        preset: ``"learned"`` (an adversarial policy whose entropy is held near a target), ``"random"`` (random masks,
-            nothing learned) or ``"paper"``. Settings that you pass take the place of the preset's;
-            :mod:`policy_noise.presets` lists them.
-        augmentation: Train this augmentation instead of a mask. The preset and the settings of masks do not apply then:
-            its policy is cooperative and its entropy is free, unless you pass ``reward`` or ``entropy_target``.
+        criterion: The loss module that the loop calls. If your loss is a function, pass ``preset="learned"`` instead
+            and call ``hook.observe(losses)`` with shape (B,). ``preset="random"`` needs none.
+        preset: ``"random"`` (random masks, nothing learned), ``"learned"`` (an adversarial policy whose entropy is held
+            near a target) or ``"paper"``. By default ``"learned"`` with a criterion or an ``output_loss``, else
+            ``"random"``. Settings that you pass take the place of the preset's; :mod:`policy_noise.presets` lists
+            them.
+        augmentation: Use this augmentation instead of a mask. The preset and the settings of masks do not apply then.
+            If it has parameters, they are learned: its policy is cooperative and its entropy is free, unless you pass
+            ``reward`` or ``entropy_target``.
         replace: Take the place of the model's earlier hook. Without it only a hook that the model has with another
             optimizer is replaced, with a warning: Lightning's Tuner makes one optimizer, ``fit`` the next. Hooks of
             other models stay.
-        **settings: Any argument of :class:`PolicyNoiseMask`, :class:`ReinforceHook` or its learner. A fixed
-            ``entropy_coef`` also takes the place of the preset's ``entropy_target``.
+        **settings: Any argument of :class:`RandomShading` or :class:`PolicyNoiseMask`, of :class:`ReinforceHook` or its
+            learner; see :mod:`policy_noise.settings`. A fixed ``entropy_coef`` also takes the place of the preset's
+            ``entropy_target``.
 
     Returns:
         The hook, which is already active. After an error everything is hooked as before.
 
     Raises:
         TypeError: If an argument is of the wrong kind or a setting is unknown.
-        ValueError: If a value is out of its range, or the model does not say how many channels it takes.
+        ValueError: If a value is out of its range, or masks are to be learned and the model does not say how many
+            channels it takes.
         RuntimeError: If a hook is attached already, with this optimizer.
 
     Example:
@@ -92,20 +96,25 @@ def attach(
         >>> hook.remove()
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(f"model must be a torch.nn.Module, got {_kind_of(model)}")
+    if augmentation is not None and not isinstance(augmentation, StochasticAugmentation):
+        raise TypeError(f"augmentation must be a StochasticAugmentation, got {_kind_of(augmentation)}")
     overrides: dict[str, Any] = dict(settings)
-    mask_names = _keywords(PolicyNoiseMask.__init__)
-    hook_names = _keywords(ReinforceHook.__init__) | _keywords(PolicyLearner.__init__)
-    unknown = overrides.keys() - mask_names - hook_names
-    if unknown:
-        raise TypeError(f"attach got unknown settings {sorted(unknown)}; known are {sorted(mask_names | hook_names)}")
-    chosen = get_preset(preset)
-    mask_settings = {name: value for name, value in overrides.items() if name in mask_names}
-    hook_settings = {name: value for name, value in overrides.items() if name in hook_names}
+    _check_names(overrides)
+    told = preset is not None
+    mask_settings = {name: value for name, value in overrides.items() if name in MASK}
+    hook_settings = {name: value for name, value in overrides.items() if name not in MASK}
     if augmentation is None:
-        hook_settings = {**chosen.hook, **hook_settings}
+        by_loss = criterion is not None or overrides.get("output_loss") is not None
+        preset = preset or ("learned" if by_loss else "random")
+        hook_settings = {**get_preset(preset).hook, **hook_settings}
+        learned = preset != "random"
     elif mask_settings:
         raise TypeError(f"augmentation has settings of its own: {sorted(mask_settings)} would have no effect")
+    else:
+        learned = next(augmentation.parameters(), None) is not None
+    if not learned:
+        _check_random(overrides, told=told)
     if hook_settings.get("policy_lr_ratio") is not None and "policy_lr" not in overrides:
         hook_settings["policy_lr"] = None
     elif overrides.get("policy_lr") is not None and "policy_lr_ratio" not in overrides:
@@ -116,12 +125,12 @@ def attach(
     tasks = sys.modules.get("timm.task")  # loaded where a task exists
     if tasks is not None and isinstance(model, tasks.TrainingTask):
         network = task_network(model)
-        if criterion is None and "output_loss" not in hook_settings:
+        if learned and criterion is None and "output_loss" not in hook_settings:
             hook_settings |= task_rewards(model)
     if criterion is not None:
         hook_settings["criterion"] = criterion
     if augmentation is None:
-        augmentation = _build(unwrap(network), preset, mask_settings, frozen=bool(hook_settings.get("frozen")))
+        augmentation = _build(unwrap(network), preset, mask_settings)
     parameter = next(model.parameters(), None)
     if parameter is not None:
         augmentation.to(parameter.device)
@@ -151,26 +160,47 @@ def _earlier_hooks(model: nn.Module, optimizer: Any, *, replace: bool) -> list[R
     return [] if optimizer is None or any(hook in on_optimizer for hook in on_model) else on_model
 
 
-def _build(network: nn.Module, preset: str, overrides: dict[str, Any], *, frozen: bool) -> StochasticAugmentation:
-    settings = {**get_preset(preset).mask, **overrides}
+def _build(network: nn.Module, preset: str | None, overrides: dict[str, Any]) -> StochasticAugmentation:
+    random = preset == "random"
+    settings = {**({} if random else get_preset(preset or "learned").mask), **overrides}
     if "in_chans" not in settings:
-        settings["in_chans"] = image_channels(network)
+        try:
+            settings["in_chans"] = image_channels(network)
+        except ValueError:
+            if not random:
+                raise
     if takes_volumes(network):
-        cells = settings.get("grid_size", inspect.signature(PolicyNoiseMask).parameters["grid_size"].default)
+        cells = settings.get("grid_size", 2)
         settings["grid_size"] = (cells,) * 3 if isinstance(cells, int) else cells
     if "mean" not in settings and "std" not in settings:
-        settings |= normalization(network, settings["in_chans"])
-    shading = inspect.signature(RandomShading).parameters.keys()
-    plain = {name: value for name, value in settings.items() if name in shading}
-    unlearned = preset == "random" and frozen and "policy" not in overrides
-    if unlearned and settings.keys() - plain.keys() == {"in_chans", "policy"}:
-        return RandomShading(**plain)
+        settings |= normalization(network, settings.get("in_chans"))
+    if random:
+        settings.pop("in_chans", None)
+        return RandomShading(**settings)
     # The loop's generators must not notice that there is a policy.
     with own_randomness(torch.device("cpu"), derived_seed(torch.initial_seed(), POLICY)):
         return PolicyNoiseMask(**settings)
 
 
-def _keywords(function: Any) -> set[str]:
-    skipped = {"self", "augmentation", "optimizer", "model", "criterion"}
-    parameters = inspect.signature(function).parameters.values()
-    return {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - skipped
+def _check_names(settings: dict[str, Any]) -> None:
+    for name in settings:
+        if name not in Settings.__annotations__:
+            close = get_close_matches(name, Settings.__annotations__, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "policy_noise.settings lists them all"
+            raise TypeError(f"attach got an unknown setting {name!r}: {hint}")
+
+
+def _check_random(settings: dict[str, Any], *, told: bool) -> None:
+    """Refuse settings of policies for masks that are not learned."""
+    policy = PolicySettings.__annotations__.keys() - {"in_chans"}
+    without_effect = sorted(settings.keys() & (policy | LearnerSettings.__annotations__.keys()))
+    if without_effect and not (without_effect == ["frozen"] and settings["frozen"]):
+        remedy = "preset='learned'" if told else "a criterion, or preset='learned' and call hook.observe(losses)"
+        raise TypeError(
+            f"{', '.join(without_effect)} would have no effect, because random masks are not learned: pass {remedy}"
+        )
+
+
+def _kind_of(value: Any) -> str:
+    """Its type, for messages."""
+    return f"the class: pass {value.__name__}(...)" if isinstance(value, type) else type(value).__name__

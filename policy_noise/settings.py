@@ -1,4 +1,7 @@
-"""Types of the settings, so that editors complete them and type checkers check them."""
+"""The settings of :func:`policy_noise.attach`, with their types, so that editors complete them and checkers check them.
+
+The defaults are those of the classes that take them.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypedDict
@@ -8,33 +11,39 @@ from torch import Tensor, nn
 
 from .functional import Reward, Upsample
 
-__all__ = ["HookSettings", "MaskSettings"]
+__all__ = ["HookSettings", "LearnerSettings", "PolicySettings", "Settings", "ShadingSettings"]
 
 
-class MaskSettings(TypedDict, total=False):
-    """Arguments of :class:`policy_noise.PolicyNoiseMask`."""
+class ShadingSettings(TypedDict, total=False):
+    """Arguments of :class:`policy_noise.RandomShading`."""
 
-    in_chans: int
-    grid_size: int | Sequence[int]
-    kernel_size: int | Sequence[int] | None
-    sigma: float | Sequence[float] | None
-    policy: str | nn.Module
     p: float
-    strength: float
-    mean_preserving: bool
+    grid_size: int | Sequence[int]
     pattern_std: float | tuple[float, float] | None
     brightness_std: float | tuple[float, float]
-    center_brightness: bool
+    strength: float
     mean: float | Sequence[float] | None
     std: float | Sequence[float] | None
-    upsample: Upsample
     black: float | Sequence[float] | Literal["minimum", "percentile"] | None
     white: float | Sequence[float] | None
     clip: bool
+    kernel_size: int | Sequence[int] | None
+    sigma: float | Sequence[float] | None
+    upsample: Upsample
+    per_channel: bool
+
+
+class PolicySettings(TypedDict, total=False):
+    """What :class:`policy_noise.PolicyNoiseMask` takes besides; all but ``per_channel`` it takes, too."""
+
+    in_chans: int
+    policy: str | nn.Module
+    mean_preserving: bool
+    center_brightness: bool
 
 
 class HookSettings(TypedDict, total=False):
-    """Arguments of :class:`policy_noise.ReinforceHook` and its learner."""
+    """Arguments of :class:`policy_noise.ReinforceHook`."""
 
     output_loss: Callable[[Any, tuple[Any, ...], dict[str, Any]], Tensor] | None
     loss_method: Literal["auto", "own", "leave_one_out"]
@@ -43,13 +52,18 @@ class HookSettings(TypedDict, total=False):
     max_pending: int
     state_in_optimizer: bool
     strength_schedule: Callable[[int], float] | None
+
+
+class LearnerSettings(TypedDict, total=False):
+    """Arguments of :class:`policy_noise.learning.PolicyLearner`."""
+
     estimator: Literal["reinforce", "paper"]
     reward: Reward | Callable[[Tensor], Tensor]
     baseline: Literal["leave_one_out", "batch", "moving_average", "none"]
     normalize_advantage: bool
     entropy_coef: float
-    entropy_target: float | None
     baseline_momentum: float
+    entropy_target: float | None
     policy_optimizer: Literal["adamw", "sgd"]
     policy_lr: float | None
     policy_lr_ratio: float | None
@@ -57,3 +71,7 @@ class HookSettings(TypedDict, total=False):
     policy_weight_decay: float
     frozen: bool
     update_every: int
+
+
+class Settings(ShadingSettings, PolicySettings, HookSettings, LearnerSettings, total=False):
+    """Every setting of :func:`policy_noise.attach`."""

@@ -1,6 +1,8 @@
 """``attach``."""
 
+import inspect
 import warnings
+from typing import get_type_hints
 
 import pytest
 import timm
@@ -9,7 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import policy_noise
-from policy_noise import PolicyNoiseMask, attach
+from policy_noise import PolicyNoiseMask, RandomShading, ReinforceHook, attach
+from policy_noise.learning import PolicyLearner
+from policy_noise.settings import HookSettings, LearnerSettings, PolicySettings, ShadingSettings
 
 
 @pytest.fixture
@@ -82,10 +86,18 @@ def test_volumes_get_a_grid_of_three_axes():
     assert hook.metrics["samples_seen"] == 4
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_wrapped_models_are_looked_into(make_model, compiled):
+class Wrapper(nn.Module):
+    """Holds the user's module as DDP does."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+
+@pytest.mark.parametrize("wrap", [Wrapper, torch.compile])
+def test_wrapped_models_are_looked_into(make_model, wrap):
     inner = make_model(4)
-    model = torch.compile(inner) if compiled else nn.DataParallel(inner)
+    model = wrap(inner)
     hook = attach(model, torch.optim.SGD(inner.parameters(), lr=0.1), nn.CrossEntropyLoss())
     assert hook.augmentation.in_chans == 4
     assert model._forward_pre_hooks
@@ -100,7 +112,7 @@ def test_a_model_with_an_empty_record(make_model):
 
 def test_a_function_as_loss(parts, batch):
     model, optimizer, _ = parts
-    hook = attach(model, optimizer)
+    hook = attach(model, optimizer, preset="learned")
     hook.observe(F.cross_entropy(model(batch[0]), batch[1], reduction="none")).mean().backward()
     optimizer.step()
     assert hook.metrics["samples_seen"] == 8
@@ -130,14 +142,23 @@ def test_images_that_contradict_the_normalisation_are_pointed_out_once(prepare, 
 
 
 def test_the_overrides_are_those_of_mask_hook_and_learner(parts):
-    with pytest.raises(TypeError, match=r"unknown settings \['gridsize'\]; known are .*'grid_size'"):
+    with pytest.raises(TypeError, match=r"unknown setting 'gridsize': did you mean 'grid_size'\?"):
         attach(*parts, gridsize=4)
+    with pytest.raises(TypeError, match=r"unknown setting 'zzz': policy_noise.settings lists them all"):
+        attach(*parts, zzz=4)
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"model": F.relu}, TypeError, r"model must be a torch\.nn\.Module, got function"),
+        ({"model": nn.Linear}, TypeError, r"model must be .*the class: pass Linear\(\.\.\.\)"),
+        ({"augmentation": RandomShading}, TypeError, r"augmentation must be .*the class: pass RandomShading\(\.\.\.\)"),
+        ({"criterion": nn.CrossEntropyLoss}, TypeError, r"criterion must be .*the class: pass CrossEntropyLoss\(\)"),
+        ({"entropy_target": 0.5}, ValueError, "entropy_target must be at most 0, .*got 0.5"),
+        ({"strength_schedule": 0.5}, TypeError, "strength_schedule must be a function of the step, .*got 0.5"),
+        ({"pattern_std": "big"}, ValueError, r"pattern_std must be a number in \[0, 1\] or a range .*'big'"),
+        ({"mean": (0.5, 0.5), "std": 0.2}, ValueError, r"mean must be one finite number or 3 \(in_chans\)"),
         ({"optimizer": nn.Linear(2, 2)}, TypeError, "optimizer must be .*Linear"),
         ({"criterion": F.cross_entropy}, TypeError, "criterion must be .*function"),
         ({"preset": "papper"}, ValueError, r"preset must be one of \['learned', 'paper', 'random'\], got 'papper'"),
@@ -164,8 +185,100 @@ def test_a_model_that_does_not_say_its_channels_is_refused():
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r"in_chans cannot be read from Sequential.*attach\(\.\.\., in_chans=\.\.\.\)"):
-        attach(model, optimizer)
-    assert attach(model, optimizer, in_chans=3).augmentation.in_chans == 3
+        attach(model, optimizer, preset="learned")
+    assert attach(model, optimizer, preset="learned", in_chans=3).augmentation.in_chans == 3
+
+
+# -- what it follows ---------------------------------------------------------------------------------------------------
+
+
+def kinds(make_model, *args, **settings):
+    model = make_model()
+    hook = attach(model, torch.optim.SGD(model.parameters(), lr=0.1), *args, **settings)
+    return type(hook.augmentation), hook.learner.frozen, hook
+
+
+def test_without_a_loss_masks_are_random_and_with_one_they_are_learned(make_model):
+    per_image = {"output_loss": lambda output, args, kwargs: output.square().mean(1)}
+    assert kinds(make_model)[:2] == (RandomShading, True)
+    assert kinds(make_model, nn.CrossEntropyLoss())[:2] == (PolicyNoiseMask, False)
+    assert kinds(make_model, **per_image)[:2] == (PolicyNoiseMask, False)
+    assert kinds(make_model, preset="learned")[:2] == (PolicyNoiseMask, False)
+    assert kinds(make_model, nn.CrossEntropyLoss(), preset="random")[:2] == (RandomShading, True)
+    assert kinds(make_model, nn.CrossEntropyLoss(), frozen=True)[:2] == (PolicyNoiseMask, True)
+    assert kinds(make_model, augmentation=PolicyNoiseMask())[:2] == (PolicyNoiseMask, False)
+    assert kinds(make_model, augmentation=RandomShading())[:2] == (RandomShading, True)
+
+
+def test_random_masks_take_every_setting_of_random_shading(make_model):
+    settings = {"upsample": "linear", "grid_size": 3, "pattern_std": (0.0, 0.4), "per_channel": True, "black": -1.0}
+    shading = kinds(make_model, **settings)[2].augmentation
+    assert (shading.upsample, shading.grid_size, shading.pattern_std) == ("linear", (3, 3), (0.0, 0.4))
+    assert shading.per_channel
+    assert float(shading.black) == -1
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        ({"reward": "adversarial"}, "reward would have no effect.* pass a criterion, or preset='learned' and call"),
+        ({"entropy_target": -0.1, "policy": "static"}, "entropy_target, policy would have no effect"),
+        ({"preset": "random", "policy_lr": 0.1}, "policy_lr would have no effect.*: pass preset='learned'"),
+        ({"augmentation": RandomShading(), "reward": "adversarial"}, "reward would have no effect"),
+    ],
+    ids=str,
+)
+def test_settings_of_a_policy_on_random_masks_are_refused_with_the_remedy(make_model, settings, remedy):
+    with pytest.raises(TypeError, match=remedy):
+        kinds(make_model, **settings)
+    assert kinds(make_model, preset="random", frozen=True)[0] is RandomShading
+
+
+def test_observing_random_masks_is_refused_with_the_remedy(make_model, batch):
+    model = make_model()
+    hook = attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    losses = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+    with pytest.raises(RuntimeError, match=r"not learned: leave it out, or pass attach\(\.\.\., preset='learned'\)"):
+        hook.observe(losses)
+
+
+def test_learned_masks_without_a_criterion_say_what_is_missing(make_model, batch):
+    model = make_model()
+    attach(model, torch.optim.SGD(model.parameters(), lr=0.1), preset="learned", max_pending=2)
+    for _ in range(2):
+        model(batch[0])
+    with pytest.raises(policy_noise.PairingError, match=r"the hook has no criterion\. Pass it to attach, call"):
+        model(batch[0])
+
+
+def test_networks_without_a_convolution_take_random_masks_and_patches_are_refused_by_name():
+    network = timm.create_model("naflexvit_base_patch16_gap", num_classes=3, depth=1, embed_dim=32, num_heads=2)
+    hook = attach(network, torch.optim.SGD(network.parameters(), lr=0.1))
+    with pytest.raises(TypeError, match="called with patches, which no longer form an image: mask images before"):
+        network({"patches": torch.rand(2, 9, 768), "patch_coord": torch.zeros(2, 9, 2)})
+    hook.remove()
+
+
+SHADING = get_type_hints(ShadingSettings)
+
+
+@pytest.mark.parametrize(
+    ("function", "typed", "besides"),
+    [
+        (RandomShading.__init__, SHADING, set()),
+        (PolicyNoiseMask.__init__, SHADING | get_type_hints(PolicySettings), {"per_channel"}),
+        (ReinforceHook.__init__, get_type_hints(HookSettings), set()),
+        (PolicyLearner.__init__, get_type_hints(LearnerSettings), set()),
+    ],
+    ids=lambda value: getattr(value, "__qualname__", None),
+)
+def test_the_typed_settings_are_those_of_the_signatures(function, typed, besides):
+    skipped = {"self", "augmentation", "optimizer", "model", "criterion", "learner"}
+    parameters = inspect.signature(function).parameters.values()
+    assert {p.name for p in parameters} - skipped == typed.keys() - besides
+    for parameter in parameters:
+        if parameter.name not in skipped:
+            assert parameter.annotation == typed[parameter.name], parameter.name
 
 
 def test_attaching_twice_is_refused_and_the_first_goes_on(parts, batch):

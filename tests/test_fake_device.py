@@ -187,7 +187,9 @@ def on_the_device(model, optimizer, hook):
     mode, watch = FakeTensorMode(allow_non_fake_inputs=True), Watch()
     optimizers = [one for one in (optimizer, hook.policy_optimizer) if one is not None]
     convert(mode, [model, hook.augmentation], optimizers, [hook.learner.parameters])
-    hook._checked = True  # the first batch's values are looked at once, and that waits for the device
+    # What waits for the device once: the first batch's values are looked at, and the first step logs what is hooked.
+    hook._checked = True
+    hook._watch._said.add("info")
     seeds = {"get_rng_state": lambda device: None, "set_rng_state": lambda state, device: None}
     seeds |= {"manual_seed": lambda seed: None, "device": lambda device: contextlib.nullcontext()}
     seeds |= {"Event": lambda: mock.Mock(query=lambda: False)}

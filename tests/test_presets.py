@@ -16,7 +16,7 @@ def test_the_learned_preset_holds_the_entropy_of_the_constructors_mask(make_mode
     assert repr(mask) == repr(PolicyNoiseMask(in_chans=1, center_brightness=True))
     assert isinstance(mask.policy, SpatialPolicy)
     model = make_model()
-    hook = policy_noise.attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    hook = policy_noise.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss())
     assert hook.learner.reward == "adversarial"
     assert hook.learner.entropy.target == -0.075
 
@@ -24,7 +24,9 @@ def test_the_learned_preset_holds_the_entropy_of_the_constructors_mask(make_mode
 @pytest.mark.parametrize(("settings", "target"), [({"entropy_coef": 0.02}, None), ({"entropy_target": -0.2}, -0.2)])
 def test_an_entropy_setting_of_ones_own_takes_the_place_of_the_presets(make_model, settings, target):
     model = make_model()
-    learner = policy_noise.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), **settings).learner
+    learner = policy_noise.attach(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), **settings
+    ).learner
     assert (None if learner.entropy is None else learner.entropy.target) == target
     assert learner.entropy_coef == settings.get("entropy_coef", 0.0)
 
@@ -32,14 +34,14 @@ def test_an_entropy_setting_of_ones_own_takes_the_place_of_the_presets(make_mode
 def test_the_papers_estimator_names_the_preset_that_it_belongs_to(make_model):
     model = make_model()
     with pytest.raises(ValueError, match=r"estimator='paper' allows neither .* preset='paper'"):
-        policy_noise.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), estimator="paper")
+        policy_noise.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), preset="learned", estimator="paper")
 
 
 def test_the_augmentation_masks_and_learns_nothing_and_needs_no_criterion(batch):
     images, labels = batch
     model = nn.Sequential(nn.Flatten(), nn.Linear(images[0].numel(), 5))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    hook = policy_noise.attach(model, optimizer, preset="random", in_chans=3)
+    hook = policy_noise.attach(model, optimizer)
     seen = []
     model[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     for _ in range(10):  # more than may wait for a loss
@@ -48,6 +50,10 @@ def test_the_augmentation_masks_and_learns_nothing_and_needs_no_criterion(batch)
     assert any(not torch.equal(masked, images) for masked in seen)
     assert isinstance(hook.augmentation, RandomShading)
     assert hook.policy_optimizer is None
+    metrics = hook.metrics
+    assert metrics["samples_seen"] == 10 * len(images)
+    assert 0 <= metrics["share_masked"] <= 1
+    assert 0.4 < metrics["mask_mean"] < 2.0
     settings = ("grid_size", "p", "strength", "pattern_std", "brightness_std", "mean_preserving", "black")
     mask = PolicyNoiseMask.from_preset("random")
     assert all(getattr(hook.augmentation, name) == getattr(mask, name) for name in settings)

@@ -1,4 +1,4 @@
-"""The cost of a mask in time, memory and kernels of a training step, compared with the authors' code.
+"""The cost of a mask in time, memory and kernels of a training step, beside plain training.
 
 Every configuration compares several variants of a training step: the plain step, the package's, and others. They are
 timed in turn, in a shuffled order within each repetition, so that disturbances of the machine affect all of them alike.

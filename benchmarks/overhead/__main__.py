@@ -5,7 +5,7 @@
     python -m benchmarks.overhead --suite scaling --threads 2 --deadline 540
     python -m benchmarks.overhead --suite launches --threads 1
     python -m benchmarks.overhead --suite peers --threads 1
-    python -m benchmarks.overhead --suite gpu --output results
+    python -m benchmarks.overhead --suite gpu
     python -m benchmarks.overhead --suite quick --models resnet18 --sizes 32 64 --batches 8
 
 Results are written to OUTPUT/SUITE.json and a table (.md) after each configuration, and to a plot (.png) at the end.
@@ -32,7 +32,6 @@ import timm
 import torch
 
 import policy_noise
-from benchmarks.overhead.alone import measure_pipeline
 from benchmarks.overhead.clock import guarded
 from benchmarks.overhead.measure import measure
 from benchmarks.overhead.peers import SHAPES, library_versions, measure_peers
@@ -127,14 +126,14 @@ def main(arguments: list[str] | None = None) -> None:
     start = time.perf_counter()
     if options.suite == PEERS:
         results["libraries"] = library_versions()
-        results[PEERS] = {kind: measure_peers(kind) for kind in SHAPES}
+        results[PEERS] = {kind: measure_peers(kind, device) for kind in SHAPES}
         results["seconds"] = time.perf_counter() - start
         write(results, path)
         report(results, path)
         return
     until = start + (options.deadline or math.inf)
     if device.type == "cuda":  # permanent workspaces would be counted as memory of the first variant
-        first = make_variant("default", Configuration("resnet10t", 64, 8), device)
+        first = make_variant("learned", Configuration("resnet10t", 64, 8), device)
         guarded(first.step)
         first.close()
     for configuration in chosen(options):
@@ -155,8 +154,9 @@ def main(arguments: list[str] | None = None) -> None:
         if device.type == "cuda":
             torch._dynamo.reset()
             torch.cuda.empty_cache()
-    if options.suite not in ("compiled", "launches", "scaling") and time.perf_counter() < until:
-        results["pipeline"] = guarded(lambda: measure_pipeline(device))
+    if options.suite == "gpu" and time.perf_counter() < until:
+        results["libraries"] = library_versions()
+        results[PEERS] = {kind: measure_peers(kind, device) for kind in ("batch", "volume")}
     results["seconds"] = time.perf_counter() - start
     write(results, path)
     report(results, path)

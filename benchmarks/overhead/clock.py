@@ -1,11 +1,14 @@
-"""Timing of steps and calls, and calls whose failure is recorded."""
+"""Timing of steps and of the package's hooks within them, and calls whose failure is recorded."""
 
 import time
-from collections.abc import Callable
+import unittest.mock
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from torch.utils.benchmark import Timer
+
+from policy_noise.hooks.copies import Functor
 
 
 def synchronize(device: torch.device) -> None:
@@ -23,15 +26,45 @@ def elapsed(step: Callable[[], None], times: int, device: torch.device) -> float
     return (time.perf_counter() - start) / times
 
 
-def timed(function: Callable[[], Any]) -> float:
-    """Median seconds of a call over at least five calls. The timer waits for the GPU."""
-    timer = Timer("f()", globals={"f": function}, num_threads=torch.get_num_threads())
-    return timer.blocked_autorange(min_run_time=max(0.3, 5 * timer.timeit(1).median)).median
-
-
 def guarded(function: Callable[[], Any]) -> Any:
     """The result of a call, or the message of its error."""
     try:
         return function()
     except Exception as error:
         return f"{type(error).__name__}: {error}"[:2000]
+
+
+@contextmanager
+def in_hooks(enter: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Run the package's hooks, which do all its work in a step, in a context of their own."""
+    running, call = [False], Functor.__call__
+
+    def within(functor: Functor, *args: Any, **kwargs: Any) -> Any:
+        if running[0]:  # the policy's own optimizer step also calls a hook
+            return call(functor, *args, **kwargs)
+        running[0] = True
+        try:
+            with enter():
+                return call(functor, *args, **kwargs)
+        finally:
+            running[0] = False
+
+    with unittest.mock.patch.object(Functor, "__call__", within):
+        yield
+
+
+@contextmanager
+def clocked_hooks() -> Iterator[list[float]]:
+    """Sum the seconds in the package's hooks. Yields a list with that sum."""
+    spent = [0.0]
+
+    @contextmanager
+    def clock() -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent[0] += time.perf_counter() - start
+
+    with in_hooks(clock):
+        yield spent

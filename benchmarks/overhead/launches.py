@@ -1,31 +1,21 @@
-"""The operations that a step launches on the device, and the time of its parts."""
+"""The operations that a step's hooks launch on the device, the kernels of a whole step, and checks on a GPU."""
 
 import re
-import time
+import unittest.mock
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from statistics import median
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.overhead.clock import synchronize
-from benchmarks.overhead.parts import PARTS, clocked_hooks, parts_within, without_dropped_check
-from benchmarks.overhead.variants import Variant
-
-
-def count_kernels(step: Callable[[], None], device: torch.device) -> int:
-    """The number of kernels, copies and fills that a step launches on the GPU."""
-    synchronize(device)
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        step()
-        synchronize(device)
-    events = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    # Optimizers mark their range on the device too.
-    return sum(not event.name.startswith("Optimizer.") for event in events)
+import policy_noise
+from benchmarks.overhead.clock import guarded, in_hooks, synchronize
+from benchmarks.overhead.suites import MEAN, STD, Configuration
+from benchmarks.overhead.variants import Variant, make_batch
+from policy_noise.learning.window import SampleCount
 
 
 class Launches(TorchDispatchMode):
@@ -58,47 +48,85 @@ class Launches(TorchDispatchMode):
 
 
 def count_launches(variant: Variant) -> dict[str, int]:
-    """Operations on the device that a variant's mask and policy launch per step, by part."""
+    """Operations on the device that a variant's hooks launch in a step, and of these the policy network's forward."""
     assert variant.hook is not None
     variant.step()
     launches = Launches()
-    with (
-        without_dropped_check(),
-        parts_within(variant.hook, launches.within),
-        launches,
-    ):
+    policy = getattr(variant.hook.augmentation, "policy", None)
+
+    def forward(*args: Any) -> Any:
+        with launches.within("policy network"):
+            return original(*args)
+
+    original = getattr(policy, "forward", None)
+    within = nullcontext() if policy is None else unittest.mock.patch.object(policy, "forward", forward)
+    # On a GPU dropped samples are counted only when the metrics are read.
+    dropped = unittest.mock.patch.object(SampleCount, "warn_dropped")
+    with within, dropped, in_hooks(lambda: launches.within("hooks")), launches:
         variant.step()
-    counts = dict.fromkeys(PARTS, 0)
-    for (part, _), count in launches.counts.items():
-        if part in counts:
-            counts[part] += count
-    return {**counts, "all": sum(counts.values())}
+    parts = Counter(part for (part, _) in launches.counts.elements())
+    return {"all": parts["hooks"] + parts["policy network"], "policy network, forward": parts["policy network"]}
 
 
-def time_parts(variant: Variant, steps: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each part of a step, of the hooks around them, and of the total.
-
-    It synchronizes with the device at the beginning and end of each part.
-    """
-    assert variant.hook is not None
-    rows: list[dict[str, float]] = []
-    inner = [0.0]
-
-    @contextmanager
-    def clock(part: str) -> Iterator[None]:
+def count_kernels(step: Callable[[], None], device: torch.device) -> int:
+    """The number of kernels, copies and fills that a step launches on the GPU."""
+    synchronize(device)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        step()
         synchronize(device)
-        start = time.perf_counter()
-        inner.append(0.0)
-        yield
-        synchronize(device)
-        spent = time.perf_counter() - start
-        rows[-1][part] += spent - inner.pop()
-        inner[-1] += spent
+    events = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    # Optimizers mark their range on the device too.
+    return sum(not event.name.startswith("Optimizer.") for event in events)
 
-    with clocked_hooks() as whole, parts_within(variant.hook, clock):
-        for _ in range(steps):
-            rows.append(dict.fromkeys(PARTS, 0.0))
-            whole[0] = 0.0
-            variant.step()
-            rows[-1] |= {"hooks and pairing": whole[0] - sum(rows[-1].values()), "all": whole[0]}
-    return {part: median(row[part] for row in rows) for part in rows[0]}
+
+def look_closer(variants: dict[str, Variant], configuration: Configuration, device: torch.device) -> dict[str, Any]:
+    """What a results file keeps of a configuration with ``launches``."""
+    hooked = {name: variant for name, variant in variants.items() if variant.hook is not None}
+    found: dict[str, Any] = {
+        "launches": {name: guarded(lambda one=one: count_launches(one)) for name, one in hooked.items()}
+    }
+    if device.type == "cuda":
+        found["kernels"] = {
+            name: guarded(lambda one=one: count_kernels(one.step, device)) for name, one in variants.items()
+        }
+        found["checks"] = {
+            f"a step of {name} under torch.cuda.set_sync_debug_mode('error')": guarded(
+                lambda one=one: check_no_synchronisation(one, configuration)
+            )
+            for name, one in hooked.items()
+        }
+        found["checks"]["masks drawn and applied inside torch.cuda.graph"] = guarded(
+            lambda: check_graph(configuration, device)
+        )
+    return found
+
+
+def check_no_synchronisation(variant: Variant, configuration: Configuration) -> str:
+    if configuration.precision == "fp16":
+        return "not checked: GradScaler itself waits for the device"
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        variant.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return "passed"
+
+
+def check_graph(configuration: Configuration, device: torch.device) -> str:
+    images, _ = make_batch(configuration, device)
+    mask = policy_noise.RandomShading(p=1.0, grid_size=(2,) * (images.ndim - 2), mean=MEAN, std=STD).to(device)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(40):  # until the range of the images' values has been looked at
+            mask(images)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        masked = mask(images)
+    graph.replay()
+    first = masked.clone()
+    graph.replay()
+    if torch.equal(first, masked) or not bool(torch.isfinite(masked).all()):
+        return "failed: two replays drew the same masks, or none that are finite"
+    return "passed"

@@ -13,10 +13,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.overhead.alone import check_graph, check_no_synchronisation, rendering
-from benchmarks.overhead.clock import elapsed, guarded, synchronize
-from benchmarks.overhead.launches import count_kernels, count_launches, time_parts
-from benchmarks.overhead.parts import clocked_hooks
+from benchmarks.overhead.clock import clocked_hooks, elapsed, synchronize
+from benchmarks.overhead.launches import look_closer
 from benchmarks.overhead.suites import Configuration
 from benchmarks.overhead.variants import Variant, make_variant
 
@@ -102,29 +100,8 @@ def _measure(
         record["arms"][name] = {"seconds": variant.times, "peak_memory_bytes": memory}
         if variant.inside:
             record["arms"][name]["seconds_in_hooks"] = variant.inside
-    if configuration.profile and "default" in variants and time.perf_counter() < until:
-        record["kernels"] = {
-            name: guarded(lambda variant=variants[name]: count_kernels(variant.step, device))
-            for name in ("plain", "default", "paper", "authors")
-            if name in variants and device.type == "cuda"
-        }
-        record["split"] = {
-            preset: guarded(lambda preset=preset: time_parts(variants[preset], 15, device))
-            for preset in ("default", "paper")
-            if preset in variants
-        }
-        record["rendering"] = guarded(lambda: rendering(configuration, device))
-        if device.type == "cuda":
-            record["checks"] = {
-                "a step of the default preset under torch.cuda.set_sync_debug_mode('error')": guarded(
-                    lambda: check_no_synchronisation(variants["default"], configuration, device)
-                ),
-                "masks drawn and applied inside torch.cuda.graph": guarded(lambda: check_graph(configuration, device)),
-            }
-    if configuration.launches:
-        record["launches"] = guarded(lambda: count_launches(variants["default"]))
-        record["launches augment"] = guarded(lambda: count_launches(variants["augment"]))
-        record["host"] = guarded(lambda: time_parts(variants["default"], 200, device))
+    if configuration.launches and time.perf_counter() < until:
+        record |= look_closer(variants, configuration, device)
     return record
 
 

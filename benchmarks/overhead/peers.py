@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import policy_noise
-from benchmarks.overhead.clock import guarded
+from benchmarks.overhead.clock import guarded, synchronize
 from benchmarks.overhead.suites import CLASSES, MEAN, STD
 from benchmarks.pages import head, row
 
@@ -39,14 +39,15 @@ BESIDE = {"batch": "one multiply", "image": "torchvision ColorJitter", "volume":
 JITTER = (0.4, 0.4, 0.4)
 """Brightness, contrast and saturation: timm's default."""
 ROUNDS = 31
+CPU = torch.device("cpu")
 
 Transform = Callable[[Tensor], Any]
 
 
-def peers(kind: str) -> dict[str, Callable[[], Transform]]:
+def peers(kind: str, device: torch.device = CPU) -> dict[str, Callable[[], Transform]]:
     """Functions that make the compared transforms, by name. All change every image, except preset "random"."""
     if kind == "batch":
-        factor = torch.rand(16, 1, 224, 224)
+        factor = torch.rand(16, 1, 224, 224, device=device)
         return {
             "one multiply": lambda: lambda images: images * factor,
             OURS: lambda: policy_noise.RandomShading(p=1.0, mean=0.0, std=1.0),
@@ -83,40 +84,42 @@ def peers(kind: str) -> dict[str, Callable[[], Transform]]:
     }
 
 
-def measure_peers(kind: str, seconds: float = 0.05) -> dict[str, Any]:
+def measure_peers(kind: str, device: torch.device = CPU, seconds: float = 0.05) -> dict[str, Any]:
     """Time all transforms in turn, in a shuffled order.
 
     Args:
         kind: One of :data:`SHAPES`.
+        device: Where the images are. On a GPU wall time is taken, until the device has finished.
         seconds: Approximate length of a turn. Short calls are timed several in a row.
 
     Returns:
-        By name the CPU seconds of a call in each round, or the message of an error.
+        By name the seconds of a call in each round, or the message of an error.
     """
     torch.manual_seed(0)
     images = torch.rand(SHAPES[kind])
     calls: dict[str, Callable[[], Any]] = {}
     found: dict[str, Any] = {}
-    for name, make in peers(kind).items():
+    for name, make in peers(kind, device).items():
         made = guarded(make)
+        made = made.to(device) if isinstance(made, nn.Module) else made
         if isinstance(made, str):
             found[name] = made
             continue
-        call = functools.partial(made, images.clone())  # some work in place
+        call = functools.partial(made, images.to(device, copy=True))  # some work in place
         failed = guarded(call)
         if isinstance(failed, str):
             found[name] = failed
         else:
             calls[name] = call
-    times = {name: max(1, round(seconds / _cpu_seconds(call, 2))) for name, call in calls.items()}
+    times = {name: max(1, round(seconds / _seconds(call, 2, device))) for name, call in calls.items()}
     order, shuffled = list(calls), random.Random(0)
     for name in order:
         found[name] = []
     for _ in range(ROUNDS):
         shuffled.shuffle(order)
         for name in order:
-            found[name].append(_cpu_seconds(calls[name], times[name]))
-    return {name: found[name] for name in peers(kind)}
+            found[name].append(_seconds(calls[name], times[name], device))
+    return {name: found[name] for name in peers(kind, device)}
 
 
 def library_versions() -> dict[str, str]:
@@ -131,11 +134,14 @@ def library_versions() -> dict[str, str]:
     return found
 
 
-def _cpu_seconds(call: Callable[[], Any], times: int) -> float:
-    start = time.process_time()
+def _seconds(call: Callable[[], Any], times: int, device: torch.device) -> float:
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    synchronize(device)
+    start = clock()
     for _ in range(times):
         call()
-    return (time.process_time() - start) / times
+    synchronize(device)
+    return (clock() - start) / times
 
 
 def tables(results: dict[str, Any]) -> list[str]:

@@ -9,8 +9,8 @@ from typing import Any
 from benchmarks.overhead.ratios import added, ratio
 from benchmarks.overhead.suites import Configuration
 
-SHOWN_AS = {"default": "learned masks", "augment": "random masks", "paper": "paper preset", "authors": "authors' code"}
-COLOURS = {"default": "#0072b2", "augment": "#e69f00", "paper": "#009e73", "authors": "#cc79a7"}
+SHOWN_AS = {"learned": "learned masks", "random": "random masks", "paper": "paper preset"}
+COLOURS = {"learned": "#0072b2", "random": "#e69f00", "paper": "#009e73"}
 AXES = {"size": "image size, px", "batch": "images per batch", "grid": "cells along each axis"}
 TICKS = (0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 4)
 
@@ -90,7 +90,7 @@ def _scaling(results: dict[str, Any], records: list[dict[str, Any]]) -> Any:
         axis.plot(columns[0], columns[1], "o-", color="0.5", label="plain step")
         # Differences below 0 are noise and cannot be shown on a logarithmic axis.
         costs = [cost if cost > 0 else math.nan for cost in columns[2]]
-        axis.plot(columns[0], costs, "s:", color=COLOURS["default"], label="added by learned masks")
+        axis.plot(columns[0], costs, "s:", color=COLOURS["learned"], label="added by learned masks")
         if name == "model":
             for number, (where, _, cost, model) in enumerate(points):
                 offset = (0, -14 if number % 2 else 8)

@@ -39,7 +39,7 @@ def memory_ratio(record: dict[str, Any], variant: str, to: str = "plain") -> flo
     return None if None in values else values[0] / values[1]
 
 
-def added(record: dict[str, Any], variant: str = "default") -> float:
+def added(record: dict[str, Any], variant: str = "learned") -> float:
     """Seconds that a variant adds to the plain step: the time in its hooks if measured, else the paired difference."""
     if "seconds_in_hooks" in record["arms"][variant]:
         return median(record["arms"][variant]["seconds_in_hooks"])
@@ -56,7 +56,7 @@ def law(results: dict[str, Any]) -> str:
             one["batch"] * (one["grid"] or results["default_grid"]) ** 2 / 1e3,
         )
         for record in results["configurations"]
-        if "error" not in record and "default" in record["arms"] and (one := record["configuration"])
+        if "error" not in record and "learned" in record["arms"] and (one := record["configuration"])
     ]
     measured = [point for point in points if point[0] > 0]  # relative errors need positive values
     if len({point[1:] for point in measured}) < 4:
@@ -65,7 +65,7 @@ def law(results: dict[str, Any]) -> str:
     (constant, by_pixels, by_cells), _ = nnls(rows, [1.0] * len(rows))
     errors = [abs(constant * row[0] + by_pixels * row[1] + by_cells * row[2] - 1) for row in rows]
     return (
-        "- O(B H W) plus O(B G^2) plus a constant, one fit for all classifiers: the default preset adds "
+        "- O(B H W) plus O(B G^2) plus a constant, one fit for all classifiers: learned masks add "
         f"{constant:.2f} ms, {by_pixels:.2f} ms for a million pixels and {by_cells:.2f} ms for a thousand cells "
         f"({len(measured)} of {len(points)} configurations, off by {100 * median(errors):.0f} % in the median and "
         f"{100 * max(errors):.0f} % at most)"

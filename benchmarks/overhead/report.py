@@ -34,8 +34,7 @@ def to_markdown(results: dict[str, Any]) -> str:
         *opening(results),
         "",
         "`plain` is training without the package, and `plain again` the same once more, which shows how much the "
-        "machine varies. `default` has learned masks, `augment` random masks, `paper` the paper's preset, and "
-        "`authors` the published code.",
+        "machine varies. `random`, `learned` and `paper` are the presets.",
         "",
         "Ratios are medians over paired repetitions, with the 95 % interval of the median.",
         *(
@@ -70,25 +69,18 @@ def to_markdown(results: dict[str, Any]) -> str:
         if "launches" in record:
             beside = {name: added(record, name) for name in record["arms"] if name != "plain"}
             notes.append(f"- {record['label']}, added to the plain step, ms: {listed(beside, 1e3)}")
-        for key, title, unit in (
-            ("kernels", "kernels per step", 1.0),
-            ("launches", "operations of the default preset on the device", 1.0),
-            ("launches augment", "operations of the preset augment on the device", 1.0),
-            ("host", "host time of the default preset, ms", 1e3),
-            ("rendering", "rendering, ms", 1e3),
-        ):
-            values = record.get(key)
-            if values:
-                notes.append(f"- {record['label']}, {title}: {listed(values, unit)}")
-        for preset, values in record.get("split", {}).items():
-            notes.append(f"- {record['label']}, {preset} preset, ms: {listed(values, 1e3)}")
+            notes += [
+                f"- {record['label']}, {name}, operations of the hooks on the device: {listed(counts, 1)}"
+                for name, counts in record["launches"].items()
+            ]
+        if record.get("kernels"):
+            notes.append(f"- {record['label']}, kernels per step: {listed(record['kernels'], 1)}")
         notes += [f"- {record['label']}, {name}: {words}" for name, words in record.get("checks", {}).items()]
     notes += the_rest(results) if clocked else []
     if results["suite"] == "scaling":
         notes.append(law(results))
-    if results.get("pipeline"):
-        notes.append(f"- input pipeline at 64 px, images/s: {listed(results['pipeline'], 1.0)}")
-    return "\n".join([*lines, "", *notes, ""])
+    beside = ["", "Augmentations alone, until the device has finished.", *tables(results)] if PEERS in results else []
+    return "\n".join([*lines, "", *notes, *beside, ""])
 
 
 def opening(results: dict[str, Any]) -> list[str]:
@@ -135,25 +127,13 @@ def goals(record: dict[str, Any]) -> list[str]:
     model = record["configuration"]["model"]
     if record["configuration"]["size"] != 224:
         return notes
-    middle, low, _ = ratio_by_hooks(record, "default") or ratio(record, "default", "plain") or (None, math.nan, 0)
-    found = {"time": None if math.isnan(low) else middle, "memory": memory_ratio(record, "default")}
+    middle, low, _ = ratio_by_hooks(record, "learned") or ratio(record, "learned", "plain") or (None, math.nan, 0)
+    found = {"time": None if math.isnan(low) else middle, "memory": memory_ratio(record, "learned")}
     for kind, value in found.items():
         goal = GOALS.get((model, kind))
         if goal is not None and value is not None:
             verdict = "met" if value <= goal else "missed"
-            notes.append(f"- {record['label']}, default preset, {kind}: {value:.3f} of at most {goal}: {verdict}")
-    against = ratio(record, "paper", "authors")
-    if against is not None:
-        verdict = "met" if against[0] <= 0.75 else "missed"
-        notes.append(
-            f"- {record['label']}, paper preset against the authors' code: {against[0]:.3f} ({in_words(against)}) of "
-            f"at most 0.75: {verdict}"
-        )
-    values = record.get("rendering")
-    if isinstance(values, dict):
-        times = values["default: render, scale and apply"] / values["elementwise multiply"]
-        verdict = "met" if times <= 3 else "missed"
-        notes.append(f"- {record['label']}, rendering: {times:.2f} multiplies of at most 3: {verdict}")
+            notes.append(f"- {record['label']}, learned, {kind}: {value:.3f} of at most {goal}: {verdict}")
     return notes
 
 

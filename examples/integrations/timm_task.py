@@ -20,7 +20,7 @@ def main() -> None:
     ema = task.setup_ema(decay=0.9)
     mixup = Mixup(mixup_alpha=0.2, cutmix_alpha=1.0, num_classes=4)
 
-    hook = policy_noise.attach(task, optimizer)  # the added line; before a checkpoint is resumed
+    hook = policy_noise.attach(task, optimizer, preset="learned")  # the added line, before resuming
 
     for epoch in range(2):
         task.train()

@@ -1,6 +1,6 @@
 """Scores of a trained classifier on a test split, and a gallery of its mistakes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from .data import fingerprint
 from .figures import mistakes_gallery
 from .metrics import bootstrap_metrics, calibration, classification_metrics, confusion, group_metrics, per_class_metrics
 
-__all__ = ["draw_mistakes", "medmnist_scores", "score"]
+__all__ = ["draw_mistakes", "medmnist_scores", "predictions", "score"]
 
 MISTAKES = 24
 
@@ -74,6 +74,37 @@ def score(
         result["intervals"] = bootstrap_metrics(targets, probabilities)
         result["confusion"] = confusion(targets, probabilities).tolist()
     return result
+
+
+def predictions(key: str, split: Any, positions: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> Any:
+    """The predictions of a test set as a pandas table, a row for each image.
+
+    Args:
+        key: The set's name.
+        split: Its images.
+        positions: Of the images that could be read, (N,).
+        probabilities: (N, K).
+        classes: Their names, (K,).
+
+    Returns:
+        The columns ``set``, ``image`` (the position in the set), ``patient`` if the set names patients, and a
+        probability for each class. With one label per image also ``label`` and ``predicted``; with several, ``true``
+        and the class's name for each label.
+    """
+    import pandas as pd
+
+    labels, groups = split.labels[positions], getattr(split, "groups", None)
+    table = pd.DataFrame({"set": key, "image": positions})
+    if groups is not None:
+        table["patient"] = np.asarray(groups)[positions]
+    if labels.ndim == 1:
+        table["label"] = np.asarray(classes)[labels]
+        table["predicted"] = np.asarray(classes)[probabilities.argmax(1)]
+    for place, name in enumerate(classes):
+        if labels.ndim == 2:
+            table[f"true {name}"] = labels[:, place]
+        table[name] = probabilities[:, place]
+    return table
 
 
 def draw_mistakes(data: Any, positions: np.ndarray, probabilities: np.ndarray, path: Path) -> None:

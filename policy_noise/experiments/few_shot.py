@@ -172,7 +172,7 @@ def compare(
     done = {_key(line) for line in run.history()}
     world.barrier()  # all must have read the log before anyone writes to it
     total = len(sets) * len(inits) * len(recipe.shots) * recipe.trials
-    bar = tqdm(total=total, unit="trial", initial=len(done), disable=not world.shows)
+    bar = tqdm(total=total, unit="trial", initial=len(done), mininterval=world.pace, disable=not world.shows)
     for data in sets:
         lines = [
             (init, {"data": data.name, "init": init.label, "source": init.source, "shots": shots, "trial": trial})
@@ -192,7 +192,7 @@ def compare(
             for finished in world.gather(line):
                 if finished is not None:
                     run.log(finished)
-                    bar.set_postfix_str(f"{data.name}, {finished['init']}, {finished['shots']} images")
+                    bar.set_postfix_str(f"{data.name}, {finished['init']}, {finished['shots']} images", refresh=False)
                     bar.update()
     bar.close()
     return run.history()

@@ -62,8 +62,8 @@ class Initialisation:
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"initialisation {self.label!r}: timm's weights of {self.model} cannot be loaded from "
-                f"{file or 'its download'} ({str(error)[:300]}); give their safetensors file as imagenet=FILE, or "
-                "leave this initialisation out"
+                f"{file or 'its download'} ({str(error)[:300]}); give their safetensors file as "
+                f"{'--set weights=FILE' if self.label == 'pretrained' else 'imagenet=FILE'}, or leave them out"
             ) from error
         model.reset_classifier(num_classes)  # type: ignore[operator]
         return model

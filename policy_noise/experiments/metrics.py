@@ -76,7 +76,7 @@ def classification_metrics(targets: np.ndarray, probabilities: np.ndarray) -> di
 def per_class_metrics(
     targets: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Precision, recall, F1 and number of images of each class.
+    """Precision, sensitivity (recall), specificity, F1, ROC-AUC and number of images of each class.
 
     Args:
         targets: See :func:`classification_metrics`.
@@ -84,12 +84,13 @@ def per_class_metrics(
         class_names: One for each class.
 
     Returns:
-        For each class ``class``, ``precision``, ``recall``, ``f1``, ``support``.
+        For each class ``class``, ``precision``, ``recall``, ``specificity``, ``f1``, ``roc_auc`` (against all others)
+        and ``support``.
 
     Raises:
         ValueError: As :func:`classification_metrics`.
     """
-    from sklearn.metrics import precision_recall_fscore_support
+    from sklearn.metrics import multilabel_confusion_matrix, precision_recall_fscore_support, roc_auc_score
 
     targets, probabilities = _check(targets, probabilities)
     if len(class_names) != probabilities.shape[1]:
@@ -98,9 +99,20 @@ def per_class_metrics(
     columns = precision_recall_fscore_support(
         targets, predicted, labels=range(len(class_names)), average=None, zero_division=0
     )
+    labels = np.arange(len(class_names))
+    (true_negative, false_positive), _ = multilabel_confusion_matrix(targets, predicted, labels=labels).transpose(
+        1, 2, 0
+    )
+    own = targets if targets.ndim == 2 else targets[:, None] == labels
+    columns = (
+        *columns,
+        true_negative / (true_negative + false_positive),
+        roc_auc_score(own, probabilities, average=None),
+    )
+    names = ("precision", "recall", "f1", "support", "specificity", "roc_auc")
     return [
-        {"class": name, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
-        for name, p, r, f, s in zip(class_names, *columns, strict=True)
+        {"class": name, **{key: int(v) if key == "support" else float(v) for key, v in zip(names, values, strict=True)}}
+        for name, *values in zip(class_names, *columns, strict=True)
     ]
 
 

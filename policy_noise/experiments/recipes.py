@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -15,6 +16,7 @@ __all__ = [
     "RECIPES",
     "TrainRecipe",
     "TransferRecipe",
+    "as_published",
     "departures",
     "name_of",
     "override",
@@ -79,7 +81,7 @@ class TrainRecipe:
     """All settings of a training, so that a run can be repeated from its file.
 
     Args:
-        model: Name of a timm model, trained from scratch.
+        model: Name of a timm model.
         image_size: Side in pixels that the classifier sees.
         load_size: Side in pixels to which images are resized when they are read.
         batch_size: Images per process and step.
@@ -105,6 +107,9 @@ class TrainRecipe:
             and in testing, after all augmentation.
         clean_epochs: Number of epochs at the end without masks and extra augmentation.
         model_options: Arguments of :func:`timm.create_model`.
+        pretrained: Start from timm's published weights. Then ``in_chans`` is 3, and ``mean`` and ``std`` are those of
+            the weights, averaged over channels, unless they are given.
+        weights: File of these weights, safetensors, where they cannot be downloaded.
         seed: Seed of weights, order, augmentation and masks.
         workers: Processes that read files; sets in memory need none.
         amp: Run the model in bfloat16.
@@ -134,6 +139,8 @@ class TrainRecipe:
     normalize_images: bool = False
     clean_epochs: Natural = 0
     model_options: Mapping[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    weights: str = ""
     seed: Natural = 0
     workers: Natural = 0
     amp: bool = False
@@ -281,6 +288,22 @@ def override(recipe: Any, settings: Sequence[str]) -> Any:
         return dataclasses.replace(recipe, **changes)
     except ValueError as error:
         raise ValueError(f"--set: {error}") from error
+
+
+def as_published(recipe: TrainRecipe, given: Sequence[str]) -> TrainRecipe:
+    """A recipe for timm's published weights: three channels, and their mean and deviation, averaged over channels.
+
+    Args:
+        recipe: The recipe, with a model that timm knows.
+        given: Names of settings that stay as they are.
+    """
+    import timm
+
+    found = timm.get_pretrained_cfg(recipe.model)
+    if found is None:
+        raise ValueError(f"timm has no published weights of {recipe.model!r}: leave out pretrained=true")
+    settings: dict[str, Any] = {"in_chans": 3, "mean": fmean(found.mean), "std": fmean(found.std)}
+    return dataclasses.replace(recipe, **{name: value for name, value in settings.items() if name not in given})
 
 
 def recorded_recipe(metadata: Mapping[str, Any], path: Any) -> TrainRecipe:

@@ -172,6 +172,7 @@ def _scores(scores: Mapping[str, Any], stem: str, figures: Path) -> list[str]:
     for name, groups in scores["groups"].items():
         rows = [[entry["group"], str(entry["classes"]), *_cells(entry, columns)] for entry in groups]
         parts.append(table_html([name, "classes", *columns], rows))
+    columns = ["precision", "recall", "specificity", "f1", "roc_auc", "support"]
     rows = [[entry["class"], *_cells(entry, columns)] for entry in scores["per_class"]]
     parts.append(f"<details><summary>every class</summary>{table_html(['class', *columns], rows)}</details>")
     if "confusion" in scores:

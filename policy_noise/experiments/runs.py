@@ -107,7 +107,10 @@ def require_free(folder: PathLike) -> None:
 
     Raises:
         FileExistsError: If it does.
+        NotADirectoryError: If it is a file.
     """
+    if Path(folder).is_file():
+        raise NotADirectoryError(f"--output must be a folder, and {folder} is a file")
     if (Path(folder) / "recipe.json").is_file():
         raise FileExistsError(f"{folder} already holds a run: pass --resume, or another --output")
 
@@ -166,7 +169,8 @@ class Run:
         if writes and not resume:
             require_free(self.folder)
         if path.is_file() and writes:
-            differing = _differing(read_json(path), record)
+            added = ("data.skip_bad_files", False, True)  # as one may want when a bad file turns up at the end
+            differing = [entry for entry in _differing(read_json(path), record) if entry != added]
             if differing:
                 changed = "; ".join(f"{name} was {_short(old)} and is {_short(new)}" for name, old, new in differing)
                 raise ValueError(f"{path} belongs to another run: {changed}. Ask for the same, or for another --output")

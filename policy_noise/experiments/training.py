@@ -16,6 +16,7 @@ from policy_noise.heated import load_heated, save_heated
 
 from .batches import Batches, augment, epoch_batches, loader_of, predict
 from .gallery import mask_gallery, save_seen
+from .initialisation import Initialisation
 from .metrics import classification_metrics, cross_entropy
 from .recipes import TrainRecipe, name_of
 from .rivals import RunAugmentation, normalize_each_image
@@ -47,6 +48,11 @@ def create_model(
 
     if not timm.is_model(recipe.model):
         raise ValueError(f"model must be a name that timm.list_models() lists, got {recipe.model!r}")
+    if recipe.pretrained and init is None:
+        own = (recipe.model, recipe.in_chans, recipe.model_options)
+        published = Initialisation("pretrained", recipe.weights or "imagenet", *own, heated=False)
+        model = published.create(num_classes, recipe.seed)
+        return normalize_each_image(model) if recipe.normalize_images else model
     torch.manual_seed(recipe.seed)
     try:
         model = timm.create_model(
@@ -184,6 +190,7 @@ def train(
         initial=done,
         unit="step",
         desc=f"{stage}, {name_of(run.record['recipe'])}" if stage == "pretrain" else stage,
+        mininterval=world.pace,
         disable=not world.shows,
     )
     losses: list[Tensor] = []  # since the last look, which waits for the device
@@ -215,7 +222,7 @@ def train(
                 entry = {"step": done, "epoch": done / steps, "loss": _last_finite(losses, done, steps, lr), "lr": lr}
                 entry |= {} if hook is None or epoch >= noisy_epochs else hook.metrics
                 _report(run, writer, entry)
-                bar.set_postfix_str(f"loss {entry['loss']:.3f}")
+                bar.set_postfix_str(f"loss {entry['loss']:.3f}", refresh=False)
             if recipe.checkpoint_steps and done % recipe.checkpoint_steps == 0 and done % steps:
                 _last_finite(losses, done, steps, lr)
                 _save(run, parts, generator, world, done, skipped)

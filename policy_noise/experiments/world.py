@@ -1,6 +1,7 @@
 """The same calls for one process and for several under torchrun."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,11 @@ class World:
     def shows(self) -> bool:
         """Whether this process shows progress bars."""
         return self.main and not self.quiet
+
+    @property
+    def pace(self) -> float:
+        """Seconds between two states of a progress bar: few in a file, where each is a line of its own."""
+        return 0.1 if sys.stderr.isatty() else 60.0
 
     def gather(self, value: Any) -> list[Any]:
         """Collect the value of every process, in order of rank, in every process."""

@@ -20,7 +20,6 @@ from ..learning import PolicyLearner
 from ..learning.learner import MAX_WINDOW
 from ..learning.window import check_loss
 from ..losses import CriterionError, LossMethod, LossSplitter, SampleLosses, is_hookable, loss_of, with_loss
-from ..masks.levels import as_list
 from ..utils.compat import backward_number, is_in_backward, is_replica, is_transformed
 from ..utils.distributed import is_distributed
 from ..utils.model import is_training
@@ -32,13 +31,21 @@ from .copies import Functor
 from .inputs import InputName, find_images, item_at, replace
 from .optimizers import OptimizerLink, stepping_optimizer
 from .pairing import Match, PairingError, PairingQueue, Pending
-from .schedule import ScheduledStrength, StrengthSchedule
+from .schedule import ScheduledStrength
 from .streams import Draws, joined
 from .trained import Arrivals, Term, trained_losses
 from .watch import Watch
 
 __all__ = ["ReinforceHook"]
 
+WITH_CRITERION = (
+    "call the hooked criterion or hook.observe(per_sample_loss) once for each, or run forwards that have no loss under "
+    "hook.paused()"
+)
+WITHOUT_CRITERION = (
+    "the hook has no criterion. Pass it to attach, call hook.observe(per_sample_loss) once for each, or use masks that "
+    "are not learned (preset='random')"
+)
 OutputLoss = Callable[[Any, tuple[Any, ...], dict[str, Any]], Tensor]
 
 STATE_KEY = "policy_noise"
@@ -118,7 +125,7 @@ class ReinforceHook:
         generator: torch.Generator | None = None,
         max_pending: int = 8,
         state_in_optimizer: bool = True,
-        strength_schedule: StrengthSchedule | Callable[[int], float] | None = None,
+        strength_schedule: Callable[[int], float] | None = None,
         **learner: Any,
     ) -> None:
         stepping = None if optimizer is None else stepping_optimizer(optimizer)
@@ -193,8 +200,9 @@ class ReinforceHook:
     def __repr__(self) -> str:
         level = ""
         if hasattr(self.augmentation, "black"):
-            black = self.augmentation.black
-            level = f", black {as_list(black) if isinstance(black, Tensor) else 'is the smallest value of each image'}"
+            black: Any = self.augmentation.black
+            known = isinstance(black, Tensor)
+            level = f", black {[round(v, 2) for v in black.flatten().tolist()] if known else 'from each image'}"
         size = "none yet" if self._size is None else f"{' x '.join(map(str, self._size))} px"
         how = "observe()" if self._splitter is None else f"{type(self._splitter.criterion).__name__}, {self._splitter}"
         stepping = "hook.step()" if self._link is None else type(self._link.stepping).__name__
@@ -258,7 +266,8 @@ class ReinforceHook:
             return list(batches), None
         # Before the draw, so that an error leaves the random streams as they were.
         if self._learns:
-            self._queue.check_room()
+            observes = self._splitter is not None or self._output_loss is not None
+            self._queue.check_room(WITH_CRITERION if observes else WITHOUT_CRITERION)
         else:
             self._queue.make_room()
         if images.is_floating_point() and images.device != self.learner.device:
@@ -270,7 +279,10 @@ class ReinforceHook:
             self._checked = True
         self._size = tuple(batches[-1].shape[2:])
         # Last, because a batch that failed above must not wait for a loss.
-        pending = self._queue.push(joined(samples), views=len(batches) if views else 1)
+        sample = joined(samples)
+        pending = self._queue.push(sample, views=len(batches) if views else 1)
+        if self.learner.is_random:
+            self.learner.saw(sample)
         self._watch.masked()
         return masked, pending
 
@@ -299,6 +311,11 @@ class ReinforceHook:
             RuntimeError: If no masked batch waits for a loss.
             ValueError: If there is not one loss per image.
         """
+        if self.learner.is_random:
+            raise RuntimeError(
+                "observe has nothing to teach, because these masks are not learned: leave it out, or pass "
+                "attach(..., preset='learned')"
+            )
         if not isinstance(per_sample_loss, Tensor):
             raise TypeError(f"per_sample_loss must be a tensor of shape (B,), got {type(per_sample_loss).__name__}")
         if self._pauses or not per_sample_loss.numel():
@@ -349,6 +366,7 @@ class ReinforceHook:
     def metrics(self) -> dict[str, float]:
         """Diagnostics of the last step. The keys never change. A value is NaN as long as there is no number.
 
+        Of random masks: ``share_masked``, ``mask_mean`` and ``mask_std`` of the last batch, and ``samples_seen``. Else
         ``reward``, ``baseline``, ``advantage_std``, ``entropy`` (nats per image), ``policy_grad_norm``,
         ``entropy_coef`` (with an ``entropy_target``), the augmentation's own metrics (``mask_mean`` and ``mask_std``
         for masks, after blur and scaling), ``samples_seen`` (images of all observed batches, unmasked and unlabelled
@@ -450,7 +468,7 @@ class ReinforceHook:
         if call.is_list:
             masked, call.pending = self._mask([image.unsqueeze(0) for image in images[0]], views=False)
             masked = [image.squeeze(0) for image in masked]
-            inputs = replace(inputs, paths[0], lambda listed: type(listed)(masked))
+            inputs = replace(inputs, paths[0], lambda listed: masked if isinstance(listed, list) else tuple(masked))
         else:
             masked, call.pending = self._mask(images, views=len(images) > 1)
             batches = iter(masked)
@@ -747,8 +765,8 @@ def _check_criterion(criterion: Any) -> None:
         raise TypeError(f"criterion must be an object, got the class: pass {criterion.__name__}()")
     if not isinstance(criterion, nn.Module):
         raise TypeError(
-            f"criterion must be a torch.nn.Module, got {type(criterion).__name__}: if your loss is a function, omit "
-            "criterion and call hook.observe(losses) with one loss per image, shape (B,)"
+            f"criterion must be a torch.nn.Module, got {type(criterion).__name__}: if your loss is a function, pass "
+            "attach(..., preset='learned') without it and call hook.observe(losses) with one loss per image, shape (B,)"
         )
     if not is_hookable(criterion):
         raise TypeError(

@@ -48,6 +48,11 @@ def find_images(
                 f"and the names {sorted(str(path[-1]) for path, _ in named if not isinstance(path[-1], int))}"
             )
     if required and not chosen:
+        if any(path[-1] == "patches" for path, _ in named):
+            raise TypeError(
+                "the model was called with patches, which no longer form an image: mask images before they are cut, "
+                "with policy_noise.RandomShading as one of the data set's transforms"
+            )
         got = [f"{tuple(v.shape)} {v.dtype}" if isinstance(v, Tensor) else type(v).__name__ for _, v in named]
         raise TypeError(
             f"the model was called without images: no floating-point tensor of {axes} axes among {got}; normalize "

@@ -145,8 +145,11 @@ class PairingQueue:
     def __len__(self) -> int:
         return len(self._pending)
 
-    def check_room(self) -> None:
+    def check_room(self, remedy: str) -> None:
         """Make room for another batch. If the queue is full, drop the oldest batch and warn once.
+
+        Args:
+            remedy: What to do if no batch ever had a loss.
 
         Raises:
             PairingError: If the first ``max_pending`` batches all had no loss.
@@ -155,8 +158,7 @@ class PairingQueue:
             if self._unpaired >= self.max_pending:
                 raise PairingError(
                     f"no loss was observed for the first {self._unpaired} masked forwards "
-                    f"(max_pending={self.max_pending}): call the hooked criterion or hook.observe(per_sample_loss) "
-                    "once for each, or run forwards that have no loss under hook.paused()"
+                    f"(max_pending={self.max_pending}): {remedy}"
                 )
             return
         if len(self._pending) >= self.max_pending:

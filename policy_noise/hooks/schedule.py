@@ -56,6 +56,11 @@ class ScheduledStrength:
     """
 
     def __init__(self, augmentation: StochasticAugmentation, schedule: Callable[[int], float]) -> None:
+        if not callable(schedule):
+            raise TypeError(
+                "strength_schedule must be a function of the step, such as StrengthSchedule(total_steps), got "
+                f"{schedule!r}: for a constant strength pass strength=..."
+            )
         full = getattr(augmentation, "strength", None)
         if not isinstance(full, float | int):
             raise TypeError(f"strength_schedule needs a strength, but {type(augmentation).__name__} has none")

@@ -42,8 +42,8 @@ class PolicyNoiseCallback(Callback):  # type: ignore[misc]
     ``fit``.
 
     Args:
-        settings: Any setting of :func:`policy_noise.attach`, with its defaults (``preset="learned"``). Pass the
-            ``mean`` and ``std`` that the DataLoaders normalize with.
+        settings: Any setting of :func:`policy_noise.attach`. With a loss masks are learned, unless ``preset="random"``.
+            Pass the ``mean`` and ``std`` that the DataLoaders normalize with.
 
     Raises:
         ValueError: When training begins, if the settings ask for the paper's estimator but the loss is not a module.

@@ -37,7 +37,7 @@ class PolicyNoiseCallback(Callback):
             ``callback.hook.observe(losses)`` with losses of shape (B,), or pass ``output_loss``.
         optimizer: Which of the module's optimizers trains that submodule, by its index in ``configure_optimizers``.
         log_metrics: Log ``hook.metrics`` as ``policy_noise/...`` beside your own, every ``log_every_n_steps``.
-        settings: Any setting of :func:`policy_noise.attach`, with its defaults (``preset="learned"``).
+        settings: Any setting of :func:`policy_noise.attach`. With a loss masks are learned, unless ``preset="random"``.
 
     Raises:
         ValueError: When fitting starts, if there is no such submodule or optimizer.

@@ -32,7 +32,7 @@ class PolicyNoiseHandler:
         network: The module that is called with images; by default ``engine.network``.
         optimizer: By default ``engine.optimizer``.
         loss_function: A module; by default ``engine.loss_function``.
-        settings: Any setting of :func:`policy_noise.attach`, with its defaults (``preset="learned"``).
+        settings: Any setting of :func:`policy_noise.attach`. With a loss masks are learned, unless ``preset="random"``.
 
     Example:
         >>> handler = PolicyNoiseHandler(grid_size=4)

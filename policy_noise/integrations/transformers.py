@@ -39,7 +39,7 @@ class PolicyNoiseCallback(TrainerCallback, ExportableState):
         criterion: Loss module that your ``compute_loss_func`` calls, if the loss is computed outside the model.
             (With ``label_smoothing_factor`` the Trainer computes its own loss. Use
             ``nn.CrossEntropyLoss(label_smoothing=...)`` instead.)
-        settings: Any setting of :func:`policy_noise.attach`, with its defaults (``preset="learned"``).
+        settings: Any setting of :func:`policy_noise.attach`. With a loss masks are learned, unless ``preset="random"``.
             Pass ``output_loss`` for models with other losses inside.
 
     Raises:

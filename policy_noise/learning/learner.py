@@ -61,7 +61,7 @@ class PolicyLearner:
         *,
         estimator: Literal["reinforce", "paper"] = "reinforce",
         reward: PF.Reward | Callable[[Tensor], Tensor] = "cooperative",
-        baseline: str = "leave_one_out",
+        baseline: Literal["leave_one_out", "batch", "moving_average", "none"] = "leave_one_out",
         normalize_advantage: bool = True,
         entropy_coef: float = 0.0,
         baseline_momentum: float = 0.9,
@@ -94,6 +94,11 @@ class PolicyLearner:
         self.baseline = baseline
         self.entropy_coef = entropy_coef
         constraint = None if entropy_target is None else EntropyConstraint(entropy_target, entropy_coef)
+        if entropy_target is not None and entropy_target > augmentation.largest_entropy:
+            raise ValueError(
+                f"entropy_target must be at most {augmentation.largest_entropy:g}, the entropy of the uniform "
+                f"distribution, got {entropy_target!r}: preset='learned' has -0.075"
+            )
         self.baseline_momentum = baseline_momentum
         self.frozen = frozen
         self.update_every = update_every
@@ -115,6 +120,7 @@ class PolicyLearner:
         self._window: list[Observation] = []
         self._last: LastStep | None = None
         self._count = SampleCount()
+        self._drawn: Sample | None = None
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
@@ -144,7 +150,17 @@ class PolicyLearner:
         """Let go what was observed since the last step."""
         self._window = []
 
+    @property
+    def is_random(self) -> bool:
+        """Whether nothing can be learned, because the augmentation has no parameters."""
+        return not self.parameters and self.frozen and next(self.augmentation.parameters(), None) is None
+
     # -- observing -----------------------------------------------------------------------------------------------------
+
+    def saw(self, sample: Sample) -> None:
+        """Note a draw of random masks, which no loss will follow."""
+        self._count.seen += len(sample.applied)
+        self._drawn = sample
 
     def observe(self, sample: Sample, loss: Tensor, valid: Tensor | None = None) -> Tensor | None:
         """Pair a sample with the losses that its masks caused.
@@ -246,6 +262,11 @@ class PolicyLearner:
         Args:
             size: Spatial size of the last images, for what the augmentation says of itself.
         """
+        if self.is_random:
+            drawn = self._drawn
+            share = math.nan if drawn is None else float(drawn.applied.float().mean())
+            described = self.augmentation.describe(drawn, size)
+            return {"share_masked": share, **described, "samples_seen": self._count.seen}
         self._count.warn_dropped()
         self._count.warn_unlabelled()
         result = dict.fromkeys(KEYS, math.nan) if self._last is None else self._last.metrics(self.reward, self.baseline)

@@ -76,6 +76,8 @@ class PolicyNoiseMask(SmoothMask):
         (True, True)
     """
 
+    largest_entropy = 0.0  # of Beta(1, 1)
+
     def __init__(
         self,
         in_chans: int = 3,

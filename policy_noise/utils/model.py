@@ -88,11 +88,11 @@ def takes_volumes(model: nn.Module) -> bool:
     return isinstance(first_conv(model), nn.Conv3d)
 
 
-def normalization(model: nn.Module, in_chans: int) -> dict[str, Any]:
+def normalization(model: nn.Module, in_chans: int | None) -> dict[str, Any]:
     """Mean and std from a timm model's configuration. Empty if there are none for this number of channels."""
     config = _config(model)
     mean, std = config.get("mean"), config.get("std")
-    if mean is None or std is None or len(mean) != in_chans or len(std) != in_chans:
+    if mean is None or std is None or len(std) != len(mean) or len(mean) != (in_chans or len(mean)):
         return {}
     return {"mean": mean, "std": std}
 

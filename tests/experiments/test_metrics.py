@@ -74,6 +74,10 @@ def test_tables():
     assert [row["support"] for row in table] == matrix.sum(1).tolist()
     assert [row["recall"] for row in table] == pytest.approx((matrix.diagonal() / matrix.sum(1)).tolist())
     assert np.mean([row["f1"] for row in table]) == pytest.approx(classification_metrics(targets, probabilities)["f1"])
+    for label, row in enumerate(table):
+        others = np.delete(np.delete(matrix, label, 0), label, 1).sum()
+        assert row["specificity"] == pytest.approx(others / np.delete(matrix, label, 0).sum())
+        assert row["roc_auc"] == pytest.approx(roc_auc_score(targets == label, probabilities[:, label]))
     groups = group_metrics(table, ["CT", "MR", "CT"])
     assert [group["group"] for group in groups] == ["CT", "MR"]
     assert groups[0]["f1"] == pytest.approx((table[0]["f1"] + table[2]["f1"]) / 2)

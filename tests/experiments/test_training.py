@@ -8,9 +8,10 @@ import signal
 
 import numpy as np
 import pytest
+import timm
 import torch
 from ranks import START, free_port, run_ranks
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from training_apart import train_apart
 from training_case import RECIPES, organs, run_of
 
@@ -20,6 +21,7 @@ from policy_noise.experiments.data import Split
 from policy_noise.experiments.folders import load_image_folder
 from policy_noise.experiments.images import Reading
 from policy_noise.experiments.recipes import RECIPES as DECLARED
+from policy_noise.experiments.recipes import as_published
 from policy_noise.experiments.training import check_mask, create_model, train
 from policy_noise.experiments.world import World
 
@@ -314,6 +316,18 @@ def test_unknown_model():
 def test_model_options_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         create_model(dataclasses.replace(RECIPES["plain"], **changes), 2)
+
+
+def test_published_weights_come_from_a_file_with_their_normalization(tmp_path):
+    published = timm.create_model("test_resnet")
+    save_file(published.state_dict(), tmp_path / "weights.safetensors")
+    own = {"pretrained": True, "weights": str(tmp_path / "weights.safetensors"), "model_options": {}}
+    recipe = as_published(dataclasses.replace(RECIPES["plain"], **own), ["std"])
+    cfg = timm.get_pretrained_cfg("test_resnet")
+    assert (recipe.in_chans, recipe.mean, recipe.std) == (3, pytest.approx(np.mean(cfg.mean)), RECIPES["plain"].std)
+    model = create_model(recipe, 2)
+    assert torch.equal(model.conv1[0].weight, published.conv1[0].weight)
+    assert model.get_classifier().out_features == 2
 
 
 @pytest.mark.parametrize("options", [{"grid": 4}, {"grid_size": "four"}, {"p": 2.0}, {"policy": "resnet9000"}])

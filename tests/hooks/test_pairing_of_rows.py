@@ -68,7 +68,9 @@ def test_images_without_a_loss_do_not_count(make_model, batch):
         torch.manual_seed(0)
         model, criterion = make_model(), nn.CrossEntropyLoss()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        hook = attach(model, optimizer, None if by_hand else criterion, grid_size=4, p=1.0, policy_lr=0.1)
+        hook = attach(
+            model, optimizer, None if by_hand else criterion, preset="learned", grid_size=4, p=1.0, policy_lr=0.1
+        )
         before = copy.deepcopy(hook.augmentation.state_dict())
         for _ in range(2):
             output = model(x)
@@ -105,7 +107,7 @@ def test_auxiliary_outputs_join_one_loss(make_model, batch):
 def test_losses_are_observed_with_an_index(make_model, batch, graph):
     (x, y), model = batch, make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    hook = attach(model, optimizer, grid_size=4, p=1.0)
+    hook = attach(model, optimizer, preset="learned", grid_size=4, p=1.0)
     index = torch.tensor([5, 0, 5, -1])
     losses = F.cross_entropy(model(x)[index], y[index], reduction="none")
     returned = hook.observe(losses if graph else losses.detach(), index=index)

@@ -183,7 +183,7 @@ def test_module_that_calls_itself():
 
 
 def test_loss_functions_are_observed_by_hand():
-    noise = callback(criterion=None)
+    noise = callback(criterion=None, preset="learned")
 
     class Functional(Classifier):
         def training_step(self, batch, index):

@@ -38,7 +38,7 @@ def network():
 
 def attach(task, optimizer, **settings):
     torch.manual_seed(1)
-    settings = {"generator": torch.Generator().manual_seed(0), **SETTINGS, **settings}
+    settings = {"generator": torch.Generator().manual_seed(0), "preset": "learned", **SETTINGS, **settings}
     return policy_noise.attach(task, optimizer, **settings)
 
 
@@ -198,7 +198,7 @@ def test_task_without_criterion_says_what_to_do():
 
     task = Bare()
     with pytest.raises(ValueError, match="criterion of Bare is None"):
-        policy_noise.attach(task, torch.optim.SGD(task.parameters(), 0.1))
+        policy_noise.attach(task, torch.optim.SGD(task.parameters(), 0.1), preset="learned")
 
 
 @pytest.mark.parametrize("opt", ["adamw", "lookahead_adamw"])

@@ -190,13 +190,12 @@ def test_labelled_rows_of_a_vision_transformer_in_a_plain_loop():
     hook = attach(model, torch.optim.AdamW(model.parameters()), criterion, **SETTINGS)
     labelled = torch.arange(8) % 2 == 0
     logits = model(pixel_values=images).logits
-    criterion(logits[labelled], targets[labelled])
-    (pending,) = hook._queue.scored
-    ((term, match),) = pending.terms
-    losses, valid = match.gather(term.losses.values)
-    assert torch.equal(valid, labelled)
+    criterion(logits[labelled], targets[labelled]).backward()
+    hook._close_window()
+    (observation,) = hook.learner._window
+    assert torch.equal(observation.valid, labelled)
     expected = nn.functional.cross_entropy(logits, targets, reduction="none").detach()
-    torch.testing.assert_close(losses[labelled], expected[labelled])
+    torch.testing.assert_close(observation.loss[labelled], expected[labelled])
 
 
 def test_the_next_folds_model_gets_a_policy_of_its_own(tmp_path):

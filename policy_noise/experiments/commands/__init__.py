@@ -67,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         modules[parsed.command.replace("-", "_")].run(parsed)
     except (ValueError, OSError, ModuleNotFoundError) as error:
+        _end_bars()
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         if started_first():
@@ -74,6 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     finally:
         warnings.formatwarning = python_format
+
+
+def _end_bars() -> None:
+    """Close open progress bars, so that an error stands on a line of its own."""
+    if "tqdm" in sys.modules:
+        for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
+            bar.close()
 
 
 def _one_line(

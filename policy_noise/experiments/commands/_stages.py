@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,11 +13,11 @@ from policy_noise.heated import read_heated_metadata
 from ..batches import epoch_batches, outputs
 from ..check import look_before_training
 from ..data import ImageSet, fingerprint, require_classes
-from ..evaluation import draw_mistakes, score
+from ..evaluation import draw_mistakes, predictions, score
 from ..figures import class_histogram, intensity_histogram
-from ..recipes import RECIPES, TrainRecipe, name_of
+from ..recipes import RECIPES, TrainRecipe, as_published, name_of
 from ..report import write_report
-from ..runs import Run, digest, write_json
+from ..runs import Run, digest, write_atomic, write_json
 from ..sources import describe, open_joined
 from ..training import check_mask, create_model, train
 from ..world import started_first, world
@@ -34,8 +35,10 @@ __all__ = [
 ]
 
 
-def add_recipe(parser: argparse.ArgumentParser) -> None:
+def add_recipe(parser: argparse.ArgumentParser, stage: str = "pretrain") -> None:
     """Add the options for the training settings and the run's folder."""
+    settings = dataclasses.asdict(RECIPES["small"][stage])
+    listed = ", ".join(f"{name}={json.dumps(value)}" for name, value in settings.items())
     parser.add_argument(
         "--recipe", choices=sorted(RECIPES), default="small", help="named training settings (default: small)"
     )
@@ -45,7 +48,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="NAME=VALUE",
-        help="change settings of the recipe, for example epochs=3 seed=1; an unknown name lists all of them",
+        help=f"change settings of the recipe, for example epochs=3. All, with the small recipe's values: {listed}",
     )
     parser.add_argument("--output", type=Path, required=True, help="the run's folder")
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
@@ -125,7 +128,10 @@ def open_for_training(arguments: argparse.Namespace, recipe: TrainRecipe, *, fix
     Raises:
         ValueError: If the command line sets fewer channels than the images have.
     """
-    own = fixed or any(text.partition("=")[0].strip() == "in_chans" for text in arguments.set)
+    names = [text.partition("=")[0].strip() for text in arguments.set]
+    if recipe.pretrained and not fixed:
+        recipe = as_published(recipe, names)
+    own = fixed or recipe.pretrained or "in_chans" in names
     data = open_joined(arguments, recipe.load_size, recipe.in_chans if own else None)
     if not own and data.in_chans > recipe.in_chans:
         recipe = dataclasses.replace(recipe, in_chans=data.in_chans)
@@ -164,6 +170,8 @@ def train_stage(stage: str, arguments: argparse.Namespace, recipe: TrainRecipe, 
         if here.main:
             result = score(data, positions, probabilities, model="model.safetensors")
             write_json(run.folder / "scores.json", result)
+            table = predictions("test", data.test, positions, probabilities, data.class_names)
+            write_atomic(run.folder / "predictions.csv", lambda path: table.to_csv(path, index=False))
             draw_mistakes(data, positions, probabilities, run.figures / "mistakes-scores.png")
             write_report(run.folder)
             print(score_line(result))

@@ -167,8 +167,6 @@ def _planned(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_numbers(arguments: argparse.Namespace, here: World) -> None:
-    if arguments.output.exists() and not arguments.output.is_dir():
-        raise ValueError(f"--output must be a folder, and {arguments.output} is a file")
     for name in ("seeds", "jobs", "looks"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}")

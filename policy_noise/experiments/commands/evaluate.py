@@ -10,10 +10,10 @@ from policy_noise.heated import read_heated_metadata
 
 from ..batches import outputs
 from ..data import fingerprint
-from ..evaluation import draw_mistakes, score
+from ..evaluation import draw_mistakes, predictions, score
 from ..recipes import recorded_recipe
 from ..report import write_report
-from ..runs import read_json, write_json
+from ..runs import read_json, write_atomic, write_json
 from ..sources import add_source_arguments, open_joined
 from ..training import create_model
 from ..world import started_first, world
@@ -72,6 +72,8 @@ def _beside_the_model(path: Path, data: Any, positions: Any, probabilities: Any,
         stem += f"-{re.sub(r'[^A-Za-z0-9._+-]+', '-', data.name)}-{result['fingerprint'][:8]}"
     try:
         write_json(path.parent / f"{stem}.json", result)
+        table = predictions("test", data.test, positions, probabilities, data.class_names)
+        write_atomic(path.parent / f"predictions-{stem}.csv", lambda path: table.to_csv(path, index=False))
         if record.is_file():
             draw_mistakes(data, positions, probabilities, path.parent / "figures" / f"mistakes-{stem}.png")
             write_report(path.parent)

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "kept; the last layer is kept if the classes are the same",
     )
     add_source_arguments(parser)
-    add_recipe(parser)
+    add_recipe(parser, "finetune")
 
 
 def run(arguments: argparse.Namespace) -> None:

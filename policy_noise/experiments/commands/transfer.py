@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", help="timm model for 'scratch' and 'imagenet' (default: the first run's)")
     add_source_arguments(parser)
-    add_recipe(parser)
+    add_recipe(parser, "transfer")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -53,9 +53,8 @@ def read_runs(path: Path) -> Any:
         bad = table[name].isna() if name in keys else ~np.isfinite(pd.to_numeric(table[name], errors="coerce"))
         if bad.any():
             line = int(np.flatnonzero(bad)[0])
-            raise ValueError(
-                f"{path}, line {line + 2}: {name} must be given as a number or a name, got {table[name][line]}"
-            )
+            what = "a name" if name in keys else "a number"
+            raise ValueError(f"{path}, line {line + 2}: {name} must be {what}, got {table[name][line]}")
     if "measure" in keys:
         return table[[*keys, "value"]].astype({"value": float})
     return table.melt(keys, measures, "measure", "value").astype({"value": float})

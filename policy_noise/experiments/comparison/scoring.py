@@ -1,6 +1,5 @@
 """The scores of a run: on clean test images, under shifts, at each site, and in few-shot transfer."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import nn
 
 from ..batches import outputs
 from ..data import SPLITS, Split
+from ..evaluation import predictions
 from ..few_shot import compare
 from ..initialisation import Initialisation
 from ..metrics import classification_metrics
@@ -85,37 +85,6 @@ def _shifted(test: Any, name: str, severity: int) -> Any:
     if (name, severity) not in _kept:
         _kept[name, severity] = Split(split.read(np.arange(len(test)))[0], test.labels)
     return _kept[name, severity]
-
-
-def predictions(key: str, split: Any, positions: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> Any:
-    """The predictions of a test set as a pandas table, a row for each image.
-
-    Args:
-        key: The set's name.
-        split: Its images.
-        positions: Of the images that could be read, (N,).
-        probabilities: (N, K).
-        classes: Their names, (K,).
-
-    Returns:
-        The columns ``set``, ``image`` (the position in the set), ``patient`` if the set names patients, and a
-        probability for each class. With one label per image also ``label`` and ``predicted``; with several, ``true``
-        and the class's name for each label.
-    """
-    import pandas as pd
-
-    labels, groups = split.labels[positions], getattr(split, "groups", None)
-    table = pd.DataFrame({"set": key, "image": positions})
-    if groups is not None:
-        table["patient"] = np.asarray(groups)[positions]
-    if labels.ndim == 1:
-        table["label"] = np.asarray(classes)[labels]
-        table["predicted"] = np.asarray(classes)[probabilities.argmax(1)]
-    for place, name in enumerate(classes):
-        if labels.ndim == 2:
-            table[f"true {name}"] = labels[:, place]
-        table[name] = probabilities[:, place]
-    return table
 
 
 def transfer_lines(folder: Path) -> list[dict[str, Any]]:

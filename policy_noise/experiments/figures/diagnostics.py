@@ -61,7 +61,7 @@ def training_diagnostics(
             if end is not None and value in ("loss", "val_balanced_accuracy"):
                 line = axis.axvline(end, color="0.3", linewidth=1, linestyle=":", label="masks off from here")
                 handles += [line] if line.axes is axes[0] else []
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5))  # more would be cut off
         if heading:
             figure.suptitle(plain(heading), fontweight="bold", fontsize=11)
         save(figure, path)

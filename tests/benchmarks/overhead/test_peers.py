@@ -44,7 +44,7 @@ def test_the_page_has_a_row_for_each_fastest_first_and_names_what_failed(tmp_pat
     monkeypatch.setattr(peers, "SHAPES", {"image": (3, 64, 64)})
     monkeypatch.setattr(main, "SHAPES", peers.SHAPES)
     made = {"slow": work(100), peers.OURS: work(1), "torchvision ColorJitter": work(10), "absent": fails}
-    monkeypatch.setattr(peers, "peers", lambda kind: made)
+    monkeypatch.setattr(peers, "peers", lambda kind, device: made)
     monkeypatch.setattr(peers, "ROUNDS", 5)
     main.main(["--suite", "peers", "--output", str(tmp_path)])
     page = (tmp_path / "peers.md").read_text()
