@@ -6,20 +6,22 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .augmentation import Sample
 from .factory import attach
-from .hooks.hook import ReinforceHook
 from .hooks.registry import hooks_on
 from .losses.batch import Structures
 from .losses.isolation import random_states, restore
 from .losses.refusal import batch_argument
 from .utils.compat import compiled_from, tree_flatten
 from .utils.trees import tensors_in
+
+if TYPE_CHECKING:
+    from .hooks.hook import ReinforceHook
 
 __all__ = ["Check", "check"]
 
@@ -175,7 +177,7 @@ def _run(parts: Any, step: Step, settings: dict[str, Any], hooked: bool, kind: s
     return run
 
 
-def _steps(parts: Any, step: Step, hook: ReinforceHook | None, run: _Run, kind: str, dtype: Any) -> None:
+def _steps(parts: Any, step: Step, hook: "ReinforceHook | None", run: _Run, kind: str, dtype: Any) -> None:
     model, optimizer, criterion, batch = parts
     synchronize = torch.cuda.synchronize if kind == "cuda" else lambda: None
     for _ in range(STEPS):
@@ -224,7 +226,7 @@ class _Arguments:
         self.tensors = [(name, tensor) for name, value in named for tensor in tensors_in(value)]
 
 
-def _listen(hook: ReinforceHook, criterion: Any, run: _Run) -> None:
+def _listen(hook: "ReinforceHook", criterion: Any, run: _Run) -> None:
     """Note what the hook tells the policy, and what the criterion is called with."""
     observe = hook.learner.observe
 
@@ -242,13 +244,13 @@ def _listen(hook: ReinforceHook, criterion: Any, run: _Run) -> None:
         criterion.register_forward_pre_hook(called, with_kwargs=True)
 
 
-def _describe(hook: ReinforceHook, before: _Arguments, after: _Arguments | None, run: _Run) -> None:
+def _describe(hook: "ReinforceHook", before: _Arguments, after: _Arguments | None, run: _Run) -> None:
     masked = []
     if after is not None:
         pairs = zip(before.tensors, after.tensors, strict=False)
         masked = [(name, tensor) for (name, tensor), (_, now) in pairs if tensor is not now]
     run.images = "; ".join(f"{name}, {_described(tensor)}" for name, tensor in masked)
-    run.black = repr(hook).splitlines()[0].partition(", black ")[2].removeprefix("is ")
+    run.black = repr(hook).splitlines()[0].partition(", black ")[2]
     run.way = repr(hook).splitlines()[1].removeprefix("losses: ")
     run.learns = not hook.learner.frozen
 

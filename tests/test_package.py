@@ -93,7 +93,7 @@ BELOW = {
     "utils": set(),
     "functional": {"utils"},
     "augmentation": set(),
-    "policy": set(),
+    "policy": {"utils"},
     "presets": set(),
     "version": set(),
     "settings": {"functional"},
@@ -104,7 +104,7 @@ BELOW = {
     "heated": {"utils", "version"},
 }
 """What each subpackage may import from the package. Those above it (such as factory) may import all."""
-ABOVE = {"factory", "adapters", "integrations", "experiments", "plotting", "__init__"}
+ABOVE = {"adapters", "check", "factory", "integrations", "experiments", "plotting", "__init__"}
 
 
 def rooms():

@@ -4,6 +4,7 @@ import dataclasses
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,12 @@ from .processes import in_threads
 __all__ = ["in_colour", "look_over", "refuse_masks", "size_notes"]
 
 CHUNK = 256
+SAID = {
+    "alpha": "transparency, such as {}: it is dropped, and pixels keep the colour under it",
+    "frames": "several frames or pages, such as {}: only the first is read",
+    "unfinite": "values that are not finite, such as {}: NaN and -inf become black, +inf white",
+}
+"""What is said of files, with the name of the first."""
 
 
 def look_over(parts: Sequence[FileSplit]) -> list[str]:
@@ -29,57 +36,27 @@ def look_over(parts: Sequence[FileSplit]) -> list[str]:
         TooDeep: If a file has more than 8 bits and there is no window.
         ValueError: If a file cannot be read and the data set does not leave out such files.
     """
-    found = _Seen()
-    for seen in in_threads(
-        lambda chunk: _look(*chunk), list(_chunks(parts)), desc="looking at headers", unit=f" x {CHUNK} files"
-    ):
-        found.add(seen)
-    return found.notes(parts[0].reading)
+    counts: Counter[Any] = Counter()
+    first: dict[Any, str] = {}
+    chunks = [(part, range(len(part))[start : start + CHUNK]) for part in parts for start in range(0, len(part), CHUNK)]
+    for found in in_threads(lambda chunk: _look(*chunk), chunks, desc="looking at headers", unit=f" x {CHUNK} files"):
+        for what, path in found:
+            counts[what] += 1
+            first.setdefault(what, path)
+    notes = []
+    for what, text in SAID.items():
+        if counts[what]:
+            few = "1 image has" if counts[what] == 1 else f"{counts[what]} images have"
+            notes.append(f"{few} {text.format(first[what])}")
+    sizes = {what: count for what, count in counts.items() if isinstance(what, tuple)}
+    return notes + size_notes(sizes, parts[0].reading)
 
 
-class _Seen:
-    """What headers say: how many files of each kind there are, and the first of each."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.first: dict[str, str] = {}
-        self.sizes: Counter[tuple[int, int]] = Counter()
-
-    def note(self, kind: str, path: str) -> None:
-        """Count a file."""
-        self.counts[kind] += 1
-        self.first.setdefault(kind, path)
-
-    def add(self, other: "_Seen") -> None:
-        """Count what was seen elsewhere."""
-        self.counts.update(other.counts)
-        self.sizes.update(other.sizes)
-        self.first = {**other.first, **self.first}
-
-    def notes(self, reading: Reading) -> list[str]:
-        """What was seen, in sentences."""
-        said = []
-        for kind, text in (
-            ("alpha", "transparency{}: it is dropped, and pixels keep the colour under it"),
-            ("frames", "several frames or pages{}: only the first is read"),
-            ("unfinite", "values that are not finite{}: NaN and -inf become black, +inf white"),
-        ):
-            if self.counts[kind]:
-                few = "1 image has" if self.counts[kind] == 1 else f"{self.counts[kind]} images have"
-                said.append(f"{few} {text.format(f', such as {self.first[kind]}')}")
-        return said + size_notes(self.sizes, reading)
-
-
-def _chunks(parts: Sequence[FileSplit]) -> Iterator[tuple[FileSplit, range]]:
-    for part in parts:
-        for start in range(0, len(part), CHUNK):
-            yield part, range(start, min(start + CHUNK, len(part)))
-
-
-def _look(part: FileSplit, indices: range) -> _Seen:
+def _look(part: FileSplit, indices: range) -> list[tuple[Any, str]]:
+    """What each file's header shows: its size, and the keys of :data:`SAID` that hold."""
     from PIL import Image
 
-    seen = _Seen()
+    found: list[tuple[Any, str]] = []
     for index in indices:
         path = part.path(index)
         try:
@@ -87,18 +64,16 @@ def _look(part: FileSplit, indices: range) -> _Seen:
             if header.deep and part.reading.window is None:
                 read_image(path, 1)  # its values may still lie in 0..255
             if header.floats and count_unfinite(pixels(path)):
-                seen.note("unfinite", path)
+                found.append(("unfinite", path))
         except TooDeep:
             raise
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             part.refuse_unless_skipped(path, error)
             continue
-        seen.sizes[header.size] += 1
-        if header.alpha:
-            seen.note("alpha", path)
-        if header.frames > 1:
-            seen.note("frames", path)
-    return seen
+        found.append((header.size, path))
+        found += [("alpha", path)] if header.alpha else []
+        found += [("frames", path)] if header.frames > 1 else []
+    return found
 
 
 def size_notes(sizes: Mapping[tuple[int, int], int], reading: Reading) -> list[str]:

@@ -20,7 +20,6 @@ from ..learning import PolicyLearner
 from ..learning.learner import MAX_WINDOW
 from ..learning.window import check_loss
 from ..losses import CriterionError, LossMethod, LossSplitter, SampleLosses, is_hookable, loss_of, with_loss
-from ..masks.levels import as_list
 from ..utils.compat import backward_number, is_in_backward, is_replica, is_transformed
 from ..utils.distributed import is_distributed
 from ..utils.model import is_training
@@ -201,8 +200,9 @@ class ReinforceHook:
     def __repr__(self) -> str:
         level = ""
         if hasattr(self.augmentation, "black"):
-            black = self.augmentation.black
-            level = f", black {as_list(black) if isinstance(black, Tensor) else 'is the smallest value of each image'}"
+            black: Any = self.augmentation.black
+            known = isinstance(black, Tensor)
+            level = f", black {[round(v, 2) for v in black.flatten().tolist()] if known else 'from each image'}"
         size = "none yet" if self._size is None else f"{' x '.join(map(str, self._size))} px"
         how = "observe()" if self._splitter is None else f"{type(self._splitter.criterion).__name__}, {self._splitter}"
         stepping = "hook.step()" if self._link is None else type(self._link.stepping).__name__
