@@ -468,7 +468,7 @@ class ReinforceHook:
         if call.is_list:
             masked, call.pending = self._mask([image.unsqueeze(0) for image in images[0]], views=False)
             masked = [image.squeeze(0) for image in masked]
-            inputs = replace(inputs, paths[0], lambda listed: type(listed)(masked))
+            inputs = replace(inputs, paths[0], lambda listed: masked if isinstance(listed, list) else tuple(masked))
         else:
             masked, call.pending = self._mask(images, views=len(images) > 1)
             batches = iter(masked)

@@ -190,7 +190,8 @@ def test_labelled_rows_of_a_vision_transformer_in_a_plain_loop():
     hook = attach(model, torch.optim.AdamW(model.parameters()), criterion, **SETTINGS)
     labelled = torch.arange(8) % 2 == 0
     logits = model(pixel_values=images).logits
-    criterion(logits[labelled], targets[labelled])
+    criterion(logits[labelled], targets[labelled]).backward()
+    hook._close_window()
     (observation,) = hook.learner._window
     assert torch.equal(observation.valid, labelled)
     expected = nn.functional.cross_entropy(logits, targets, reduction="none").detach()
