@@ -390,3 +390,21 @@ def test_a_loader_inside_a_criterion_is_shared_and_said(recwarn):
     assert len(messages) == 1
     assert "criterion Counting holds batches (_SingleProcessDataLoaderIter)" in messages[0]
     assert criterion.calls == 2
+
+
+def test_a_criterion_that_communicates_is_refused(tmp_path, monkeypatch):
+    """DETR divides by the number of boxes of all ranks. Called again on one rank alone, it would wait forever."""
+
+    def criterion(output, target):
+        number = torch.tensor(float(len(target)))
+        torch.distributed.all_reduce(number)
+        return F.cross_entropy(output, target, reduction="sum") / number
+
+    monkeypatch.setattr("policy_noise.losses.splitter.is_distributed", lambda: True)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/world", rank=0, world_size=1)
+    try:
+        value = criterion(DATA[0], LABELS[0])
+        with pytest.raises(CriterionError, match=r"communicates between processes \(.*allreduce.*hook\.observe"):
+            LossSplitter(criterion)((DATA[0], LABELS[0]), {}, value)
+    finally:
+        torch.distributed.destroy_process_group()

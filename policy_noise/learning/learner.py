@@ -1,7 +1,8 @@
 """The policy's own training: a window of observed samples becomes one step."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -10,16 +11,14 @@ from torch import Tensor
 from .. import functional as PF
 from ..augmentation import Sample, StochasticAugmentation
 from ..utils.distributed import is_distributed
-from .entropy import EntropyConstraint
-from .estimators import PaperEstimator, create_estimator
-from .metrics import KEYS, LastStep
-from .optimizer import PolicyOptimizer, flat_gradient
-from .rate import PolicyRate
-from .state import check_state_dict
+from .estimators import EntropyConstraint, PaperEstimator, create_estimator
+from .optimizer import PolicyOptimizer, PolicyRate, flat_gradient
 from .window import Observation, SampleCount, WindowMoments, check_costs, check_loss, moments_of, sum_over_ranks
 
 __all__ = ["MAX_WINDOW", "PolicyLearner"]
 
+KEYS = ("reward", "baseline", "advantage_std", "entropy", "policy_grad_norm")
+"""Numbers that every policy has; NaN until there is a window in which a sample counts."""
 MAX_WINDOW = 256
 """Observations kept while the user's optimizer does not step; older ones are dropped, with a warning."""
 
@@ -109,12 +108,12 @@ class PolicyLearner:
             raise ValueError(
                 f"{type(augmentation).__name__} has no parameter that requires a gradient: there is no policy to train"
             )
+        self._device = next((buffer.device for buffer in augmentation.buffers()), torch.device("cpu"))
         self.entropy = None if self.frozen else constraint
         rate = PolicyRate(policy_lr, policy_lr_ratio, follow_schedule)
         self._step = PolicyOptimizer(self.parameters, policy_optimizer, rate, policy_weight_decay)
         if self.entropy is not None:
             self.entropy.coefficient = self.entropy.coefficient.to(self.device)
-        self._device = next((buffer.device for buffer in augmentation.buffers()), torch.device("cpu"))
         # No None: loaders fill the tensors they find.
         self._moving_average = torch.tensor(math.nan, device=self.device, dtype=torch.float32)
         self._window: list[Observation] = []
@@ -294,7 +293,7 @@ class PolicyLearner:
         Raises:
             ValueError: If it belongs to something else.
         """
-        check_state_dict(state_dict, self.state_dict())
+        _check_state_dict(state_dict, self.state_dict())
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`. Nothing is changed if it does not fit.
@@ -306,8 +305,7 @@ class PolicyLearner:
         device = self.device
         self.augmentation.load_state_dict(state_dict["mask"])
         self._step.load_state_dict(state_dict["optimizer"])
-        average = state_dict["moving_average"]  # None in states of older versions
-        self._moving_average = torch.as_tensor(math.nan if average is None else average).to(device, torch.float32)
+        self._moving_average = state_dict["moving_average"].to(device, torch.float32)
         self.rate.peak = state_dict["peak_user_lr"]
         self._count.restore(state_dict["samples_seen"], state_dict["samples_dropped"])
         if self.entropy is not None:
@@ -318,8 +316,88 @@ class PolicyLearner:
         """Follow the images to their device, with the optimizer's state."""
         self.augmentation.to(device)
         self._device = device
-        self._step.load_state_dict(self._step.state_dict())
+        self._step.load_state_dict(self._step.state_dict())  # onto the device where the parameters are now
         self._moving_average = self._moving_average.to(device)
         if self.entropy is not None:
             self.entropy.coefficient = self.entropy.coefficient.to(device)
-        self._count.restore(self._count.seen, self._count.dropped)
+        self._count.restore(self._count.seen, self._count.dropped)  # lets tensors on the other device go
+
+
+@dataclass(frozen=True)
+class LastStep:
+    """What the metrics are made of. Making them waits for the device, so that is left until somebody reads them.
+
+    Args:
+        moments: Of the window.
+        gradient: The policy's, flat.
+        samples: The window's draws, detached; those of an earlier window where this rank had none.
+    """
+
+    moments: WindowMoments
+    gradient: Tensor
+    samples: Sequence[Sample]
+
+    def metrics(self, reward: PF.Reward, baseline: str) -> dict[str, float]:
+        """:data:`KEYS` as plain numbers."""
+        loss, count = self.moments.loss, float(self.moments.loss.count)
+        if not count:
+            return dict.fromkeys(KEYS, math.nan) | {"entropy": self._entropy()}
+        sign = -1.0 if reward == "cooperative" else 1.0
+        mean = float(loss.mean)
+        base = {"none": 0.0, "moving_average": float(loss.average)}.get(baseline, mean)
+        return {
+            "reward": sign * mean,
+            "baseline": sign * base,
+            "advantage_std": float(loss.variance) ** 0.5 if count > 1 else 0.0,
+            "entropy": self._entropy(),
+            "policy_grad_norm": float(self.gradient.norm()),
+        }
+
+    def _entropy(self) -> float:
+        if self.moments.total_entropy is not None:
+            return float(self.moments.total_entropy)
+        entropies = [entropy for sample in self.samples if (entropy := sample.entropy) is not None]
+        return float(torch.cat(entropies).mean()) if entropies else math.nan
+
+
+def _check_state_dict(state_dict: Any, own: Mapping[str, Any]) -> None:
+    """Compare a learner's saved state with the state of the learner that is to load it.
+
+    Raises:
+        ValueError: If it belongs to something else.
+    """
+    if isinstance(state_dict, Mapping) and own.keys() - state_dict.keys() == {"entropy_coef"}:
+        raise ValueError(
+            "state_dict was saved without entropy_target, and this policy has one: pass the settings that it was saved "
+            "with"
+        )
+    if not isinstance(state_dict, Mapping) or own.keys() - state_dict.keys():
+        found = sorted(map(str, state_dict)) if isinstance(state_dict, Mapping) else type(state_dict).__name__
+        raise ValueError(f"state_dict must hold {sorted(own)}, got {found}: it is not a policy's")
+    for name, kind in (("mask", Mapping), ("optimizer", Mapping), ("moving_average", Tensor)):
+        if not isinstance(state_dict[name], kind):
+            raise ValueError(f"state_dict[{name!r}] does not fit a policy, got {type(state_dict[name]).__name__}")
+    for name in ("peak_user_lr", "samples_seen", "samples_dropped"):
+        if not isinstance(state_dict[name], int | float):
+            raise ValueError(f"state_dict[{name!r}] must be a number, got {state_dict[name]!r}")
+    shapes = {name: _shape(value) for name, value in state_dict["mask"].items()}
+    expected = {name: _shape(value) for name, value in own["mask"].items()}
+    if shapes != expected:
+        wrong = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
+        raise ValueError(
+            f"state_dict belongs to another policy: {wrong[:5]} differ in name or shape (grid_size, in_chans and "
+            "policy must be those that it was saved with)"
+        )
+    groups, own_groups = (state["optimizer"].get("param_groups", []) for state in (state_dict, own))
+    if [len(group["params"]) for group in groups] != [len(group["params"]) for group in own_groups]:
+        raise ValueError("state_dict belongs to another policy: its optimizer holds other parameters")
+    adaptive = ["betas" in group for group in own_groups]
+    if ["betas" in group for group in groups] != adaptive:
+        raise ValueError(
+            "state_dict belongs to a policy with another policy_optimizer: it was saved with "
+            f"{'sgd' if adaptive[0] else 'adamw'!r}, and this one has {'adamw' if adaptive[0] else 'sgd'!r}"
+        )
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, Tensor) else None

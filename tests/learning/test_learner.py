@@ -323,22 +323,6 @@ def test_a_resumed_learner_goes_on_bit_for_bit(policy, arguments):
     assert learner.metrics(None) == other.metrics(None)
 
 
-@pytest.mark.parametrize("policy_optimizer", ["adamw", "sgd"])
-def test_a_state_from_before_the_first_step_of_an_older_version_is_read(policy_optimizer):
-    def go_on(learner):
-        torch.manual_seed(7)
-        learner.observe(learner.augmentation.sample(torch.randn(6, 1, 16, 16)), torch.rand(6))
-        learner.step({"lr": 0.1})
-        return learner.state_dict()
-
-    learner, other = (make_learner(policy_optimizer=policy_optimizer) for _ in range(2))
-    state = copy.deepcopy(learner.state_dict())
-    state["optimizer"]["state"], state["moving_average"] = {}, None
-    other.load_state_dict(state)
-    torch.testing.assert_close(other.state_dict(), learner.state_dict(), rtol=0, atol=0, equal_nan=True)
-    torch.testing.assert_close(go_on(other), go_on(learner), rtol=0, atol=0)
-
-
 def broken(state, **changes):
     return {**state, **changes}
 

@@ -12,7 +12,7 @@ import policy_noise
 from policy_noise import PolicyNoiseMask
 from policy_noise import functional as PF
 from policy_noise.learning import PolicyLearner
-from policy_noise.learning.entropy import EntropyConstraint
+from policy_noise.learning.estimators import EntropyConstraint
 
 
 def test_the_coefficient_follows_its_formula_within_its_bounds():
