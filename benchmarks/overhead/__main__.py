@@ -1,6 +1,7 @@
 """Command line of the overhead benchmark.
 
     python -m benchmarks.overhead --suite cpu --threads 2 --deadline 1800
+    python -m benchmarks.overhead --suite small --threads 1
     python -m benchmarks.overhead --suite compiled --threads 2
     python -m benchmarks.overhead --suite scaling --threads 2 --deadline 540
     python -m benchmarks.overhead --suite launches --threads 1

@@ -57,7 +57,7 @@ class Configuration:
         return ", ".join(parts)
 
 
-SUITES = ("quick", "cpu", "compiled", "launches", "gpu", "scaling")
+SUITES = ("quick", "cpu", "small", "compiled", "launches", "gpu", "scaling")
 PEERS = "peers"
 """Suite that times augmentations alone, without training steps."""
 
@@ -71,13 +71,14 @@ def suite(name: str) -> list[Configuration]:
         return [  # the declared goals first, so that a deadline cuts the others
             Configuration("resnet18", arms=paper, seconds=240),
             Configuration("resnet50", arms=paper, seconds=400),
-            Configuration("resnet18", 28, arms=(*FEW, SPARSE), seconds=60, repetitions=100),
             Configuration("resnet10t", arms=paper, seconds=90),
             Configuration("convnext_tiny", seconds=120),
             Configuration("vit_small", seconds=90),
         ]
     if name == "compiled":
         return [Configuration("resnet18", compile=True, seconds=180)]
+    if name == "small":  # as MedMNIST is trained
+        return [Configuration("resnet18", 28, arms=(*FEW, SPARSE), seconds=60, repetitions=100, launches=True)]
     if name == "launches":
         arms = (*FEW, SPARSE)
         return [Configuration("tiny", 64, 2, arms=arms, seconds=20, repetitions=200, launches=True)]

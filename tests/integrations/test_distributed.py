@@ -92,6 +92,47 @@ def backbone_policy(rank):
     return train(rank, DistributedDataParallel, 3, preset="paper", policy="test_resnet", kernel_size=3, sigma=1.0)
 
 
+class Shaded(torch.utils.data.Dataset):
+    """A data set whose workers mask its images."""
+
+    shade = policy_noise.RandomShading(p=1.0, mean=0.0, std=1.0)
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        images, targets = tiny_data().tensors
+        return self.shade(images[index]), targets[index]
+
+
+def traffic(rank):
+    """Bytes that the package sends, collective by collective, in two steps."""
+    result, original = {}, dist.all_reduce
+    for preset in ("random", "learned"):
+        sent = []
+
+        def counted(tensor, *args, sent=sent, **kwargs):
+            sent.append(tensor.numel() * tensor.element_size())
+            return original(tensor, *args, **kwargs)
+
+        torch.manual_seed(0)
+        model, criterion = DistributedDataParallel(TinyNet()), nn.CrossEntropyLoss()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        hook = policy_noise.attach(model, optimizer, criterion, preset=preset)
+        dist.all_reduce = counted
+        masked = []
+        for images, targets in torch.utils.data.DataLoader(Shaded(), 4, num_workers=1):
+            masked.append(images)
+            criterion(model(images), targets).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        hook.remove()
+        dist.all_reduce = original
+        parameters = sum(parameter.numel() for parameter in hook.augmentation.parameters())
+        result[preset] = {"sent": sent, "parameters": parameters, "images": torch.cat(masked)}
+    return result
+
+
 def rank_without_samples(rank):
     model, optimizer, criterion, hook = start(rank, DistributedDataParallel)
     calls = count_collectives()
@@ -223,6 +264,7 @@ RUNS = {
         moving_average_baseline,
         backbone_policy,
         rank_without_samples,
+        traffic,
         accumulated,
         one_process_equals_two,
         resume,
@@ -289,6 +331,17 @@ def test_rank_without_samples(results):
     assert torch.equal(first["policies"], first["empty"])
     assert torch.equal(second["policies"], second["empty"])
     assert first["calls"] == second["calls"] == ["all_reduce"] * 9  # where no rank has a sample, the moments only
+
+
+def test_what_a_step_sends(results):
+    """The figures of docs/performance.md: random masks send nothing, learned ones six numbers and the gradient."""
+    for both in zip(results("traffic")[0].items(), results("traffic")[1].items(), strict=True):
+        for preset, found in both:
+            sent = [6 * 4, found["parameters"] * 4] * 2 if preset == "learned" else []
+            assert found["sent"] == sent
+            assert not torch.equal(found["images"], tiny_data().tensors[0][:8])
+        if preset == "learned":
+            assert found["parameters"] == 5498
 
 
 def test_no_sync_accumulation_is_the_whole_batch(results):

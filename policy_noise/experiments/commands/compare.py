@@ -152,12 +152,13 @@ def _planned(arguments: argparse.Namespace) -> dict[str, Any]:
         return {}
     plan = read_json(path)
     seeds, looked = len(plan["seeds"]), plan.get("looked", [])
-    for name, value in (("reference", plan["reference"]), ("looks", plan["looks"])):
+    looks = plan.get("looks", 1)
+    for name, value in (("reference", plan.get("reference", REFERENCE)), ("looks", looks)):
         if getattr(arguments, name) != value:
             raise ValueError(f"--{name} was {value} when this comparison was planned, got {getattr(arguments, name)}")
     if arguments.seeds < seeds:
         raise ValueError(f"--seeds must be at least the {seeds} that were planned, got {arguments.seeds}")
-    if looked and arguments.seeds > seeds and len(looked) >= plan["looks"]:
+    if looked and arguments.seeds > seeds and len(looked) >= looks:
         raise ValueError(
             f"--seeds {arguments.seeds}: the verdict of {looked[-1]} seeds was the last planned look. Adding seeds "
             "until a difference shows finds differences that are not there. Plan another one in another --output, "

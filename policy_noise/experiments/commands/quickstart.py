@@ -1,6 +1,6 @@
-"""A first comparison, on CT patches that come with the package: about 90 s on two CPU cores.
+"""A first comparison, on CT patches that come with the package: a few minutes on two CPU cores.
 
-Organs of one CT patient are trained on. Another CT patient, from another scanner, is a site that is only tested on. The
+Organs of one CT patient are trained on. Another CT patient is a site that is only tested on. The
 arms are plain training, each image normalized, random masks, and both, with five seeds. It is ``compare`` with these
 options, and writes the same page. Add learned masks with ``--methods plain normalize random learned``.
 """

@@ -73,11 +73,10 @@ def test_what_the_command_line_makes_alike_is_measured_once():
     def labels(*arguments):
         return [one.label() for one in main.chosen(main.parse(["--suite", *arguments]))]
 
-    one = labels("cpu", "--models", "vit_small", "--sizes", "224")
-    assert one == ["vit_small, 224 px, batch 16, fp32"]
+    assert labels("cpu", "--models", "vit_small") == ["vit_small, 224 px, batch 16, fp32"]
     both = labels("cpu", "--models", "resnet18", "resnet50", "--sizes", "64")
     assert both == ["resnet18, 64 px, batch 16, fp32", "resnet50, 64 px, batch 16, fp32"]
-    (first,) = main.chosen(main.parse(["--suite", "cpu", "--models", "vit_small", "--sizes", "224"]))
+    (first,) = main.chosen(main.parse(["--suite", "cpu", "--models", "vit_small"]))
     assert first.arms == suites.suite("cpu")[0].arms
     for name in suites.SUITES:
         assert labels(name) == [one.label() for one in suites.suite(name)]
