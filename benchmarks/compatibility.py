@@ -1,7 +1,7 @@
 """Write the compatibility page from the results of the integration tests.
 
-It runs tests/integrations, reads pytest's report, and writes benchmarks/COMPATIBILITY.md and the table of frameworks in
-README.md with the installed versions. If a test fails, its cell says so and the script ends with an error.
+It runs tests/integrations, reads pytest's report, and writes benchmarks/COMPATIBILITY.md with the installed versions.
+If a test fails, its cell says so and the script ends with an error.
 
 Usage: python -m benchmarks.compatibility [--losses]
 """
@@ -22,8 +22,6 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "benchmarks" / "COMPATIBILITY.md"
-README = ROOT / "README.md"
-MARKERS = ("<!-- FRAMEWORKS -->", "<!-- /FRAMEWORKS -->")
 
 FRAMEWORKS = {
     "timm": ("timm tasks", ("timm",), 'hook = policy_noise.attach(task, optimizer, preset="learned")', "timm_task.py"),
@@ -257,11 +255,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         outcomes = run_tests(Path(folder) / "report.xml")
     PAGE.write_text(page(outcomes))
-    text = README.read_text()
-    start, end = text.index(MARKERS[0]) + len(MARKERS[0]), text.index(MARKERS[1])
-    table = "\n".join(framework_table(outcomes, "examples/integrations"))
-    README.write_text(f"{text[:start]}\n{table}\n{text[end:]}")
-    print(f"wrote {PAGE.relative_to(ROOT)} and the table of frameworks in {README.name}")
+    print(f"wrote {PAGE.relative_to(ROOT)}")
     if not all(passed for results in outcomes.values() for _, passed in results):
         sys.exit("some tests failed: see the page")
 

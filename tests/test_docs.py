@@ -79,7 +79,7 @@ def test_links_lead_to_files(page):
 
 
 def test_the_readme_is_short():
-    assert len(text_of("README.md").splitlines()) <= 150
+    assert len(text_of("README.md").splitlines()) <= 135
 
 
 def messages():

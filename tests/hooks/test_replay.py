@@ -75,6 +75,10 @@ def test_one_batch_checkpointed_twice_is_refused(make_model, batch):
         loss.backward()
 
 
+@pytest.mark.skipif(
+    not hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"),
+    reason="older releases of torch do not tell a checkpointed forward, so such a batch is refused",
+)
 def test_a_plain_forward_of_the_same_batch_is_no_hindrance(make_model, batch):
     model, _, criterion, _ = start(make_model)
     criterion(model(batch[0]), batch[1])

@@ -24,7 +24,10 @@ FAMILIES = [
 @pytest.mark.parametrize("in_chans", [1, 3])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_channels_of_timms_families(name, in_chans):
-    with torch.device("meta"):
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, in_chans=in_chans)
+    except RuntimeError:  # older releases of torch and timm read values while they build a model
         model = timm.create_model(name, in_chans=in_chans)
     if name == "tresnet_m":  # a space-to-depth comes before its first convolution
         with pytest.raises(ValueError, match=r"in_chans cannot be read from TResNet: .*Pass attach\(\.\.\., in_chans="):
