@@ -511,7 +511,7 @@ def test_a_long_loop_over_rows_is_said_before_it_has_run(monkeypatch):
 def test_a_second_evaluation_that_takes_longer_than_the_step_is_said_once(recwarn):
     class Slow(nn.Module):
         def forward(self, output, target):
-            time.sleep(0.03)
+            time.sleep(0.07)
             return F.mse_loss(output, target)
 
     splitter = LossSplitter(Slow())

@@ -207,7 +207,7 @@ class LossSplitter:
         seconds, step = self._seconds, now - self._since
         known, self._seconds, self._since = self._since > 0, 0.0, now
         # The first calls of a shape try all ways.
-        if known and not any(plan.calls < 3 for plan in self._plans.values()) and step < 2 * seconds > 0.02:
+        if known and not any(plan.calls < 3 for plan in self._plans.values()) and step < 2 * seconds > 0.1:
             self._say_slow(seconds, f"of a step's {step:.2g} s")
 
     # -- details -------------------------------------------------------------------------------------------------------

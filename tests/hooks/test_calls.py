@@ -20,7 +20,9 @@ TARGETS = torch.arange(4) % 2
 def hooked(model, criterion=None, **settings):
     parameters = [*model.parameters(), nn.Parameter(torch.zeros(1))]
     optimizer = torch.optim.SGD(parameters, lr=0.1)
-    return optimizer, attach(model, optimizer, criterion, **{"p": 1.0, "grid_size": 2, "in_chans": 1, **settings})
+    return optimizer, attach(
+        model, optimizer, criterion, **{"preset": "learned", "p": 1.0, "grid_size": 2, "in_chans": 1, **settings}
+    )
 
 
 def rewards_of(optimizer, hook):
@@ -336,7 +338,7 @@ def test_a_list_of_images_is_masked_image_by_image():
     assert not any(torch.equal(image, masked) for image, masked in zip(LIST, model.seen, strict=True))
     first, last = (model.seen[k] / LIST[k] for k in (0, 2))
     assert not torch.equal(first, last)
-    assert hook.metrics["samples_seen"] == 0
+    assert hook.metrics["samples_seen"] == 3
 
 
 def test_a_detectors_loss_of_a_single_image_is_the_images():
