@@ -133,7 +133,7 @@ def test_losses_that_are_observed_by_hand(loop):
     def step(model, criterion, batch, hook):
         return hook.observe(F.cross_entropy(model(batch[0]), batch[1], reduction="none")).mean()
 
-    found = check(model, optimizer, None, batch, black=0.0, step=step)
+    found = check(model, optimizer, None, batch, black=0.0, step=step, preset="learned")
     assert found.ready
     assert "losses    observe()" in str(found)
 
@@ -153,7 +153,7 @@ def test_nothing_is_raised(loop, broken):
         (model, optimizer, broken, batch),
     ):
         assert "change: " in last_line(check(*arguments))
-    assert "unknown settings" in last_line(check(*loop, sigmas=3))
+    assert "unknown setting" in last_line(check(*loop, sigmas=3))
 
 
 def test_random_masks_need_no_losses(loop):
