@@ -78,6 +78,20 @@ def test_links_lead_to_files(page):
     assert not lost
 
 
+def figures(text):
+    """Numbers with an interval, without their signs."""
+    return {re.sub(r"\s", " ", found) for found in re.findall(r"\d?\.\d{2,3}\s±\s\d?\.\d{2,3}", text)}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_figures_stand_in_a_table_that_a_command_wrote(page):
+    tables = re.findall(r"<!-- [A-Z]+ -->(.*?)<!-- /[A-Z]+ -->", text_of("docs/evidence.md"), re.DOTALL)
+    results = [
+        path.read_text(encoding="utf-8") for name in ("benchmarks", "examples") for path in ROOT.glob(f"{name}/**/*.md")
+    ]
+    assert figures(text_of(page)) <= figures("\n".join(tables + results))
+
+
 def test_the_readme_is_short():
     assert len(text_of("README.md").splitlines()) <= 135
 
