@@ -59,6 +59,11 @@ class Term:
         """Whether a backward pass reached it."""
         return bool(self._received[0] or self._received[1])
 
+    @property
+    def is_first_order(self) -> bool:
+        """Whether a backward pass that builds no graph reached it."""
+        return bool(self._received[0])
+
     def weight(self) -> Tensor:
         """Its share of the trained loss: the coefficient's absolute value, or the sum of those of all losses."""
         return _sum([weight.abs() for weight, _ in self._passes])
@@ -106,7 +111,8 @@ class Arrivals:
         """
         shares = [0.0]
         for tensor, arrived, calls in self._seen.values():
-            trained = [(term, slope) for term, slope in calls if term.is_trained]
+            # A second-order optimizer's own passes arrive here too, and no call accounts for them.
+            trained = [(term, slope) for term, slope in calls if term.is_first_order]
             others = [other.grad_fn for other, _, _ in self._seen.values() if other is not tensor]
             # What a second call's tensor was computed from also gets the gradient of that call.
             if arrived and trained and tensor.grad_fn not in _behind(others):
