@@ -367,7 +367,7 @@ class ReinforceHook:
         """Diagnostics of the last step. The keys never change. A value is NaN as long as there is no number.
 
         Of random masks: ``share_masked``, ``mask_mean`` and ``mask_std`` of the last batch, and ``samples_seen``. Else
-        ``reward``, ``baseline``, ``advantage_std``, ``entropy`` (nats per image), ``policy_grad_norm``,
+        ``reward``, ``baseline``, ``loss_std``, ``entropy`` (nats per image), ``policy_grad_norm``,
         ``entropy_coef`` (with an ``entropy_target``), the augmentation's own metrics (``mask_mean`` and ``mask_std``
         for masks, after blur and scaling), ``samples_seen`` (images of all observed batches, unmasked and unlabelled
         ones included) and ``samples_dropped`` (images whose loss was not finite). Reading the metrics waits for the

@@ -17,7 +17,7 @@ from .window import Observation, SampleCount, WindowMoments, check_costs, check_
 
 __all__ = ["MAX_WINDOW", "PolicyLearner"]
 
-KEYS = ("reward", "baseline", "advantage_std", "entropy", "policy_grad_norm")
+KEYS = ("reward", "baseline", "loss_std", "entropy", "policy_grad_norm")
 """Numbers that every policy has; NaN until there is a window in which a sample counts."""
 MAX_WINDOW = 256
 """Observations kept while the user's optimizer does not step; older ones are dropped, with a warning."""
@@ -348,7 +348,7 @@ class LastStep:
         return {
             "reward": sign * mean,
             "baseline": sign * base,
-            "advantage_std": float(loss.variance) ** 0.5 if count > 1 else 0.0,
+            "loss_std": float(loss.variance) ** 0.5 if count > 1 else 0.0,
             "entropy": self._entropy(),
             "policy_grad_norm": float(self.gradient.norm()),
         }

@@ -110,7 +110,7 @@ def is_transformed() -> bool:
 
 
 def is_saved_elsewhere() -> bool:
-    """``torch._C._autograd._top_saved_tensors_default_hooks`` (since torch 2.7): whether saved tensors are intercepted.
+    """``torch._C._autograd._top_saved_tensors_default_hooks`` (not in torch 2.7): whether saved tensors are caught.
 
     Checkpointing and offloading do that for everything inside them. If the name is missing, the answer is True.
     """

@@ -8,7 +8,7 @@ from torch import nn
 
 from policy_noise import attach
 
-ALWAYS = {"reward", "baseline", "advantage_std", "entropy", "policy_grad_norm", "mask_mean", "mask_std"}
+ALWAYS = {"reward", "baseline", "loss_std", "entropy", "policy_grad_norm", "mask_mean", "mask_std"}
 ALWAYS |= {"samples_seen", "samples_dropped"}
 
 
@@ -54,7 +54,7 @@ def test_a_window_in_which_nothing_was_masked_has_no_reward(make_model, batch, d
         assert math.isfinite(hook.metrics["reward"])
     hook.augmentation.p = 0.0
     step(*batch)
-    for name in ("reward", "baseline", "advantage_std", "policy_grad_norm"):
+    for name in ("reward", "baseline", "loss_std", "policy_grad_norm"):
         assert math.isnan(hook.metrics[name]), name
     assert math.isfinite(hook.metrics["entropy"])
     assert hook.metrics["samples_seen"] == 8 * (distance + 1)

@@ -247,7 +247,7 @@ def test_metrics_are_what_they_say():
     expected = {
         "reward": -3.5,
         "baseline": -3.5,
-        "advantage_std": loss.std(correction=0).item(),
+        "loss_std": loss.std(correction=0).item(),
         "entropy": sample.entropy.mean().item(),
         "mask_mean": rendered.mean().item(),
         "mask_std": rendered.std().item(),
