@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,6 +49,24 @@ def advantage(
     return moments.weights(baseline, normalize) * moments.samples
 
 
+class Factors(NamedTuple):
+    """What depends only on the number n of losses that count.
+
+    Args:
+        inverse: 1 / n, with n at least 1.
+        many: 1 if n > 1, else 0.
+        inverse_others: 1 / (n - 1), with n at least 2.
+        inverse_root: 1 / sqrt(n), or 0 with n = 0 or 1, where there is no standard deviation.
+        floor: The smallest standard deviation to divide by: 1 with n = 0 or 1.
+    """
+
+    inverse: Tensor
+    many: Tensor
+    inverse_others: Tensor
+    inverse_root: Tensor
+    floor: Tensor
+
+
 @dataclass(frozen=True)
 class LossMoments:
     """Statistics of the valid losses of a window, each computed once.
@@ -59,7 +77,7 @@ class LossMoments:
         valid: Which losses count, (B,) bool.
         kept: The losses, 0 where they do not count, (B,).
         count: Number of losses that count.
-        factors: :func:`_factors_of` the count.
+        factors: What depends on the count alone.
         mean: Mean of the losses that count.
         average: Moving average of earlier losses, or the mean if there is none yet. A single valid loss is compared
             with it.
@@ -70,7 +88,7 @@ class LossMoments:
     valid: Tensor
     kept: Tensor
     count: Tensor
-    factors: Tensor
+    factors: Factors
     mean: Tensor
     average: Tensor
     centred: Tensor
@@ -81,10 +99,11 @@ class LossMoments:
         """Statistics of one process's losses (B,); see :func:`average_or` for the average."""
         kept = torch.where(valid, loss, 0)
         count = valid.sum()
-        factors = _factors_up_to(len(loss), loss.device, loss.dtype).index_select(0, count.view(1))[0]
-        mean = kept.sum() * factors[INVERSE]
+        table = _factors_up_to(len(loss), loss.device, loss.dtype)
+        factors = Factors(*table.index_select(0, count.view(1))[0].unbind())
+        mean = kept.sum() * factors.inverse
         average = average_or(mean, average)
-        centred = kept.addcmul(valid, torch.lerp(average, mean, factors[MANY]), value=-1)
+        centred = kept.addcmul(valid, torch.lerp(average, mean, factors.many), value=-1)
         return cls(valid, kept, count, factors, mean, average, centred, centred.norm())
 
     @staticmethod
@@ -100,12 +119,12 @@ class LossMoments:
     def of_all_ranks(cls, loss: Tensor, valid: Tensor, sums: Tensor, average: Tensor | None = None) -> "LossMoments":
         """Statistics of this rank's losses (B,) and those of all ranks, whose :meth:`sums` were added up."""
         count, total, squares = sums
-        factors = _factors_of(count)
-        distance = total * factors[INVERSE]
+        factors = Factors(*_factors_of(count).unbind())
+        distance = total * factors.inverse
         mean = distance + average_or(loss.new_zeros(()), average)
         kept = torch.where(valid, loss, 0)
         average = average_or(mean, average)
-        centred = (kept - torch.lerp(average, mean, factors[MANY])) * valid
+        centred = (kept - torch.lerp(average, mean, factors.many)) * valid
         norm = (squares - total * distance).clamp(min=0).sqrt()
         return cls(valid, kept, count, factors, mean, average, centred, norm)
 
@@ -121,7 +140,7 @@ class LossMoments:
 
     def weights(self, baseline: Baseline | Tensor | float, normalize: bool) -> Tensor:
         """The advantage divided by the number of samples. Scalars are multiplied first, to save operations on (B,)."""
-        scale = self.factors[INVERSE]
+        scale = self.factors.inverse
         if not isinstance(baseline, str):
             distance = torch.where(self.valid, self.kept - baseline, 0)
         elif baseline not in ("none", "batch", "leave_one_out"):
@@ -130,14 +149,14 @@ class LossMoments:
             distance = self.kept if baseline == "none" else self.centred
             if baseline == "leave_one_out":
                 # l_i - (S - l_i) / (n - 1) = (l_i - S / n) n / (n - 1)
-                scale = self.factors[OTHERS]
+                scale = self.factors.inverse_others
         if normalize:
-            scale = scale / torch.maximum(self.norm * self.factors[ROOT], self.factors[FLOOR])
+            scale = scale / torch.maximum(self.norm * self.factors.inverse_root, self.factors.floor)
         return distance * scale
 
     def shares(self, total: Tensor | float) -> Tensor:
         """A number split equally among the losses that count, (B,); 0 for the others."""
-        return self.valid * (self.factors[INVERSE] * total)
+        return self.valid * (self.factors.inverse * total)
 
     def blend(self, average: Tensor | None, momentum: float) -> Tensor:
         """The moving average after this window. It does not change if no loss counts, and is NaN at first."""
@@ -146,16 +165,8 @@ class LossMoments:
         return torch.where(self.count > 0, blended, previous).detach()
 
 
-INVERSE, MANY, OTHERS, ROOT, FLOOR = range(5)
-"""Places in :func:`_factors_of`."""
-
-
 def _factors_of(count: Tensor) -> Tensor:
-    """Compute the factors that depend only on the number n of losses that count, along a new last axis.
-
-    These are 1 / n (n at least 1); whether n > 1; 1 / (n - 1) (n at least 2); 1 / sqrt(n); and the smallest standard
-    deviation to divide by. With n = 0 or 1 there is no standard deviation, so the divisor is 1.
-    """
+    """Compute :class:`Factors` of a number of losses, along a new last axis."""
     many = count > 1
     root = torch.where(many, count.clamp(min=1).rsqrt(), 0.0)
     others = (count.clamp(min=2) - 1).reciprocal()
