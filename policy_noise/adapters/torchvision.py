@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ..masks import random_shading
+from ..masks.inputs import replace_leaves, untyped_images
 from ..masks.samples import ShadingSample
+from ..utils.trees import leaves_of
 from .shading import draw, shade
 
 try:
@@ -34,9 +36,10 @@ class RandomShading(v2.Transform):
     """Random shading as one of torchvision's v2 transforms.
 
     All ``Image``, ``Video`` and PIL images of a sample get one mask, labels, boxes, masks and key points none. Without
-    any of these types, the first plain tensor of three or more axes is the image, and a list of nothing else is a list
-    of images. Frames of a video share their mask; images of a batch have one each. It draws from torch's global
-    generator. Like torchvision's transforms it does not follow ``eval()``.
+    any of these types, plain tensors of three or more axes are asked: in a mapping those whose key says so, such as
+    ``"image"``, elsewhere the first; a list of nothing else is a list of images. Frames of a video share their mask;
+    images of a batch have one each. It draws from torch's global generator. Like torchvision's transforms it does not
+    follow ``eval()``.
 
     Args:
         p: Probability that an image is masked.
@@ -57,7 +60,7 @@ class RandomShading(v2.Transform):
         torch.Size([3, 24, 32])
     """
 
-    _transformed_types = (tv_tensors.Image, tv_tensors.Video, PIL.Image.Image, _is_plain_image)
+    _transformed_types = (tv_tensors.Image, tv_tensors.Video, PIL.Image.Image)
 
     def __init__(self, p: float = 0.5, **settings: Any) -> None:
         super().__init__()
@@ -65,10 +68,16 @@ class RandomShading(v2.Transform):
 
     def forward(self, *inputs: Any) -> Any:
         """Mask the images of a sample."""
-        images = inputs[0]
-        if len(inputs) == 1 and isinstance(images, list) and len(images) > 1 and all(map(_is_plain_image, images)):
-            return [image.as_subclass(Tensor) for image in super().forward(list(map(tv_tensors.Image, images)))]
-        return super().forward(*inputs)
+        sample = inputs if len(inputs) > 1 else inputs[0]
+        leaves = list(leaves_of(sample))
+        if any(isinstance(leaf, tv_tensors.Image | tv_tensors.Video | PIL.Image.Image) for leaf in leaves):
+            return super().forward(sample)
+        # torchvision sees no keys. So what is an image is decided here, and marked for it.
+        only_images = isinstance(sample, list) and len(sample) > 1 and all(map(_is_plain_image, sample))
+        images = range(len(leaves)) if only_images else untyped_images(sample, _is_plain_image)
+        result = super().forward(replace_leaves(sample, {i: tv_tensors.Image(leaves[i]) for i in images}))
+        shaded = list(leaves_of(result))
+        return replace_leaves(result, {i: shaded[i].as_subclass(Tensor) for i in images})
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw: a mask for each image of a batch, and for each video."""
@@ -92,8 +101,7 @@ class RandomShading(v2.Transform):
         if not single:
             images = images.flatten(0, -self.shading.spatial_dims - 2)
             sample = _repeated(sample, len(images))
-        shaded = shade(self.shading, images, sample).view(inpt.shape)
-        return shaded if F.is_pure_tensor(inpt) else tv_tensors.wrap(shaded, like=inpt)
+        return tv_tensors.wrap(shade(self.shading, images, sample).view(inpt.shape), like=inpt)
 
 
 def _repeated(sample: ShadingSample, count: int) -> ShadingSample:

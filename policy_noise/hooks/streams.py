@@ -39,7 +39,7 @@ class Draws:
     ) -> None:
         self.augmentation = augmentation
         self.generator = generator
-        self.seed = derived_seed(torch.initial_seed(), number) if number else torch.initial_seed()
+        self.seed = derived_seed(torch.initial_seed(), 2 * number) if number else torch.initial_seed()
         self.steps = 0
         self._number = 0
         self._equal = is_distributed()
@@ -109,7 +109,7 @@ class Draws:
                 )
             rank = dist.get_rank()
         self._number += 1
-        return derived_seed(self.seed, rank, self.steps, self._number - 1)
+        return derived_seed(self.seed, rank, self.steps, 2 * (self._number - 1))
 
 
 def joined(samples: Sequence[Sample]) -> Sample:
@@ -123,7 +123,10 @@ def joined(samples: Sequence[Sample]) -> Sample:
 
 
 def derived_seed(seed: int, *place: int) -> int:
-    """Derive a seed from numbers: one step of a linear congruential generator (Knuth's MMIX) for each."""
+    """Derive a seed from numbers: one step of a linear congruential generator (Knuth's MMIX) for each.
+
+    The lowest bit is dropped at the end. So a last number that counts must count in steps of two.
+    """
     for part in place:
         seed = (seed * 6364136223846793005 + part + 1442695040888963407) % 2**64
     return seed >> 1

@@ -1,5 +1,6 @@
 """Find the images in a data set's samples, beside labels, boxes and names."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from ..utils.trees import leaves_of
 
-__all__ = ["apply_to_images"]
+__all__ = ["apply_to_images", "replace_leaves", "untyped_images"]
 
 NAMES = {
     "image",
@@ -47,26 +48,38 @@ def apply_to_images(transform: Callable[[Tensor], Tensor], sample: Any, labels: 
     """
     whole = (sample, *labels) if labels else sample
     leaves = list(leaves_of(whole))
-    chosen = [leaf for leaf in leaves if type(leaf).__name__ in ("Image", "Video") and isinstance(leaf, Tensor)]
+    chosen = [i for i, x in enumerate(leaves) if type(x).__name__ in ("Image", "Video") and isinstance(x, Tensor)]
     if not chosen:
-        chosen = _untyped_images(whole)
+        chosen = untyped_images(whole, _is_image)
     if not chosen:
         got = [f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__ for x in leaves]
         raise TypeError(f"images must be floating-point tensors of three axes or more, got {got}: convert them first")
     # Arithmetic returns plain tensors. Later transforms need the subclass, to tell images from masks.
-    return _replace(whole, {id(leaf): transform(leaf).as_subclass(type(leaf)) for leaf in chosen})
+    return replace_leaves(whole, {i: transform(leaves[i]).as_subclass(type(leaves[i])) for i in chosen})
 
 
-def _untyped_images(whole: Any) -> list[Tensor]:
-    candidates = [
-        (key, leaf)
-        for key, leaf in _keyed_leaves(whole, None)
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim > 2
-    ]
+def _is_image(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim > 2
+
+
+def untyped_images(whole: Any, is_image: Callable[[Any], bool]) -> list[int]:
+    """Find the images among the tensors of a sample, by the keys of its mappings or by their place.
+
+    Args:
+        whole: The sample.
+        is_image: Whether a leaf can be an image.
+
+    Returns:
+        Their numbers among the leaves. (Two leaves may be the same tensor, as an autoencoder's image and target.)
+
+    Raises:
+        TypeError: If it is not clear which they are.
+    """
+    candidates = [(key, i) for i, (key, leaf) in enumerate(_keyed_leaves(whole, None)) if is_image(leaf)]
     if not candidates:
         return []
-    named = [leaf for key, leaf in candidates if isinstance(key, str) and key.lower() in NAMES]
-    in_order = [leaf for key, leaf in candidates if key is None]
+    named = [i for key, i in candidates if isinstance(key, str) and key.lower() in NAMES]
+    in_order = [i for key, i in candidates if key is None]
     if (named and in_order) or not (named or in_order):
         keys = [key for key, _ in candidates if key is not None]
         raise TypeError(f"which tensors are images is not clear from the keys {keys}: {REMEDY}")
@@ -90,11 +103,17 @@ def _keyed_leaves(value: Any, key: Any) -> Iterator[tuple[Any, Any]]:
         yield key, value
 
 
-def _replace(value: Any, images: dict[int, Tensor]) -> Any:
-    if isinstance(value, Mapping):
-        return type(value)({name: _replace(item, images) for name, item in value.items()})  # type: ignore[call-arg]
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_replace(item, images) for item in value))
-    if isinstance(value, list | tuple):
-        return type(value)(_replace(item, images) for item in value)
-    return images.get(id(value), value)
+def replace_leaves(whole: Any, replacements: Mapping[int, Any]) -> Any:
+    """Replace leaves of nested mappings, lists and tuples, given by their numbers."""
+    numbers = itertools.count()
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return type(value)({name: replaced(item) for name, item in value.items()})  # type: ignore[call-arg]
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(replaced, value))
+        if isinstance(value, list | tuple):
+            return type(value)(map(replaced, value))
+        return replacements.get(next(numbers), value)
+
+    return replaced(whole)

@@ -134,3 +134,14 @@ def test_p_is_the_share_of_masked_images():
     transform = RandomShading(p=0.3, **UNIT)
     changed = sum(not torch.equal(transform(IMAGE), IMAGE) for _ in range(400))
     assert changed / 400 == pytest.approx(0.3, abs=0.1)
+
+
+def test_in_a_mapping_the_key_says_what_is_an_image():
+    transform = RandomShading(p=1.0, **UNIT)
+    sample = transform({"label": IMAGE, "image": IMAGE})
+    assert sample["label"] is IMAGE
+    assert not torch.equal(sample["image"], IMAGE)
+    assert type(sample["image"]) is torch.Tensor
+    for unclear in ({"t1": IMAGE, "t2": IMAGE}, {"boxes": torch.rand(2, 3, 4), "scan": IMAGE}):
+        with pytest.raises(TypeError, match="not clear from the keys"):
+            transform(unclear)

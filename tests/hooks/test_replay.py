@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from policy_noise import attach
+from policy_noise import RandomShading, attach
+from policy_noise.hooks.streams import Draws
 
 TELLS = "reason" in inspect.signature(torch.compiler.disable).parameters
 
@@ -166,3 +167,14 @@ def test_a_whole_graph_compiled_after_attaching_says_why_not(make_model, batch):
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with pytest.raises(Exception, match="compile the model first, then attach"):
         compiled(batch[0])
+
+
+def test_all_draws_of_a_step_and_of_each_hook_differ():
+    images = torch.rand(2, 1, 8, 8)
+    actions = []
+    for number in range(3):
+        draws = Draws(RandomShading(p=1.0), None, number)
+        for _ in range(20):
+            actions += [draws.draw(images, with_graph=False).action.flatten() for _ in range(4)]
+            draws.advance()
+    assert len(torch.stack(actions).unique(dim=0)) == len(actions)

@@ -338,3 +338,12 @@ def test_images_with_another_number_of_channels_than_the_constants_are_refused()
     shade = RandomShading(mean=IMAGENET[0], std=IMAGENET[1])
     with pytest.raises(ValueError, match="images have 1 channels, but mean, std, black or white 3: pass one number"):
         shade(torch.rand(2, 1, 16, 16))
+
+
+def test_a_target_that_is_the_image_itself_is_left_alone():
+    image = torch.rand(1, 8, 8)
+    shade = RandomShading(p=1.0, mean=0.0, std=1.0)
+    for sample in ((image, image), {"image": image, "target": image}):
+        shaded, target = shade(sample).values() if isinstance(sample, dict) else shade(sample)
+        assert not torch.equal(shaded, image)
+        assert target is image
