@@ -30,15 +30,21 @@ def shade(mask: RandomShading, images: Tensor, sample: ShadingSample) -> Tensor:
     """
     dtype = images.dtype
     if dtype.is_floating_point:
-        return mask(images, sample)
+        return _shaded(mask, images, sample)
     if dtype not in (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.int32):
         raise TypeError(
             f"images must be floating point or integers of at most 32 bits, got {dtype}: convert them first"
         )
     limits = torch.iinfo(dtype)
     white = 255.0 if dtype == torch.uint8 else 1.0
-    shaded = mask(images.to(torch.float64 if limits.bits == 32 else torch.float32) / white, sample) * white
+    values = images.to(torch.float64 if limits.bits == 32 else torch.float32) / white
+    shaded = _shaded(mask, values, sample) * white
     return shaded.round_().clamp_(limits.min, limits.max).to(dtype)
+
+
+def _shaded(mask: RandomShading, images: Tensor, sample: ShadingSample) -> Tensor:
+    mask.look_at(mask.as_batch(images))
+    return mask(images, sample)
 
 
 def draw(

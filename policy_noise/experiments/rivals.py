@@ -289,8 +289,10 @@ class RunAugmentation:
         seed = int(np.random.default_rng([self.seed, step, 2, self.rank]).integers(2**31))
         self.augmentation.generator.manual_seed(seed)
         own = None if self.augmentation.own is None else self.augmentation.own.call
-        for name in ("set_random_state", "set_random_seed"):  # MONAI's and Albumentations' have generators of their own
-            getattr(own, name, lambda seed: None)(seed)
+        # Albumentations and MONAI have generators of their own. Albumentations' set_random_state takes two of them.
+        reseed = getattr(own, "set_random_seed", None) or getattr(own, "set_random_state", None)
+        if reseed is not None:
+            reseed(seed)
         state, pythons = np.random.get_state(), random.getstate()  # noqa: NPY002  (timm's MixUp draws from it)
         try:
             np.random.seed(seed)  # noqa: NPY002

@@ -95,6 +95,10 @@ class _Before:
     values: dict[int, Tensor]
 
 
+NOTICEABLE = 0.5
+"""Seconds from which on a second evaluation that takes longer than the rest of the step is said."""
+
+
 class LossSplitter:
     """Compute one loss per sample from a criterion, and check them on calls 1, 2, 4, 8, ... of each shape.
 
@@ -207,7 +211,8 @@ class LossSplitter:
         seconds, step = self._seconds, now - self._since
         known, self._seconds, self._since = self._since > 0, 0.0, now
         # The first calls of a shape try all ways.
-        if known and not any(plan.calls < 3 for plan in self._plans.values()) and step < 2 * seconds > 0.1:
+        tried = not any(plan.calls < 3 for plan in self._plans.values())
+        if known and tried and step < 2 * seconds and seconds > NOTICEABLE:
             self._say_slow(seconds, f"of a step's {step:.2g} s")
 
     # -- details -------------------------------------------------------------------------------------------------------

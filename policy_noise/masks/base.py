@@ -213,8 +213,7 @@ class SmoothMask(StochasticAugmentation):
             return apply_to_images(self, images, labels)
         batch = self.as_batch(images)
         if sample is None:
-            if not self._judged and not torch.compiler.is_compiling():
-                self._look_at(batch.detach(), ENOUGH)
+            self.look_at(batch)
             sample = self.sample(batch)
         elif len(sample.action) != len(batch):
             raise ValueError(f"sample holds {len(sample.action)} masks, got {len(batch)} images")
@@ -240,6 +239,11 @@ class SmoothMask(StochasticAugmentation):
     def check(self, images: Tensor) -> None:
         """Warn if the images' values do not fit black and white."""
         self._look_at(images, enough=1)
+
+    def look_at(self, images: Tensor) -> None:
+        """Collect the values of the first images, and warn once if they do not fit black and white."""
+        if not self._judged and not torch.compiler.is_compiling():
+            self._look_at(images.detach(), ENOUGH)
 
     def _look_at(self, images: Tensor, enough: int) -> None:
         """Collect the range of the first images' values, and judge it once, from so many images on."""

@@ -145,3 +145,9 @@ def test_in_a_mapping_the_key_says_what_is_an_image():
     for unclear in ({"t1": IMAGE, "t2": IMAGE}, {"boxes": torch.rand(2, 3, 4), "scan": IMAGE}):
         with pytest.raises(TypeError, match="not clear from the keys"):
             transform(unclear)
+
+
+def test_values_that_do_not_fit_are_said():
+    transform = RandomShading(p=1.0, mean=123.0, std=58.0)
+    with pytest.warns(UserWarning, match="don't fit the black level"):
+        transform(torch.randn(32, 3, 16, 16))

@@ -97,7 +97,10 @@ def test_nnunets_folders(tmp_path):
         ("method,seed,dice\nplain,0,0.5\nmine,,0.5\n", "line 3: seed must be a name, got nan"),
         ("method,seed,dice\nplain,0,0.5\nplain,0,0.6\nmine,0,0.5\n", "a score is given twice: .*'plain'"),
         ("method,seed,dice\nplain,0,0.5\nplain,1,0.6\n", r"at least two methods must be compared, got \['plain'\]"),
-        ("method,seed,dice\nplain,0,0.5\nmine,1,0.6\n", "no seed in common of mine and plain on test"),
+        (
+            "method,seed,dice\nplain,0,0.5\nmine,1,0.6\n",
+            "all methods must have the same seeds on each set, but plain has no dice of seed 1",
+        ),
         (
             "method,seed,patient,dice\nplain,0,a,0.5\nplain,0,b,0.5\nmine,0,a,0.6\n",
             "set test: all 2 runs must have scores of the same patients, and of 'b' some have none",

@@ -130,6 +130,14 @@ def judge(runs: Any, *, reference: str | None = None, lower: Sequence[str] = (),
     twice = runs[runs.duplicated(keys)]
     if len(twice):
         raise ValueError(f"a score is given twice: {twice.iloc[0][keys].to_dict()}")
+    for (name, measure), own in runs.groupby(["set", "measure"], sort=False):
+        scored = set(zip(own["method"], own["seed"], strict=True))
+        lacking = [(m, seed) for m in names for seed in dict.fromkeys(runs["seed"]) if (m, seed) not in scored]
+        if lacking:
+            raise ValueError(
+                f"all methods must have the same seeds on each set, but {lacking[0][0]} has no {measure} of seed "
+                f"{lacking[0][1]} on {name}: add it, or leave this seed or set out"
+            )
     names = [reference, *(name for name in names if name != reference)]
     pairs = controls(names, reference)
     sets = [{"key": name, "label": name} for name in dict.fromkeys(runs["set"])]

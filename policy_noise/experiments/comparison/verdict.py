@@ -47,7 +47,7 @@ def verdict(results: Mapping[str, Any]) -> list[str]:
         numbers = [f"{name}, untested: {_list(rows, names)}." for name, rows in own.items()]
         return [why, *overlaps, *numbers, *_patients(results, names), _what_next(results, table, own, names)]
     return [
-        _answer(own, reference),
+        _answer(own, reference, results),
         *_near_chance(table),
         *overlaps,
         *(f"{name}: {_findings(rows, names)}." for name, rows in own.items()),
@@ -77,8 +77,8 @@ def _no_verdict(results: Mapping[str, Any]) -> str:
     return ""
 
 
-def _answer(own: Mapping[str, Sequence[Mapping[str, Any]]], reference: str) -> str:
-    """The first sentence: which arms help."""
+def _answer(own: Mapping[str, Sequence[Mapping[str, Any]]], reference: str, results: Mapping[str, Any]) -> str:
+    """The first sentence: which arms help, by the first measure."""
     kinds: dict[tuple[bool, bool], list[str]] = {}
     for name, rows in own.items():
         said = {row["finding"] for row in rows}
@@ -90,7 +90,9 @@ def _answer(own: Mapping[str, Sequence[Mapping[str, Any]]], reference: str) -> s
         (False, False): "no difference shown",
     }
     parts = [f"{what}: {_join(kinds[kind])}" for kind, what in words.items() if kind in kinds]
-    return f"Against {reference}, {'; '.join(parts)}."
+    several = len(results["tables"]) > 1 and "record" not in results  # compare's page says which measure is its first
+    start = f"By {next(iter(results['tables']))}, against" if several else "Against"
+    return f"{start} {reference}, {'; '.join(parts)}."
 
 
 def _near_chance(table: Mapping[str, Any]) -> list[str]:
@@ -199,6 +201,8 @@ def _what_next(
         return "Next: finish the planned runs with --resume."
     if seeds < MIN_PAIRS:
         return f"Next: more seeds, at least {MIN_PAIRS}" + (" (--resume --seeds 5)." if record else ".")
+    if all(row["p"] is None for row in table["differences"]):
+        return "Next: runs that differ by their seeds; equal differences may be one run given several times."
     if all(measure["near_chance"] for measure in table["measures"]):
         return "Next: a model that learns the task, with more epochs or weights; all scores are near chance."
     rows = [row for several in own.values() for row in several]
@@ -224,8 +228,9 @@ def _what_next(
             return f"Next: the same with {'larger images and ' * reduced}the model that you will use, such as {again}."
         if not data.get("sites"):
             return "Next: another scanner or hospital, as --site NAME=SOURCE."
-    best = [name for name, mine in own.items() if {row["finding"] for row in mine} >= {"better"} and
-            "worse" not in {row["finding"] for row in mine}]  # fmt: skip
+    every = [row for each in results["tables"].values() for row in each["differences"]]
+    harmed = {row["method"] for row in every if row["finding"] == "worse" and row["method"] in own}
+    best = [name for name, mine in own.items() if name not in harmed and "better" in {r["finding"] for r in mine}]
     if best:
         gain = {name: sum(row["mean"] for row in own[name]) * (1 if table["higher"] else -1) for name in best}
         return f"Next: stop here, and use {max(best, key=gain.__getitem__)}."
