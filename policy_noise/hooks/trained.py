@@ -24,7 +24,8 @@ class Term:
 
     The loop may add calls up, weight or negate them, and average unreduced losses as it likes. A tensor hook on the
     criterion's output receives the derivative of the trained loss, which is the coefficient: one number if the
-    criterion returned one, else one for each of its losses. Several backward passes through one call add up.
+    criterion returned one, else one for each of its losses. Several backward passes through one call add up. A function
+    of unreduced losses that is not linear is not seen: each loss then counts times its derivative.
 
     Args:
         output: What the criterion returned, in the loop's graph.

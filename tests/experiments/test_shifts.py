@@ -98,3 +98,22 @@ def test_random_filters_are_mixed_with_the_image_and_keep_middle_grey():
 
 def test_severities_are_those_of_every_shift():
     assert all(len(levels) == len(SEVERITIES) for _, levels in SHIFTS.values())
+
+
+@pytest.mark.parametrize("library", ["albumentations", "monai.transforms"])
+def test_a_librarys_transform_of_ones_own_is_seeded(library, tmp_path, monkeypatch):
+    pytest.importorskip(library)
+    made = {
+        "albumentations": "A.RandomBrightnessContrast(p=1.0)",
+        "monai.transforms": "A.RandAdjustContrast(prob=1.0, gamma=(0.5, 2.0))",
+    }[library]
+    (tmp_path / f"own_{len(library)}.py").write_text(f"import {library} as A\nchanges = {made}\n")
+    monkeypatch.chdir(tmp_path)
+    images, labels = torch.rand(4, 1, 8, 8), torch.arange(4) % 3
+    runs = [
+        RunAugmentation(f"own_{len(library)}:changes", 3, torch.device("cpu"), seed=0, rank=0, mean=0.0, std=1.0)
+        for _ in range(2)
+    ]
+    first, second = (run(images, labels, 5)[0] for run in runs)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, runs[0](images, labels, 6)[0])
