@@ -104,7 +104,7 @@ BELOW = {
     "heated": {"utils", "version"},
 }
 """What each subpackage may import from the package. Those above it (such as factory) may import all."""
-ABOVE = {"adapters", "check", "factory", "integrations", "experiments", "plotting", "__init__"}
+ABOVE = {"__main__", "adapters", "check", "factory", "integrations", "experiments", "plotting", "__init__"}
 
 
 def rooms():

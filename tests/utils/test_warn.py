@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 import time
+import unittest.mock
 import warnings
 
 import pytest
@@ -172,7 +173,8 @@ def a_large_memory():
 
 
 def a_slow_criterion():
-    with_criterion(Loss(lambda output: time.sleep(0.02) if float(output.sum()) else None), steps=6)
+    with unittest.mock.patch("policy_noise.losses.splitter.NOTICEABLE", 0.05):
+        with_criterion(Loss(lambda output: time.sleep(0.02) if float(output.sum()) else None), steps=6)
 
 
 def a_loss_that_nobody_sees():
