@@ -93,7 +93,7 @@ def test_figures_stand_in_a_table_that_a_command_wrote(page):
 
 
 def test_the_readme_is_short():
-    assert len(text_of("README.md").splitlines()) <= 135
+    assert len(text_of("README.md").splitlines()) <= 130
 
 
 def messages():
