@@ -113,14 +113,14 @@ def count(results: list[tuple[str, bool]]) -> str:
     return f"{passed} of {len(results)}" if results else "not run"
 
 
-def framework_table(outcomes: Outcomes, examples: str) -> list[str]:
+def framework_table(outcomes: Outcomes) -> list[str]:
     lines = [
         "| framework | lines to add | tested version | tests passed | example |",
         "| --- | --- | --- | --- | --- |",
     ]
     for module, (name, packages, line, example) in FRAMEWORKS.items():
         versions = ", ".join(installed(package) for package in packages)
-        link = f"[{example}]({examples}/{example})"
+        link = f"[{example}](../examples/integrations/{example})"
         lines.append(f"| {name} | `{line}` | {versions} | {count(outcomes[module])} | {link} |")
     return lines
 
@@ -199,7 +199,7 @@ def page(outcomes: Outcomes) -> str:
         "## Frameworks",
         "Each framework trains with the installed library. The tests check that the policy learned, that validation "
         "saw no mask, and that a resumed run ended where the uninterrupted one did.",
-        "\n".join(framework_table(outcomes, "../examples/integrations")),
+        "\n".join(framework_table(outcomes)),
         "## Precisions, networks and optimizers",
         "fp16 is autocast with GradScaler, bf16 is autocast alone. Each run checks that the policy learned, that the "
         "loss equals that of the network without a hook on the same masked images, that evaluation is not masked, and "
