@@ -1,4 +1,4 @@
-"""The results page, and the tables and the picture of the evidence page. Nothing is trained here."""
+"""The tables and the picture of the results pages and of the evidence page. Nothing is trained here."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,8 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results" / "runs.jsonl"
 EARLIER = FOLDER / "results" / "earlier.jsonl.gz"
-"""Test scores of the rounds before this protocol, of the arms that the evidence page shows."""
+"""Test scores of the rounds before this protocol, of the arms that their page shows."""
 PAGE = FOLDER / "RESULTS.md"
+EARLIER_PAGE = FOLDER / "EARLIER.md"
 EVIDENCE = ROOT / "docs" / "evidence.md"
 PICTURES = ROOT / "docs" / "_static"
 
@@ -69,7 +70,7 @@ PAIRS = {
     ("cooperative", "random"): "cooperative, entropy not held, minus random",
     ("color-jitter+random", "color-jitter"): "ColorJitter with random masks minus ColorJitter",
 }
-"""Comparisons that the evidence page names."""
+"""Comparisons that the page of the earlier rounds names."""
 LONG_ROWS = {
     "mixup": "MixUp",
     "randaugment": "RandAugment",
@@ -254,7 +255,7 @@ def clean_by_task(results: Results) -> str:
     return "\n".join(lines)
 
 
-def results_page(records: list[dict[str, Any]], earlier: list[dict[str, Any]]) -> str:
+def results_page(records: list[dict[str, Any]]) -> str:
     """The page of all results of the protocol."""
     val, test = Results(records, "val"), Results(records, "test")
     done = {record["key"] for record in records if "scores" in record}
@@ -280,34 +281,38 @@ def results_page(records: list[dict[str, Any]], earlier: list[dict[str, Any]]) -
     for task in TASKS:
         if test.by_seed([task], PLAIN.name, "clean"):
             parts += [f"## Test scores: {task}", scores_table(test, task)]
-    parts += ["## Earlier rounds, test: clean images, minus plain, by task", clean_by_task(Results(earlier, "test"))]
     return "\n\n".join(parts) + "\n"
 
 
-def evidence_page(text: str, records: list[dict[str, Any]], earlier: list[dict[str, Any]]) -> str:
+def evidence_page(text: str, records: list[dict[str, Any]]) -> str:
     """The evidence page with its tables anew."""
-    test, before = Results(records, "test"), Results(earlier, "test")
+    test = Results(records, "test")
     parts = {
         "PROGRESS": progress(records),
         "VALIDATION": minus_table(Results(records, "val"), ON_VALIDATION, PLAIN, SHOWN[:-1]),
         "PROTOCOL": minus_table(test, PROTOCOL, PLAIN),
         "NORMALIZED": minus_table(test, ON_NORMALIZED, NORMALIZED),
-        "EARLIER": earlier_table(before),
-        "PAIRS": pairs_table(before),
-        "LONG": long_table(before),
     }
     for name, content in parts.items():
         text = put(text, content, name)
     return text
 
 
+def earlier_page(text: str, earlier: list[dict[str, Any]]) -> str:
+    """The page of the earlier rounds with its tables anew."""
+    before = Results(earlier, "test")
+    parts = {"EARLIER": earlier_table(before), "PAIRS": pairs_table(before), "CLEAN": clean_by_task(before)}
+    for name, content in {**parts, "LONG": long_table(before)}.items():
+        text = put(text, content, name)
+    return text
+
+
 def write_pages() -> None:
-    """Write the results page, and the evidence page's tables and heat maps."""
+    """Write the results page, the tables of the evidence page and of the earlier rounds, and the heat map."""
     records, earlier = read_results(RESULTS), read_results(EARLIER)
-    PAGE.write_text(results_page(records, earlier), encoding="utf-8")
-    EVIDENCE.write_text(evidence_page(EVIDENCE.read_text(encoding="utf-8"), records, earlier), encoding="utf-8")
-    rows = {arm: title for arm, (title, tasks) in EARLIER_ROWS.items() if tasks is TASKS}
-    heat_map(Results(earlier, "test"), rows, PICTURES / "evidence.png")
+    PAGE.write_text(results_page(records), encoding="utf-8")
+    EVIDENCE.write_text(evidence_page(EVIDENCE.read_text(encoding="utf-8"), records), encoding="utf-8")
+    EARLIER_PAGE.write_text(earlier_page(EARLIER_PAGE.read_text(encoding="utf-8"), earlier), encoding="utf-8")
     test = Results(records, "test")
     if test.by_seed(TASKS, MASKS.name, "clean"):
         heat_map(test, {arm.name: arm.title for arm in PROTOCOL[1:]}, PICTURES / "heat-map.png")

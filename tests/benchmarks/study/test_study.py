@@ -255,8 +255,10 @@ def test_without_a_setting_that_passes_todays_default_stays():
 def test_the_pages_have_the_tables_of_the_committed_runs():
     records, earlier = read_results(RESULTS), read_results(EARLIER)
     page = EVIDENCE.read_text(encoding="utf-8")
-    assert report.evidence_page(page, records, earlier) == page
-    assert report.results_page(records, earlier) == report.PAGE.read_text(encoding="utf-8")
+    assert report.evidence_page(page, records) == page
+    assert report.results_page(records) == report.PAGE.read_text(encoding="utf-8")
+    page = report.EARLIER_PAGE.read_text(encoding="utf-8")
+    assert report.earlier_page(page, earlier) == page
 
 
 def test_tables_and_heat_map_of_complete_runs(tmp_path):
@@ -266,7 +268,7 @@ def test_tables_and_heat_map_of_complete_runs(tmp_path):
         | {"scores": {name: generator.random() for name in ("clean", "bias_field:1", "blur:1", "ct2")}}
         for job in protocol_jobs()
     ]
-    page = report.results_page(records, [])
+    page = report.results_page(records)
     assert page.count(f"| {MASKS.title} | 8 | ") == 1 + 3  # against plain, and of each task
     assert page.count("*No runs yet.*") == 1  # on validation
     assert page.count(f"| {MASKS.on(NORMALIZED).title} | 8 | ") == 2 + 3
