@@ -18,7 +18,7 @@ from .losses.batch import Structures
 from .losses.isolation import random_states, restore
 from .losses.refusal import batch_argument
 from .utils.compat import compiled_from, tree_flatten
-from .utils.trees import tensors_in
+from .utils.misc import tensors_in
 
 if TYPE_CHECKING:
     from .hooks.hook import ReinforceHook

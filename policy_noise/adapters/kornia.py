@@ -6,8 +6,7 @@ from typing import Any
 from kornia.augmentation import IntensityAugmentationBase2D, IntensityAugmentationBase3D
 from torch import Tensor
 
-from ..masks import random_shading
-from ..masks.samples import ShadingSample
+from ..masks import ShadingSample, random_shading
 from .shading import cells_of, draw
 
 __all__ = ["RandomShading", "RandomShading3D"]

@@ -21,16 +21,14 @@ from ..learning.learner import MAX_WINDOW
 from ..learning.window import check_loss
 from ..losses import CriterionError, LossMethod, LossSplitter, SampleLosses, is_hookable, loss_of, with_loss
 from ..utils.compat import backward_number, is_in_backward, is_replica, is_transformed
-from ..utils.distributed import is_distributed
+from ..utils.misc import is_distributed, tensors_in
 from ..utils.model import is_training
-from ..utils.trees import tensors_in
 from ..utils.warn import warn
 from . import registry
-from .calls import Call
-from .copies import Functor
-from .inputs import InputName, find_images, item_at, replace
+from .calls import Call, InputName, find_images, item_at, replace
 from .optimizers import OptimizerLink, stepping_optimizer
 from .pairing import Match, PairingError, PairingQueue, Pending
+from .registry import Functor
 from .schedule import ScheduledStrength
 from .streams import Draws, joined
 from .trained import Arrivals, Term, trained_losses

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from .copies import Functor
+from .registry import Functor
 
 __all__ = ["OptimizerLink", "stepping_optimizer"]
 

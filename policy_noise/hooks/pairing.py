@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..augmentation import Sample
-from ..utils.trees import tensors_in
+from ..utils.misc import tensors_in
 from ..utils.warn import warn
 from .rows import Rows, follow
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..utils.compat import CollectiveError, collectives_refused, version_of
-from ..utils.distributed import is_distributed
+from ..utils.misc import is_distributed
 from ..utils.warn import warn
 from .agreement import Late, Verdict, agree, agree_weighted, close, pools, supervised
 from .batch import HALF, Call, Structures, devices_of, loss_of, shapes_of, tree_flatten
