@@ -140,10 +140,6 @@ class LossSplitter:
         self._way = ""
         self._said: set[str] = set()
         self._seconds, self._since = 0.0, 0.0
-        self.with_slope = False
-        """Whether the next calls also compute :attr:`slope`."""
-        self.slope: tuple[Tensor, Tensor] | None = None
-        """The tensor that was taken for the batch in the last call, and the loss's gradient with respect to it."""
 
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Save the criterion's state before its forward pass. Costs nothing for criteria without state."""
@@ -194,9 +190,6 @@ class LossSplitter:
             else:
                 state = self._snapshot(leaves) if self._may_change(leaves) else None
             try:
-                self.slope = None
-                if self.with_slope and loss is not None and loss.numel() == 1:
-                    self.slope = self._slope(leaves, Evaluation(self.criterion, calls[0], state))
                 return self._split(calls, state, loss, half)
             finally:
                 self._seconds += time.perf_counter() - start
@@ -331,19 +324,6 @@ class LossSplitter:
         rows = loss.detach().reshape(len(loss), -1)
         whole = isinstance(self.criterion, nn.CrossEntropyLoss | nn.NLLLoss)
         return self._finish(Parts(rows.sum(1) if whole else rows.mean(1)), call)
-
-    def _slope(self, leaves: Sequence[Any], evaluation: Evaluation) -> tuple[Tensor, Tensor] | None:
-        """Differentiate the loss, evaluated on copies. None if it has no gradient there."""
-        anchor = evaluation.call.anchor
-        leaf = evaluation.call.leaves[anchor].detach().clone().requires_grad_()
-        try:
-            with evaluation.copies() as (own, copied), torch.enable_grad():
-                copied = replace(copied, copied=frozenset(range(len(copied.leaves))) & self._written)
-                moved = [leaf if i == anchor else t for i, t in zip(copied.batched, copied.tensors, strict=True)]
-                loss = loss_of(copied.on(evaluator(own), moved))
-                return None if loss is None else (leaves[anchor], torch.autograd.grad(loss, leaf)[0])
-        except Exception:  # it has no derivative, or needs more than one evaluation may ask
-            return None
 
     def _slow(self, seconds: float) -> None:
         self._say_slow(seconds, "a step")
