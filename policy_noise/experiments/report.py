@@ -168,6 +168,14 @@ def _scores(scores: Mapping[str, Any], stem: str, figures: Path) -> list[str]:
         parts.append(table_html(["metric", "value", "95 % interval"], rows))
     else:
         parts.append(table_html(["metric", "value"], [row[:2] for row in rows]))
+    if "medmnistc" in scores:
+        own = scores["medmnistc"]
+        parts.append(
+            f"<h3>Under MedMNIST-C's corruptions</h3><p>Balanced error (BE) {own['be']:.3f} and relative balanced "
+            f"error (rBE) {own['rbe']:.3f}, AlexNet's being 1; macro F1 {own['f1']:.3f}.</p>"
+        )
+        rows = [[name.replace("_", " "), f"{error:.3f}"] for name, error in own["errors"].items()]
+        parts.append(table_html(["corruption", "1 - balanced accuracy, mean of 5 severities"], rows))
     columns = ["precision", "recall", "f1", "support"]
     for name, groups in scores["groups"].items():
         rows = [[entry["group"], str(entry["classes"]), *_cells(entry, columns)] for entry in groups]

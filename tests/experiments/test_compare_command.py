@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 
+import medmnistc_stub
 import numpy as np
 import pytest
 import torch
@@ -75,6 +76,41 @@ def arguments(files, *methods):
 def copied(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "out")
     return tmp_path / "out"
+
+
+def test_scores_under_medmnistcs_corruptions(tmp_path, monkeypatch, capsys):
+    medmnistc_stub.install(monkeypatch)
+    data, out = write_npz(tmp_path / "breastmnist.npz"), tmp_path / "out"
+    own = ["--npz", data, "--shifts", "medmnistc"]
+    compare(*own, "--methods", "normalize", "--seeds", 1, "--output", out)
+    results = json.loads((out / "results.json").read_text())
+    (run, _) = results["runs"]
+    found = run["scores"]["medmnistc"]
+    assert list(found["errors"]) == ["impulse_noise", "brightness_up", "stain_deposit"]
+    errors = np.array(list(found["errors"].values()))
+    assert found["be"] == pytest.approx(np.mean(errors / [0.4, 0.2, 0.3]))
+    assert found["rbe"] == pytest.approx(
+        np.mean((errors - 1 + run["scores"]["clean"]["balanced_accuracy"]) / [0.3, 0.1, 0.2])
+    )
+    assert results["tables"]["medmnistc"]["means"]["plain"]["be"][0] == found["be"]
+    assert not results["tables"]["medmnistc"]["higher"]
+    assert results["tables"]["f1"]["means"]["plain"]["medmnistc"][0] == found["f1"]
+    capsys.readouterr()
+    main(["evaluate", "--model", str(out / "runs/plain-0"), *map(str, own)])
+    assert f"MedMNIST-C: BE {found['be']:.4f}, rBE {found['rbe']:.4f}" in capsys.readouterr().out
+    assert "stain deposit" in (out / "runs/plain-0/report.html").read_text()
+    with pytest.raises(SystemExit, match=r"data\.shifts was"):
+        compare("--npz", data, "--methods", "normalize", "--seeds", 1, "--output", out, "--resume")
+
+
+def test_corruptions_of_medmnistc_are_tried_before_anything_is_trained(tmp_path, monkeypatch):
+    medmnistc_stub.install(monkeypatch)
+    broken = dict(medmnistc_stub.CORRUPTIONS_DS["breastmnist"], motion_blur=None)
+    monkeypatch.setitem(medmnistc_stub.CORRUPTIONS_DS, "breastmnist", broken)
+    data, out = write_npz(tmp_path / "breastmnist.npz"), tmp_path / "out"
+    with pytest.raises(SystemExit, match=r"breastmnist/motion_blur fails with .*numpy<2\.3"):
+        compare("--npz", data, "--shifts", "medmnistc", "--output", out)
+    assert not out.exists()
 
 
 def test_the_page_and_its_numbers(finished):

@@ -18,12 +18,14 @@ from ..figures import class_histogram, intensity_histogram
 from ..recipes import RECIPES, TrainRecipe, as_published, name_of
 from ..report import write_report
 from ..runs import Run, digest, write_atomic, write_json
+from ..shifts import ShiftedSplit, medmnistc_shifts
 from ..sources import describe, open_joined
 from ..training import check_mask, create_model, train
 from ..world import started_first, world
 
 __all__ = [
     "add_recipe",
+    "add_shifts",
     "check_scorable",
     "numbered",
     "open_for_training",
@@ -31,6 +33,7 @@ __all__ = [
     "require_different",
     "score_line",
     "train_stage",
+    "try_medmnistc",
     "weights_of",
 ]
 
@@ -52,6 +55,31 @@ def add_recipe(parser: argparse.ArgumentParser, stage: str = "pretrain") -> None
     )
     parser.add_argument("--output", type=Path, required=True, help="the run's folder")
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
+
+
+def add_shifts(parser: Any) -> None:
+    """Add the option for shifts of the test images by another package."""
+    parser.add_argument(
+        "--shifts",
+        choices=("medmnistc",),
+        help="of a MedMNIST set: also score the test images under MedMNIST-C's corruptions, with the package medmnistc",
+    )
+
+
+def try_medmnistc(data: Any) -> None:
+    """Try every corruption of MedMNIST-C on one image, before anything is trained.
+
+    Raises:
+        ModuleNotFoundError: If the package is missing.
+        ValueError: If the data are not a set of MedMNIST, or a corruption fails.
+    """
+    for name in medmnistc_shifts(data.name):
+        try:
+            ShiftedSplit(data.test, name, 1).read([0])
+        except Exception as error:  # whatever the package and the versions under it make of it
+            raise ValueError(
+                f"--shifts medmnistc: {name} fails with {error!r}; motion_blur of medmnistc 0.1.0 needs numpy<2.3"
+            ) from error
 
 
 def weights_of(path: Path) -> Path:
@@ -181,4 +209,6 @@ def score_line(result: dict[str, Any]) -> str:
     """The test scores in one line of text."""
     values = ", ".join(f"{name} {value:.4f}" for name, value in result["scores"].items())
     skipped = f" ({result['files_skipped']} unreadable images left out)" if result["files_skipped"] else ""
-    return f"test split of {result['data']}, {result['images']} images{skipped}: {values}"
+    own = result.get("medmnistc", {})
+    shifted = f"; MedMNIST-C: BE {own['be']:.4f}, rBE {own['rbe']:.4f}" if own else ""
+    return f"test split of {result['data']}, {result['images']} images{skipped}: {values}{shifted}"

@@ -34,7 +34,15 @@ from ..sources import NAMED, add_source_arguments, open_source
 from ..statistics import MIN_PAIRS
 from ..training import check_mask, create_model
 from ..world import World, world
-from ._stages import add_recipe, check_scorable, open_for_training, record_of, require_different
+from ._stages import (
+    add_recipe,
+    add_shifts,
+    check_scorable,
+    open_for_training,
+    record_of,
+    require_different,
+    try_medmnistc,
+)
 
 __all__ = ["add_arguments", "run"]
 
@@ -81,6 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help=f"sets for few-shot transfer: each {NAMED}",
     )
+    add_shifts(group)
     group.add_argument("--seeds", type=int, default=5, help="runs of each method, with seeds 0, 1, ... (default: 5)")
     group.add_argument(
         "--looks",
@@ -115,11 +124,15 @@ def run(arguments: argparse.Namespace) -> None:
             print("\n".join(lines), file=sys.stdout if arguments.dry_run else sys.stderr)
         if arguments.dry_run:
             return
-        record = dict(plan.record) | {
-            "sites": [site.describe(plan.data.class_names) for site in plan.sites],
-            "targets": [record_of(target, arguments) for target in plan.targets],
-            "transfer": dataclasses.asdict(plan.transfer) if plan.targets else None,
-        }
+        record = (
+            dict(plan.record)
+            | {
+                "sites": [site.describe(plan.data.class_names) for site in plan.sites],
+                "targets": [record_of(target, arguments) for target in plan.targets],
+                "transfer": dataclasses.asdict(plan.transfer) if plan.targets else None,
+            }
+            | ({"shifts": arguments.shifts} if arguments.shifts else {})
+        )
         options: dict[str, Any] = {"resume": arguments.resume, "writes": here.main}
         with contextlib.ExitStack() as stack:
             if here.main:
@@ -202,6 +215,8 @@ def _plan(arguments: argparse.Namespace, here: World, before: Mapping[str, Any])
     methods = list((earlier | {method.name: method for method in methods}).values())
     data, recipe = open_for_training(arguments, _recipe(arguments), fixed=False)
     check_scorable(data)
+    if arguments.shifts:
+        try_medmnistc(data)
     epoch_batches(len(data.train), recipe, 0, here)
     for method in methods:
         own = recipe_for(method, recipe, 0)
@@ -236,6 +251,7 @@ def _plan(arguments: argparse.Namespace, here: World, before: Mapping[str, Any])
         transfer=_transfer(arguments, recipe, targets),
         methods=tuple(methods),
         seeds=tuple(range(arguments.seeds)),
+        medmnistc=arguments.shifts == "medmnistc",
     )
 
 

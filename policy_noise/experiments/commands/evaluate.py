@@ -8,16 +8,18 @@ from typing import Any
 
 from policy_noise.heated import read_heated_metadata
 
-from ..batches import outputs
+from ..batches import outputs, predict
 from ..data import fingerprint
-from ..evaluation import draw_mistakes, predictions, score
+from ..evaluation import draw_mistakes, medmnistc_scores, predictions, score
+from ..metrics import classification_metrics
 from ..recipes import recorded_recipe
 from ..report import write_report
 from ..runs import read_json, write_atomic, write_json
+from ..shifts import ShiftedSplit
 from ..sources import add_source_arguments, open_joined
 from ..training import create_model
 from ..world import started_first, world
-from ._stages import check_scorable, numbered, score_line, weights_of
+from ._stages import add_shifts, check_scorable, numbered, score_line, try_medmnistc, weights_of
 
 __all__ = ["add_arguments", "run"]
 
@@ -31,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="JSON file to write the scores to, and nothing else. By default the run's page and a file next to the "
         "model are written: scores.json for the run's own data, another file for any other data set",
     )
+    add_shifts(parser)
     add_source_arguments(parser)
 
 
@@ -48,14 +51,23 @@ def run(arguments: argparse.Namespace) -> None:
             f"{data.name}: {metadata['classes'][:5]}... against {list(data.class_names)[:5]}..."
         )
     check_scorable(data)
+    if arguments.shifts:
+        try_medmnistc(data)
     if numbered(data.class_names) and metadata.get("fingerprint") != fingerprint(data) and started_first():
         print(f"{data.name}: its classes have no names and are matched with the model's by number", file=sys.stderr)
     model = create_model(recipe, data.num_classes, init=path)
     with world() as here:
         model.to(here.device)
+
+        def scored(name: str, severity: int) -> dict[str, float]:
+            split = ShiftedSplit(data.test, name, severity)
+            return classification_metrics(*predict(model, split, recipe, here, multi_label=data.multi_label))
+
         positions, probabilities = outputs(model, data.test, recipe, here, multi_label=data.multi_label)
+        clean = classification_metrics(data.test.labels[positions], probabilities)["balanced_accuracy"]
+        about = {"medmnistc": medmnistc_scores(data, clean, scored)} if arguments.shifts else {}
         if here.main:
-            result = score(data, positions, probabilities, model=path.name)
+            result = score(data, positions, probabilities, model=path.name, about=about)
             if arguments.output:
                 write_json(arguments.output, result)
             else:

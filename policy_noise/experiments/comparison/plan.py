@@ -18,7 +18,7 @@ from ..few_shot import draw_few_shot, embed, fine_tune, linear_probe
 from ..gallery import one_of_each_class
 from ..recipes import TrainRecipe, TransferRecipe
 from ..runs import Run, read_json
-from ..shifts import SEVERITIES, SHIFTS, ShiftedSplit
+from ..shifts import MEDMNISTC_SEVERITIES, SEVERITIES, SHIFTS, ShiftedSplit, medmnistc_shifts
 from ..training import create_model, train
 from ..world import World
 from .methods import Method, recipe_for
@@ -60,6 +60,7 @@ class Plan:
         transfer: The settings of few-shot transfer.
         methods: The methods, the reference first.
         seeds: The seeds of the runs.
+        medmnistc: Whether test images are also scored under MedMNIST-C's corruptions.
     """
 
     output: Path
@@ -71,6 +72,7 @@ class Plan:
     transfer: TransferRecipe
     methods: tuple[Method, ...]
     seeds: tuple[int, ...]
+    medmnistc: bool = False
 
     def folder(self, job: Job) -> Path:
         """The folder of a run."""
@@ -84,10 +86,11 @@ class Plan:
         """The runs that have no scores yet."""
         return [job for job in self.jobs() if not (self.folder(job) / SCORES).is_file()]
 
-    def test_images(self) -> tuple[int, int]:
-        """The number of images that a run is scored on, as they are and under shifts."""
+    def test_images(self) -> tuple[int, int, int]:
+        """The number of images that a run is scored on: as they are, under the eight shifts, and under MedMNIST-C's."""
         clean = len(self.data.test) + sum(len(site.images) for site in self.sites)
-        return clean, len(SHIFTS) * len(SEVERITIES) * len(self.data.test)
+        others = len(medmnistc_shifts(self.data.name)) * len(MEDMNISTC_SEVERITIES) if self.medmnistc else 0
+        return clean, len(SHIFTS) * len(SEVERITIES) * len(self.data.test), others * len(self.data.test)
 
 
 def estimate(plan: Plan, here: World) -> dict[str, float]:
@@ -113,14 +116,12 @@ def estimate(plan: Plan, here: World) -> dict[str, float]:
             model = train(run, probe, small, here)
             path = Path(folder) / "speed.json"
             rate = here.gather(read_json(path)[-1]["images_per_s"] if here.main else None)[0]
-            clean, shifted = (
-                _seconds_an_image(model, split, recipe, here, data.multi_label)
-                for split in (test, ShiftedSplit(test, next(iter(SHIFTS)), 1))
-            )
-        scored, shifted_images = plan.test_images()
-        scored += recipe.epochs * len(data.val)
-        seconds[method.name] = recipe.epochs * len(data.train) / rate + scored * clean + shifted_images * shifted
-        seconds[method.name] += few_shot
+            kinds = [test, ShiftedSplit(test, next(iter(SHIFTS)), 1)]
+            kinds += [ShiftedSplit(test, medmnistc_shifts(data.name)[0], 1)] if plan.medmnistc else []
+            paces = [_seconds_an_image(model, split, recipe, here, data.multi_label) for split in kinds]
+        scored = sum(count * pace for count, pace in zip(plan.test_images(), paces, strict=False))
+        scored += recipe.epochs * len(data.val) * paces[0]
+        seconds[method.name] = recipe.epochs * len(data.train) / rate + scored + few_shot
     return seconds
 
 

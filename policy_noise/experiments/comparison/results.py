@@ -34,7 +34,7 @@ def results_of(folder: Path) -> dict[str, Any]:
     Returns:
         The record, ``methods``, ``runs`` (every score), ``missing`` runs, ``overlaps`` (images that are in the training
         split too, by measure), ``patients`` (intervals over patients), and ``tables``: ``f1`` and ``roc_auc`` of all
-        measures and ``shifts``, F1 under each shift; see :func:`table_of`.
+        measures, ``shifts``, F1 under each shift, and ``medmnistc``, its errors, if asked for; see :func:`table_of`.
 
     Raises:
         FileNotFoundError: If the folder holds no comparison.
@@ -57,18 +57,23 @@ def results_of(folder: Path) -> dict[str, Any]:
     single = [{"key": f"shift:{name}", "label": name.replace("_", " ")} for name in SHIFTS]
     reference, looks = plan.get("reference", REFERENCE), plan.get("looks", 1)
 
-    def table(chosen: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
+    def table(chosen: Sequence[Mapping[str, Any]], metric: str, value: Any = _value, **own: Any) -> dict[str, Any]:
         rows = [
-            (run["method"], run["seed"], measure["key"], _value(run["scores"], measure["key"], metric))
+            (run["method"], run["seed"], measure["key"], value(run["scores"], measure["key"], metric))
             for run in runs
             if run["seed"] in complete
             for measure in chosen
         ]
         scores = pd.DataFrame(rows, columns=["method", "seed", "set", "value"])
-        pairs, level = controls(names, reference), ALPHA / looks
-        return table_of(scores, pairs, chosen, metric=METRICS[metric], level=level, bounds=(0, 1))
+        own = {"metric": METRICS.get(metric, metric), "level": ALPHA / looks, "bounds": (0, 1), **own}
+        return table_of(scores, controls(names, reference), chosen, **own)
 
     tables = {"f1": table(measures, "f1"), "roc_auc": table(measures, "roc_auc"), "shifts": table(single, "f1")}
+    if record["data"].get("shifts"):
+        errors = [{"key": "be", "label": "BE"}, {"key": "rbe", "label": "rBE"}]
+        value = lambda scores, key, metric: scores["medmnistc"][key]  # noqa: E731
+        about = "MedMNIST-C's balanced error (BE) and relative balanced error (rBE), AlexNet's being 1"
+        tables["medmnistc"] = table(errors, about, value, bounds=None, higher=False)
     folders = {(name, seed): paths[name, seed].parent for name in names for seed in complete}
     return {
         "record": record,
@@ -93,6 +98,7 @@ def _measures(data: Mapping[str, Any]) -> list[dict[str, Any]]:
             for site in data["sites"]
         ),
         {"key": "shifts", "label": "the eight shifts", "classes": data["classes"]},
+        *([{"key": "medmnistc", "label": "MedMNIST-C", "classes": data["classes"]}] if data.get("shifts") else []),
         *(
             {"key": f"few-shot:{target['name']}", "label": f"few-shot, {target['name']}", "classes": target["classes"]}
             for target in data["targets"]
@@ -104,7 +110,7 @@ def _measures(data: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _value(scores: Mapping[str, Mapping[str, float]], key: str, metric: str) -> float:
     """A run's score. Shifts are averaged over shifts and severities, few-shot transfer over numbers of images."""
-    if key == "clean" or key.startswith("site:"):
+    if key in scores:
         return scores[key][metric]
     start = "shift:" if key == "shifts" else f"{key}:"
     return float(np.mean([score[metric] for name, score in scores.items() if name.startswith(start)]))
