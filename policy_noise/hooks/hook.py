@@ -128,7 +128,7 @@ class ReinforceHook:
     ) -> None:
         stepping = None if optimizer is None else stepping_optimizer(optimizer)
         known = registry.was_hooked(stepping)  # then its state may come from this process, not from a checkpoint
-        _check_arguments(augmentation, model, criterion, output_loss, max_pending)
+        _check_arguments(augmentation, model, criterion, output_loss, loss_method, max_pending)
         _check_free(model, stepping)
         self.augmentation = augmentation
         self.learner = PolicyLearner(augmentation, **learner)
@@ -756,7 +756,9 @@ def _given(losses: Tensor, valid: Tensor | None) -> SampleLosses:
     return SampleLosses(values if valid is None else torch.where(valid, values, 0.0), valid)
 
 
-def _check_arguments(augmentation: Any, model: Any, criterion: Any, output_loss: Any, max_pending: Any) -> None:
+def _check_arguments(
+    augmentation: Any, model: Any, criterion: Any, output_loss: Any, loss_method: str, max_pending: Any
+) -> None:
     if not isinstance(augmentation, StochasticAugmentation):
         raise TypeError(f"augmentation must be a StochasticAugmentation, got {type(augmentation).__name__}")
     if model is not None and not isinstance(model, nn.Module):
@@ -767,6 +769,12 @@ def _check_arguments(augmentation: Any, model: Any, criterion: Any, output_loss:
         _check_criterion(criterion)
     if output_loss is not None and (model is None or criterion is not None):
         raise TypeError("output_loss replaces criterion: pass it with model and without criterion")
+    if loss_method != "auto" and (criterion is None or next(augmentation.parameters(), None) is None):
+        missing = "criterion" if criterion is None else "policy, because random masks are not learned"
+        raise TypeError(
+            f"loss_method={loss_method!r} would have no effect, because there is no {missing}: leave it out, or pass "
+            "the criterion that it is about and masks that are learned (preset='learned')"
+        )
     if not max_pending >= 1 or not math.isfinite(max_pending):
         raise ValueError(f"max_pending must be at least 1, got {max_pending!r}")
 
