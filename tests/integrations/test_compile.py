@@ -82,10 +82,10 @@ def test_compiled_around_the_hooked_module():
 def test_inductor():
     """The default backend, which needs a C++ compiler on the CPU and Triton on a GPU."""
     torch._dynamo.reset()
-    network, criterion = TinyNet().to(DEVICE), nn.CrossEntropyLoss()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(768, 8), nn.ReLU(), nn.Linear(8, 4)).to(DEVICE)
+    criterion, optimizer = nn.CrossEntropyLoss(), torch.optim.SGD(network.parameters(), lr=0.1)
     model = torch.compile(network)
-    hook = policy_noise.attach(model, optimizer, criterion, **SETTINGS)
+    hook = policy_noise.attach(model, optimizer, criterion, in_chans=3, **SETTINGS)
     before = policy_vector(hook)
     losses = train(model, optimizer, criterion, steps=2)
     assert torch.tensor(losses).isfinite().all()
