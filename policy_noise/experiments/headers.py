@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .file_sets import FileSet, FileSplit
+from .data import ImageSet
+from .file_sets import FileSplit
 from .images import Reading, TooDeep, count_unfinite, pixels, read_header, read_image
 from .processes import in_threads
 
@@ -103,7 +104,7 @@ def size_notes(sizes: Mapping[tuple[int, int], int], reading: Reading) -> list[s
     return notes
 
 
-def first_of_each_class(data: FileSet) -> Iterator[np.ndarray]:
+def first_of_each_class(data: ImageSet) -> Iterator[np.ndarray]:
     """The first training image of every class as RGB, if it can be read."""
     reading = dataclasses.replace(data.train.reading, in_chans=3, skip_bad_files=True)
     split = dataclasses.replace(data.train, reading=reading)
@@ -113,12 +114,12 @@ def first_of_each_class(data: FileSet) -> Iterator[np.ndarray]:
             yield from split.read(np.flatnonzero(split.labels == label)[:1])[0]
 
 
-def in_colour(data: FileSet) -> bool:
+def in_colour(data: ImageSet) -> bool:
     """Whether the first image of any class is in colour. Grayscale stored as RGB is not."""
     return any((np.ptp(image.astype(np.int16), axis=2) > 8).mean() > 0.01 for image in first_of_each_class(data))
 
 
-def refuse_masks(data: FileSet) -> None:
+def refuse_masks(data: ImageSet) -> None:
     """Refuse images of 0 and 1, which are masks or labels and would be black.
 
     Raises:

@@ -140,8 +140,7 @@ def train(
     Args:
         run: The run's folder.
         recipe: The settings.
-        data: An :class:`~policy_noise.experiments.data.ImageSet` or
-            :class:`~policy_noise.experiments.file_sets.FileSet`.
+        data: The set.
         world: The processes.
         init: Trained model to start from.
         fresh_head: Do not load its last layer, because its classes differ.

@@ -12,7 +12,7 @@ from policy_noise.heated import read_heated_metadata
 
 from ..batches import epoch_batches, outputs
 from ..check import look_before_training
-from ..data import ImageSet, fingerprint, require_classes
+from ..data import fingerprint, require_classes
 from ..evaluation import draw_mistakes, predictions, score
 from ..figures import class_histogram, intensity_histogram
 from ..recipes import RECIPES, TrainRecipe, as_published, name_of
@@ -163,7 +163,7 @@ def open_for_training(arguments: argparse.Namespace, recipe: TrainRecipe, *, fix
     data = open_joined(arguments, recipe.load_size, recipe.in_chans if own else None)
     if not own and data.in_chans > recipe.in_chans:
         recipe = dataclasses.replace(recipe, in_chans=data.in_chans)
-    if isinstance(data, ImageSet) and data.in_chans > recipe.in_chans:
+    if not data.on_disk and data.in_chans > recipe.in_chans:
         if not fixed:
             raise ValueError(f"{data.name} has {data.in_chans}-channel images: pass --set in_chans={data.in_chans}")
         if started_first():

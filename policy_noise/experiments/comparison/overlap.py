@@ -109,7 +109,7 @@ def find_overlaps(data: Any, sites: Sequence[Site], targets: Sequence[Any], size
 
 
 def _whole(data: Any, split: str) -> _Piece:
-    part = getattr(data, split)
+    part = data.parts[split]
     return _Piece(f"{data.name}/{split}", part, np.arange(len(part)))
 
 

@@ -103,7 +103,7 @@ def estimate(plan: Plan, here: World) -> dict[str, float]:
     few_shot = sum(_few_shot_seconds(plan, target, here) for target in plan.targets)
     data, seed = plan.data, plan.seeds[0]
     rows = min(len(data.train), PROBE_STEPS * plan.recipe.batch_size * here.size)
-    whole = data.multi_label or getattr(data.val, "skip_corrupt", False)  # then every class must be present
+    whole = data.multi_label or data.val.skip_corrupt  # then every class must be present
     val = np.arange(len(data.val)) if whole else one_of_each_class(data.val, data.num_classes)
     small = dataclasses.replace(data, train=data.train.take(np.arange(rows)), val=data.val.take(val))
     test = data.test.take(np.arange(min(len(data.test), PROBE_IMAGES)))

@@ -7,7 +7,7 @@ import numpy as np
 from torch import nn
 
 from ..batches import outputs
-from ..data import SPLITS, Split
+from ..data import Split
 from ..evaluation import medmnistc_scores, predictions
 from ..few_shot import compare
 from ..initialisation import Initialisation
@@ -124,7 +124,7 @@ def _few_shot(plan: Plan, job: Job, here: World) -> dict[str, dict[str, float]]:
         (recipe.mean, recipe.std),
         normalize_images=recipe.normalize_images,
     )
-    sizes = {target.name: [len(getattr(target, split)) for split in SPLITS] for target in plan.targets}
+    sizes = {target.name: [len(part) for part in target.parts.values()] for target in plan.targets}
     record = {"name": ", ".join(sizes), "sets": sizes, "init": job.name}
     place = folder / "transfer"
     run = here.agree(lambda: Run(place, "transfer", plan.transfer, record, resume=True, writes=here.main))

@@ -179,7 +179,7 @@ def _pool(parts: tuple[Any, ...], shared: list[int]) -> tuple[Pool, int]:
 
 def _require_each(name: str, images: Pool, classes: Sequence[str]) -> None:
     """Check, before anything is trained, that every shared class has an image that can be scored."""
-    several, skips = images.labels.ndim == 2, getattr(images.parts[0], "skip_corrupt", False)
+    several, skips = images.labels.ndim == 2, images.parts[0].skip_corrupt
     for label, what in enumerate(classes):
         members = np.flatnonzero(images.labels[:, label] if several else images.labels == label)
         if several and len(members) == len(images):
