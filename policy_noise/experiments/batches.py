@@ -95,7 +95,8 @@ def epoch_batches(images: int, recipe: TrainRecipe, epoch: int, world: World) ->
     together = recipe.batch_size * world.size
     if images < together:
         raise ValueError(
-            f"batch_size {recipe.batch_size} on {world.size} processes needs {together} training images, got {images}"
+            f"batch_size {recipe.batch_size} on {world.size} processes needs {together} training images, got {images}: "
+            f"pass --set batch_size={max(1, images // world.size)} or less"
         )
     order = np.random.default_rng([recipe.seed, epoch]).permutation(images)
     steps = images // together

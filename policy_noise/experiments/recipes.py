@@ -343,8 +343,15 @@ def departures(recipe: Mapping[str, Any], stage: str) -> dict[str, tuple[Any, An
     return None if any(name in found for name in marks) else found
 
 
-def name_of(recipe: Mapping[str, Any]) -> str:
-    """The name of a training in bars and on pages: what changes its images, joined by ``+``; ``plain`` if nothing."""
+def name_of(recipe: Mapping[str, Any], data: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """The name of a training: its arm in a comparison, or what changes its images, joined by ``+``; or ``plain``.
+
+    Args:
+        recipe: Its settings.
+        data: The record of its data, with the name of the arm, if any.
+    """
+    if "arm" in data:
+        return str(data["arm"])
     extra = recipe.get("extra_augmentation", "none")
     parts = ["normalize"] if recipe.get("normalize_images") else []
     parts += [] if extra == "none" else [extra.replace("_", "-")]

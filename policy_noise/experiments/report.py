@@ -68,7 +68,7 @@ def write_report(folder: Path) -> Path:
     else:
         body += _ancestry(record)
         if lines:
-            method = "fine-tuning" if record["stage"] == "finetune" else name_of(recipe)
+            method = "fine-tuning" if record["stage"] == "finetune" else name_of(recipe, record["data"])
             panels = None if any("reward" in line for line in lines) else _PLAIN
             training_diagnostics({method: [lines]}, figures / "training.png", panels=panels)
             body += _last_validation(lines, record, folder)
@@ -109,7 +109,7 @@ def _method(record: Mapping[str, Any]) -> str:
     """The kind of a training, in a few words."""
     if record["stage"] == "finetune":
         return "fine-tuned on clean images"
-    return name_of(record["recipe"])
+    return name_of(record["recipe"], record["data"])
 
 
 def _ancestry(record: Mapping[str, Any]) -> list[str]:

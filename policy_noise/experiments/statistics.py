@@ -12,6 +12,7 @@ import numpy as np
 
 __all__ = [
     "MIN_PAIRS",
+    "MIN_PATIENTS",
     "Difference",
     "Interval",
     "bootstrap_interval",
@@ -26,6 +27,10 @@ __all__ = [
 MIN_PAIRS = 5
 """Fewest pairs for a test. With three, a score of few test images claims a difference in up to a quarter of the
 comparisons without any, because such scores often agree by chance."""
+
+
+MIN_PATIENTS = 8
+"""Fewest patients for a bootstrap interval over them. Of fewer, 95 % intervals hold the truth in less than 88 %."""
 
 
 class Interval(NamedTuple):

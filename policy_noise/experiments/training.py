@@ -107,7 +107,7 @@ def check_mask(model: nn.Module, recipe: TrainRecipe, *, multi_label: bool) -> N
     except Exception as error:  # whatever the architecture makes of it
         raise ValueError(
             f"{recipe.model} does not take batches of batch_size={recipe.batch_size} images of "
-            f"image_size={recipe.image_size} pixels: {error}"
+            f"image_size={recipe.image_size} pixels: {error}" + "; try --set batch_size=2" * (recipe.batch_size == 1)
         ) from error
     if recipe.noise == "plain":
         return
@@ -183,12 +183,12 @@ def train(
     batches = Batches()
     loader = loader_of(data.train, batches, recipe.workers)
     writer = _tensorboard(run) if world.main else None
-    stage = run.record["stage"]
+    stage, name = run.record["stage"], name_of(run.record["recipe"], run.record["data"])
     bar = tqdm(
         total=steps * recipe.epochs,
         initial=done,
         unit="step",
-        desc=f"{stage}, {name_of(run.record['recipe'])}" if stage == "pretrain" else stage,
+        desc=f"{stage}, {name}" if stage == "pretrain" else stage,
         mininterval=world.pace,
         disable=not world.shows,
     )
@@ -238,7 +238,7 @@ def train(
         mask = None if hook is None else hook.augmentation
         if run.writes and epoch in (0, noisy_epochs // 2, noisy_epochs - 1):
             moment = "3-end" if epoch == noisy_epochs - 1 else "2-middle" if epoch else "1-start"
-            mask_gallery(run.figures / f"gallery-{moment}.png", mask, data, recipe, world, epoch)
+            mask_gallery(run.figures / f"gallery-{moment}.png", mask, data, recipe, world, f"{name}, epoch {epoch + 1}")
         if run.writes and epoch == noisy_epochs - 1:
             save_seen(run.figures / "seen.png", mask, extra, data, recipe, world)
         run.save(f"weights-{epoch + 1:04d}.pt", {"model": model.state_dict()})

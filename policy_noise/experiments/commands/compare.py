@@ -26,7 +26,7 @@ from ..comparison.sites import FORMS, open_site
 from ..data import ImageSet, require_classes
 from ..recipes import RECIPES, TrainRecipe, TransferRecipe, override
 from ..rivals import Augmentation
-from ..runs import Run, only_one, read_json, require_free, write_json
+from ..runs import Run, read_json, require_free, write_json
 from ..sources import NAMED, add_source_arguments, open_source
 from ..statistics import MIN_PAIRS
 from ..training import check_mask, create_model
@@ -35,6 +35,7 @@ from ._stages import (
     add_recipe,
     add_shifts,
     check_scorable,
+    locked,
     open_for_training,
     record_of,
     require_different,
@@ -131,9 +132,7 @@ def run(arguments: argparse.Namespace) -> None:
             | ({"shifts": arguments.shifts} if arguments.shifts else {})
         )
         options: dict[str, Any] = {"resume": arguments.resume, "writes": here.main}
-        with contextlib.ExitStack() as stack:
-            if here.main:
-                stack.enter_context(only_one(arguments.output))
+        with locked(arguments.output, here):
             here.agree(lambda: Run(arguments.output, "compare", plan.recipe, record, **options))
             if here.main:
                 methods = [dataclasses.asdict(method) for method in plan.methods]

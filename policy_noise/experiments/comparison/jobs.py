@@ -43,8 +43,8 @@ def run_job(plan: Plan, job: Job, here: World) -> dict[str, Any]:
     recipe = recipe_for(job.method, plan.recipe, job.seed)
     begun = time.perf_counter()
     try:
-        folder = plan.folder(job)
-        run = here.agree(lambda: Run(folder, "pretrain", recipe, plan.record, resume=True, writes=here.main))
+        folder, record = plan.folder(job), {**plan.record, "arm": job.method.name}
+        run = here.agree(lambda: Run(folder, "pretrain", recipe, record, resume=True, writes=here.main))
         model = train(run, recipe, plan.data, here)
         scores = score_run(plan, job, model, recipe, here)
     except ValueError as error:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ..statistics import MIN_PATIENTS
+
 __all__ = ["over_patients"]
 
 DRAWS = 2000
@@ -26,7 +28,7 @@ def over_patients(
 
     Returns:
         For each pair and set whose predictions name patients ``method``, ``versus``, ``measure``, ``low``, ``high``
-        (95 %) and ``patients``.
+        (95 %; None for fewer than :data:`~policy_noise.experiments.statistics.MIN_PATIENTS`) and ``patients``.
     """
     import pandas as pd
 
@@ -44,7 +46,9 @@ def over_patients(
         parts = {run: table[chosen[run] & table["patient"].notna()] for run, table in tables.items()}
         first = next(iter(parts.values()))
         names = np.unique(first["patient"].astype(str))
-        if len(names) < 2:
+        if len(names) < MIN_PATIENTS:
+            few = {"measure": measure["key"], "low": None, "high": None, "patients": len(names)}
+            rows += [{"method": method, "versus": versus, **few} for method, versus in pairs if len(names)]
             continue
         classes = sorted({*first["label"], *(label for part in parts.values() for label in part["predicted"])})
         rng = np.random.default_rng(0)

@@ -38,7 +38,7 @@ def results_of(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If the folder holds no comparison.
-        ValueError: If no seed has the scores of all methods.
+        ValueError: If no seed has the scores of all methods, or runs left out different numbers of unreadable images.
     """
     import pandas as pd
 
@@ -53,6 +53,7 @@ def results_of(folder: Path) -> dict[str, Any]:
     complete = [seed for seed in plan["seeds"] if not any(f"{name}-{seed}" in missing for name in names)]
     if not complete:
         raise ValueError(f"{folder}: no seed has the scores of all methods yet; missing: {missing[:10]}")
+    _require_equal_sets(folder, runs)
     measures = _measures(record["data"])
     single = [{"key": f"shift:{name}", "label": name.replace("_", " ")} for name in SHIFTS]
     reference, looks = plan.get("reference", REFERENCE), plan.get("looks", 1)
@@ -87,6 +88,18 @@ def results_of(folder: Path) -> dict[str, Any]:
         "patients": over_patients(folders, controls(names, reference), measures),
         "runs": runs,
     }
+
+
+def _require_equal_sets(folder: Path, runs: Sequence[Mapping[str, Any]]) -> None:
+    """Check that all runs were scored on equally many images, as files may turn bad, or be mended, between two runs."""
+    for key in runs[0]["scores"]:
+        skipped = {f"{run['method']}-{run['seed']}": run["scores"][key].get("files_skipped", 0) for run in runs}
+        fewest, most = min(skipped, key=skipped.__getitem__), max(skipped, key=skipped.__getitem__)
+        if skipped[fewest] != skipped[most]:
+            raise ValueError(
+                f"{folder}: its runs were scored on different images ({key}): {most} left out {skipped[most]} bad "
+                f"files, {fewest} {skipped[fewest]}. Remove the folders of one kind from runs/, and --resume"
+            )
 
 
 def _measures(data: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from ..shifts import SEVERITIES, SHIFTS, ShiftedSplit
 from ..world import World
 from .methods import recipe_for
 from .plan import Job, Plan
+from .sites import among
 
 __all__ = ["METRICS", "score_run", "transfer_lines"]
 
@@ -47,7 +48,7 @@ def score_run(plan: Plan, job: Job, model: nn.Module, recipe: TrainRecipe, here:
     def scored(key: str, split: Any, classes: tuple[int, ...] | None = None) -> dict[str, Any]:
         positions, probabilities = outputs(model, split, recipe, here, multi_label=plan.data.multi_label)
         if classes is not None:
-            probabilities = _among(probabilities, classes, renormalise=not plan.data.multi_label)
+            probabilities = among(probabilities, classes, renormalise=not plan.data.multi_label)
         found = classification_metrics(split.labels[positions], probabilities)
         if not key.startswith("shift:"):
             named = [plan.data.class_names[place] for place in classes or range(plan.data.num_classes)]
@@ -101,15 +102,6 @@ def transfer_lines(folder: Path) -> list[dict[str, Any]]:
     """A run's few-shot trials. Trials from before the folder was moved are skipped, because they were run again."""
     lines = read_lines(folder / "transfer" / "metrics.jsonl")
     return [line for line in lines if line["source"] == lines[-1]["source"]]
-
-
-def _among(probabilities: np.ndarray, classes: tuple[int, ...], *, renormalise: bool) -> np.ndarray:
-    """Restrict probabilities to the classes that a site has."""
-    chosen = probabilities[:, list(classes)].astype(np.float64)
-    if not renormalise:
-        return chosen
-    chosen = chosen + np.finfo(np.float32).tiny  # avoids 0 / 0 where all of them are 0
-    return chosen / chosen.sum(1, keepdims=True)
 
 
 def _few_shot(plan: Plan, job: Job, here: World) -> dict[str, dict[str, float]]:
