@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from .check import exclude, read_exclusions
 from .data import ImageSet, join_sets, resize
 from .folders import load_image_folder, load_test_folder
 from .groups import crossing_note
 from .headers import in_colour, look_over, refuse_masks, size_notes
+from .image_check import exclude, read_exclusions
 from .images import FITS, Reading, Window, as_square
 from .medmnist import load_medmnist
 from .npz import load_npz

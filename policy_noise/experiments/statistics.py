@@ -41,7 +41,8 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return _with_range(self.mean, self.low, self.high, ".3f")
+        alone = math.isnan(self.low)  # a single value
+        return f"{self.mean:.3f}" if alone else f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 class Difference(NamedTuple):
@@ -51,15 +52,6 @@ class Difference(NamedTuple):
     low: float
     high: float
     p_value: float
-
-    def __str__(self) -> str:
-        return _with_range(self.mean, self.low, self.high, "+.3f")
-
-
-def _with_range(mean: float, low: float, high: float, form: str) -> str:
-    if math.isnan(low):  # a single value
-        return format(mean, form)
-    return f"{mean:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def t_interval(

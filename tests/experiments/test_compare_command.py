@@ -262,6 +262,7 @@ def test_a_transform_of_ones_own_is_an_arm_and_can_be_the_reference(tmp_path, mo
     capsys.readouterr()
     compare(*line, "--method", 'mine={"transform": "mytransforms:build"}', "--reference", "mine")
     assert "pretrain, mine:" in capsys.readouterr().err
+    main(["report", str(tmp_path / "out" / "runs" / "mine-0")])
     assert "<b>mine</b><span>training" in (tmp_path / "out" / "runs" / "mine-0" / "report.html").read_text()
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [method["name"] for method in results["methods"]] == ["mine", "random"]

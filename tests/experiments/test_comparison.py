@@ -16,8 +16,8 @@ from policy_noise.experiments.comparison import plan as plan_module
 from policy_noise.experiments.comparison.methods import METHODS, REFERENCE, choose_methods, controls, recipe_for
 from policy_noise.experiments.comparison.plan import PROBE_STEPS, Plan, estimate
 from policy_noise.experiments.comparison.results import results_of
+from policy_noise.experiments.comparison.sentences import verdict
 from policy_noise.experiments.comparison.sites import open_site
-from policy_noise.experiments.comparison.verdict import verdict
 from policy_noise.experiments.data import ImageSet, Split
 from policy_noise.experiments.recipes import RECIPES, TransferRecipe
 from policy_noise.experiments.runs import write_json

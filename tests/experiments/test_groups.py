@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from policy_noise.experiments.check import check
 from policy_noise.experiments.groups import Groups, crossing, crossing_note
+from policy_noise.experiments.image_check import check
 from policy_noise.experiments.sources import add_source_arguments, open_joined
 
 SPLITS = ("train", "val", "test")

@@ -12,12 +12,12 @@ from typing import Any
 from policy_noise.heated import read_heated_metadata
 
 from ..batches import epoch_batches, outputs
-from ..check import look_before_training
 from ..data import fingerprint, require_classes
 from ..evaluation import draw_mistakes, predictions, score
 from ..figures import class_histogram, intensity_histogram
+from ..image_check import look_before_training
 from ..recipes import RECIPES, TrainRecipe, as_published, name_of
-from ..report import write_report
+from ..run_page import write_report
 from ..runs import Run, digest, only_one, write_atomic, write_json
 from ..shifts import ShiftedSplit, medmnistc_shifts
 from ..sources import describe, open_joined

@@ -141,7 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
                 own |= {"reference": arguments.reference, "looks": arguments.looks}
                 write_json(arguments.output / PLAN, own | {"looked": before.get("looked", [])})
             here.barrier()  # before the folders of runs are looked at
-            run_all(plan, here, jobs=arguments.jobs, seconds=seconds)
+            run_all(plan, here, jobs=arguments.jobs)
             if here.main:
                 verdict = write_comparison(arguments.output)
                 if len(plan.seeds) >= MIN_PAIRS:

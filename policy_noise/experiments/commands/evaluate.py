@@ -18,7 +18,7 @@ from ..data import SPLITS, ImageSet, fingerprint
 from ..evaluation import draw_mistakes, medmnistc_scores, predictions, score
 from ..metrics import classification_metrics
 from ..recipes import recorded_recipe
-from ..report import write_report
+from ..run_page import write_report
 from ..runs import read_json, write_atomic, write_json
 from ..shifts import ShiftedSplit
 from ..sources import add_source_arguments, open_joined

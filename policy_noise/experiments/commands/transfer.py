@@ -7,7 +7,7 @@ from pathlib import Path
 from ..few_shot import compare
 from ..initialisation import Initialisation, parse_initialisation
 from ..recipes import RECIPES, TransferRecipe, override
-from ..report import transfer_table, write_report
+from ..run_page import transfer_table, write_report
 from ..runs import Run, digest
 from ..sources import add_source_arguments, open_sources
 from ..world import world

@@ -115,7 +115,7 @@ def judge(runs: Any, *, reference: str | None = None, lower: Sequence[str] = (),
 
     Returns:
         What :func:`~policy_noise.experiments.comparison.page.write_results` writes as a page, and
-        :func:`~policy_noise.experiments.comparison.verdict.verdict` says in sentences.
+        :func:`~policy_noise.experiments.comparison.sentences.verdict` says in sentences.
 
     Raises:
         ValueError: If there is one method, a name is unknown, a score is given twice, or runs of a set have different

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..check import Look, describe, look_at
 from ..data import SPLITS, resize
 from ..file_sets import FileSplit
+from ..image_check import Look, describe, look_at
 from ..processes import in_threads
 from .sites import Pool, Site
 
