@@ -15,6 +15,7 @@ __all__ = [
     "SPLITS",
     "ImageSet",
     "Split",
+    "channels_first",
     "fingerprint",
     "fingerprint_of",
     "join_sets",
@@ -310,9 +311,14 @@ def to_tensor(images: np.ndarray, mean: float, std: float) -> torch.Tensor:
         - images: (N, H, W) or (N, H, W, 3).
         - Output: (N, 1, H, W) or (N, 3, H, W), fp32, channels last.
     """
+    tensor = channels_first(images).float()
+    return tensor.div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+
+
+def channels_first(images: np.ndarray) -> torch.Tensor:
+    """Images (N, H, W) or (N, H, W, 3) as a tensor (N, C, H, W) of the same type."""
     tensor = torch.from_numpy(np.ascontiguousarray(images))
-    tensor = tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
-    return tensor.float().div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+    return tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
 
 
 def match_channels(images: torch.Tensor, in_chans: int) -> torch.Tensor:

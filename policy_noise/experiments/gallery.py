@@ -11,6 +11,7 @@ from policy_noise.plotting import plot_masks
 
 from ..utils.files import write_atomic
 from .batches import augment
+from .data import channels_first
 from .recipes import TrainRecipe
 from .world import World
 
@@ -81,7 +82,5 @@ def save_seen(path: Path, mask: Any, extra: Any, data: Any, recipe: TrainRecipe,
 def _normalised(data: Any, recipe: TrainRecipe, world: World) -> tuple[Tensor, np.ndarray]:
     """A few normalized validation images without masks, and their positions."""
     images, positions = data.val.read(one_of_each_class(data.val))
-    tensor = torch.from_numpy(np.ascontiguousarray(images))
-    tensor = tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
     present = torch.ones(len(positions), dtype=torch.bool)
-    return augment(tensor.to(world.device), recipe, 0, world, present, train=False), positions
+    return augment(channels_first(images).to(world.device), recipe, 0, world, present, train=False), positions

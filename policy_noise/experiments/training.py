@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import policy_noise
-from policy_noise.heated import load_heated, save_heated
+from policy_noise.heated import save_heated
 
 from .batches import Batches, augment, epoch_batches, loader_of, predict
 from .gallery import mask_gallery, save_seen
 from .initialisation import Initialisation
 from .metrics import classification_metrics, cross_entropy
 from .recipes import TrainRecipe, name_of
-from .rivals import RunAugmentation, normalize_each_image
+from .rivals import RunAugmentation
 from .runs import Run, read_json, write_json
 from .world import World
 
@@ -44,25 +44,12 @@ def create_model(
             architecture.
         FileNotFoundError: If the file is missing.
     """
-    import timm
-
-    if not timm.is_model(recipe.model):
-        raise ValueError(f"model must be a name that timm.list_models() lists, got {recipe.model!r}")
-    if recipe.pretrained and init is None:
-        own = (recipe.model, recipe.in_chans, recipe.model_options)
-        published = Initialisation("pretrained", recipe.weights or "imagenet", *own, heated=False)
-        model = published.create(num_classes, recipe.seed)
-        return normalize_each_image(model) if recipe.normalize_images else model
-    torch.manual_seed(recipe.seed)
-    try:
-        model = timm.create_model(
-            recipe.model, num_classes=num_classes, in_chans=recipe.in_chans, **dict(recipe.model_options)
-        )
-    except Exception as error:  # whatever the architecture makes of a foreign option
-        raise ValueError(f"model_options {dict(recipe.model_options)} do not suit {recipe.model}: {error}") from error
-    if init is not None:
-        load_heated(model, init, fresh_classifier=fresh_head)
-    return normalize_each_image(model) if recipe.normalize_images else model
+    published = (recipe.weights or "imagenet") if recipe.pretrained else "scratch"
+    options: dict[str, Any] = {"heated": init is not None, "normalize_images": recipe.normalize_images}
+    start = Initialisation(
+        "pretrained", str(init or published), recipe.model, recipe.in_chans, recipe.model_options, **options
+    )
+    return start.create(num_classes, recipe.seed, fresh_head=fresh_head)
 
 
 def attach_noise(
