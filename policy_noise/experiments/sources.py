@@ -202,14 +202,22 @@ def open_parts(
 ) -> tuple[tuple[Any, ...], tuple[str, ...], list[str]]:
     """Open a data set that is only tested on: as :func:`open_source`, or a tree CLASS/IMAGE without splits.
 
+    ``--group`` is that of the training set. A set of another kind goes without groups, and a note says so.
+
     Returns:
         Its splits, its classes' names, and notes for the user.
     """
-    if Path(text).is_dir() and _kind_of(text) == "image_folder":
-        split, names, notes = load_test_folder(text, reading_of(arguments, size, in_chans), group=arguments.group)
-        return (split,), names, [*notes, *(look_over([split]) if started_first() else ())]
+    kind, group, notes = _kind_of(text), arguments.group, []
+    if group and kind != "radimagenet" and kind != ("image_folder" if "(" in group else "npz"):
+        notes = [
+            f"{text}: --group {group} is for {'paths' if '(' in group else 'npz files'}, so its images have no groups"
+        ]
+        arguments = argparse.Namespace(**{**vars(arguments), "group": None})
+    if kind == "image_folder":
+        split, names, found = load_test_folder(text, reading_of(arguments, size, in_chans), group=arguments.group)
+        return (split,), names, [*notes, *found, *(look_over([split]) if started_first() else ())]
     data = open_source(text, arguments, size, in_chans)
-    notes = _notes(data, arguments) if started_first() else []
+    notes += _notes(data, arguments) if started_first() else []
     return tuple(_sized(data, size).parts.values()), data.class_names, notes
 
 

@@ -226,7 +226,8 @@ def _plan(arguments: argparse.Namespace, here: World, before: Mapping[str, Any])
             raise ValueError(f"method {method.name}: {error}") from error
     sites = tuple(open_site(text, arguments, data, recipe.load_size) for text in arguments.site)
     require_different("--site: names", [site.name for site in sites])
-    targets = tuple(open_source(text, arguments, recipe.image_size, recipe.in_chans) for text in arguments.target)
+    alone = argparse.Namespace(**{**vars(arguments), "group": None})  # of targets all images are drawn from
+    targets = tuple(open_source(text, alone, recipe.image_size, recipe.in_chans) for text in arguments.target)
     require_different("--target: names", [target.name for target in targets])
     for target in targets:
         require_classes(target)
