@@ -186,7 +186,7 @@ def _over_patients(runs: Any, pairs: Sequence[tuple[str, str]], measure: str) ->
         for method, versus in pairs:
             low = high = None
             if len(wide) >= MIN_PATIENTS:
-                _, low, high = bootstrap_interval((means[method] - means[versus]).to_numpy(), n_resamples=2000)
+                _, low, high = bootstrap_interval((means[method] - means[versus]).to_numpy())
             row = {"method": method, "versus": versus, "measure": name, "low": low, "high": high}
             rows.append(row | {"patients": len(wide)})
     return rows

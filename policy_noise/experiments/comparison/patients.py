@@ -6,11 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..statistics import MIN_PATIENTS
+from ..statistics import DRAWS, MIN_PATIENTS
 
 __all__ = ["over_patients"]
-
-DRAWS = 2000
 
 
 def over_patients(
