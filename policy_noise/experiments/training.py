@@ -223,7 +223,10 @@ def train(
         _report(run, writer, {**entry, "files_skipped": left_out} if left_out else entry)
         skipped = 0
         mask = None if hook is None else hook.augmentation
-        if run.writes and epoch in (0, noisy_epochs // 2, noisy_epochs - 1):
+        alone = (
+            "arm" not in run.record["data"]
+        )  # a comparison's page shows what save_seen draws, at a tenth of the time
+        if run.writes and alone and epoch in (0, noisy_epochs // 2, noisy_epochs - 1):
             moment = "3-end" if epoch == noisy_epochs - 1 else "2-middle" if epoch else "1-start"
             mask_gallery(run.figures / f"gallery-{moment}.png", mask, data, recipe, world, f"{name}, epoch {epoch + 1}")
         if run.writes and epoch == noisy_epochs - 1:
