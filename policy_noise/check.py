@@ -18,7 +18,7 @@ from .losses.batch import Structures
 from .losses.isolation import random_states, restore
 from .losses.refusal import batch_argument
 from .utils.compat import compiled_from, tree_flatten
-from .utils.trees import tensors_in
+from .utils.misc import tensors_in
 
 if TYPE_CHECKING:
     from .hooks.hook import ReinforceHook
@@ -66,6 +66,7 @@ class _Run:
     """What happened in a run of the loop on copies."""
 
     error: str | None = None
+    told: bool = False  # whether the error says itself what to change
     seconds: float = float("nan")
     memory: int = 0
     loss: float = float("nan")
@@ -145,10 +146,19 @@ def _inside(model: Any) -> Any:
         model = inner
 
 
+class _Advice(Exception):
+    """The step cannot run, and the message says what to pass."""
+
+
 def _default_step(model: nn.Module, criterion: Any, batch: Any, hook: Any) -> Tensor:
     if isinstance(batch, Mapping) or not isinstance(batch, Sequence) or len(batch) < 2:
-        raise TypeError("batch must be (images, targets), or pass step, a function of (model, criterion, batch, hook)")
+        raise _Advice("batch must be (images, targets), or pass step, a function of (model, criterion, batch, hook)")
     images, *targets = batch
+    if criterion is None:
+        raise _Advice(
+            "there is no criterion to compute the loss: pass check(model, optimizer, nn.CrossEntropyLoss(), batch), or "
+            "step=lambda model, criterion, batch, hook: ... with the loss as your loop computes it"
+        )
     return criterion(model(images), *targets)
 
 
@@ -160,15 +170,16 @@ def _run(parts: Any, step: Step, settings: dict[str, Any], hooked: bool, kind: s
         warnings.simplefilter("always")
         try:
             model, optimizer, criterion, batch, settings = copy.deepcopy((*parts, settings))
-            model.train()
             if hooked:
                 before, after = _Arguments(model), None
                 hook = attach(model, optimizer, criterion, **settings)
                 after = _Arguments(model)
                 _listen(hook, criterion, run)
+            model.train()
             _steps((model, optimizer, criterion, batch), step, hook, run, kind, dtype)
         except Exception as error:
-            run.error = f"{type(error).__name__}: {error}"
+            run.told = isinstance(error, _Advice) or (hooked and hook is None)
+            run.error = str(error) if run.told else f"{type(error).__name__}: {error}"
         if hook is not None:
             _describe(hook, before, after, run)
             hook.remove()
@@ -188,6 +199,11 @@ def _steps(parts: Any, step: Step, hook: "ReinforceHook | None", run: _Run, kind
         start = time.perf_counter()
         with nullcontext() if dtype is None else torch.autocast(kind, dtype):
             loss = step(model, criterion, batch, hook or _NoHook())
+        if loss.numel() != 1:
+            raise _Advice(
+                f"the step's loss has shape {tuple(loss.shape)}, not one number: pass step=lambda model, criterion, "
+                "batch, hook: criterion(model(batch[0]), batch[1]).mean(), or what your loop makes of the losses"
+            )
         if optimizer is not None:
             optimizer.zero_grad()
         loss.backward()
@@ -219,7 +235,8 @@ class _Arguments:
 
     def __init__(self, model: nn.Module) -> None:
         self.tensors: list[tuple[str, Tensor]] = []
-        model.register_forward_pre_hook(self._keep, with_kwargs=True)
+        if isinstance(model, nn.Module):  # else attach refuses it
+            model.register_forward_pre_hook(self._keep, with_kwargs=True)
 
     def _keep(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         named = [*((f"argument {i}", value) for i, value in enumerate(args)), *kwargs.items()]
@@ -268,7 +285,9 @@ def _judge(names: str, runs: dict[tuple[bool, Any], _Run], half: Any) -> Check:
     losses = _losses_of(hooked)
     rewarded = 0 if losses is None else int((~losses.isnan()).sum())
     problems = []
-    if plain.error:
+    if hooked.error and hooked.told:
+        problems.append(hooked.error)
+    elif plain.error:
         problems.append(f"the loop itself fails, also without policy_noise ({plain.error})")
     elif hooked.error:
         problems.append(hooked.error)
@@ -296,7 +315,8 @@ def _judge(names: str, runs: dict[tuple[bool, Any], _Run], half: Any) -> Check:
         lines.append(("rewards", f"{first}{more}; {mean}"))
         lines.append(("share", f"{rewarded} of {len(losses)} images have a reward"))
     for name, run, alone in (("fp32", hooked, plain), (half_name, half_hooked, half_plain)):
-        verdict = "accepted" if run.error is None else "the loop itself fails" if alone.error else run.error
+        fails = alone.error is not None and not run.told
+        verdict = "accepted" if run.error is None else "the loop itself fails" if fails else run.error
         lines.append((name, verdict))
     seconds = hooked.seconds - plain.seconds
     if plain.error is None and hooked.error is None:

@@ -193,7 +193,7 @@ def _check_names(settings: dict[str, Any]) -> None:
 def _check_random(settings: dict[str, Any], *, told: bool) -> None:
     """Refuse settings of policies for masks that are not learned."""
     policy = PolicySettings.__annotations__.keys() - {"in_chans"}
-    without_effect = sorted(settings.keys() & (policy | LearnerSettings.__annotations__.keys()))
+    without_effect = sorted(settings.keys() & (policy | LearnerSettings.__annotations__.keys() | {"loss_method"}))
     if without_effect and not (without_effect == ["frozen"] and settings["frozen"]):
         remedy = "preset='learned'" if told else "a criterion, or preset='learned' and call hook.observe(losses)"
         raise TypeError(

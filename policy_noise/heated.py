@@ -91,6 +91,14 @@ def average_checkpoints(paths: Sequence[PathLike]) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If ``paths`` is empty, a file cannot be read, or the files belong to different models.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for epoch in (1, 2, 3):
+        ...         torch.save({"weight": torch.full((2,), float(epoch))}, f"{folder}/{epoch}.pt")
+        ...     average_checkpoints([f"{folder}/{epoch}.pt" for epoch in (1, 2, 3)])
+        {'weight': tensor([2., 2.])}
     """
     from timm.models import load_state_dict  # knows the layouts, and loads weights only
 
@@ -136,6 +144,16 @@ def save_heated(model: nn.Module, path: PathLike, metadata: Mapping[str, Any] | 
 
     Raises:
         TypeError: If the metadata cannot be written as JSON.
+
+    Example:
+        >>> import tempfile
+        >>> model = nn.Linear(2, 3)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_heated(model, f"{folder}/model.safetensors", {"epochs": 90})
+        ...     read_heated_metadata(f"{folder}/model.safetensors")["epochs"]
+        ...     load_heated(nn.Linear(2, 3), f"{folder}/model.safetensors")["kept"]
+        90
+        []
     """
     from safetensors.torch import save_model
 

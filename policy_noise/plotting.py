@@ -163,6 +163,12 @@ def log_metrics(writer: Any, hook: "ReinforceHook", step: int, *, prefix: str = 
         hook: The hook.
         step: The training step.
         prefix: Put before each metric's name.
+
+    Example:
+        >>> from types import SimpleNamespace  # in the place of a SummaryWriter and a hook
+        >>> writer = SimpleNamespace(add_scalar=lambda tag, value, step: print(tag, value, step))
+        >>> log_metrics(writer, SimpleNamespace(metrics={"reward": 0.5}), step=3)
+        policy_noise/reward 0.5 3
     """
     for name, value in hook.metrics.items():
         if not math.isnan(value):

@@ -44,6 +44,11 @@ class SpatialPolicy(nn.Module):
     Shape:
         - images: (B, in_chans, H, W), or (B, in_chans, D, H, W) for a grid of three axes. Any size.
         - Output: two tensors ``(B, 1, *grid_size)``, each within +-max_log_concentration.
+
+    Example:
+        >>> log_concentration1, log_concentration0 = SpatialPolicy(3, (2, 2))(torch.rand(4, 3, 32, 32))
+        >>> log_concentration1.shape
+        torch.Size([4, 1, 2, 2])
     """
 
     def __init__(
@@ -118,6 +123,11 @@ class StaticPolicy(nn.Module):
     Shape:
         - images: (B, C, H, W) or (B, C, D, H, W).
         - Output: two tensors ``(B, 1, *grid_size)``.
+
+    Example:
+        >>> log_concentration1, log_concentration0 = StaticPolicy((2, 2))(torch.rand(4, 3, 32, 32))
+        >>> log_concentration1.shape, log_concentration1.unique()  # uniform noise at the start
+        (torch.Size([4, 1, 2, 2]), tensor([0.], grad_fn=<Unique2Backward0>))
     """
 
     def __init__(self, grid_size: Grid, concentration1: float = 1.0, concentration0: float = 1.0) -> None:
@@ -154,6 +164,11 @@ class BackbonePolicy(nn.Module):
 
     Raises:
         ValueError: If timm has no such backbone, or the grid does not have two axes.
+
+    Example:
+        >>> policy = BackbonePolicy("test_resnet", in_chans=3, grid_size=(8, 8))
+        >>> policy(torch.rand(2, 3, 64, 64))[0].shape
+        torch.Size([2, 1, 8, 8])
     """
 
     base_concentration1: Tensor

@@ -64,6 +64,10 @@ def get_preset(name: str) -> Preset:
 
     Raises:
         ValueError: If there is none of that name.
+
+    Example:
+        >>> get_preset("learned").hook
+        {'reward': 'adversarial', 'entropy_target': -0.075}
     """
     if name not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {name!r}")

@@ -138,6 +138,31 @@ def test_losses_that_are_observed_by_hand(loop):
     assert "losses    observe()" in str(found)
 
 
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [
+        ({"criterion": None}, "pass check(model, optimizer, nn.CrossEntropyLoss(), batch), or step=lambda"),
+        ({"criterion": nn.CrossEntropyLoss(reduction="none")}, "pass step=lambda model, criterion, batch, hook: "),
+        ({"criterion": nn.CrossEntropyLoss}, "pass CrossEntropyLoss()"),
+        ({"criterion": F.cross_entropy}, "call hook.observe(losses)"),
+        ({"optimizer": torch.optim.SGD}, "pass SGD(model.parameters(), ...)"),
+        ({"model": nn.Linear}, "pass Linear(...)"),
+    ],
+)
+def test_what_is_missing_is_told_in_words_to_write(loop, change, remedy):
+    given = dict(zip(("model", "optimizer", "criterion", "batch"), loop, strict=True)) | change
+    line = last_line(check(**given, black=0.0))
+    assert remedy in line
+    assert "the loop itself fails" not in line
+
+
+def test_the_step_that_the_report_asks_for_runs(loop):
+    model, optimizer, _, batch = loop
+    criterion = nn.CrossEntropyLoss(reduction="none")
+    step = lambda model, criterion, batch, hook: criterion(model(batch[0]), batch[1]).mean()  # noqa: E731
+    assert check(model, optimizer, criterion, batch, black=0.0, step=step).ready
+
+
 def test_a_loop_that_fails_by_itself(loop):
     model, optimizer, criterion, batch = loop
     found = check(model, optimizer, criterion, (batch[0], batch[1] + 5))

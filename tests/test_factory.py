@@ -225,6 +225,8 @@ def test_random_masks_take_every_setting_of_random_shading(make_model):
         ({"entropy_target": -0.1, "policy": "static"}, "entropy_target, policy would have no effect"),
         ({"preset": "random", "policy_lr": 0.1}, "policy_lr would have no effect.*: pass preset='learned'"),
         ({"augmentation": RandomShading(), "reward": "adversarial"}, "reward would have no effect"),
+        ({"loss_method": "own"}, "loss_method would have no effect.* pass a criterion"),
+        ({"preset": "learned", "loss_method": "own"}, "loss_method='own' would have no effect.*no criterion"),
     ],
     ids=str,
 )

@@ -6,8 +6,7 @@ from typing import Any
 from kornia.augmentation import IntensityAugmentationBase2D, IntensityAugmentationBase3D
 from torch import Tensor
 
-from ..masks import random_shading
-from ..masks.samples import ShadingSample
+from ..masks import ShadingSample, random_shading
 from .shading import cells_of, draw
 
 __all__ = ["RandomShading", "RandomShading3D"]
@@ -75,4 +74,10 @@ class RandomShading(_Shading, IntensityAugmentationBase2D):
 
 
 class RandomShading3D(_Shading, IntensityAugmentationBase3D):
-    """:class:`RandomShading` for volumes (B, C, D, H, W), with a grid of three axes."""
+    """:class:`RandomShading` for volumes (B, C, D, H, W), with a grid of three axes.
+
+    Example:
+        >>> import torch
+        >>> RandomShading3D(p=1.0, mean=0.0, std=1.0)(torch.rand(2, 1, 8, 16, 16)).shape
+        torch.Size([2, 1, 8, 16, 16])
+    """

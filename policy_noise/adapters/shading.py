@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..masks import ShadingSample
 from ..masks.random_shading import RandomShading
-from ..masks.samples import ShadingSample
 
 __all__ = ["SeededShading", "cells_of", "draw", "shade"]
 

@@ -32,6 +32,12 @@ class RandomShading(RandomTransform, IntensityTransform):
     Shape:
         - images: (C, W, H, D). Axes of one pixel get one cell.
         - Output: the same shape and dtype. Integers are rounded.
+
+    Example:
+        >>> from torchio import ScalarImage
+        >>> subject = Subject(t1=ScalarImage(tensor=torch.rand(1, 16, 16, 16)))
+        >>> RandomShading(p=1.0, mean=0.0, std=1.0)(subject).t1.shape
+        (1, 16, 16, 16)
     """
 
     def __init__(

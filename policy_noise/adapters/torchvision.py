@@ -9,10 +9,9 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from ..masks import random_shading
+from ..masks import ShadingSample, random_shading
 from ..masks.inputs import replace_leaves, untyped_images
-from ..masks.samples import ShadingSample
-from ..utils.trees import leaves_of
+from ..utils.misc import leaves_of
 from .shading import draw, shade
 
 try:

@@ -1,7 +1,8 @@
 """Scores of a trained classifier on a test split, and a gallery of its mistakes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ import numpy as np
 from .data import fingerprint
 from .figures import mistakes_gallery
 from .metrics import bootstrap_metrics, calibration, classification_metrics, confusion, group_metrics, per_class_metrics
+from .shifts import MEDMNISTC_SEVERITIES, medmnistc_errors, medmnistc_shifts
 
-__all__ = ["draw_mistakes", "medmnist_scores", "predictions", "score"]
+__all__ = ["draw_mistakes", "medmnist_scores", "medmnistc_scores", "predictions", "score"]
 
 MISTAKES = 24
 
@@ -35,6 +37,30 @@ def medmnist_scores(targets: np.ndarray, probabilities: np.ndarray) -> dict[str,
         areas = [roc_auc_score(targets == k, probabilities[:, k]) for k in classes]
         right = probabilities.argmax(1) == targets
     return {"medmnist_auc": float(np.mean(areas)), "medmnist_acc": float(right.mean())}
+
+
+def medmnistc_scores(
+    data: Any, clean: float, score: Callable[[str, int], Mapping[str, float]]
+) -> dict[str, float | dict[str, float]]:
+    """Scores of a MedMNIST test split under MedMNIST-C's corruptions.
+
+    Args:
+        data: The set.
+        clean: Balanced accuracy on the test images as they are.
+        score: From a corruption of :func:`~policy_noise.experiments.shifts.medmnistc_shifts` and a severity to
+            ``balanced_accuracy``, ``f1`` and ``roc_auc``.
+
+    Returns:
+        ``be`` and ``rbe``, see :func:`~policy_noise.experiments.shifts.medmnistc_errors`, the mean ``f1`` and
+        ``roc_auc``, and ``errors``, 1 minus the balanced accuracy, by corruption.
+    """
+    found = {
+        name.partition("/")[2]: [score(name, severity) for severity in MEDMNISTC_SEVERITIES]
+        for name in medmnistc_shifts(data.name)
+    }
+    errors = {name: 1 - fmean(one["balanced_accuracy"] for one in several) for name, several in found.items()}
+    means = {name: fmean(one[name] for several in found.values() for one in several) for name in ("f1", "roc_auc")}
+    return {**medmnistc_errors(data.name, 1 - clean, errors), **means, "errors": errors}
 
 
 def score(

@@ -6,7 +6,6 @@ To add an augmentation, write its factory here and name it in :data:`RIVALS`: it
 import functools
 import importlib
 import inspect
-import random
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..hooks.streams import own_randomness
-from .shifts import bias_field
+from .shifts import bias_field, own_generators
 
 __all__ = ["RIVALS", "Augmentation", "Own", "Rival", "RunAugmentation", "normalize_each_image", "own_transform"]
 
@@ -231,7 +229,10 @@ def _apply_own(own: Own, name: str) -> Transform:
             got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
             raise ValueError(f"transform {name!r} must return a tensor of shape {tuple(image.shape)}, got {got}")
         plain = result.as_subclass(Tensor).to(image.device)
-        return plain.float() / 255 if plain.dtype == torch.uint8 else plain.float()
+        plain = plain.float() / 255 if plain.dtype == torch.uint8 else plain.float()
+        if not plain.isfinite().all():
+            raise ValueError(f"transform {name!r} gave values that are NaN or infinite")
+        return plain
 
     def work(images: Tensor) -> Tensor:
         return one(images) if own.per == "batch" else torch.stack([one(image) for image in images])
@@ -293,15 +294,8 @@ class RunAugmentation:
         reseed = getattr(own, "set_random_seed", None) or getattr(own, "set_random_state", None)
         if reseed is not None:
             reseed(seed)
-        state, pythons = np.random.get_state(), random.getstate()  # noqa: NPY002  (timm's MixUp draws from it)
-        try:
-            np.random.seed(seed)  # noqa: NPY002
-            random.seed(seed)
-            with own_randomness(images.device, seed):
-                x, y = self.augmentation((images * self.std + self.mean).clamp(0, 1), labels)
-        finally:
-            np.random.set_state(state)  # noqa: NPY002
-            random.setstate(pythons)
+        with own_generators(seed, images.device):
+            x, y = self.augmentation((images * self.std + self.mean).clamp(0, 1), labels)
         return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last), y
 
 

@@ -32,6 +32,11 @@ def sample_beta(concentration1: Tensor, concentration0: Tensor, generator: torch
     Shape:
         - concentration1, concentration0: any shape, the same.
         - Output: that shape, in [1e-6, 1 - 1e-6].
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> sample_beta(torch.ones(2, 3), torch.ones(2, 3), generator).shape
+        torch.Size([2, 3])
     """
     return draw_pairs(torch.stack([concentration1, concentration0], dim=-1), generator)
 

@@ -103,6 +103,11 @@ def apply_mask(images: Tensor, mask: Tensor, black: Tensor | None = None, white:
         - mask: (B, 1, H, W) or (B, 1, D, H, W), or with C channels.
         - black, white: broadcastable to the images, such as (1, C, 1, 1).
         - Output: the images' shape.
+
+    Example:
+        >>> images, black = torch.tensor([[[[-2.0, 1.0]]]]), torch.tensor(-2.0)
+        >>> apply_mask(images, torch.full((1, 1, 1, 2), 1.5), black)
+        tensor([[[[-2.0000,  2.5000]]]])
     """
     return _multiply(images, mask, None, black, white)
 
@@ -144,6 +149,10 @@ def scale_mask(mask: Tensor, *, strength: float = 1.0, mean_preserving: bool = F
     Shape:
         - mask: (B, C, H, W) or (B, C, D, H, W).
         - Output: the same.
+
+    Example:
+        >>> scale_mask(torch.tensor([[[[0.2, 0.6]]]]), strength=0.5, mean_preserving=True)
+        tensor([[[[0.7500, 1.2500]]]])
     """
     if mean_preserving:
         mask = mask / mask.mean(dim=tuple(range(2, mask.ndim)), keepdim=True)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..utils.checks import check_one_of, is_number
+from ..utils.misc import check_one_of, is_number
 
 __all__ = ["Operators", "Upsample", "blur_parameters", "get_operators", "render", "render_mask"]
 

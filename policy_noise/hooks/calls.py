@@ -1,13 +1,21 @@
-"""The calls of the hooked model that are under way: a module may call itself, and a forward may fail."""
+"""A call of the hooked model: which of its arguments are images, and which calls it stands within.
 
-from collections.abc import Sequence
+A module may call itself, and a forward may fail.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from .pairing import Pending
 
-__all__ = ["Call"]
+__all__ = ["Call", "InputName", "find_images", "item_at", "replace"]
+
+Path = tuple[Any, ...]
+InputName = int | str | Sequence[int | str] | None
 
 
 @dataclass
@@ -58,3 +66,88 @@ class Call:
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
+
+
+def find_images(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], name: InputName, axes: int, *, required: bool = True
+) -> tuple[list[Path], list[Path]]:
+    """Find the images in (args, kwargs).
+
+    Args:
+        args: The call's positional arguments.
+        kwargs: Its keyword arguments.
+        name: A position, a keyword's name or a key in a mapping, or several of them. None takes the first
+            floating-point tensor with this number of axes, or else the first list of such tensors with one axis less.
+        axes: Axes of a batch of images.
+        required: Whether there must be images. Else the answer may be empty.
+
+    Returns:
+        The paths of keys that lead to them, and those of the other tensors with as many axes and channels.
+
+    Raises:
+        TypeError: If there are none.
+    """
+    named: list[tuple[Path, Any]] = []
+    for path, value in [*(((0, i), v) for i, v in enumerate(args)), *(((1, k), v) for k, v in kwargs.items())]:
+        named.append((path, value))
+        if isinstance(value, Mapping):
+            named += [((*path, key), item) for key, item in value.items()]
+    batches = [path for path, value in named if _are_images(value, axes)]
+    if name is None:
+        chosen = (batches or [path for path, value in named if _is_list_of_images(value, axes)])[:1]
+    else:
+        found = [_named(each, named) for each in ([name] if isinstance(name, int | str) else name)]
+        chosen = [path for path in found if path is not None]
+        if required and None in found:
+            raise TypeError(
+                f"input_name is {name!r}, but the model was called with {len(args)} positional arguments "
+                f"and the names {sorted(str(path[-1]) for path, _ in named if not isinstance(path[-1], int))}"
+            )
+    if required and not chosen:
+        if any(path[-1] == "patches" for path, _ in named):
+            raise TypeError(
+                "the model was called with patches, which no longer form an image: mask images before they are cut, "
+                "with policy_noise.RandomShading as one of the data set's transforms"
+            )
+        got = [f"{tuple(v.shape)} {v.dtype}" if isinstance(v, Tensor) else type(v).__name__ for _, v in named]
+        raise TypeError(
+            f"the model was called without images: no floating-point tensor of {axes} axes among {got}; normalize "
+            "images before the model, or name the input that holds them with input_name"
+        )
+    values = dict(named)
+    channels = [values[path].shape[1] for path in chosen if _are_images(values[path], axes)][:1]
+    return chosen, [path for path in batches if path not in chosen and [values[path].shape[1]] == channels]
+
+
+def _named(name: int | str, named: list[tuple[Path, Any]]) -> Path | None:
+    for path, _ in named:
+        if path[-1] == name and (len(path) > 2 or isinstance(name, int) == (not path[0])):
+            return path
+    return None
+
+
+def _are_images(value: Any, axes: int) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim == axes
+
+
+def _is_list_of_images(value: Any, axes: int) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(_are_images(item, axes - 1) for item in value)
+
+
+def item_at(container: Any, path: Path) -> Any:
+    """The item at a path in nested tuples and mappings."""
+    for key in path:
+        container = container[key]
+    return container
+
+
+def replace(container: Any, path: Path, function: Callable[[Any], Any]) -> Any:
+    """Copy nested tuples and mappings, with a function applied to the item at a path."""
+    if not path:
+        return function(container)
+    item = replace(container[path[0]], path[1:], function)
+    if isinstance(container, Mapping):
+        container = copy.copy(container)
+        container[path[0]] = item  # type: ignore[index]
+        return container
+    return (*container[: path[0]], item, *container[path[0] + 1 :])

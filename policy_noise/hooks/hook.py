@@ -21,19 +21,17 @@ from ..learning.learner import MAX_WINDOW
 from ..learning.window import check_loss
 from ..losses import CriterionError, LossMethod, LossSplitter, SampleLosses, is_hookable, loss_of, with_loss
 from ..utils.compat import backward_number, is_in_backward, is_replica, is_transformed
-from ..utils.distributed import is_distributed
+from ..utils.misc import is_distributed, tensors_in
 from ..utils.model import is_training
-from ..utils.trees import tensors_in
 from ..utils.warn import warn
 from . import registry
-from .calls import Call
-from .copies import Functor
-from .inputs import InputName, find_images, item_at, replace
+from .calls import Call, InputName, find_images, item_at, replace
 from .optimizers import OptimizerLink, stepping_optimizer
 from .pairing import Match, PairingError, PairingQueue, Pending
+from .registry import Functor
 from .schedule import ScheduledStrength
 from .streams import Draws, joined
-from .trained import Arrivals, Term, trained_losses
+from .trained import Look, Term, trained_losses
 from .watch import Watch
 
 __all__ = ["ReinforceHook"]
@@ -130,7 +128,7 @@ class ReinforceHook:
     ) -> None:
         stepping = None if optimizer is None else stepping_optimizer(optimizer)
         known = registry.was_hooked(stepping)  # then its state may come from this process, not from a checkpoint
-        _check_arguments(augmentation, model, criterion, output_loss, max_pending)
+        _check_arguments(augmentation, model, criterion, output_loss, loss_method, max_pending)
         _check_free(model, stepping)
         self.augmentation = augmentation
         self.learner = PolicyLearner(augmentation, **learner)
@@ -144,7 +142,7 @@ class ReinforceHook:
         self._queue = PairingQueue(max_pending)
         self._forwards = 0
         self._backward, self._gradient = -1, 0
-        self._arrivals: Arrivals | None = Arrivals()
+        self._look = Look()
         self._pauses = 0
         self._calls: list[Call] = []
         self._size: tuple[int, ...] | None = None
@@ -497,9 +495,10 @@ class ReinforceHook:
             # Where calls within this one were masked, each marked its own output.
             if len(pendings) <= 1:
                 self._queue.mark(output, pendings[0] if pendings else None)
-            if self._arrivals is not None and self._learning and self._learns:
+            if self._looks:
                 for pending in pendings:
-                    pending.note_backward(output)
+                    if not pending.terms:  # else the criterion was called inside
+                        self._look.mark_outputs(tensors_in(output), pending)
             return None
         if self._calls:
             return None  # the outermost call has the loss
@@ -550,13 +549,13 @@ class ReinforceHook:
         loss = loss_of(returned)
         if loss is not None and not loss.requires_grad:
             return None  # nothing is trained on it
-        matches = self._queue.find([*tensors_in(args), *tensors_in(kwargs)])
+        inputs = [*tensors_in(args), *tensors_in(kwargs)]
+        matches = self._queue.find(inputs)
         if not matches:
             return None
         if not (self._learning and self._learns):
             factor = self._observe(matches, lambda: splitter(args, kwargs, returned))
             return None if factor is None or loss is None else with_loss(returned, loss * factor)
-        splitter.with_slope = self._arrivals is not None
         losses = splitter(args, kwargs, returned)
         assert loss is not None
         for match in matches:
@@ -566,9 +565,11 @@ class ReinforceHook:
             loss = loss * factor
         # The loss that is trained on may be any sum of the criterion's calls. What each counts is known at the step.
         term = Term(loss, losses, self._gradient_number)
-        if self._arrivals is not None and splitter.slope is not None:
-            (tensor, slope), splitter.slope = splitter.slope, None
-            self._arrivals.expect(term, tensor, slope if factor is None else slope * factor)
+        if self._looks:
+            self._look.mark_call(loss)
+            for match in matches:
+                if not match.pending.marked:
+                    self._look.mark_outputs(inputs, match.pending)
         for match in matches:
             match.pending.terms.append((term, match))
             self._queue.score(match.pending)
@@ -585,6 +586,11 @@ class ReinforceHook:
     @property
     def _learns(self) -> bool:
         return not self.learner.frozen
+
+    @property
+    def _looks(self) -> bool:
+        """Whether it is looked at what this step trains on."""
+        return self._look.is_due and self._learning and self._learns
 
     @property
     def _learning(self) -> bool:
@@ -609,11 +615,9 @@ class ReinforceHook:
             self._queue.pop(match.pending)
         return _mean(factors)
 
-    def _check_first_step(self) -> None:
-        """Say once, at the first step, if the loop trains on something that was never observed."""
-        if self._arrivals is None:
-            return
-        if self._queue.reached_backward:
+    def _say_what_is_missing(self) -> None:
+        """Say once if the loop trains on something that was never observed, or that the reward does not follow."""
+        if self._queue.unobserved:
             self._watch.say(
                 "unobserved",
                 "the model was trained on a loss that the hook did not see: its output reached backward, but with no "
@@ -621,15 +625,22 @@ class ReinforceHook:
                 "module that the loop calls as criterion, or call hook.observe(losses) with one loss per image, "
                 "shape (B,)",
             )
-        share = self._arrivals.unexplained()
-        if share:
+        besides = self._look.besides(self._queue.scored)
+        if besides is not None:
             self._watch.say(
                 "partly",
-                f"the loop trains on something besides the hooked criterion: {share:.0%} of the gradient that reaches "
-                "its input comes from elsewhere (a functional loss, a penalty), and the reward leaves that part out. "
-                "Put it into the criterion, or call hook.observe(losses) with each image's whole loss, shape (B,)",
+                "the loop trains on something besides the hooked criterion: the model's output also reaches the loss "
+                f"by another way (a functional loss, a penalty; autograd's {besides}), and the reward leaves that part "
+                "out. Put it into the criterion, or call hook.observe(losses) with each image's whole loss, shape (B,)",
             )
-        self._arrivals = None
+        if self._look.nonlinear:
+            self._watch.say(
+                "nonlinear",
+                "the loop puts the criterion's losses through a function that is not linear (autograd's "
+                f"{self._look.nonlinear}), and the reward is each loss times that function's slope: call "
+                "hook.observe(losses) with the function's values, one per image, shape (B,)",
+            )
+        self._look.stepped()
 
     def _close_window(self) -> None:
         """Pass the losses that were trained on to the learner."""
@@ -692,7 +703,7 @@ class ReinforceHook:
 
     def _step(self, group: Mapping[str, Any]) -> None:
         self._watch.first_step(lambda: "; ".join(repr(self).splitlines()))
-        self._check_first_step()
+        self._say_what_is_missing()
         self._close_window()
         if self._learning:
             self.learner.step(group)
@@ -745,7 +756,9 @@ def _given(losses: Tensor, valid: Tensor | None) -> SampleLosses:
     return SampleLosses(values if valid is None else torch.where(valid, values, 0.0), valid)
 
 
-def _check_arguments(augmentation: Any, model: Any, criterion: Any, output_loss: Any, max_pending: Any) -> None:
+def _check_arguments(
+    augmentation: Any, model: Any, criterion: Any, output_loss: Any, loss_method: str, max_pending: Any
+) -> None:
     if not isinstance(augmentation, StochasticAugmentation):
         raise TypeError(f"augmentation must be a StochasticAugmentation, got {type(augmentation).__name__}")
     if model is not None and not isinstance(model, nn.Module):
@@ -756,6 +769,12 @@ def _check_arguments(augmentation: Any, model: Any, criterion: Any, output_loss:
         _check_criterion(criterion)
     if output_loss is not None and (model is None or criterion is not None):
         raise TypeError("output_loss replaces criterion: pass it with model and without criterion")
+    if loss_method != "auto" and (criterion is None or next(augmentation.parameters(), None) is None):
+        missing = "criterion" if criterion is None else "policy, because random masks are not learned"
+        raise TypeError(
+            f"loss_method={loss_method!r} would have no effect, because there is no {missing}: leave it out, or pass "
+            "the criterion that it is about and masks that are learned (preset='learned')"
+        )
     if not max_pending >= 1 or not math.isfinite(max_pending):
         raise ValueError(f"max_pending must be at least 1, got {max_pending!r}")
 

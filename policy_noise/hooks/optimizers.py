@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from .copies import Functor
+from .registry import Functor
 
 __all__ = ["OptimizerLink", "stepping_optimizer"]
 
@@ -78,6 +78,10 @@ def stepping_optimizer(optimizer: Any) -> torch.optim.Optimizer:
         named = ((name, getattr(optimizer, name, None)) for name in WRAPPED_OPTIMIZER)
         found = {name: _innermost(value) for name, value in named if isinstance(value, torch.optim.Optimizer)}
     kind = type(optimizer).__name__
+    if isinstance(optimizer, type):
+        raise TypeError(
+            f"optimizer must be an object, got the class: pass {optimizer.__name__}(model.parameters(), ...)"
+        )
     if not found:
         raise TypeError(
             f"optimizer must be a torch.optim.Optimizer or a wrapper that holds one; got {kind}, which holds none. "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..augmentation import Sample
-from ..utils.trees import tensors_in
+from ..utils.misc import tensors_in
 from ..utils.warn import warn
 from .rows import Rows, follow
 
@@ -39,7 +39,7 @@ class Pending:
         sample: The draw.
         views: Number of inputs that were masked. The sample holds the images of the first, then those of the second.
         marked: Whether its output is known.
-        reached: Whether a backward pass reached its output. Known only in the first step.
+        reached: Whether a backward pass reached its output. Known only in steps that are looked at.
         terms: The criterion's calls on its output, and how their rows match its images.
     """
 
@@ -52,16 +52,6 @@ class Pending:
 
     def __len__(self) -> int:
         return len(self.sample.applied) // self.views
-
-    def note_backward(self, output: Any) -> None:
-        """Note when a backward pass reaches an output that comes from this batch."""
-
-        def reached(gradient: Tensor) -> None:
-            self.reached = True
-
-        for tensor in tensors_in(output):
-            if tensor.requires_grad:
-                tensor.register_hook(reached)
 
     def spread(self, values: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """One loss for each image of the sample: all views of an image have its loss."""
@@ -206,9 +196,9 @@ class PairingQueue:
             pending.marked = True
 
     @property
-    def reached_backward(self) -> bool:
-        """Whether a backward pass reached a batch that still waits for its loss."""
-        return any(pending.reached for pending in self._pending)
+    def unobserved(self) -> bool:
+        """Whether a backward pass reached a batch that still waits for its loss, and nothing was said of such ones."""
+        return not self._warned and any(pending.reached for pending in self._pending)
 
     def find(self, tensors: Sequence[Tensor], rows: int | None = None) -> list[Match]:
         """Find the batches that tensors came from, by their autograd graph: waiting ones, or ones with other calls.

@@ -1,18 +1,78 @@
-"""Keep track of the hooks on each model, criterion and optimizer."""
+"""The functions that hooks register, and which model, criterion and optimizer has which hook."""
 
+import inspect
+import sys
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from .copies import forget_copied
+from ..utils.compat import remove_hook_functions
 
 if TYPE_CHECKING:
     from .hook import ReinforceHook
 
-__all__ = ["detach", "enter", "follow_steps", "hooks_on", "leave", "leave_steps", "was_hooked"]
+__all__ = ["Functor", "detach", "enter", "follow_steps", "hooks_on", "leave", "leave_steps", "was_hooked"]
+
+REASON = "policy_noise masks the input outside the graph: compile the model first, then attach to the compiled model"
+
+
+class Functor:
+    """A registered hook function. All work of the package in a training step runs inside such a call.
+
+    Copies of a model (EMA, pickles) are not trained. A closure would be shared with the copy, and a bound method would
+    clone the whole policy. The copy of a functor does nothing.
+
+    Args:
+        function: The function to call.
+        on_copy: Called for each copy.
+    """
+
+    def __init__(self, function: Callable[..., Any], on_copy: Callable[[], None] | None = None) -> None:
+        self.on_copy = on_copy
+        # Inside a compiled module this causes a graph break. Importing Dynamo takes seconds. If it is not loaded,
+        # nothing is compiled yet, and a module that is compiled later breaks its graph here anyway.
+        self.function = _uncompiled(function) if "torch._dynamo" in sys.modules else function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        if self.on_copy is not None:
+            self.on_copy()
+        return _inert
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _get_inert, ()
+
+
+def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    # torch.compile(fullgraph=True) shows the reason, since torch 2.7.
+    options = {"reason": REASON} if "reason" in inspect.signature(torch.compiler.disable).parameters else {}
+    return torch.compiler.disable(function, **options)
+
+
+def _inert(*args: Any, **kwargs: Any) -> None:
+    """The copy of a hook function. It does nothing."""
+
+
+def _forget_copied(model: nn.Module) -> int:
+    """Remove the inert functions from a copy of a hooked model, which then needs this package no longer.
+
+    Returns:
+        How many of its modules had some.
+    """
+    return sum(remove_hook_functions(module, _inert) for module in model.modules())
+
+
+def _get_inert() -> Callable[..., None]:
+    return _inert
+
+
+# -- who is hooked -----------------------------------------------------------------------------------------------------
 
 _HOOKED: "weakref.WeakKeyDictionary[Any, weakref.WeakSet[ReinforceHook]]" = weakref.WeakKeyDictionary()
 _FOLLOWING: "set[weakref.WeakMethod[Callable[[torch.optim.Optimizer], None]]]" = set()
@@ -82,4 +142,4 @@ def detach(target: Any) -> int:
     found = hooks_on(target)
     for hook in found:
         hook.remove()
-    return len(found) + (forget_copied(target) if isinstance(target, torch.nn.Module) else 0)
+    return len(found) + (_forget_copied(target) if isinstance(target, nn.Module) else 0)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..utils.compat import node_shapes, saved
 
-__all__ = ["Rows", "follow"]
+__all__ = ["Rows", "follow", "operation", "parents_first"]
 
 Shape = tuple[int, ...]
 
@@ -137,13 +137,13 @@ def follow(
                 known[key] = {n: _replay(step, [given.get(n, ()) for given in inputs[node]]) for n in reached}
         return known[key]
 
-    for node, parents in _parents_first(tensors, mark):
+    for node, parents in parents_first(tensors, mark):
         inputs[node] = [{} if parent is None else origins(parent, output) for parent, output in parents]
     return [{} if tensor.grad_fn is None else origins(tensor.grad_fn, tensor.output_nr) for tensor in tensors]
 
 
-def _parents_first(tensors: Sequence[Tensor], mark: Callable[[Any], int | None]) -> Iterator[tuple[Any, Any]]:
-    """Iterate over the nodes behind tensors with their parents. A marked node has none."""
+def parents_first(tensors: Sequence[Tensor], mark: Callable[[Any], Any]) -> Iterator[tuple[Any, Any]]:
+    """Iterate over the nodes behind tensors with their parents. A node whose mark is not None has none."""
     entered: dict[Any, Any] = {}
     done: set[Any] = set()
     stack = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
@@ -157,6 +157,12 @@ def _parents_first(tensors: Sequence[Tensor], mark: Callable[[Any], int | None])
             if node not in done:
                 done.add(node)
                 yield node, entered[node]
+
+
+def operation(node: Any) -> str:
+    """The name of torch's operation that made a node. Empty for a user's Function, whose name has no number."""
+    known = re.fullmatch(r"(\w+)Backward\d+", node.name())
+    return known[1] if known else ""
 
 
 @dataclass(frozen=True)
@@ -174,9 +180,8 @@ class Step:
 
     @classmethod
     def of(cls, node: Any, output: int) -> "Step":
-        known = re.fullmatch(r"(\w+)Backward\d+", node.name())  # a user's Function has no number
         sources = [None if parent is None else node_shapes(parent)[n] for parent, n in node.next_functions]
-        return cls(node, known[1] if known else "", output, node_shapes(node)[output], sources)
+        return cls(node, operation(node), output, node_shapes(node)[output], sources)
 
     def axis(self, name: str, ndim: int) -> int:
         return _signed(saved(self.node, name)) % max(ndim, 1)

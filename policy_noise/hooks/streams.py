@@ -14,7 +14,7 @@ from torch import Tensor
 from ..augmentation import Sample, StochasticAugmentation
 from ..losses import plain_tensor
 from ..utils.compat import is_saved_elsewhere, own_graph
-from ..utils.distributed import is_distributed
+from ..utils.misc import is_distributed
 
 __all__ = ["Draws", "derived_seed", "joined", "own_randomness"]
 

@@ -1,22 +1,27 @@
 """The reward as the loss that is trained on: the criterion's calls, each times its coefficient in that loss."""
 
-import math
+import itertools
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from functools import partial
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..losses import SampleLosses
+from ..utils.compat import backward_number, backward_roots, node_shapes, saved
 from .pairing import Match, Pending
+from .rows import operation, parents_first
 
-__all__ = ["Arrivals", "Term", "trained_losses"]
+__all__ = ["Look", "Term", "trained_losses"]
 
-UNEXPLAINED = 0.02
-"""Share of a gradient that may be due to rounding, as a GPU's TF32 does."""
-UNEXPLAINED_IN_HALF = 0.1
-"""The same for a gradient in half precision."""
+NONLINEAR = re.compile("Clamp(Max)?|Exp2?|Expm1|Log(10|1P|2|Sigmoid|Softmax|sumexp)?|Sigmoid|Softmax|Softplus|Tanh")
+"""Functions of losses whose slope times the loss is another number than their value, also up to a factor."""
+TINY = 1e-3
+"""A lower bound of a loss, up to which it is there for numerical safety."""
 
 
 class Term:
@@ -24,8 +29,8 @@ class Term:
 
     The loop may add calls up, weight or negate them, and average unreduced losses as it likes. A tensor hook on the
     criterion's output receives the derivative of the trained loss, which is the coefficient: one number if the
-    criterion returned one, else one for each of its losses. Several backward passes through one call add up. A function
-    of unreduced losses that is not linear is not seen: each loss then counts times its derivative.
+    criterion returned one, else one for each of its losses. Several backward passes through one call add up. After a
+    function of unreduced losses that is not linear, each loss counts times the derivative; :class:`Look` notices most.
 
     Args:
         output: What the criterion returned, in the loop's graph.
@@ -60,11 +65,6 @@ class Term:
         """Whether a backward pass reached it."""
         return bool(self._received[0] or self._received[1])
 
-    @property
-    def is_first_order(self) -> bool:
-        """Whether a backward pass that builds no graph reached it."""
-        return bool(self._received[0])
-
     def weight(self) -> Tensor:
         """Its share of the trained loss: the coefficient's absolute value, or the sum of those of all losses."""
         return _sum([weight.abs() for weight, _ in self._passes])
@@ -87,54 +87,121 @@ class Term:
         return self._received[0] or self._received[1]
 
 
-class Arrivals:
-    """The gradients that reach the tensors that a criterion was called with, and what its calls account for.
+Mark = bool | tuple[int, int]
+"""Of a call of the criterion, whether it returned several losses. Of a model's output, its forward and its place."""
 
-    If they differ, the loop trains on something besides these calls: another function of the model's output.
+
+class Look:
+    """Looks in steps 1, 2, 4, 8, ... whether the trained loss is made of the criterion's calls alone, each linearly.
+
+    When a gradient reaches an output of the model, the graph is followed from the backward pass's root to the outputs
+    and to the calls. What reaches an output in another way than through a call is no part of the reward: a functional
+    loss, a penalty.
     """
 
+    _numbers = itertools.count()
+
     def __init__(self) -> None:
-        self._seen: dict[int, tuple[Tensor, list[Tensor], list[tuple[Term, Tensor]]]] = {}
+        self._key = f"policy_noise.look.{next(Look._numbers)}"
+        self._steps = 0
+        self._pass = -1
+        self._paths: dict[Mark, str] = {}
+        self._besides: list[tuple[Pending, str, Tensor]] = []
+        self.nonlinear = ""
+        """The operation on unreduced losses that is not linear, if there was one in this step."""
 
-    def expect(self, term: Term, tensor: Tensor, slope: Tensor) -> None:
-        """Note a call on a tensor, and the loss's gradient with respect to it."""
-        if id(tensor) not in self._seen:
-            arrived: list[Tensor] = []
-            # A pass that builds a graph is that of a gradient penalty.
-            tensor.register_hook(lambda gradient: None if torch.is_grad_enabled() else arrived.append(gradient.clone()))
-            self._seen[id(tensor)] = tensor, arrived, []
-        self._seen[id(tensor)][2].append((term, slope))
+    @property
+    def is_due(self) -> bool:
+        """Whether this step is looked at."""
+        return (self._steps + 1) & self._steps == 0
 
-    def unexplained(self) -> float:
-        """The largest share of a gradient that no call accounts for, 0 if it may be due to rounding.
+    def mark_call(self, loss: Tensor) -> None:
+        """Mark what a call of the criterion returned."""
+        node: Any = loss.grad_fn
+        node.metadata[self._key] = loss.numel() > 1
 
-        Waits for the device, and forgets everything.
+    def mark_outputs(self, tensors: Iterable[Tensor], pending: Pending) -> None:
+        """Mark what a model returned, and note the gradients that reach it.
+
+        Where the criterion is called inside the model, these are the tensors that it was called with.
         """
-        shares = [0.0]
-        for tensor, arrived, calls in self._seen.values():
-            # A second-order optimizer's own passes arrive here too, and no call accounts for them.
-            trained = [(term, slope) for term, slope in calls if term.is_first_order]
-            others = [other.grad_fn for other, _, _ in self._seen.values() if other is not tensor]
-            # What a second call's tensor was computed from also gets the gradient of that call.
-            if arrived and trained and tensor.grad_fn not in _behind(others):
-                whole = _sum(arrived).float()
-                known = _sum([term.coefficient * slope.float() for term, slope in trained])
-                share = float((whole - known).norm() / whole.norm().clamp(min=1e-30))
-                if share > (UNEXPLAINED if arrived[0].dtype.itemsize > 2 else UNEXPLAINED_IN_HALF) and share < math.inf:
-                    shares.append(share)
-        self._seen.clear()
-        return max(shares)
+        for place, tensor in enumerate(tensors):
+            node: Any = tensor.grad_fn
+            if node is not None:
+                mark = node.metadata.setdefault(self._key, (pending.number, place))
+                tensor.register_hook(partial(self._reached, pending, mark))
+
+    def besides(self, scored: Container[Pending]) -> str | None:
+        """The operation that used an output of these forwards besides the criterion's calls. Waits for the device."""
+        found = [item for item in self._besides if item[0] in scored]
+        return next((name for _, name, counts in found if bool(counts)), None)
+
+    def stepped(self) -> None:
+        """Go on to the next step."""
+        self._steps += 1
+        self._besides.clear()
+        self.nonlinear = ""
+
+    def _reached(self, pending: Pending, mark: Mark, gradient: Tensor) -> None:
+        pending.reached = True
+        if torch.is_grad_enabled():
+            return  # the inner pass of a gradient penalty, or a second-order optimizer's
+        number = backward_number()
+        if number != self._pass or number < 0:
+            self._pass, self._paths = number, self._follow(backward_roots())
+        if mark in self._paths:
+            self._besides.append((pending, self._paths[mark], (gradient != 0).any()))
+
+    def _follow(self, roots: list[Tensor]) -> dict[Mark, str]:
+        """The outputs that roots reach in another way than through a call, each with the operation on it."""
+        if any(root.numel() > 1 for root in roots):
+            return {}  # no loss, but a product with a Hessian
+        calls: dict[Any, bool | None] = {None: None}  # whether a call lies behind a node, and whether it is unreduced
+        outputs: dict[Any, dict[Mark, str]] = {None: {}}
+        for node, edges in parents_first(roots, self._mark_of):
+            mark, name, own = self._mark_of(node), operation(node), node.name()
+            calls[node], outputs[node] = None, {}
+            if isinstance(mark, bool):
+                calls[node] = mark
+            elif mark is not None:
+                outputs[node] = {mark: own}
+            else:
+                behind = [(parent, calls[parent]) for parent, _ in edges]
+                known = [call for _, call in behind if call is not None]
+                calls[node] = any(known) if known else None
+                # A factor that the model computes is part of the call's coefficient.
+                factors = bool(known) and name in ("Mul", "Div")
+                for parent, call in behind:
+                    if call is not None or not factors:
+                        marked = self._mark_of(parent) if parent is not None else None
+                        outputs[node] |= {m: own if m == marked else by for m, by in outputs[parent].items()}
+                if any(known) and not _is_linear(node, name, calls[edges[-1][0]]):
+                    self.nonlinear = own
+        found: dict[Mark, str] = {}
+        for root in roots:
+            found |= outputs.get(root.grad_fn, {})
+        return found
+
+    def _mark_of(self, node: Any) -> Mark | None:
+        return node.metadata.get(self._key)
 
 
-def _behind(nodes: list[Any]) -> set[Any]:
-    """All autograd nodes that these were computed from, and they themselves."""
-    found: set[Any] = set()
-    while nodes:
-        node = nodes.pop()
-        if node is not None and node not in found:
-            found.add(node)
-            nodes += [parent for parent, _ in node.next_functions]
-    return found
+def _is_linear(node: Any, name: str, last: bool | None) -> bool:
+    """Whether each loss's slope times the loss is its share of the operation's value, up to a common factor.
+
+    Args:
+        node: The operation's node.
+        name: Its name.
+        last: Whether its last input comes from a call that returned several losses.
+    """
+    if name in ("Div", "Logsumexp", "Softmax", "LogSoftmax"):
+        return name == "Div" and not last
+    if not NONLINEAR.fullmatch(name) or prod(node_shapes(node)[0]) <= 1:
+        return True
+    if name == "Clamp":
+        low, high = (saved(node, bound, None) for bound in ("min", "max"))
+        return high is None and isinstance(low, int | float) and low <= TINY
+    return False
 
 
 def trained_losses(scored: Sequence[Pending]) -> Iterator[tuple[Pending, Tensor, Tensor | None]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..augmentation import Sample
 from ..functional import Baseline, LossMoments, Reward, paper_objective
-from ..utils.checks import check_one_of
+from ..utils.misc import check_one_of
 
 __all__ = ["EntropyConstraint", "Estimator", "PaperEstimator", "Reinforce", "create_estimator"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import functional as PF
 from ..augmentation import Sample, StochasticAugmentation
-from ..utils.distributed import is_distributed
+from ..utils.misc import is_distributed
 from .estimators import EntropyConstraint, PaperEstimator, create_estimator
 from .optimizer import PolicyOptimizer, PolicyRate, flat_gradient
 from .window import Observation, SampleCount, WindowMoments, check_costs, check_loss, moments_of, sum_over_ranks

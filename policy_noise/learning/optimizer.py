@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..utils.checks import check_one_of
+from ..utils.misc import check_one_of
 from ..utils.warn import warn
 
 __all__ = ["PolicyOptimizer", "PolicyRate", "flat_gradient"]

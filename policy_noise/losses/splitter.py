@@ -2,7 +2,7 @@
 
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -12,22 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..utils.compat import CollectiveError, collectives_refused, version_of
-from ..utils.distributed import is_distributed
+from ..utils.misc import is_distributed
 from ..utils.warn import warn
 from .agreement import Late, Verdict, agree, agree_weighted, close, pools, supervised
 from .batch import HALF, Call, Structures, devices_of, loss_of, shapes_of, tree_flatten
 from .isolation import Isolation, Snapshot, evaluator, has_state, is_stateless, outside
 from .refusal import Seen, batch_argument, likely_causes
-from .ways import Parts, evaluated, from_reducer, leave_one_out, one_by_one, unreduced, vectorized
+from .ways import ALONE, REDUCTION, WAYS, Evaluation, Parts, Way, leave_one_out
 
 __all__ = ["CriterionError", "LossMethod", "LossSplitter", "SampleLosses", "per_sample_loss"]
 
 LossMethod = Literal["auto", "own", "leave_one_out"]
-Way = Callable[[Any, Call, Snapshot | None, bool], Parts | None]
 
-REDUCTION = "reduction='none'"
-ALONE: dict[str, Way] = {"one sample at a time (vmap)": vectorized, "one sample at a time (loop)": one_by_one}
-WAYS: dict[str, Way] = {REDUCTION: unreduced, "the library's unreduced terms": from_reducer, **ALONE}
 OBSERVE = (
     "if it can give unreduced losses (reduction='none', a reducer), train on their mean and call hook.observe(losses) "
     "with one loss per image, shape (B,), instead of hooking the criterion"
@@ -144,16 +140,12 @@ class LossSplitter:
         self._way = ""
         self._said: set[str] = set()
         self._seconds, self._since = 0.0, 0.0
-        self.with_slope = False
-        """Whether the next calls also compute :attr:`slope`."""
-        self.slope: tuple[Tensor, Tensor] | None = None
-        """The tensor that was taken for the batch in the last call, and the loss's gradient with respect to it."""
 
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Save the criterion's state before its forward pass. Costs nothing for criteria without state."""
         start = time.perf_counter()
         leaves = tree_flatten((args, kwargs))[0]
-        if not self._stateless or any(map(has_state, leaves)):
+        if self._may_change(leaves):
             plan = self._plans.get(shapes_of(leaves))
             kept = range(len(leaves)) if plan is None or plan.looks else self._written
             values = {i: leaves[i].detach().clone() for i in kept if isinstance(leaves[i], Tensor)}
@@ -189,18 +181,15 @@ class LossSplitter:
             calls = self._structures.candidates(leaves, spec, values)
         except ValueError as error:
             raise CriterionError(f"criterion {self._name} {error}") from None
-        call, device = calls[0], calls[0].tensors[0].device.type
+        device = calls[0].tensors[0].device.type
         loss = self._loss_of(returned)
-        half = call.half or torch.is_autocast_enabled(device) or (loss is not None and loss.dtype in HALF)
+        half = calls[0].half or torch.is_autocast_enabled(device) or (loss is not None and loss.dtype in HALF)
         with torch.no_grad(), torch.autocast(device, enabled=False):
             if before is not None:
-                state = before.snapshot
+                state: Snapshot | None = before.snapshot
             else:
-                state = self._snapshot(leaves) if not self._stateless or any(map(has_state, leaves)) else None
+                state = self._snapshot(leaves) if self._may_change(leaves) else None
             try:
-                self.slope = None
-                if self.with_slope and loss is not None and loss.numel() == 1:
-                    self.slope = self._slope(leaves, call, state)
                 return self._split(calls, state, loss, half)
             finally:
                 self._seconds += time.perf_counter() - start
@@ -222,14 +211,18 @@ class LossSplitter:
         criterion = self.criterion.func if isinstance(self.criterion, partial) else self.criterion
         return getattr(criterion, "__name__", type(criterion).__name__)
 
-    def say(self, key: str, message: str) -> None:
+    def _may_change(self, leaves: Sequence[Any]) -> bool:
+        """Whether a call may change the criterion or an object among its arguments."""
+        return not self._stateless or any(map(has_state, leaves))
+
+    def _say(self, key: str, message: str) -> None:
         """Warn, once per key."""
         if key not in self._said:
             self._said.add(key)
             warn(f"criterion {self._name} {message}")
 
     def _say_slow(self, seconds: float, of: str) -> None:
-        self.say(
+        self._say(
             "slow",
             f"is evaluated again for the reward, which takes {seconds:.2g} s {of} ({self.describe()}): {OBSERVE}, or "
             "learn from fewer steps (update_every)",
@@ -243,14 +236,14 @@ class LossSplitter:
             raise CriterionError(f"criterion {self._name} cannot be copied ({error}); {OBSERVE}") from error
         if self._isolation.elements >= LARGE:
             size = f"{self._isolation.elements / 1e6:.0f} million"
-            self.say(
+            self._say(
                 "large",
                 f"holds {size} numbers beside its parameters (a memory bank?), which are copied at each step: "
                 f"{OBSERVE}, or learn from fewer steps (update_every)",
             )
         if self._isolation.shared:
             names = ", ".join(f"{name} ({kind})" for name, kind in self._isolation.shared.items())
-            self.say(
+            self._say(
                 "shared",
                 f"holds {names}, which cannot be copied. So its second evaluation, for the reward, uses the same "
                 "object: what the criterion writes there it writes more than once. Keep it out of the criterion, or "
@@ -299,29 +292,32 @@ class LossSplitter:
             for i, leaf in enumerate(call.leaves)
             if isinstance(leaf, Tensor) and (i in self._written or (looks and not self._stateless))
         )
-        calls = [replace(c, copied=copied, written=self._written, slow=self._slow) for c in calls]
-        call = calls[0]
+        evaluations = [
+            Evaluation(self.criterion, replace(c, copied=copied, written=self._written, slow=self._slow), state)
+            for c in calls
+        ]
+        first = evaluations[0]
         if self.loss_method == "leave_one_out":
-            self._way = f"leave-one-out ({call.size + 1} evaluations)"
-            return self._finish(self._leave_one_out(call, state), call)
-        if loss is not None and loss.numel() > 1 and len(loss) == call.size:
-            return self._rows(loss, call)
+            self._way = f"leave-one-out ({first.call.size + 1} evaluations)"
+            return self._finish(self._leave_one_out(first), first.call)
+        if loss is not None and loss.numel() > 1 and len(loss) == first.call.size:
+            return self._rows(loss, first.call)
         if plan is None:
-            return self._look(calls, state, loss, half)
+            return self._look(evaluations, loss, half)
         self._way = plan.way
-        parts = WAYS[plan.way](self.criterion, call, state, not looks)
+        parts = WAYS[plan.way](first, not looks)
         if parts is None:
             raise CriterionError(f"criterion {self._name} has changed: {plan.way} no longer gives losses")
         if looks:
             if loss is None or half:
-                loss = self._evaluate(call, state)
+                loss = self._evaluate(first)
             if loss.numel() == 1:
-                late = Late(agree(parts, supervised(self.criterion, parts, call), loss))
-                self._late.append((call, late))
+                late = Late(agree(parts, supervised(self.criterion, parts, first.call), loss))
+                self._late.append((first.call, late))
                 if not loss.is_cuda:
                     self._read()
         plan.calls += 1
-        return self._finish(parts, call, plan.only_finite)
+        return self._finish(parts, first.call, plan.only_finite)
 
     def _rows(self, loss: Tensor, call: Call) -> SampleLosses:
         self._way = "as the criterion returns them"
@@ -329,139 +325,129 @@ class LossSplitter:
         whole = isinstance(self.criterion, nn.CrossEntropyLoss | nn.NLLLoss)
         return self._finish(Parts(rows.sum(1) if whole else rows.mean(1)), call)
 
-    def _slope(self, leaves: Sequence[Any], call: Call, state: Snapshot | None) -> tuple[Tensor, Tensor] | None:
-        """Differentiate the loss, evaluated on copies. None if it has no gradient there."""
-        leaf = call.leaves[call.anchor].detach().clone().requires_grad_()
-        try:
-            with evaluated(self.criterion, call, state, False) as (own, copied), torch.enable_grad():
-                copied = replace(copied, copied=frozenset(range(len(copied.leaves))) & self._written)
-                moved = [leaf if i == call.anchor else t for i, t in zip(copied.batched, copied.tensors, strict=True)]
-                loss = loss_of(copied.on(evaluator(own), moved))
-                return None if loss is None else (leaves[call.anchor], torch.autograd.grad(loss, leaf)[0])
-        except Exception:  # it has no derivative, or needs more than one evaluation may ask
-            return None
-
     def _slow(self, seconds: float) -> None:
         self._say_slow(seconds, "a step")
 
-    def _leave_one_out(self, call: Call, state: Snapshot | None) -> Parts:
+    def _leave_one_out(self, evaluation: Evaluation) -> Parts:
         try:
-            return leave_one_out(self.criterion, call, state)
+            return leave_one_out(evaluation)
         except Exception as error:
             raise CriterionError(
                 f"criterion {self._name} fails without one of the samples ({error}); {OBSERVE}"
             ) from error
 
-    def _look(self, calls: list[Call], state: Snapshot | None, loss: Tensor | None, half: bool) -> SampleLosses:
-        """Try the ways in turn until the losses of one agree with the criterion's."""
+    def _look(self, evaluations: list[Evaluation], loss: Tensor | None, half: bool) -> SampleLosses:
+        """Find a way, and notice what the criterion changes meanwhile."""
         seen, changes = Seen(), outside(self.criterion) if not self._stateless else {}
         if not self._stateless and is_distributed():
-            self._refuse_collectives(calls[0], state)
+            self._refuse_collectives(evaluations[0])
         try:
-            return self._try(calls, state, loss, half, seen)
+            if self.loss_method == "own":
+                return self._own(evaluations[0])
+            return self._try(evaluations, loss, half, seen)
         finally:
             seen.outside += [name for name, value in changes.items() if outside(self.criterion).get(name) != value]
             if seen.outside:
-                self.say(
+                self._say(
                     "outside",
                     f"changes {', '.join(seen.outside)} outside of itself, where its second evaluation, for the "
                     "reward, changes it again: keep this state in the criterion (self....), or call "
                     "hook.observe(losses) instead of hooking it",
                 )
 
-    def _try(
-        self, calls: list[Call], state: Snapshot | None, loss: Tensor | None, half: bool, seen: Seen
-    ) -> SampleLosses:
-        if self.loss_method == "own":
-            return self._own(calls[0], state)
+    def _own(self, evaluation: Evaluation) -> SampleLosses:
+        failures: list[Exception] = []
+        for way, parts in self._tried(ALONE, evaluation, failures):
+            return self._keep(way, evaluation.call, parts)
+        raise CriterionError(
+            f"criterion {self._name} gives no loss for a single sample ({failures[-1]}; "
+            f"{batch_argument(evaluation.call)}); {OBSERVE}"
+        ) from failures[-1]
+
+    def _try(self, evaluations: list[Evaluation], loss: Tensor | None, half: bool, seen: Seen) -> SampleLosses:
+        """Try the ways in turn until the losses of one agree with the criterion's."""
+        first = evaluations[0]
         if loss is None or half:
-            again = self._evaluate(calls[0], state)
+            again = self._evaluate(first)
             if loss is not None and loss.numel() == again.numel() == 1 and not close(loss, again):
                 seen.reproduced = False
                 raise CriterionError(
                     f"criterion {self._name} gave {float(loss):.4g} in half precision, but the same call gives "
-                    f"{float(again):.4g} in fp32; {self._causes(calls[0], seen)}"
+                    f"{float(again):.4g} in fp32; {self._causes(first.call, seen)}"
                 )
             loss = again
-        if loss.numel() > 1 and len(loss) == calls[0].size:
-            return self._rows(loss, calls[0])
-        failure: Exception | None = None
+        if loss.numel() > 1 and len(loss) == first.call.size:
+            return self._rows(loss, first.call)
+        if loss.numel() != 1:
+            raise CriterionError(
+                f"criterion {self._name} returned a loss of shape {tuple(loss.shape)}, neither one number nor one per "
+                f"sample ({batch_argument(first.call)}); {OBSERVE}"
+            )
+        failures: list[Exception] = []
         refused: list[tuple[str, Call, Parts]] = []
-        for call in calls if loss.numel() == 1 else ():
-            for way, function in WAYS.items():
-                try:
-                    parts = function(self.criterion, call, state, False)
-                except Exception as error:
-                    failure = error
-                    continue
-                if parts is None:
-                    continue
+        for evaluation in evaluations:
+            call = evaluation.call
+            for way, parts in self._tried(WAYS, evaluation, failures):
                 verdict = Late(agree(parts, supervised(self.criterion, parts, call), loss)).read(wait=True)
                 assert verdict is not None
                 if verdict.agrees:
                     return self._keep(way, call, parts, verdict)
                 refused.append((way, call, parts))
-                if function is vectorized:
+                if way in ALONE:
                     break  # the loop would give the same losses
+        failure = failures[-1] if failures else None
         alone = [item for item in refused if item[0] in ALONE]
-        if alone and pools(self.criterion):
-            return self._keep(*alone[0])
-        if alone and refused[0][0] == REDUCTION and agree_weighted(refused[0][2], alone[0][2], loss):
-            return self._keep(*refused[0])
-        if loss.numel() != 1:
-            raise CriterionError(
-                f"criterion {self._name} returned a loss of shape {tuple(loss.shape)}, neither one number nor one per "
-                f"sample ({batch_argument(calls[0])}); {OBSERVE}"
-            )
         if not alone:
             raise CriterionError(
                 f"criterion {self._name} gives no loss for a single sample ({failure}); "
-                f"{self._causes(calls[0], Seen(between=False))}"
+                f"{self._causes(first.call, Seen(between=False))}"
             ) from failure
+        if pools(self.criterion):
+            return self._keep(*alone[0])
+        if refused[0][0] == REDUCTION and agree_weighted(refused[0][2], alone[0][2], loss):
+            return self._keep(*refused[0])
         values = alone[0][2].values
         seen.between = float(values.min()) <= float(loss) <= float(values.max())
-        self._investigate(calls[0], state, loss, seen)
+        self._investigate(first, loss, seen)
         verdict = Verdict(False, True, False, float(values.mean()), float(loss))
-        raise CriterionError(self._disagreement(calls[0], verdict, seen)) from failure
+        raise CriterionError(self._disagreement(first.call, verdict, seen)) from failure
 
-    def _own(self, call: Call, state: Snapshot | None) -> SampleLosses:
-        failure: Exception | None = None
-        for way, function in ALONE.items():
+    def _tried(
+        self, ways: Mapping[str, Way], evaluation: Evaluation, failures: list[Exception]
+    ) -> Iterator[tuple[str, Parts]]:
+        """Iterate over the ways that give losses, by name. Note the errors of the others."""
+        for name, way in ways.items():
             try:
-                parts = function(self.criterion, call, state, False)
+                parts = way(evaluation, False)
             except Exception as error:
-                failure = error
+                failures.append(error)
                 continue
-            assert parts is not None
-            return self._keep(way, call, parts, Verdict(True, True, not bool(parts.values.isfinite().all()), 0.0, 0.0))
-        raise CriterionError(
-            f"criterion {self._name} gives no loss for a single sample ({failure}; {batch_argument(call)}); {OBSERVE}"
-        ) from failure
+            if parts is not None:
+                yield name, parts
 
-    def _investigate(self, call: Call, state: Snapshot | None, loss: Tensor, seen: Seen) -> None:
+    def _investigate(self, evaluation: Evaluation, loss: Tensor, seen: Seen) -> None:
         """Evaluate a call that was refused once more, and look whether it gives its loss and draws random numbers."""
         generator = torch.get_rng_state()
-        with evaluated(self.criterion, call, state, False) as (own, copied):
+        with evaluation.copies() as (own, copied):
             start = torch.get_rng_state()
             again = loss_of(copied.on(evaluator(own)))
             seen.drew = not torch.equal(start, torch.get_rng_state())
         torch.set_rng_state(generator)
         seen.reproduced = again is not None and close(loss, again)
 
-    def _refuse_collectives(self, call: Call, state: Snapshot | None) -> None:
+    def _refuse_collectives(self, evaluation: Evaluation) -> None:
         try:
             with collectives_refused():
-                self._evaluate(call, state)
+                self._evaluate(evaluation)
         except CollectiveError as error:
             raise CriterionError(
                 f"criterion {self._name} communicates between processes ({error}). Its second evaluation, for the "
                 f"reward, would do so again, and processes could wait for each other forever; {OBSERVE}"
             ) from None
 
-    def _evaluate(self, call: Call, state: Snapshot | None) -> Tensor:
+    def _evaluate(self, evaluation: Evaluation) -> Tensor:
         try:
-            with evaluated(self.criterion, call, state, False) as (criterion, copied):
-                returned = copied.on(evaluator(criterion))
+            returned = evaluation.returned()
         except CollectiveError:
             raise
         except Exception as error:
@@ -472,13 +458,12 @@ class LossSplitter:
         return loss
 
     def _keep(self, way: str, call: Call, parts: Parts, verdict: Verdict | None = None) -> SampleLosses:
-        """Keep a way for calls of this shape. Without a verdict it was recognized, and is not compared again."""
+        """Keep a way for calls of this shape. Without a verdict it was recognized or chosen, and is never compared."""
         self._way = way
-        only_finite = verdict is not None and verdict.only_finite
+        only_finite = self.loss_method == "own" or (verdict is not None and verdict.only_finite)
         if verdict is None or verdict.sure:
             self._structures.settle(call)
-            proven = self._stateless or verdict is None or self.loss_method == "own"
-            self._plans[call.shapes] = _Plan(call.spec, way, only_finite or self.loss_method == "own", proven)
+            self._plans[call.shapes] = _Plan(call.spec, way, only_finite, self._stateless or verdict is None)
         return self._finish(parts, call, only_finite)
 
     def _disagreement(self, call: Call, verdict: Verdict, seen: Seen) -> str:

@@ -1,7 +1,7 @@
 """The ways to compute one loss per sample from a call of the criterion."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .batch import Call, loss_of
 from .isolation import Snapshot, evaluator
 
-__all__ = ["Parts", "evaluated", "from_reducer", "leave_one_out", "one_by_one", "unreduced", "vectorized"]
+__all__ = ["ALONE", "REDUCTION", "WAYS", "Evaluation", "Parts", "Way", "leave_one_out"]
 
 PROBES = 8
 """Samples of a loop after which its duration is estimated."""
@@ -37,12 +37,47 @@ class Parts:
     valid: Tensor | None = None
 
 
-def unreduced(criterion: Any, call: Call, state: Snapshot | None, last: bool = False) -> Parts | None:
-    """Use the criterion's own ``reduction="none"``. Returns None if it has none."""
+@dataclass(frozen=True)
+class Evaluation:
+    """Evaluates a criterion again on a call's arguments, and changes neither.
+
+    Args:
+        criterion: The criterion.
+        call: The call.
+        state: A copy of the criterion and of the objects that it was called with, from before the call. None if the
+            criterion certainly changes nothing.
+    """
+
+    criterion: Any
+    call: Call
+    state: Snapshot | None
+
+    @contextmanager
+    def copies(self, *, last: bool = False) -> Iterator[tuple[Any, Call]]:
+        """Yield criterion and call to evaluate once. ``last`` saves a copy, and nothing can be evaluated after it."""
+        if self.state is None:
+            yield self.criterion, self.call
+            return
+        with self.state.evaluate(last=last) as (own, *objects):
+            yield own, self.call.with_objects(objects)
+
+    def returned(self, tensors: Sequence[Tensor] | None = None) -> Any:
+        """What the criterion returns. ``tensors``, if given, replace the batches among its arguments."""
+        with self.copies() as (own, call):
+            return call.on(evaluator(own), tensors)
+
+
+Way = Callable[[Evaluation, bool], Parts | None]
+"""A function of an evaluation, and of whether it is the last one. Returns None if the criterion offers no such way."""
+
+
+def _unreduced(evaluation: Evaluation, last: bool) -> Parts | None:
+    """Use the criterion's own ``reduction="none"``."""
+    criterion = evaluation.criterion
     reduction = getattr(criterion, "reduction", None)
     if reduction not in ("mean", "sum", "none", "batchmean") or getattr(criterion, "batch", False) is True:
         return None  # MONAI's batch=True sums over the batch before it divides
-    with evaluated(criterion, call, state, last) as (own, call):
+    with evaluation.copies(last=last) as (own, call):
         # A shallow copy shares the weights, and the user's object is not changed.
         unreduced = object.__new__(type(own))
         unreduced.__dict__.update(own.__dict__)
@@ -80,65 +115,59 @@ def _class_average(criterion: nn.CrossEntropyLoss | nn.NLLLoss, values: Tensor, 
     return Parts(values * (kept.sum() / weight.sum().clamp(min=tiny)), valid=valid)
 
 
-def vectorized(criterion: Any, call: Call, state: Snapshot | None, last: bool = False) -> Parts:
+def _vectorized(evaluation: Evaluation, last: bool) -> Parts:
     """Call the criterion on batches of one image, all at once with :func:`torch.vmap`."""
-    splits = _splits(criterion, call)
-    samples = [tensor.unflatten(0, (splits, len(tensor) // splits)) for tensor in call.tensors]
-    with evaluated(criterion, call, state, last) as (own, call):
+    splits, samples = _samples(evaluation)
+    with evaluation.copies(last=last) as (own, call):
         function = evaluator(own)
         losses = torch.vmap(lambda *rows: _scalar(call.on(function, rows)), in_dims=1)(*samples)
     return Parts(losses.repeat(splits) if splits > 1 else losses)
 
 
-def one_by_one(criterion: Any, call: Call, state: Snapshot | None, last: bool = False) -> Parts:
+def _one_by_one(evaluation: Evaluation, last: bool) -> Parts:
     """Do the same in a loop, for criteria that vmap cannot batch (data-dependent control flow, in-place writes)."""
-    splits = _splits(criterion, call)
-    samples = [tensor.unflatten(0, (splits, len(tensor) // splits)) for tensor in call.tensors]
+    splits, samples = _samples(evaluation)
+    call = evaluation.call
     losses: list[Tensor] = []
     start = time.perf_counter()
     for i in range(call.size // splits):
-        with evaluated(criterion, call, state, last=False) as (own, copied):
-            losses.append(_scalar(copied.on(evaluator(own), [rows[:, i] for rows in samples])))
+        losses.append(_scalar(evaluation.returned([rows[:, i] for rows in samples])))
         if len(losses) == PROBES and (time.perf_counter() - start) * call.size / PROBES > SLOW:
             call.slow((time.perf_counter() - start) * call.size / PROBES)
     return Parts(torch.stack(losses).repeat(splits))
 
 
-def leave_one_out(criterion: Any, call: Call, state: Snapshot | None, last: bool = False) -> Parts:
+def leave_one_out(evaluation: Evaluation) -> Parts:
     r"""Compare the batch's loss with the loss without each sample, in B + 1 evaluations.
 
     With :math:`L` the loss of all n samples and :math:`L_{-i}` the loss without sample i, the loss of sample i is
     :math:`n L - (n - 1) L_{-i}`, or :math:`L - L_{-i}` with ``reduction="sum"``. If the samples are not coupled, this
     is the sample's own loss.
     """
-    size = call.size
-    rows = torch.arange(size, device=call.tensors[0].device)
-    with evaluated(criterion, call, state, last=False) as (own, copied):
-        whole = _scalar(copied.on(evaluator(own)))
-    without = []
-    for i in range(size):
-        kept = rows[rows != i] if size > 1 else rows[:0]
-        with evaluated(criterion, call, state, last=False) as (own, copied):
-            without.append(_scalar(copied.on(evaluator(own), [tensor[kept] for tensor in call.tensors])))
-    rest = torch.stack(without)
-    if getattr(criterion, "reduction", "mean") == "sum":
+    tensors, size = evaluation.call.tensors, evaluation.call.size
+    rows = torch.arange(size, device=tensors[0].device)
+    whole = _scalar(evaluation.returned())
+    kept = [rows[rows != i] if size > 1 else rows[:0] for i in range(size)]
+    rest = torch.stack([_scalar(evaluation.returned([tensor[others] for tensor in tensors])) for others in kept])
+    if getattr(evaluation.criterion, "reduction", "mean") == "sum":
         return Parts(whole - rest)
     return Parts(size * whole - (size - 1) * rest)
 
 
-def from_reducer(criterion: Any, call: Call, state: Snapshot | None, last: bool = False) -> Parts | None:
+def _from_reducer(evaluation: Evaluation, last: bool) -> Parts | None:
     """Split the terms that a loss of pytorch-metric-learning passes to its reducer among their samples.
 
     Each of a pair's two samples gets half of its loss, and each of a triplet's three samples a third. A term's weight
     is the derivative of the reduced loss with respect to the term.
     """
+    criterion = evaluation.criterion
     if not callable(getattr(criterion, "compute_loss", None)) or not isinstance(
         getattr(criterion, "reducer", None), nn.Module
     ):
         return None
     if type(criterion).__name__ in NOT_OF_SAMPLES:
         return None
-    with evaluated(criterion, call, state, last) as (own, call):
+    with evaluation.copies(last=last) as (own, call):
         reducer, terms = own.reducer, []
 
         class Recorder(nn.Module):
@@ -176,12 +205,13 @@ def from_reducer(criterion: Any, call: Call, state: Snapshot | None, last: bool 
     return Parts(call.size * values + left)
 
 
-def _splits(criterion: Any, call: Call) -> int:
-    splits = getattr(criterion, "num_splits", 1)
+def _samples(evaluation: Evaluation) -> tuple[int, list[Tensor]]:
+    """The number of views of each image, and the call's batches with an axis for them, (views, images, ...)."""
+    call, splits = evaluation.call, getattr(evaluation.criterion, "num_splits", 1)
     splits = splits if isinstance(splits, int) else 1
     if call.size % splits:
         raise RuntimeError(f"needs {splits} views of each image, got {call.size} in all")
-    return splits
+    return splits, [tensor.unflatten(0, (splits, len(tensor) // splits)) for tensor in call.tensors]
 
 
 def _scalar(returned: Any) -> Tensor:
@@ -191,11 +221,8 @@ def _scalar(returned: Any) -> Tensor:
     return loss.reshape(())
 
 
-@contextmanager
-def evaluated(criterion: Any, call: Call, state: Snapshot | None, last: bool) -> Iterator[tuple[Any, Call]]:
-    """Yield a criterion and a call of it whose evaluation changes nothing."""
-    if state is None:
-        yield criterion, call
-        return
-    with state.evaluate(last=last) as (own, *objects):
-        yield own, call.with_objects(objects)
+REDUCTION = "reduction='none'"
+ALONE: dict[str, Way] = {"one sample at a time (vmap)": _vectorized, "one sample at a time (loop)": _one_by_one}
+"""The criterion on each sample alone. Both give the same losses; the first one is faster."""
+WAYS: dict[str, Way] = {REDUCTION: _unreduced, "the library's unreduced terms": _from_reducer, **ALONE}
+"""The ways by name, in the order in which they are tried."""

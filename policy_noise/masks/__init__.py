@@ -1,7 +1,7 @@
 """Smooth masks that images are multiplied by: drawn by a policy, or at random."""
 
-from .policy_mask import PolicyNoiseMask
+from .base import ShadingSample
+from .policy_mask import MaskSample, PolicyNoiseMask
 from .random_shading import RandomShading
-from .samples import MaskSample, ShadingSample
 
 __all__ = ["MaskSample", "PolicyNoiseMask", "RandomShading", "ShadingSample"]

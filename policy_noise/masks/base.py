@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -9,16 +10,37 @@ from torch import Tensor
 
 from .. import functional as PF
 from ..augmentation import Sample, StochasticAugmentation
-from ..utils.checks import check_one_of, is_number
+from ..utils.misc import check_one_of, is_number
 from ..utils.warn import warn
 from .inputs import apply_to_images
 from .levels import ValueRange, as_list, low_percentile, smallest
-from .samples import ShadingSample
 
-__all__ = ["SmoothMask"]
+__all__ = ["ShadingSample", "SmoothMask"]
 
 ENOUGH = 16
 """Images whose values a transform looks at before it says that they don't fit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShadingSample(Sample):
+    """Random masks.
+
+    Args:
+        log_prob: None.
+        applied: Which images are masked, (B,) bool.
+        action: Values in (0, 1), ``(B, 1, *grid)``; with ``per_channel`` ``(B, C, *grid)``.
+        pattern_std: Each image's own, (B,), where the mask draws it from a range.
+        brightness_std: Likewise.
+    """
+
+    action: Tensor
+    pattern_std: Tensor | None = None
+    brightness_std: Tensor | None = None
+
+    @property
+    def expected(self) -> Tensor | None:
+        """Expected value of each cell; None stands for 1/2."""
+        return None
 
 
 class SmoothMask(StochasticAugmentation):

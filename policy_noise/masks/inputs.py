@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..utils.trees import leaves_of
+from ..utils.misc import leaves_of
 
 __all__ = ["apply_to_images", "replace_leaves", "untyped_images"]
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -12,13 +13,46 @@ from ..functional.distribution import draw_pairs
 from ..functional.rendering import without_autocast
 from ..policy import SpatialPolicy, StaticPolicy, create_policy
 from ..presets import get_preset
-from .base import SmoothMask
-from .samples import MaskSample
+from .base import ShadingSample, SmoothMask
 
-__all__ = ["PolicyNoiseMask"]
+__all__ = ["MaskSample", "PolicyNoiseMask"]
 
 LOW, HIGH = math.log(0.05), math.log(100.0)
 """Bounds of the logarithms of alpha and beta."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskSample(ShadingSample):
+    """Masks that a policy drew. Passed to the module again, they are the same masks.
+
+    Args:
+        log_prob: Log-probability of each image's whole action, (B,), differentiable in the policy.
+        applied: Which images are masked, (B,) bool.
+        entropy: Entropy of each image's distribution in nats, (B,), differentiable in the policy.
+        action: Sampled values in (0, 1), detached, ``(B, 1, *grid)``.
+        concentration1: Alpha of each cell, ``(B, 1, *grid)``.
+        concentration0: Beta of each cell, ``(B, 1, *grid)``.
+        pattern_std: See :class:`ShadingSample`.
+        brightness_std: See :class:`ShadingSample`.
+    """
+
+    concentration1: Tensor
+    concentration0: Tensor
+
+    @property
+    def expected(self) -> Tensor:
+        """Expected value of each cell, alpha / (alpha + beta), detached."""
+        with torch.no_grad():  # activation checkpointing counts the tensors that a graph keeps
+            return self.concentration1 / (self.concentration1 + self.concentration0)
+
+    @property
+    def actions(self) -> int:
+        """Cells of each mask."""
+        return math.prod(self.action.shape[1:])
+
+    def cell_log_prob(self) -> Tensor:
+        """Log density of each cell, (B, cells), for :func:`policy_noise.functional.paper_objective`."""
+        return PF.beta_log_prob(self.action, self.concentration1, self.concentration0).flatten(1)
 
 
 class PolicyNoiseMask(SmoothMask):

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import functional as PF
-from .base import SmoothMask
-from .samples import ShadingSample
+from .base import ShadingSample, SmoothMask
 
 __all__ = ["RandomShading"]
 

@@ -18,6 +18,7 @@ __all__ = [
     "TreeSpec",
     "are_transforms_active",
     "backward_number",
+    "backward_roots",
     "collectives_refused",
     "compiled_from",
     "forward_hooks",
@@ -87,6 +88,22 @@ def backward_number() -> int:
     """
     current = getattr(torch._C, "_current_graph_task_id", None)
     return -1 if current is None else current()
+
+
+def backward_roots() -> list[Tensor]:
+    """``torch.autograd.graph._engine_run_backward`` (since torch 2.3): what the backward passes that run began at.
+
+    Nothing else tells it. A hook on a GPU's tensors runs in a thread of its own, so the call stacks of all threads are
+    searched. If the name is missing, or the pass was not begun in Python, the answer is empty.
+    """
+    code = getattr(getattr(torch.autograd.graph, "_engine_run_backward", None), "__code__", None)
+    found: list[Tensor] = []
+    for frame in sys._current_frames().values():
+        while frame is not None:
+            if frame.f_code is code:
+                found += [root for root in frame.f_locals.get("t_outputs", ()) if isinstance(root, Tensor)]
+            frame = frame.f_back  # type: ignore[assignment]
+    return found
 
 
 RECOMPUTATIONS = ("backward", "recompute_fn", "unpack_hook")

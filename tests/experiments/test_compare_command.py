@@ -7,6 +7,7 @@ import multiprocessing
 import re
 import shutil
 
+import medmnistc_stub
 import numpy as np
 import pytest
 import torch
@@ -76,6 +77,41 @@ def arguments(files, *methods):
 def copied(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "out")
     return tmp_path / "out"
+
+
+def test_scores_under_medmnistcs_corruptions(tmp_path, monkeypatch, capsys):
+    medmnistc_stub.install(monkeypatch)
+    data, out = write_npz(tmp_path / "breastmnist.npz"), tmp_path / "out"
+    own = ["--npz", data, "--shifts", "medmnistc"]
+    compare(*own, "--methods", "normalize", "--seeds", 1, "--output", out)
+    results = json.loads((out / "results.json").read_text())
+    (run, _) = results["runs"]
+    found = run["scores"]["medmnistc"]
+    assert list(found["errors"]) == ["impulse_noise", "brightness_up", "stain_deposit"]
+    errors = np.array(list(found["errors"].values()))
+    assert found["be"] == pytest.approx(np.mean(errors / [0.4, 0.2, 0.3]))
+    assert found["rbe"] == pytest.approx(
+        np.mean((errors - 1 + run["scores"]["clean"]["balanced_accuracy"]) / [0.3, 0.1, 0.2])
+    )
+    assert results["tables"]["medmnistc"]["means"]["plain"]["be"][0] == found["be"]
+    assert not results["tables"]["medmnistc"]["higher"]
+    assert results["tables"]["f1"]["means"]["plain"]["medmnistc"][0] == found["f1"]
+    capsys.readouterr()
+    main(["evaluate", "--model", str(out / "runs/plain-0"), *map(str, own)])
+    assert f"MedMNIST-C: BE {found['be']:.4f}, rBE {found['rbe']:.4f}" in capsys.readouterr().out
+    assert "stain deposit" in (out / "runs/plain-0/report.html").read_text()
+    with pytest.raises(SystemExit, match=r"data\.shifts was"):
+        compare("--npz", data, "--methods", "normalize", "--seeds", 1, "--output", out, "--resume")
+
+
+def test_corruptions_of_medmnistc_are_tried_before_anything_is_trained(tmp_path, monkeypatch):
+    medmnistc_stub.install(monkeypatch)
+    broken = dict(medmnistc_stub.CORRUPTIONS_DS["breastmnist"], motion_blur=None)
+    monkeypatch.setitem(medmnistc_stub.CORRUPTIONS_DS, "breastmnist", broken)
+    data, out = write_npz(tmp_path / "breastmnist.npz"), tmp_path / "out"
+    with pytest.raises(SystemExit, match=r"breastmnist/motion_blur fails with .*numpy<2\.3"):
+        compare("--npz", data, "--shifts", "medmnistc", "--output", out)
+    assert not out.exists()
 
 
 def test_the_page_and_its_numbers(finished):
@@ -207,19 +243,28 @@ def build():
 
 def wrong():
     return lambda image: image[:, :-1]
+
+def empty():
+    return lambda image: image / 0 * 0
 """
 
 
-def test_a_transform_of_ones_own_is_an_arm_and_can_be_the_reference(tmp_path, monkeypatch, files):
+def test_a_transform_of_ones_own_is_an_arm_and_can_be_the_reference(tmp_path, monkeypatch, capsys, files):
     (tmp_path / "mytransforms.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     line = ["--npz", files / "mine.npz", "--seeds", 1, "--methods", "random", "--output", tmp_path / "out"]
     with pytest.raises(SystemExit, match=r"method bad: mytransforms:wrong fails on images: .*must return a tensor of"):
         compare(*line, "--method", 'bad={"transform": "mytransforms:wrong"}')
+    with pytest.raises(SystemExit, match=r"method bad: .*'mytransforms:empty' gave values that are NaN or infinite"):
+        compare(*line, "--method", 'bad={"transform": "mytransforms:empty"}')
     with pytest.raises(SystemExit, match=r"'mytransforms:none' cannot be imported as package\.module:name"):
         compare(*line, "--method", 'bad={"transform": "mytransforms:none"}')
     assert not (tmp_path / "out").exists()
+    capsys.readouterr()
     compare(*line, "--method", 'mine={"transform": "mytransforms:build"}', "--reference", "mine")
+    assert "pretrain, mine:" in capsys.readouterr().err
+    main(["report", str(tmp_path / "out" / "runs" / "mine-0")])
+    assert "<b>mine</b><span>training" in (tmp_path / "out" / "runs" / "mine-0" / "report.html").read_text()
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [method["name"] for method in results["methods"]] == ["mine", "random"]
     assert {row["versus"] for row in results["tables"]["f1"]["differences"]} == {"mine"}

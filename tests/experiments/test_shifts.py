@@ -1,12 +1,16 @@
 """Shifted test images, and hand-set augmentations in a run."""
 
+import random
+import sys
+
+import medmnistc_stub
 import numpy as np
 import pytest
 import torch
 
 from policy_noise.experiments.data import Split
 from policy_noise.experiments.rivals import RIVALS, Augmentation, RunAugmentation
-from policy_noise.experiments.shifts import SEVERITIES, SHIFTS, ShiftedSplit
+from policy_noise.experiments.shifts import SEVERITIES, SHIFTS, ShiftedSplit, medmnistc_errors, medmnistc_shifts
 
 
 @pytest.fixture(scope="module", params=[(), (3,)], ids=["grey", "colour"])
@@ -42,6 +46,50 @@ def test_shifts_differ_between_images_and_seeds():
     other, _ = ShiftedSplit(split, "bias_field", 3, seed=1).read([0, 1])
     assert (first[0] != first[1]).any()
     assert (first != other).any()
+
+
+@pytest.mark.parametrize("corruption", ["impulse_noise", "brightness_up", "stain_deposit"])
+def test_a_corruption_of_medmnistc_is_the_packages_own_and_the_same_in_every_batch(split, corruption, monkeypatch):
+    medmnistc_stub.install(monkeypatch)
+    shifted = ShiftedSplit(split, f"breastmnist_64/{corruption}", 2)
+    kept, pythons = np.random.get_state()[1], random.getstate()  # noqa: NPY002
+    whole, _ = shifted.read(np.arange(6))
+    assert (np.random.get_state()[1] == kept).all()  # noqa: NPY002
+    assert random.getstate() == pythons
+    alone, _ = shifted.read([4, 1])
+    assert (alone == whole[[4, 1]]).all()
+    assert (whole.shape, whole.dtype) == (split.images.shape, np.uint8)
+    assert (whole != split.images).any((1, 2) if split.images.ndim == 3 else (1, 2, 3)).all()
+
+
+def test_corruptions_are_made_at_the_packages_size(monkeypatch):
+    medmnistc_stub.install(monkeypatch)
+    images = np.random.default_rng(0).integers(0, 100, (1, 224, 224), dtype=np.uint8)
+    found, _ = ShiftedSplit(Split(images, np.zeros(1, int)), "breastmnist/brightness_up", 5).read([0])
+    assert (found == images + 50).all()
+    small, _ = ShiftedSplit(Split(images[:, :32, :32], np.zeros(1, int)), "breastmnist/brightness_up", 5).read([0])
+    assert 45 < (small.astype(int) - images[:, :32, :32]).mean() < 55
+
+
+def test_errors_under_corruptions_are_those_of_medmnistcs_paper():
+    with pytest.MonkeyPatch.context() as patch:
+        medmnistc_stub.install(patch)
+        # AlexNet's: clean .1; .4, .2 and .3 under the three
+        found = medmnistc_errors("breastmnist", 0.2, {"impulse_noise": 0.2, "brightness_up": 0.3, "stain_deposit": 0.6})
+    assert found["be"] == pytest.approx((0.2 / 0.4 + 0.3 / 0.2 + 0.6 / 0.3) / 3)
+    assert found["rbe"] == pytest.approx((0.0 / 0.3 + 0.1 / 0.1 + 0.4 / 0.2) / 3)
+
+
+def test_without_medmnistc_the_message_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "medmnistc", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install --no-deps medmnistc wand.*libmagickwand-dev"):
+        medmnistc_shifts("breastmnist")
+
+
+def test_a_set_that_is_not_medmnists_is_refused(monkeypatch):
+    medmnistc_stub.install(monkeypatch)
+    with pytest.raises(ValueError, match=r"MedMNIST's sets \['breastmnist'\], by name, got 'mine'"):
+        medmnistc_shifts("mine")
 
 
 def rival(name, rank=0, seed=0):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from policy_noise import PairingError, attach
-from policy_noise.utils.trees import tensors_in
+from policy_noise.utils.misc import tensors_in
 
 IMAGES = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) + 0.5
 OTHERS = IMAGES.flip(0) + 0.1

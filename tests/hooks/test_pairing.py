@@ -10,7 +10,7 @@ from torch import nn
 
 from policy_noise import PairingError, PolicyNoiseMask, ReinforceHook, attach
 from policy_noise.hooks.pairing import Match, PairingQueue
-from policy_noise.utils.trees import tensors_in
+from policy_noise.utils.misc import tensors_in
 
 
 @pytest.fixture

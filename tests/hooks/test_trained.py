@@ -416,6 +416,124 @@ def test_ordinary_loops_are_told_nothing(batch, recwarn):
     assert not [str(w.message) for w in recwarn if "policy_noise" in str(w.message)]
 
 
+LINEAR = {
+    "mean": lambda losses, outputs: losses.mean(),
+    "scaled": lambda losses, outputs: 65536.0 * losses.sum() / 3,
+    "weighted": lambda losses, outputs: (losses * WEIGHTS).sum() / WEIGHTS.sum(),
+    "hardest": lambda losses, outputs: losses.topk(3).values.mean(),
+    "masked": lambda losses, outputs: losses[losses > losses.mean()].mean(),
+    "where": lambda losses, outputs: torch.where(WEIGHTS > 0.5, losses, 0.0).sum(),
+    "largest": lambda losses, outputs: losses.max(),
+    "joined": lambda losses, outputs: torch.cat([losses[:4], 2 * losses[4:]]).mean(),
+    "matrix": lambda losses, outputs: (losses.view(2, 4) @ torch.ones(4, 1)).squeeze().mean(),
+    "normalized": lambda losses, outputs: (losses / losses.detach().sum()).sum(),
+    "focal": lambda losses, outputs: ((1 - (-losses.detach()).exp()) ** 2 * losses).mean(),
+    "weighted by the model": lambda losses, outputs: (losses * outputs[0].softmax(1).amax(1)).mean(),
+    "uncertainty": lambda losses, outputs: (losses * (-LEARNED).exp() + LEARNED).mean(),
+    "safe": lambda losses, outputs: losses.clamp(min=1e-8).mean(),
+    "rms": lambda losses, outputs: (losses + 1e-8).sqrt().mean(),
+    "log of the mean": lambda losses, outputs: losses.mean().log(),
+    "flooded": lambda losses, outputs: (losses.mean() - 0.1).abs() + 0.1,
+    "switched off": lambda losses, outputs: losses.mean() + 0.0 * outputs[1].sum(),
+    "detached": lambda losses, outputs: losses.mean() + outputs[1].detach().square().mean(),
+}
+NONLINEAR = {
+    "generalized": lambda losses: ((1 - (-0.7 * losses).exp()) / 0.7).mean(),
+    "focal": lambda losses: ((1 - (-losses).exp()) ** 2 * losses).mean(),
+    "power": lambda losses: ((1 - (-losses).exp()) ** 0.5).mean(),
+    "log": lambda losses: losses.log().mean(),
+    "log1p": lambda losses: losses.log1p().sum(),
+    "clamped": lambda losses: losses.clamp(max=1.5).mean(),
+    "clamped on both sides": lambda losses: losses.clamp(0.0, 1.5).mean(),
+    "tilted": lambda losses: losses.logsumexp(0),
+    "soft": lambda losses: (losses.softmax(0) * losses).sum(),
+    "ratio": lambda losses: (losses / losses.sum() * WEIGHTS).sum(),
+    "squashed": lambda losses: losses.tanh().mean(),
+}
+LEARNED = torch.zeros((), requires_grad=True)
+
+
+def messages(recwarn):
+    return [str(w.message) for w in recwarn if "policy_noise" in str(w.message)]
+
+
+@pytest.mark.parametrize("function", LINEAR.values(), ids=LINEAR.keys())
+def test_nothing_is_said_of_a_linear_function_of_unreduced_losses(batch, recwarn, function):
+    images, target = batch
+    loop = Loop(nn.CrossEntropyLoss(reduction="none"))
+    for _ in range(2):
+        outputs = loop.model(images)
+        function(loop.criterion(outputs[0], target), outputs).backward()
+        loop.step()
+    assert not messages(recwarn)
+
+
+@pytest.mark.parametrize("function", NONLINEAR.values(), ids=NONLINEAR.keys())
+def test_a_function_of_unreduced_losses_that_is_not_linear_is_said_once(batch, recwarn, function):
+    images, target = batch
+    loop = Loop(nn.CrossEntropyLoss(reduction="none"))
+    for _ in range(2):
+        function(loop.criterion(loop.model(images)[0], target)).backward()
+        loop.step()
+    (message,) = messages(recwarn)
+    assert "not linear" in message
+    assert "hook.observe(losses)" in message
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("start", [0, 3])
+def test_a_functional_loss_on_another_output_is_said(batch, recwarn, start, reduction):
+    """Also if it begins later."""
+    images, target = batch
+    loop = Loop(nn.CrossEntropyLoss(reduction=reduction))
+    for step in range(start + 2):
+        main, other = loop.model(images)
+        loss = loop.criterion(main, target).mean()
+        if step >= start:
+            loss = loss + F.mse_loss(other, torch.ones(8, 5))
+        assert bool(messages(recwarn)) == (step > start)
+        loss.backward()
+        loop.step()
+    (message,) = messages(recwarn)
+    assert "something besides the hooked criterion" in message
+    assert "MseLoss" in message
+
+
+def test_a_loss_inside_the_module_besides_its_criterion_is_said(batch, recwarn):
+    images, target = batch
+
+    class Penalized(Task):
+        def forward(self, images, target):
+            returned = super().forward(images, target)
+            return returned | {"loss": returned["loss"] + self.outputs[0].square().mean()}
+
+    task = Penalized(Net(), nn.CrossEntropyLoss())
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.01)
+    attach(task, optimizer, task.criterion, in_chans=3, mean=None, std=None)
+    task(images, target)["loss"].backward()
+    optimizer.step()
+    assert "something besides the hooked criterion" in messages(recwarn)[0]
+
+
+class InPlace(nn.Module):
+    """Divides the logits by a temperature, in place."""
+
+    def forward(self, output, target):
+        return F.cross_entropy(output.div_(2.0), target)
+
+
+def test_a_criterion_that_writes_to_its_argument_is_no_other_loss(batch, recwarn):
+    images, target = batch
+    loop = Loop(InPlace())
+    for _ in range(2):
+        output = loop.model(images)[0]
+        expected = each(output / 2, target)
+        loop.criterion(output, target).backward()
+        loop.step()
+        torch.testing.assert_close(loop.rewards[-1], expected)
+    assert not messages(recwarn)
+
+
 def test_a_model_that_is_trained_without_an_observed_loss_is_said_at_the_first_step(batch, recwarn):
     images, target = batch
     loop = Loop()

@@ -1,6 +1,7 @@
 """Torch's private names are used in one module, and without them everything works with the documented fallbacks."""
 
 import ast
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from policy_noise import PolicyNoiseMask, attach
 from policy_noise.utils import compat
 
 NAMES = ["_sample_dirichlet", "_current_graph_task_id", "_are_functorch_transforms_active"]
-NAMES += ["_top_saved_tensors_default_hooks"]
+NAMES += ["_top_saved_tensors_default_hooks", "_engine_run_backward"]
 
 
 class Lacking:
@@ -26,7 +27,7 @@ class Lacking:
         if name == self._name:
             raise AttributeError(name)
         value = getattr(self._module, name)
-        return Lacking(value, self._name) if name in ("_C", "_autograd") else value
+        return Lacking(value, self._name) if name in ("_C", "_autograd", "autograd", "graph") else value
 
 
 def hide(monkeypatch, name):
@@ -125,6 +126,27 @@ def test_the_policys_graph_is_kept_from_what_surrounds_the_model(monkeypatch, hi
         assert not packed
         (weight * weight).sum()
     assert packed
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_what_a_backward_pass_began_at_is_known_in_every_thread(monkeypatch, hidden):
+    """A hook on a GPU's tensor runs in a thread of the engine."""
+    if hidden:
+        hide(monkeypatch, "_engine_run_backward")
+    found = []
+
+    def elsewhere(gradient):
+        thread = threading.Thread(target=lambda: found.extend(compat.backward_roots()))
+        thread.start()
+        thread.join()
+
+    tensor = torch.ones(2, requires_grad=True)
+    output = tensor * 2
+    output.register_hook(elsewhere)
+    loss = output.sum()
+    loss.backward()
+    assert [root is loss for root in found] == ([] if hidden else [True])
+    assert compat.backward_roots() == []
 
 
 def test_nodes_tell_their_shapes_and_what_they_saved():

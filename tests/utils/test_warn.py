@@ -190,6 +190,14 @@ def a_penalty_besides_the_criterion():
     optimizer.step()
 
 
+def a_function_of_the_losses():
+    model, criterion = nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), nn.CrossEntropyLoss(reduction="none")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attach(model, optimizer, criterion, in_chans=3)
+    (1 - (-criterion(model(IMAGES), TARGETS)).exp()).mean().backward()
+    optimizer.step()
+
+
 def a_loss_without_a_backward_pass():
     model, criterion, optimizer, _ = parts()
     criterion(model(IMAGES), TARGETS)
@@ -199,6 +207,7 @@ def a_loss_without_a_backward_pass():
 TRIGGERS = [
     a_loss_that_nobody_sees,
     a_penalty_besides_the_criterion,
+    a_function_of_the_losses,
     a_loss_without_a_backward_pass,
     a_criterion_that_logs,
     a_criterion_that_holds_an_iterator,

@@ -1,36 +1,41 @@
 """Options and steps that the training commands share."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from policy_noise.heated import read_heated_metadata
 
 from ..batches import epoch_batches, outputs
-from ..check import look_before_training
-from ..data import ImageSet, fingerprint, require_classes
+from ..data import fingerprint, require_classes
 from ..evaluation import draw_mistakes, predictions, score
 from ..figures import class_histogram, intensity_histogram
+from ..image_check import look_before_training
 from ..recipes import RECIPES, TrainRecipe, as_published, name_of
-from ..report import write_report
-from ..runs import Run, digest, write_atomic, write_json
+from ..run_page import write_report
+from ..runs import Run, digest, only_one, write_atomic, write_json
+from ..shifts import ShiftedSplit, medmnistc_shifts
 from ..sources import describe, open_joined
 from ..training import check_mask, create_model, train
-from ..world import started_first, world
+from ..world import World, started_first, world
 
 __all__ = [
     "add_recipe",
+    "add_shifts",
     "check_scorable",
+    "locked",
     "numbered",
     "open_for_training",
     "record_of",
     "require_different",
     "score_line",
     "train_stage",
+    "try_medmnistc",
     "weights_of",
 ]
 
@@ -52,6 +57,31 @@ def add_recipe(parser: argparse.ArgumentParser, stage: str = "pretrain") -> None
     )
     parser.add_argument("--output", type=Path, required=True, help="the run's folder")
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder")
+
+
+def add_shifts(parser: Any) -> None:
+    """Add the option for shifts of the test images by another package."""
+    parser.add_argument(
+        "--shifts",
+        choices=("medmnistc",),
+        help="of a MedMNIST set: also score the test images under MedMNIST-C's corruptions, with the package medmnistc",
+    )
+
+
+def try_medmnistc(data: Any) -> None:
+    """Try every corruption of MedMNIST-C on one image, before anything is trained.
+
+    Raises:
+        ModuleNotFoundError: If the package is missing.
+        ValueError: If the data are not a set of MedMNIST, or a corruption fails.
+    """
+    for name in medmnistc_shifts(data.name):
+        try:
+            ShiftedSplit(data.test, name, 1).read([0])
+        except Exception as error:  # whatever the package and the versions under it make of it
+            raise ValueError(
+                f"--shifts medmnistc: {name} fails with {error!r}; motion_blur of medmnistc 0.1.0 needs numpy<2.3"
+            ) from error
 
 
 def weights_of(path: Path) -> Path:
@@ -135,12 +165,20 @@ def open_for_training(arguments: argparse.Namespace, recipe: TrainRecipe, *, fix
     data = open_joined(arguments, recipe.load_size, recipe.in_chans if own else None)
     if not own and data.in_chans > recipe.in_chans:
         recipe = dataclasses.replace(recipe, in_chans=data.in_chans)
-    if isinstance(data, ImageSet) and data.in_chans > recipe.in_chans:
+    if not data.on_disk and data.in_chans > recipe.in_chans:
         if not fixed:
             raise ValueError(f"{data.name} has {data.in_chans}-channel images: pass --set in_chans={data.in_chans}")
         if started_first():
             print(f"{data.name}: {data.in_chans} channels are averaged into one for a grayscale model", file=sys.stderr)
     return data, recipe
+
+
+@contextlib.contextmanager
+def locked(folder: Path, here: World) -> Iterator[None]:
+    """Hold a run's folder in the process that writes; see :func:`~policy_noise.experiments.runs.only_one`."""
+    with contextlib.ExitStack() as stack:
+        here.agree(lambda: stack.enter_context(only_one(folder)) if here.main else None)
+        yield
 
 
 def train_stage(stage: str, arguments: argparse.Namespace, recipe: TrainRecipe, init: Path | None) -> None:
@@ -154,12 +192,13 @@ def train_stage(stage: str, arguments: argparse.Namespace, recipe: TrainRecipe, 
     check_mask(
         create_model(recipe, data.num_classes, init=init, fresh_head=fresh), recipe, multi_label=data.multi_label
     )
-    with world() as here:
+    with world() as here, contextlib.ExitStack() as stack:
         epoch_batches(len(data.train), recipe, 0, here)
         for note in here.agree(lambda: look_before_training(data) if here.main else []):
             print(note, file=sys.stderr)
         record = record_of(data, arguments) | start | {"processes": here.size}
         options = {"resume": arguments.resume, "writes": here.main}
+        stack.enter_context(locked(arguments.output, here))
         run = here.agree(lambda: Run(arguments.output, stage, recipe, record, **options))
         if here.main:
             class_histogram(data, run.figures / "classes.png")
@@ -181,4 +220,6 @@ def score_line(result: dict[str, Any]) -> str:
     """The test scores in one line of text."""
     values = ", ".join(f"{name} {value:.4f}" for name, value in result["scores"].items())
     skipped = f" ({result['files_skipped']} unreadable images left out)" if result["files_skipped"] else ""
-    return f"test split of {result['data']}, {result['images']} images{skipped}: {values}"
+    own = result.get("medmnistc", {})
+    shifted = f"; MedMNIST-C: BE {own['be']:.4f}, rBE {own['rbe']:.4f}" if own else ""
+    return f"test split of {result['data']}, {result['images']} images{skipped}: {values}{shifted}"

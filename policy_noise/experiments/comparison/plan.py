@@ -18,12 +18,12 @@ from ..few_shot import draw_few_shot, embed, fine_tune, linear_probe
 from ..gallery import one_of_each_class
 from ..recipes import TrainRecipe, TransferRecipe
 from ..runs import Run, read_json
-from ..shifts import SEVERITIES, SHIFTS, ShiftedSplit
+from ..shifts import MEDMNISTC_SEVERITIES, SEVERITIES, SHIFTS, ShiftedSplit, medmnistc_shifts
 from ..training import create_model, train
 from ..world import World
 from .methods import Method, recipe_for
 from .overlap import Overlap, sentence
-from .sites import Site
+from .sites import Site, names_of
 
 __all__ = ["SCORES", "Job", "Plan", "estimate", "in_words", "listing"]
 
@@ -60,6 +60,7 @@ class Plan:
         transfer: The settings of few-shot transfer.
         methods: The methods, the reference first.
         seeds: The seeds of the runs.
+        medmnistc: Whether test images are also scored under MedMNIST-C's corruptions.
     """
 
     output: Path
@@ -71,6 +72,7 @@ class Plan:
     transfer: TransferRecipe
     methods: tuple[Method, ...]
     seeds: tuple[int, ...]
+    medmnistc: bool = False
 
     def folder(self, job: Job) -> Path:
         """The folder of a run."""
@@ -84,10 +86,11 @@ class Plan:
         """The runs that have no scores yet."""
         return [job for job in self.jobs() if not (self.folder(job) / SCORES).is_file()]
 
-    def test_images(self) -> tuple[int, int]:
-        """The number of images that a run is scored on, as they are and under shifts."""
+    def test_images(self) -> tuple[int, int, int]:
+        """The number of images that a run is scored on: as they are, under the eight shifts, and under MedMNIST-C's."""
         clean = len(self.data.test) + sum(len(site.images) for site in self.sites)
-        return clean, len(SHIFTS) * len(SEVERITIES) * len(self.data.test)
+        others = len(medmnistc_shifts(self.data.name)) * len(MEDMNISTC_SEVERITIES) if self.medmnistc else 0
+        return clean, len(SHIFTS) * len(SEVERITIES) * len(self.data.test), others * len(self.data.test)
 
 
 def estimate(plan: Plan, here: World) -> dict[str, float]:
@@ -100,7 +103,7 @@ def estimate(plan: Plan, here: World) -> dict[str, float]:
     few_shot = sum(_few_shot_seconds(plan, target, here) for target in plan.targets)
     data, seed = plan.data, plan.seeds[0]
     rows = min(len(data.train), PROBE_STEPS * plan.recipe.batch_size * here.size)
-    whole = data.multi_label or getattr(data.val, "skip_corrupt", False)  # then every class must be present
+    whole = data.multi_label or data.val.skip_corrupt  # then every class must be present
     val = np.arange(len(data.val)) if whole else one_of_each_class(data.val, data.num_classes)
     small = dataclasses.replace(data, train=data.train.take(np.arange(rows)), val=data.val.take(val))
     test = data.test.take(np.arange(min(len(data.test), PROBE_IMAGES)))
@@ -113,14 +116,12 @@ def estimate(plan: Plan, here: World) -> dict[str, float]:
             model = train(run, probe, small, here)
             path = Path(folder) / "speed.json"
             rate = here.gather(read_json(path)[-1]["images_per_s"] if here.main else None)[0]
-            clean, shifted = (
-                _seconds_an_image(model, split, recipe, here, data.multi_label)
-                for split in (test, ShiftedSplit(test, next(iter(SHIFTS)), 1))
-            )
-        scored, shifted_images = plan.test_images()
-        scored += recipe.epochs * len(data.val)
-        seconds[method.name] = recipe.epochs * len(data.train) / rate + scored * clean + shifted_images * shifted
-        seconds[method.name] += few_shot
+            kinds = [test, ShiftedSplit(test, next(iter(SHIFTS)), 1)]
+            kinds += [ShiftedSplit(test, medmnistc_shifts(data.name)[0], 1)] if plan.medmnistc else []
+            paces = [_seconds_an_image(model, split, recipe, here, data.multi_label) for split in kinds]
+        scored = sum(count * pace for count, pace in zip(plan.test_images(), paces, strict=False))
+        scored += recipe.epochs * len(data.val) * paces[0]
+        seconds[method.name] = recipe.epochs * len(data.train) / rate + scored + few_shot
     return seconds
 
 
@@ -183,17 +184,11 @@ def listing(plan: Plan, seconds: Mapping[str, float], jobs: int, overlaps: Mappi
     ]
     lines[1:1] = warn("val") + warn("clean")
     for site in plan.sites:
-        lines.append(
-            f"site {site.name}: {len(site.images)} images of {len(site.classes)} shared classes, only tested on"
-        )
-        if site.unknown:
-            lines.append(f"  {site.left_out} images are left out, of classes not trained on: {_names(site.unknown)}")
-        if site.absent:
-            lines.append(f"  no images of {_names(site.absent)}: predictions here are made among the shared classes")
+        lines += site.lines()
         lines += warn(f"site:{site.name}")
     for target in plan.targets:
         lines.append(
-            f"few-shot transfer to {target.name}, {target.num_classes} classes: {_names(plan.transfer.shots)} images"
+            f"few-shot transfer to {target.name}, {target.num_classes} classes: {names_of(plan.transfer.shots)} images"
         )
         lines += warn(f"few-shot:{target.name}")
     for method in plan.methods:
@@ -210,9 +205,4 @@ def listing(plan: Plan, seconds: Mapping[str, float], jobs: int, overlaps: Mappi
 
 
 def _seeds(seeds: Sequence[int]) -> str:
-    return f"seed{'s' * (len(seeds) > 1)} {_names(seeds)}"
-
-
-def _names(values: Sequence[Any], largest: int = 12) -> str:
-    shown = ", ".join(map(str, values[:largest]))
-    return shown if len(values) <= largest else f"{shown} and {len(values) - largest} more"
+    return f"seed{'s' * (len(seeds) > 1)} {names_of(seeds)}"

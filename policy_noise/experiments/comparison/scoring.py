@@ -7,8 +7,8 @@ import numpy as np
 from torch import nn
 
 from ..batches import outputs
-from ..data import SPLITS, Split
-from ..evaluation import predictions
+from ..data import Split
+from ..evaluation import medmnistc_scores, predictions
 from ..few_shot import compare
 from ..initialisation import Initialisation
 from ..metrics import classification_metrics
@@ -18,6 +18,7 @@ from ..shifts import SEVERITIES, SHIFTS, ShiftedSplit
 from ..world import World
 from .methods import recipe_for
 from .plan import Job, Plan
+from .sites import among
 
 __all__ = ["METRICS", "score_run", "transfer_lines"]
 
@@ -36,22 +37,24 @@ def score_run(plan: Plan, job: Job, model: nn.Module, recipe: TrainRecipe, here:
 
     Returns:
         Macro ``f1`` and ``roc_auc`` under the keys ``"clean"``, ``"site:NAME"``, ``"shift:NAME:SEVERITY"`` and
-        ``"few-shot:SET:IMAGES"``; the last are means over draws.
+        ``"few-shot:SET:IMAGES"``; the last are means over draws. ``"medmnistc"``, if asked for, is that of
+        :func:`~policy_noise.experiments.evaluation.medmnistc_scores`.
     """
     import pandas as pd
 
     tables = []
+    names = (*METRICS, "balanced_accuracy") if plan.medmnistc else tuple(METRICS)
 
-    def scored(key: str, split: Any, classes: tuple[int, ...] | None = None) -> dict[str, float]:
+    def scored(key: str, split: Any, classes: tuple[int, ...] | None = None) -> dict[str, Any]:
         positions, probabilities = outputs(model, split, recipe, here, multi_label=plan.data.multi_label)
         if classes is not None:
-            probabilities = _among(probabilities, classes, renormalise=not plan.data.multi_label)
+            probabilities = among(probabilities, classes, renormalise=not plan.data.multi_label)
         found = classification_metrics(split.labels[positions], probabilities)
         if not key.startswith("shift:"):
             named = [plan.data.class_names[place] for place in classes or range(plan.data.num_classes)]
             tables.append(predictions(key, split, positions, probabilities, named))
         skipped = len(split) - len(positions)
-        return {name: found[name] for name in METRICS} | ({"files_skipped": skipped} if skipped else {})
+        return {name: found[name] for name in names} | ({"files_skipped": skipped} if skipped else {})
 
     scores = {"clean": scored("clean", plan.data.test)}
     scores |= {f"site:{site.name}": scored(f"site:{site.name}", site.images, site.classes) for site in plan.sites}
@@ -59,6 +62,12 @@ def score_run(plan: Plan, job: Job, model: nn.Module, recipe: TrainRecipe, here:
         for severity in SEVERITIES:
             key = f"shift:{name}:{severity}"
             scores[key] = scored(key, _shifted(plan.data.test, name, severity))
+    if plan.medmnistc:
+        scores["medmnistc"] = medmnistc_scores(
+            plan.data,
+            scores["clean"]["balanced_accuracy"],
+            lambda name, severity: scored("shift:", _shifted(plan.data.test, name, severity)),
+        )
     if here.main:
         whole = pd.concat(tables, ignore_index=True)
         write_atomic(
@@ -75,14 +84,16 @@ LARGEST = 2**28
 
 
 def _shifted(test: Any, name: str, severity: int) -> Any:
-    """Shifted test images. Those of a small set in memory are kept, as every run is scored on the same ones."""
+    """Shifted test images. Those of a set in memory are kept while they are few, for the next runs."""
     split = ShiftedSplit(test, name, severity)
-    if not isinstance(test, Split) or test.images.nbytes * len(SHIFTS) * len(SEVERITIES) > LARGEST:
+    if not isinstance(test, Split):
         return split
     if not _kept_of or _kept_of[0] is not test:
         _kept.clear()
         _kept_of[:] = [test]
     if (name, severity) not in _kept:
+        if test.images.nbytes * (len(_kept) + 1) > LARGEST:
+            return split
         _kept[name, severity] = Split(split.read(np.arange(len(test)))[0], test.labels)
     return _kept[name, severity]
 
@@ -91,15 +102,6 @@ def transfer_lines(folder: Path) -> list[dict[str, Any]]:
     """A run's few-shot trials. Trials from before the folder was moved are skipped, because they were run again."""
     lines = read_lines(folder / "transfer" / "metrics.jsonl")
     return [line for line in lines if line["source"] == lines[-1]["source"]]
-
-
-def _among(probabilities: np.ndarray, classes: tuple[int, ...], *, renormalise: bool) -> np.ndarray:
-    """Restrict probabilities to the classes that a site has."""
-    chosen = probabilities[:, list(classes)].astype(np.float64)
-    if not renormalise:
-        return chosen
-    chosen = chosen + np.finfo(np.float32).tiny  # avoids 0 / 0 where all of them are 0
-    return chosen / chosen.sum(1, keepdims=True)
 
 
 def _few_shot(plan: Plan, job: Job, here: World) -> dict[str, dict[str, float]]:
@@ -114,7 +116,7 @@ def _few_shot(plan: Plan, job: Job, here: World) -> dict[str, dict[str, float]]:
         (recipe.mean, recipe.std),
         normalize_images=recipe.normalize_images,
     )
-    sizes = {target.name: [len(getattr(target, split)) for split in SPLITS] for target in plan.targets}
+    sizes = {target.name: [len(part) for part in target.parts.values()] for target in plan.targets}
     record = {"name": ", ".join(sizes), "sets": sizes, "init": job.name}
     place = folder / "transfer"
     run = here.agree(lambda: Run(place, "transfer", plan.transfer, record, resume=True, writes=here.main))

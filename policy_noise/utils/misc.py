@@ -1,13 +1,37 @@
-"""Nested mappings, lists, tuples and objects."""
+"""Checks of arguments, nested containers, and whether several processes train together."""
 
 import dataclasses
+import math
 import types
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
+from typing import Any, TypeGuard
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["leaves_of", "tensors_in"]
+__all__ = ["check_one_of", "is_distributed", "is_number", "leaves_of", "tensors_in"]
+
+
+def check_one_of(name: str, value: object, allowed: Sequence[str]) -> None:
+    """Check that a value is one of the allowed names.
+
+    Raises:
+        ValueError: If it is not. The message gives the argument's name, the allowed names and the value.
+    """
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {tuple(allowed)}, got {value!r}")
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a finite real number."""
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+def is_distributed() -> bool:
+    """Whether several processes train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
 
 DEPTH = 2
 """How deep objects within objects are searched for tensors. A trainer or a loader must not be searched as a whole."""
