@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import types
 
 import pytest
 import torch
@@ -101,15 +102,10 @@ def test_one_owner_of_the_policy(in_optimizer, tmp_path):
 def test_stepping_optimizer_looks_through_wrappers_in_wrappers():
     inner = torch.optim.SGD(TinyNet().parameters(), lr=0.1)
 
-    class Wrapper:
-        base = inner
-
-    class Outer:
-        optimizer = AcceleratedOptimizer.__new__(AcceleratedOptimizer)
-
-    Outer.optimizer.optimizer = inner
-    assert stepping_optimizer(Outer) is inner
-    assert stepping_optimizer(Wrapper) is inner
+    accelerated = AcceleratedOptimizer.__new__(AcceleratedOptimizer)
+    accelerated.optimizer = inner
+    assert stepping_optimizer(types.SimpleNamespace(optimizer=accelerated)) is inner
+    assert stepping_optimizer(types.SimpleNamespace(base=inner)) is inner
     assert stepping_optimizer(inner) is inner
 
 
