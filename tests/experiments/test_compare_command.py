@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import multiprocessing
 import re
 import shutil
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from ranks import free_port, run_ranks, under_torchrun
+from ranks import START, free_port, run_ranks, under_torchrun
 from safetensors.torch import load_file
 from sklearn.metrics import f1_score
 
@@ -242,19 +243,28 @@ def build():
 
 def wrong():
     return lambda image: image[:, :-1]
+
+def empty():
+    return lambda image: image / 0 * 0
 """
 
 
-def test_a_transform_of_ones_own_is_an_arm_and_can_be_the_reference(tmp_path, monkeypatch, files):
+def test_a_transform_of_ones_own_is_an_arm_and_can_be_the_reference(tmp_path, monkeypatch, capsys, files):
     (tmp_path / "mytransforms.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     line = ["--npz", files / "mine.npz", "--seeds", 1, "--methods", "random", "--output", tmp_path / "out"]
     with pytest.raises(SystemExit, match=r"method bad: mytransforms:wrong fails on images: .*must return a tensor of"):
         compare(*line, "--method", 'bad={"transform": "mytransforms:wrong"}')
+    with pytest.raises(SystemExit, match=r"method bad: .*'mytransforms:empty' gave values that are NaN or infinite"):
+        compare(*line, "--method", 'bad={"transform": "mytransforms:empty"}')
     with pytest.raises(SystemExit, match=r"'mytransforms:none' cannot be imported as package\.module:name"):
         compare(*line, "--method", 'bad={"transform": "mytransforms:none"}')
     assert not (tmp_path / "out").exists()
+    capsys.readouterr()
     compare(*line, "--method", 'mine={"transform": "mytransforms:build"}', "--reference", "mine")
+    assert "pretrain, mine:" in capsys.readouterr().err
+    main(["report", str(tmp_path / "out" / "runs" / "mine-0")])
+    assert "<b>mine</b><span>training" in (tmp_path / "out" / "runs" / "mine-0" / "report.html").read_text()
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [method["name"] for method in results["methods"]] == ["mine", "random"]
     assert {row["versus"] for row in results["tables"]["f1"]["differences"]} == {"mine"}
@@ -274,7 +284,9 @@ def test_a_model_that_does_not_fit_the_size_is_found_before_the_folder_exists(tm
     (tmp_path / "out").unlink()
 
 
-def test_two_runs_at_a_time_are_those_of_one(tmp_path, capfd, finished, files):
+def test_two_runs_at_a_time_are_those_of_one(tmp_path, monkeypatch, capfd, finished, files):
+    get_context = multiprocessing.get_context
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: get_context(START))  # which starts faster
     folder = copied(finished, tmp_path)
     for name in ("plain-0", "mild-2"):
         shutil.rmtree(folder / "runs" / name)
