@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..augmentation import StochasticAugmentation
+from ..augmentation import Sample, StochasticAugmentation
 from ..learning import PolicyLearner
 from ..learning.learner import MAX_WINDOW
 from ..learning.window import check_loss
@@ -75,6 +75,7 @@ class ReinforceHook:
             mapping that the model takes. By default the first floating-point tensor with the right number of axes, or
             else a list of images, which are masked one by one. Several inputs (``("left", "right")``) get a mask each,
             and each is rewarded with the loss of its row.
+        shared_mask: Give the several inputs of ``input_name`` the same mask: two modalities of one patient.
         generator: Source of randomness for the draws. By default the hook has its own streams, derived from
             ``torch.initial_seed()`` and the rank, and leaves the loop's generators as they are.
         max_pending: How many masked forward passes may wait for their losses; see :class:`policy_noise.PairingError`.
@@ -120,6 +121,7 @@ class ReinforceHook:
         output_loss: OutputLoss | None = None,
         loss_method: LossMethod = "auto",
         input_name: InputName = None,
+        shared_mask: bool = False,
         generator: torch.Generator | None = None,
         max_pending: int = 8,
         state_in_optimizer: bool = True,
@@ -129,6 +131,8 @@ class ReinforceHook:
         stepping = None if optimizer is None else stepping_optimizer(optimizer)
         known = registry.was_hooked(stepping)  # then its state may come from this process, not from a checkpoint
         _check_arguments(augmentation, model, criterion, output_loss, loss_method, max_pending)
+        if shared_mask and (input_name is None or isinstance(input_name, int | str) or len(input_name) < 2):
+            raise TypeError(f"shared_mask=True is for several inputs: name them with input_name, got {input_name!r}")
         _check_free(model, stepping)
         self.augmentation = augmentation
         self.learner = PolicyLearner(augmentation, **learner)
@@ -139,6 +143,7 @@ class ReinforceHook:
         self._loss_method: LossMethod = loss_method
         self._splitter = None if criterion is None else LossSplitter(criterion, loss_method)
         self._input_name = input_name
+        self._shared_mask = shared_mask
         self._queue = PairingQueue(max_pending)
         self._forwards = 0
         self._backward, self._gradient = -1, 0
@@ -252,9 +257,10 @@ class ReinforceHook:
                 raise ValueError(f"images must be a batch with {axes} axes, got shape {tuple(batch.shape)}")
         if views and len({len(batch) for batch in batches}) > 1:
             raise ValueError(f"input_name must name inputs of equal length, got {[len(batch) for batch in batches]}")
+        drawn_for = batches[:1] if views and self._shared_mask else batches
         # Checkpointing's recomputation repeats a draw, so it comes before everything that draws or counts.
         if is_in_backward():
-            return [self._draws.augmentation(batch, self._draws.repeat(batch)) for batch in batches], None
+            return self._transformed(batches, [self._draws.repeat(batch) for batch in drawn_for]), None
         # From here on the batch is one of training. Without a mask it counts as masked on purpose, and nothing waits.
         if isinstance(images, Tensor) and not len(images):
             self._watch.masked()
@@ -270,19 +276,24 @@ class ReinforceHook:
             self._queue.make_room()
         if images.is_floating_point() and images.device != self.learner.device:
             self.learner.to(images.device)
-        samples = [self._draws.draw(batch, with_graph=self._learning and self._learns) for batch in batches]
-        masked = [self._draws.augmentation(batch, sample) for batch, sample in zip(batches, samples, strict=True)]
+        samples = [self._draws.draw(batch, with_graph=self._learning and self._learns) for batch in drawn_for]
+        masked = self._transformed(batches, samples)
         if not self._checked and bool(images.detach().isfinite().any()):
             self.augmentation.check(images)
             self._checked = True
         self._size = tuple(batches[-1].shape[2:])
         # Last, because a batch that failed above must not wait for a loss.
         sample = joined(samples)
-        pending = self._queue.push(sample, views=len(batches) if views else 1)
+        pending = self._queue.push(sample, views=len(samples) if views else 1)
         if self.learner.is_random:
             self.learner.saw(sample)
         self._watch.masked()
         return masked, pending
+
+    def _transformed(self, batches: Sequence[Tensor], samples: Sequence[Sample]) -> list[Tensor]:
+        """Transform each batch with its own draw, or all with the only one."""
+        own = samples if len(samples) == len(batches) else [*samples] * len(batches)
+        return [self._draws.augmentation(batch, sample) for batch, sample in zip(batches, own, strict=True)]
 
     def observe(self, per_sample_loss: Tensor, *, valid: Tensor | None = None, index: Any = None) -> Tensor:
         """Tell the policy the loss of each image of a masked batch.
