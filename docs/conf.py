@@ -59,6 +59,7 @@ intersphinx_mapping = (
 html_theme = "furo"
 html_title = f"policy_noise {__version__}"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["tables.css"]
 
 LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<path>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)")

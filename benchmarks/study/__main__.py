@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.study.report import RESULTS, ROOT, write_pages
 from benchmarks.study.results import Results, read_results
-from benchmarks.study.rule import all_rule_jobs
+from benchmarks.study.rule import all_rule_jobs, taken
 from benchmarks.study.suites import Job, protocol_jobs
 from benchmarks.study.tasks import TaskData, build_task
 from benchmarks.study.training import train
@@ -35,8 +35,9 @@ SUITES = ("rule", "test")
 def declared(suites: tuple[str, ...], records: list[dict[str, Any]]) -> list[Job]:
     """The runs of suites, in their order. The rule's second stage is known once its first one is complete."""
     done = {record["key"] for record in records if "scores" in record}
-    rule = all_rule_jobs(Results(records, "val"), done) if "rule" in suites else []
-    return [*rule, *(protocol_jobs() if "test" in suites else ())]
+    validation = Results(records, "val")
+    rule = all_rule_jobs(validation, done) if "rule" in suites else []
+    return [*rule, *(protocol_jobs(taken(validation, done)) if "test" in suites else ())]
 
 
 def _machine(device: str) -> str:

@@ -54,8 +54,8 @@ def second_stage(results: Results, done: set[str]) -> list[Arm]:
     """The settings of the second stage, once the first is complete: brightness and clipping of the pattern taken."""
     if any(job.key not in done for job in rule_jobs(SETTINGS)):
         return []
-    taken = choose(results, SETTINGS)
-    form, pattern = (taken.setting.name if taken else TODAY).split()[:2]
+    best = choose(results, SETTINGS)
+    form, pattern = (best.setting.name if best else TODAY).split()[:2]
     return LATER[form, pattern]
 
 
@@ -63,6 +63,15 @@ def all_rule_jobs(results: Results, done: set[str]) -> list[Job]:
     """Both stages' runs, as far as they are known."""
     later = second_stage(results, done)
     return list({job.key: job for job in [*rule_jobs(SETTINGS), *(rule_jobs(later) if later else ())]}.values())
+
+
+def taken(results: Results, done: set[str]) -> Arm | None:
+    """The setting that the rule took, once all its runs exist. None before, and if today's stays."""
+    later = second_stage(results, done)
+    if not later or any(job.key not in done for job in all_rule_jobs(results, done)):
+        return None
+    chosen = choose(results, [*SETTINGS, *later])
+    return chosen.setting if chosen else None
 
 
 def outcome(results: Results, done: set[str]) -> str:
@@ -74,18 +83,18 @@ def outcome(results: Results, done: set[str]) -> str:
         stages = "two stages" if later else "first stage"
         exist = f"{len(jobs) - missing} of {len(jobs)} runs of the rule's {stages} exist"
         return f"The default of `RandomShading` is not decided: {exist}."
-    taken = choose(results, [*SETTINGS, *later])
-    if taken is None:
+    chosen = taken(results, done)
+    if chosen is None:
         return f"Decided: no setting passes, so the default stays `{TODAY}`."
     payers = [
         f"{task} under {MEASURES[measure]} ({arm.title}): {difference}"
-        for arm in of_both(taken.setting)
+        for arm in of_both(chosen)
         for task in TASKS
         for measure in ("clean", "blur", "noise")
-        if (difference := results.difference([task], arm.name, arm.name.replace(taken.setting.name, TODAY), measure))
+        if (difference := results.difference([task], arm.name, arm.name.replace(chosen.name, TODAY), measure))
         and difference.mean + difference.half < 0
     ]
-    return f"Decided: `{taken.setting.name}`. Who pays: {'; '.join(payers) or 'no task significantly'}."
+    return f"Decided: `{chosen.name}`. Who pays: {'; '.join(payers) or 'no task significantly'}."
 
 
 def rule_table(results: Results, settings: list[Arm]) -> list[str]:

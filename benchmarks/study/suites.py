@@ -96,6 +96,13 @@ def rule_jobs(settings: list[Arm]) -> list[Job]:
     ]
 
 
-def protocol_jobs() -> list[Job]:
+def arms_on_test(taken: Arm | None) -> tuple[Arm, ...]:
+    """The protocol's arms, with the setting that the rule took, if it is not among them."""
+    if taken is None or any(arm.masks == taken.masks for arm in PROTOCOL):
+        return PROTOCOL
+    return (*PROTOCOL, taken, taken.on(NORMALIZED), taken.on(JITTER))
+
+
+def protocol_jobs(taken: Arm | None = None) -> list[Job]:
     """Test runs of the protocol's arms, seed by seed."""
-    return [Job(task, arm, seed, "test") for seed in TEST_SEEDS for arm in PROTOCOL for task in ALL]
+    return [Job(task, arm, seed, "test") for seed in TEST_SEEDS for arm in arms_on_test(taken) for task in ALL]

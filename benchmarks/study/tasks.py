@@ -14,12 +14,15 @@ from torch import Tensor
 
 from policy_noise.experiments.data import ImageSet, Split, join_sets
 from policy_noise.experiments.npz import load_npz
-from policy_noise.experiments.shifts import SEVERITIES, SHIFTS
+from policy_noise.experiments.shifts import MEDMNISTC_SEVERITIES, SEVERITIES, SHIFTS, ShiftedSplit, medmnistc_shifts
+from policy_noise.utils.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 JOINED = ("mednist", "braintumormri", "breastcancerus")
 SHIFT_SEEDS = {"val": 1000, "test": 2000}
 ORGANS = ROOT / "policy_noise" / "experiments" / "embedded" / "organpatches.npz"
+CORRUPTED = Path(__file__).resolve().parent / "results" / "medmnistc.npz"
+"""Where the test images under MedMNIST-C's corruptions are kept, once they are made. It takes 10 minutes."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ class TaskData:
         std: Likewise.
         evals: Evaluation sets of one split by name: ``"clean"``, ``"<shift>:<severity>"``, and for the organs in test
             ``"ct2"`` and ``"mr"``, an unseen CT patient and an MR one.
+        name: MedMNIST's name of the set, if it is one.
+        corrupted: For pneumonia in test, the images under MedMNIST-C's corruptions, by corruption and severity.
     """
 
     task: Task
@@ -88,6 +93,8 @@ class TaskData:
     mean: float
     std: float
     evals: dict[str, EvalSet] = field(default_factory=dict)
+    name: str = ""
+    corrupted: dict[tuple[str, int], EvalSet] = field(default_factory=dict)
 
 
 def _shifted(split: str, clean: EvalSet) -> dict[str, EvalSet]:
@@ -141,7 +148,29 @@ def build_task(task: Task, folder: Path, device: torch.device, split: str | None
         data.evals |= {"clean": clean, **_shifted(split, clean)}
     if task.name == "organs" and split == "test":
         data.evals |= {name: _unseen(name, device) for name in ("ct2", "mr")}
+    if task.name == "pneumonia" and split == "test":
+        data.name = images.name
+        data.corrupted = _corrupted(images, device)
     return data
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with path.open("wb") as file:  # of a path, savez would change the name
+        np.savez(file, **arrays)
+
+
+def _corrupted(images: ImageSet, device: torch.device) -> dict[tuple[str, int], EvalSet]:
+    """The test images under MedMNIST-C's corruptions, from a file that the first call writes."""
+    shifts = [(name, severity) for name in medmnistc_shifts(images.name) for severity in MEDMNISTC_SEVERITIES]
+    every = range(len(images.test))
+    if not CORRUPTED.is_file():
+        made = {f"{shift}/{level}": ShiftedSplit(images.test, shift, level).read(every)[0] for shift, level in shifts}
+        write_atomic(CORRUPTED, lambda path: _save(path, made))
+    with np.load(CORRUPTED) as file:
+        return {
+            (name, severity): EvalSet(_tensor(file[f"{name}/{severity}"], device), images.test.labels)
+            for name, severity in shifts
+        }
 
 
 def _unseen(prefix: str, device: torch.device) -> EvalSet:

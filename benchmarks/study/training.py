@@ -18,6 +18,8 @@ from benchmarks.study.classifier import Classifier
 from benchmarks.study.suites import Job
 from benchmarks.study.tasks import EvalSet, TaskData, train_indices
 from policy_noise import PolicyNoiseMask, RandomShading, ReinforceHook, Sample
+from policy_noise.experiments.evaluation import medmnistc_scores
+from policy_noise.experiments.metrics import classification_metrics
 from policy_noise.experiments.rivals import Augmentation
 
 LEARNING_RATE = 2e-3
@@ -100,15 +102,34 @@ class Masks:
 
 
 @torch.no_grad()
-def macro_f1(model: Classifier, data: TaskData, evals: EvalSet) -> float:
-    """Macro F1 in eval mode. The model is left in it."""
-    from sklearn.metrics import f1_score
-
+def predict(model: Classifier, data: TaskData, evals: EvalSet) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities in eval mode, (N, K), and the classes that they are of. The model is left in it."""
     model.eval()
     logits = torch.cat([model((part.float() / 255 - data.mean) / data.std) for part in evals.images.split(2048)])
     classes = np.arange(data.num_classes) if evals.classes is None else np.array(evals.classes)
-    predictions = classes[logits[:, classes].argmax(1).cpu().numpy()]
+    return logits[:, classes].softmax(1).cpu().numpy(), classes
+
+
+def macro_f1(model: Classifier, data: TaskData, evals: EvalSet) -> float:
+    """Macro F1 of an evaluation set."""
+    from sklearn.metrics import f1_score
+
+    probabilities, classes = predict(model, data, evals)
+    predictions = classes[probabilities.argmax(1)]
     return float(f1_score(evals.labels, predictions, labels=classes, average="macro", zero_division=0))
+
+
+def medmnistc(model: Classifier, data: TaskData) -> dict[str, float]:
+    """Errors under MedMNIST-C's corruptions, ``be`` and ``rbe``. Nothing for data that have none."""
+    if not data.corrupted:
+        return {}
+
+    def score(evals: EvalSet) -> dict[str, float]:
+        return classification_metrics(evals.labels, predict(model, data, evals)[0])
+
+    clean = score(data.evals["clean"])["balanced_accuracy"]
+    found = medmnistc_scores(data, clean, lambda name, severity: score(data.corrupted[name, severity]))
+    return {name: float(found[name]) for name in ("be", "rbe")}  # type: ignore[arg-type]
 
 
 def train(job: Job, data: TaskData) -> dict[str, Any]:
@@ -119,7 +140,8 @@ def train(job: Job, data: TaskData) -> dict[str, Any]:
         data: The job's task, with its evaluation sets.
 
     Returns:
-        ``scores`` (macro F1 by evaluation set), ``loss`` (the mean of the training's last epoch), ``seconds``.
+        ``scores`` (macro F1 by evaluation set; for pneumonia in test also ``be`` and ``rbe``), ``loss`` (the mean of
+        the training's last epoch), ``seconds``.
     """
     arm, task, seed = job.arm, job.task, job.seed
     device = data.images.device
@@ -158,5 +180,6 @@ def train(job: Job, data: TaskData) -> dict[str, Any]:
         scheduler.step()
         if step >= len(batches) - batches.steps_per_epoch:
             last.append(float(losses.detach().mean()))
-    scores = {name: round(macro_f1(model, data, evals), 5) for name, evals in data.evals.items()}
+    scores = {name: macro_f1(model, data, evals) for name, evals in data.evals.items()} | medmnistc(model, data)
+    scores = {name: round(value, 5) for name, value in scores.items()}
     return {"scores": scores, "loss": round(float(np.mean(last)), 5), "seconds": round(time.perf_counter() - start, 1)}

@@ -4,18 +4,19 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks.study import __main__ as command_line
-from benchmarks.study import report, training
+from benchmarks.study import report, tasks, training
 from benchmarks.study.arms import LEARNT, MASKS, NORMALIZED, PLAIN, SMOOTH, SWAPPED, Arm, shading
 from benchmarks.study.classifier import Classifier
 from benchmarks.study.report import EARLIER, EARLIER_ROWS, EVIDENCE, RESULTS, TASKS
 from benchmarks.study.results import Results, read_results
-from benchmarks.study.rule import choose, judge, outcome, second_stage
+from benchmarks.study.rule import choose, judge, outcome, second_stage, taken
 from benchmarks.study.suites import (
     LATER,
     PROTOCOL,
@@ -24,12 +25,15 @@ from benchmarks.study.suites import (
     TEST_SEEDS,
     TODAY,
     Job,
+    arms_on_test,
     of_both,
     protocol_jobs,
     rule_jobs,
 )
 from benchmarks.study.tasks import EvalSet, Task, TaskData, train_indices
 from benchmarks.study.training import Batches, Masks, SwappedMask, train
+from policy_noise.experiments import evaluation
+from policy_noise.experiments.data import Split
 
 README = Path(__file__).resolve().parents[3] / "README.md"
 TINY = Task("tiny", 16, per_class=8, epochs=4, batch_size=8)
@@ -110,6 +114,40 @@ def test_a_run_repeats_and_masks_end_with_the_last_quarter(data, monkeypatch):
     monkeypatch.setattr(Masks, "apply", lambda self, images: batches.append(len(images)) or apply(self, images))
     run(MASKS)
     assert len(batches) == 3 * 3  # of four epochs of three steps
+
+
+def test_corrupted_images_are_made_once_and_give_balanced_errors(data, tmp_path, monkeypatch):
+    made = []
+
+    class Shifted:
+        def __init__(self, split, name, severity):
+            self.images, self.severity = split.images, severity
+
+        def read(self, places):
+            made.append(self.severity)
+            return self.images[list(places)] // self.severity, places
+
+    monkeypatch.setattr(tasks, "CORRUPTED", tmp_path / "medmnistc.npz")
+    monkeypatch.setattr(tasks, "medmnistc_shifts", lambda name: [f"{name}/dim"])
+    monkeypatch.setattr(tasks, "ShiftedSplit", Shifted)
+    split = Split(data.evals["clean"].images.squeeze(1).numpy(), data.evals["clean"].labels)
+    images = SimpleNamespace(name="tiny", test=split)
+    for _ in range(2):
+        corrupted = tasks._corrupted(images, torch.device("cpu"))
+    assert made == [1, 2, 3, 4, 5]
+    assert torch.equal(corrupted["tiny/dim", 2].images, data.evals["clean"].images // 2)
+
+    monkeypatch.setattr(evaluation, "medmnistc_shifts", lambda name: [f"{name}/dim"])
+    monkeypatch.setattr(evaluation, "medmnistc_errors", lambda name, clean, errors: {"be": errors["dim"], "rbe": clean})
+    model = Classifier(16, 3)
+    told = dataclasses.replace(data, name="tiny", corrupted=corrupted)
+    labels = data.evals["clean"].labels
+    errors = []
+    for evals in [data.evals["clean"], *corrupted.values()]:
+        right = training.predict(model, told, evals)[0].argmax(1) == labels
+        errors.append(1 - np.mean([right[labels == label].mean() for label in range(3)]))
+    assert training.medmnistc(model, told) == pytest.approx({"be": np.mean(errors[1:]), "rbe": errors[0]})
+    assert training.medmnistc(model, data) == {}
 
 
 def test_runs_are_declared_once_with_seeds_of_their_own():
@@ -242,6 +280,12 @@ def test_the_rule_takes_the_best_of_those_that_pass_once_all_runs_exist():
     records = list({record["key"]: record for record in [*records, *more]}.values())
     decided = outcome(Results(records, "val"), {record["key"] for record in records})
     assert decided.startswith("Decided: `cubic 0-.4 .30`. Who pays: joined under blur")
+    chosen = taken(Results(records, "val"), {record["key"] for record in records})
+    names = [arm.name for arm in arms_on_test(chosen)[len(PROTOCOL) :]]
+    assert names == ["cubic 0-.4 .30", "normalized+cubic 0-.4 .30", "color-jitter+cubic 0-.4 .30"]
+    assert (
+        arms_on_test(None) == arms_on_test(SETTINGS[0]) == arms_on_test(SETTINGS[1]) == PROTOCOL
+    )  # arms of the protocol
 
 
 def test_without_a_setting_that_passes_todays_default_stays():
