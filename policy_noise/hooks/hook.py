@@ -50,6 +50,7 @@ STATE_KEY = "policy_noise"
 NO_REPLICAS = (
     "its threads run copies of the model, whose masks can't be paired with losses; use DistributedDataParallel"
 )
+NO_HOOKS = "scripted modules take no hooks. Pass the module that you scripted, and call that in the loop"
 
 
 class ReinforceHook:
@@ -774,6 +775,8 @@ def _check_arguments(
         raise TypeError(f"augmentation must be a StochasticAugmentation, got {type(augmentation).__name__}")
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(f"model must not be scripted: {NO_HOOKS}")
     if isinstance(model, nn.DataParallel):
         raise TypeError(f"model must not be a DataParallel: {NO_REPLICAS}")
     if criterion is not None:
@@ -798,6 +801,8 @@ def _check_criterion(criterion: Any) -> None:
             f"criterion must be a torch.nn.Module, got {type(criterion).__name__}: if your loss is a function, pass "
             "attach(..., preset='learned') without it and call hook.observe(losses) with one loss per image, shape (B,)"
         )
+    if isinstance(criterion, torch.jit.ScriptModule):
+        raise TypeError(f"criterion must not be scripted: {NO_HOOKS}")
     if not is_hookable(criterion):
         raise TypeError(
             f"criterion {type(criterion).__name__} overrides __call__, so its forward hooks never run: omit "

@@ -77,8 +77,8 @@ class Watch:
         self.say(
             "inputs",
             f"the inputs {', '.join(map(repr, names))} look like images, and {names[0]!r} alone is masked: pass "
-            f"input_name={names[0]!r} if that is meant, else input_name={tuple(names)!r}, which gives each a mask (or all "
-            "the same with shared_mask=True).",
+            f"input_name={names[0]!r} if that is meant, else input_name={tuple(names)!r}, which gives each a mask (or "
+            "all the same with shared_mask=True).",
         )
 
     def first_step(self, describe: Callable[[], str]) -> None:
