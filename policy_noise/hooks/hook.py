@@ -22,10 +22,9 @@ from ..learning.window import check_loss
 from ..losses import CriterionError, LossMethod, LossSplitter, SampleLosses, is_hookable, loss_of, with_loss
 from ..utils.compat import backward_number, is_in_backward, is_replica, is_transformed
 from ..utils.misc import is_distributed, tensors_in
-from ..utils.model import is_training
 from ..utils.warn import warn
 from . import registry
-from .calls import Call, InputName, find_images, item_at, replace
+from .calls import Call, InputName, find_images, is_training, item_at, replace
 from .optimizers import OptimizerLink, stepping_optimizer
 from .pairing import Match, PairingError, PairingQueue, Pending
 from .registry import Functor
@@ -344,7 +343,7 @@ class ReinforceHook:
         for match in matches:
             if match.index is None:
                 check_loss(len(match.pending), per_sample_loss)
-        factor = self._observe(matches, lambda: _given(per_sample_loss, valid), by_hand=True)
+        factor = self._observe(matches, lambda: _given(per_sample_loss, valid))
         return per_sample_loss if factor is None else per_sample_loss * factor
 
     @contextmanager
@@ -520,7 +519,7 @@ class ReinforceHook:
                 found = output_loss(output, args, kwargs)
             return found if isinstance(found, SampleLosses) else SampleLosses(found, None)
 
-        factor = self._observe([Match(pending) for pending in pendings], losses)
+        factor = self._observe([Match(pending) for pending in pendings], losses if self._learns else None)
         return None if factor is None else replace(output, ("loss",), lambda value: value * factor)
 
     def _loss_of_one(self, output: Any, pendings: list[Pending]) -> OutputLoss | None:
@@ -566,7 +565,7 @@ class ReinforceHook:
         if not matches:
             return None
         if not (self._learning and self._learns):
-            factor = self._observe(matches, lambda: splitter(args, kwargs, returned))
+            factor = self._observe(matches, None)
             return None if factor is None or loss is None else with_loss(returned, loss * factor)
         losses = splitter(args, kwargs, returned)
         assert loss is not None
@@ -609,14 +608,10 @@ class ReinforceHook:
         """Whether the policy learns from this window (``update_every``). All ranks agree."""
         return self._draws.steps % self.learner.update_every == 0
 
-    def _observe(
-        self, matches: Sequence[Match], losses: Callable[[], SampleLosses], *, by_hand: bool = False
-    ) -> Tensor | None:
+    def _observe(self, matches: Sequence[Match], losses: Callable[[], SampleLosses] | None) -> Tensor | None:
         """Pass the losses of batches to the learner. They are not computed if nothing is learned from them."""
-        if not matches:
-            return None
         factors = []
-        if self._learning and (self._learns or by_hand):
+        if self._learning and losses is not None:
             found = losses()
             for match in matches:
                 values, valid = match.gather(found.values, found.valid)

@@ -15,8 +15,8 @@ from ..utils.compat import CollectiveError, collectives_refused, version_of
 from ..utils.misc import is_distributed
 from ..utils.warn import warn
 from .agreement import Late, Verdict, agree, agree_weighted, close, pools, supervised
-from .batch import HALF, Call, Structures, devices_of, loss_of, shapes_of, tree_flatten
-from .isolation import Isolation, Snapshot, evaluator, has_state, is_stateless, outside
+from .batch import HALF, Call, Structures, devices_of, has_state, loss_of, shapes_of, tree_flatten
+from .isolation import Isolation, Snapshot, evaluator, is_stateless, outside
 from .refusal import Seen, batch_argument, likely_causes
 from .ways import ALONE, REDUCTION, WAYS, Evaluation, Parts, Way, leave_one_out
 
