@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from .data import match_channels
+from .data import channels_first, match_channels
 from .recipes import TrainRecipe
 from .world import World
 
@@ -26,9 +26,11 @@ class _Images(Dataset):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         images, kept = self.split.read(indices)
-        tensor = torch.from_numpy(np.ascontiguousarray(images))
-        tensor = tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
-        return tensor, torch.from_numpy(self.split.labels[kept]), torch.from_numpy(np.isin(indices, kept))
+        return (
+            channels_first(images),
+            torch.from_numpy(self.split.labels[kept]),
+            torch.from_numpy(np.isin(indices, kept)),
+        )
 
 
 class Batches:
@@ -95,7 +97,8 @@ def epoch_batches(images: int, recipe: TrainRecipe, epoch: int, world: World) ->
     together = recipe.batch_size * world.size
     if images < together:
         raise ValueError(
-            f"batch_size {recipe.batch_size} on {world.size} processes needs {together} training images, got {images}"
+            f"batch_size {recipe.batch_size} on {world.size} processes needs {together} training images, got {images}: "
+            f"pass --set batch_size={max(1, images // world.size)} or less"
         )
     order = np.random.default_rng([recipe.seed, epoch]).permutation(images)
     steps = images // together

@@ -1,11 +1,12 @@
 """Data sets in memory, checks that apply to every data set, and joining several of them."""
 
+import dataclasses
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ __all__ = [
     "SPLITS",
     "ImageSet",
     "Split",
+    "channels_first",
     "fingerprint",
     "fingerprint_of",
     "join_sets",
@@ -40,9 +42,15 @@ class Split:
     images: np.ndarray
     labels: np.ndarray
     groups: np.ndarray | None = None
+    skip_corrupt: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of the images: 1 or 3."""
+        return 1 if self.images.ndim == 3 else 3
 
     def read(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The images at these positions, and the positions that could be read (here all of them)."""
@@ -63,31 +71,49 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A data set: three splits and the names of its classes.
+    """A data set, in memory or on disk: three splits and the names of its classes.
 
     Args:
         name: Name for tables and figures.
-        train: Training split.
+        train: Training split, a :class:`Split` or a :class:`~policy_noise.experiments.file_sets.FileSplit`.
         val: Validation split, for choices.
         test: Test split, for reported results.
         class_names: One name per class.
         groups: Groupings of the classes for reports, one entry per class, such as ``{"modality": ("CT", "MR", ...)}``.
         excluded: Number of images that an exclusion list removed.
         notes: Messages for the user, to be printed at the start.
+        missing: Files that a table names and that are not there.
+        stored_side: Larger side in pixels of images in memory, as they were before they were resized.
     """
 
     name: str
-    train: Split
-    val: Split
-    test: Split
+    train: Any
+    val: Any
+    test: Any
     class_names: tuple[str, ...]
     groups: dict[str, tuple[str, ...]]
     excluded: int = 0
     notes: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    stored_side: int | None = None
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The splits by name."""
+        return {split: getattr(self, split) for split in SPLITS}
+
+    def changed(self, change: Callable[[Any], Any], **more: Any) -> "ImageSet":
+        """The same set with each split changed, and perhaps other entries."""
+        return dataclasses.replace(self, **{split: change(part) for split, part in self.parts.items()}, **more)
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether images are files that are read when they are needed."""
+        return not isinstance(self.train, Split)
 
     def image_name(self, split: str, index: int) -> str:
-        """An image's name in lists: ``set/split/position``, counted from 0."""
-        return f"{self.name}/{split}/{index}"
+        """An image's name in lists: a file's path below the root, or ``set/split/position``, counted from 0."""
+        return self.parts[split].below_root(index) if self.on_disk else f"{self.name}/{split}/{index}"
 
     @property
     def num_classes(self) -> int:
@@ -102,10 +128,10 @@ class ImageSet:
     @property
     def in_chans(self) -> int:
         """Channels of the images: 1 or 3."""
-        return 1 if self.train.images.ndim == 3 else 3
+        return self.train.in_chans
 
 
-def fingerprint(data: Any) -> str:
+def fingerprint(data: ImageSet) -> str:
     """Hash a data set, to check that a resumed run uses the data that it began with.
 
     Sets in memory are hashed pixel by pixel. Files on disk are not opened: their paths below the root, sizes in bytes
@@ -113,12 +139,12 @@ def fingerprint(data: Any) -> str:
     are part of the hash; the location of the data is not.
 
     Args:
-        data: An :class:`ImageSet` or :class:`~policy_noise.experiments.file_sets.FileSet`.
+        data: The set.
 
     Returns:
         64 hexadecimal digits.
     """
-    return fingerprint_of(data.class_names, [getattr(data, split) for split in SPLITS])
+    return fingerprint_of(data.class_names, list(data.parts.values()))
 
 
 def fingerprint_of(class_names: Sequence[str], parts: Sequence[Any]) -> str:
@@ -130,13 +156,13 @@ def fingerprint_of(class_names: Sequence[str], parts: Sequence[Any]) -> str:
     return digest.hexdigest()
 
 
-def require_classes(data: Any, where: str | None = None) -> None:
+def require_classes(data: ImageSet, where: str | None = None) -> None:
     """Check, before anything is trained, that every split has the images of each class that training and scoring need.
 
     If bad files are left out, images are decoded until one readable image of each class is found.
 
     Args:
-        data: An :class:`ImageSet` or :class:`~policy_noise.experiments.file_sets.FileSet`.
+        data: The set.
         where: The data set's name in error messages. By default its own name.
 
     Raises:
@@ -144,8 +170,7 @@ def require_classes(data: Any, where: str | None = None) -> None:
             a scored split has the same label.
     """
     where = data.name if where is None else where
-    for split in SPLITS:
-        part = getattr(data, split)
+    for split, part in data.parts.items():
         several = part.labels.ndim == 2
         counts = part.labels.sum(0) if several else np.bincount(part.labels, minlength=data.num_classes)
         absent = [data.class_names[label] for label in np.flatnonzero(counts == 0)]
@@ -155,12 +180,12 @@ def require_classes(data: Any, where: str | None = None) -> None:
         if len(always):
             names = [data.class_names[label] for label in always[:10]]
             raise ValueError(f"{where}: every image of the {split} split has {names}, which cannot be scored")
-        if getattr(part, "skip_corrupt", False):
+        if part.skip_corrupt:
             _require_readable(data, split, where)
 
 
-def _require_readable(data: Any, split: str, where: str) -> None:
-    part = getattr(data, split)
+def _require_readable(data: ImageSet, split: str, where: str) -> None:
+    part = data.parts[split]
     order = np.argsort(part.labels, kind="stable")
     bounds = np.searchsorted(part.labels[order], np.arange(data.num_classes + 1))
     with warnings.catch_warnings():
@@ -245,11 +270,11 @@ def join_sets(sets: Sequence[ImageSet], size: int) -> ImageSet:
     for split in SPLITS:
         images, labels, groups = [], [], []
         for part, offset in zip(sets, offsets, strict=False):
-            own = getattr(part, split).groups
+            own = part.parts[split].groups
             groups += [] if own is None else [np.char.add(f"{part.name}/", own.astype(str))]
-            block = resize(getattr(part, split).images, size)
+            block = resize(part.parts[split].images, size)
             images.append(np.repeat(block[..., None], 3, axis=3) if colour and block.ndim == 3 else block)
-            labels.append(getattr(part, split).labels + offset)
+            labels.append(part.parts[split].labels + offset)
         together = np.concatenate(groups) if len(groups) == len(sets) else None
         splits[split] = Split(np.concatenate(images), np.concatenate(labels), together)
     return ImageSet(
@@ -260,6 +285,7 @@ def join_sets(sets: Sequence[ImageSet], size: int) -> ImageSet:
         class_names=tuple(f"{part.name}/{name}" for part in sets for name in part.class_names),
         groups={"set": tuple(part.name for part in sets for _ in part.class_names)},
         excluded=sum(part.excluded for part in sets),
+        stored_side=sets[0].stored_side,
     )
 
 
@@ -285,9 +311,14 @@ def to_tensor(images: np.ndarray, mean: float, std: float) -> torch.Tensor:
         - images: (N, H, W) or (N, H, W, 3).
         - Output: (N, 1, H, W) or (N, 3, H, W), fp32, channels last.
     """
+    tensor = channels_first(images).float()
+    return tensor.div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+
+
+def channels_first(images: np.ndarray) -> torch.Tensor:
+    """Images (N, H, W) or (N, H, W, 3) as a tensor (N, C, H, W) of the same type."""
     tensor = torch.from_numpy(np.ascontiguousarray(images))
-    tensor = tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
-    return tensor.float().div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+    return tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
 
 
 def match_channels(images: torch.Tensor, in_chans: int) -> torch.Tensor:

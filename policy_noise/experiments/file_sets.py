@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from .data import SPLITS
+from .data import SPLITS, ImageSet
 from .images import Reading, TooDeep, as_square, read_image
 
-__all__ = ["FileSet", "FileSplit", "Kind", "assemble", "split_of"]
+__all__ = ["FileSplit", "Kind", "assemble", "split_of"]
 
 Kind = tuple[str, str, str]
 """A class's name, modality and anatomy; the latter two may be empty."""
@@ -56,6 +56,11 @@ class FileSplit:
     def skip_corrupt(self) -> bool:
         """Whether files that cannot be read are left out."""
         return self.reading.skip_bad_files
+
+    @property
+    def in_chans(self) -> int:
+        """Channels as which the images are read."""
+        return self.reading.in_chans
 
     def path(self, index: int) -> str:
         """The file's path."""
@@ -117,41 +122,6 @@ class FileSplit:
             ) from error
 
 
-@dataclass(frozen=True)
-class FileSet:
-    """A data set on disk, with the attributes of :class:`policy_noise.experiments.data.ImageSet`.
-
-    ``notes`` are messages about the files found and left out, to be printed at the start. ``missing`` are the files
-    that a table names and that are not there.
-    """
-
-    name: str
-    train: FileSplit
-    val: FileSplit
-    test: FileSplit
-    class_names: tuple[str, ...]
-    groups: dict[str, tuple[str, ...]]
-    notes: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-    multi_label: bool = False
-    excluded: int = 0
-
-    def image_name(self, split: str, index: int) -> str:
-        """An image's name in lists: its path below the root."""
-        part: FileSplit = getattr(self, split)
-        return part.below_root(index)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
-
-    @property
-    def in_chans(self) -> int:
-        """Channels as which the images are read."""
-        return self.train.reading.in_chans
-
-
 def split_of(files: Any, root: Path, classes: Sequence[Kind], reading: Reading) -> FileSplit:
     """Index files, with their sizes on disk.
 
@@ -204,7 +174,7 @@ def assemble(
     notes: Sequence[str] = (),
     excluded: Collection[str] = (),
     linked: bool = False,
-) -> FileSet:
+) -> ImageSet:
     """Make a data set of listed files and run the checks that all sources of files share.
 
     A path that is repeated within a split is used once, and a note says so.
@@ -243,7 +213,7 @@ def assemble(
         if absent:
             raise ValueError(f"{root}: the {split} split has no image of {absent[:10]}")
     groups = {"modality": tuple(kind[1] for kind in classes), "anatomy": tuple(kind[2] for kind in classes)}
-    return FileSet(
+    return ImageSet(
         name,
         splits["train"],
         splits["val"],

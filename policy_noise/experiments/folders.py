@@ -10,8 +10,8 @@ from typing import Any
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..utils.files import PathLike
-from .data import SPLITS
-from .file_sets import FileSet, FileSplit, Kind, assemble, split_of
+from .data import SPLITS, ImageSet
+from .file_sets import FileSplit, Kind, assemble, split_of
 from .groups import Groups
 from .images import Reading
 
@@ -22,7 +22,7 @@ EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
 
 def load_image_folder(
     root: PathLike, reading: Reading, *, excluded: Collection[str] = (), group: str | None = None
-) -> FileSet:
+) -> ImageSet:
     """Index a tree ``{train,val,test}/<class>/<image>``; classes ``MR__knee__acl`` name modality and anatomy.
 
     Args:

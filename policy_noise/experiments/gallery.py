@@ -1,6 +1,5 @@
 """Pictures of what a training does to images."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ from policy_noise.plotting import plot_masks
 
 from ..utils.files import write_atomic
 from .batches import augment
-from .recipes import TrainRecipe, name_of
+from .data import channels_first
+from .recipes import TrainRecipe
 from .world import World
 
 __all__ = ["mask_gallery", "one_of_each_class", "save_seen"]
@@ -30,7 +30,7 @@ def one_of_each_class(split: Any, largest: int = IMAGES) -> np.ndarray:
     return firsts[np.linspace(0, len(firsts) - 1, min(largest, len(firsts))).round().astype(int)]
 
 
-def mask_gallery(path: Path, mask: Any, data: Any, recipe: TrainRecipe, world: World, epoch: int) -> None:
+def mask_gallery(path: Path, mask: Any, data: Any, recipe: TrainRecipe, world: World, title: str) -> None:
     """Draw the mask on a few validation images, the same in every epoch. Without a mask draw nothing."""
     if mask is None:
         return
@@ -45,8 +45,7 @@ def mask_gallery(path: Path, mask: Any, data: Any, recipe: TrainRecipe, world: W
         mean=recipe.mean,
         std=recipe.std,
     )
-    # In two lines: with two classes the picture is narrow.
-    figure.suptitle(f"{name_of(dataclasses.asdict(recipe))}\nvalidation images, after epoch {epoch + 1}", fontsize=10)
+    figure.suptitle(f"{title}\nvalidation images", fontsize=10)  # in two lines: with two classes it is narrow
     write_atomic(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
 
 
@@ -83,7 +82,5 @@ def save_seen(path: Path, mask: Any, extra: Any, data: Any, recipe: TrainRecipe,
 def _normalised(data: Any, recipe: TrainRecipe, world: World) -> tuple[Tensor, np.ndarray]:
     """A few normalized validation images without masks, and their positions."""
     images, positions = data.val.read(one_of_each_class(data.val))
-    tensor = torch.from_numpy(np.ascontiguousarray(images))
-    tensor = tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
     present = torch.ones(len(positions), dtype=torch.bool)
-    return augment(tensor.to(world.device), recipe, 0, world, present, train=False), positions
+    return augment(channels_first(images).to(world.device), recipe, 0, world, present, train=False), positions

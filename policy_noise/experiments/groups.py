@@ -2,11 +2,10 @@
 
 import re
 from collections import defaultdict
-from typing import Any
 
 import numpy as np
 
-from .data import SPLITS
+from .data import ImageSet
 
 __all__ = ["Groups", "crossing", "crossing_note"]
 
@@ -41,23 +40,22 @@ class Groups:
         return str(found[1])
 
 
-def crossing(data: Any) -> dict[str, tuple[str, ...]]:
+def crossing(data: ImageSet) -> dict[str, tuple[str, ...]]:
     """The groups that are in several splits, each with its splits. Empty if the data set has no groups."""
     places: dict[str, list[str]] = defaultdict(list)
-    for split in SPLITS:
-        groups = getattr(data, split).groups
-        for name in [] if groups is None else np.unique(groups):
+    for split, part in data.parts.items():
+        for name in [] if part.groups is None else np.unique(part.groups):
             places[str(name)].append(split)
     return {name: tuple(splits) for name, splits in places.items() if len(splits) > 1}
 
 
-def crossing_note(data: Any) -> list[str]:
+def crossing_note(data: ImageSet) -> list[str]:
     """Say in a line whether groups are in several splits."""
     shared = crossing(data)
     if not shared:
         return []
     name, splits = next(iter(shared.items()))
-    total = len(np.unique(np.concatenate([getattr(data, split).groups for split in SPLITS])))
+    total = len(np.unique(np.concatenate([part.groups for part in data.parts.values()])))
     return [
         f"{data.name}: {len(shared)} of {total} groups are in several splits, such as {name!r} in "
         f"{' and '.join(splits)}: scores there say less about new ones; check-data lists their images"

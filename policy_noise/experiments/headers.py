@@ -3,12 +3,13 @@
 import dataclasses
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from .file_sets import FileSet, FileSplit
+from .data import ImageSet
+from .file_sets import FileSplit
 from .images import Reading, TooDeep, count_unfinite, pixels, read_header, read_image
 from .processes import in_threads
 
@@ -103,29 +104,29 @@ def size_notes(sizes: Mapping[tuple[int, int], int], reading: Reading) -> list[s
     return notes
 
 
-def first_of_each_class(data: FileSet) -> Iterator[np.ndarray]:
-    """The first training image of every class as RGB, if it can be read."""
+def first_of_each_class(data: ImageSet) -> np.ndarray:
+    """The first training image of every class as RGB, of those that can be read."""
     reading = dataclasses.replace(data.train.reading, in_chans=3, skip_bad_files=True)
-    split = dataclasses.replace(data.train, reading=reading)
-    for label in range(data.num_classes):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # unreadable files are reported later
-            yield from split.read(np.flatnonzero(split.labels == label)[:1])[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # unreadable files are reported later
+        firsts = np.unique(data.train.labels, return_index=True)[1]
+        return dataclasses.replace(data.train, reading=reading).read(firsts)[0]
 
 
-def in_colour(data: FileSet) -> bool:
+def in_colour(data: ImageSet) -> bool:
     """Whether the first image of any class is in colour. Grayscale stored as RGB is not."""
-    return any((np.ptp(image.astype(np.int16), axis=2) > 8).mean() > 0.01 for image in first_of_each_class(data))
+    spans = np.ptp(first_of_each_class(data).astype(np.int16), axis=3)
+    return bool(((spans > 8).mean((1, 2)) > 0.01).any())
 
 
-def refuse_masks(data: FileSet) -> None:
+def refuse_masks(data: ImageSet) -> None:
     """Refuse images of 0 and 1, which are masks or labels and would be black.
 
     Raises:
         ValueError: If the first image of every class is such a one.
     """
-    largest = [int(image.max()) for image in first_of_each_class(data)]
-    if largest and max(largest) == 1:
+    images = first_of_each_class(data)
+    if images.size and images.max() == 1:
         raise ValueError(
             f"{data.name}: images such as {data.train.path(0)} hold nothing but 0 and 1, which is black: save them as "
             "0 and 255"

@@ -39,34 +39,44 @@ class Initialisation:
     heated: bool = True
     normalize_images: bool = False
 
-    def create(self, num_classes: int, seed: int) -> nn.Module:
-        """A model with these weights and a fresh head.
+    def create(self, num_classes: int, seed: int, *, fresh_head: bool = True) -> nn.Module:
+        """A model with these weights.
+
+        Args:
+            num_classes: Number of classes of its last layer.
+            seed: Seed of what is not loaded.
+            fresh_head: Do not load a run's last layer. That of published weights is always new.
 
         Raises:
-            ValueError: If timm's weights cannot be loaded, or a file is of another architecture.
+            ValueError: If timm does not know the model, refuses its options or cannot load its weights, or a file is of
+                another architecture.
+            FileNotFoundError: If the file is missing.
         """
         import timm
 
+        if not timm.is_model(self.model):
+            raise ValueError(f"model must be a name that timm.list_models() lists, got {self.model!r}")
         torch.manual_seed(seed)
-        options: dict[str, Any] = {"in_chans": self.in_chans, **self.options}
         file = None if self.source in ("scratch", "imagenet") else self.source
-        if self.source == "scratch" or (file and self.heated):
-            model = timm.create_model(self.model, num_classes=num_classes, **options)
-            if file:
-                load_heated(model, file, fresh_classifier=True)
-            return normalize_each_image(model) if self.normalize_images else model
+        published = self.source == "imagenet" or bool(file and not self.heated)
+        own: dict[str, Any] = {"num_classes": num_classes}
+        if published:  # with its number of classes: with another, timm takes any file and leaves out what differs
+            own = {"pretrained": True, "pretrained_cfg_overlay": {"file": file} if file else None}
         try:
-            # With the published number of classes first: with another, timm takes any file and leaves out what differs.
-            overlay = {"file": file} if file else None
-            model = timm.create_model(self.model, pretrained=True, pretrained_cfg_overlay=overlay, **options)
-        except (OSError, ValueError, RuntimeError) as error:
+            model: Any = timm.create_model(self.model, in_chans=self.in_chans, **own, **self.options)
+        except Exception as error:  # whatever the architecture makes of a foreign option, and of the network
+            if not published:
+                raise ValueError(f"model_options {dict(self.options)} do not suit {self.model}: {error}") from error
             raise ValueError(
                 f"initialisation {self.label!r}: timm's weights of {self.model} cannot be loaded from "
                 f"{file or 'its download'} ({str(error)[:300]}); give their safetensors file as "
                 f"{'--set weights=FILE' if self.label == 'pretrained' else 'imagenet=FILE'}, or leave them out"
             ) from error
-        model.reset_classifier(num_classes)  # type: ignore[operator]
-        return model
+        if published:
+            model.reset_classifier(num_classes)
+        elif file:
+            load_heated(model, file, fresh_classifier=fresh_head)
+        return normalize_each_image(model) if self.normalize_images else model
 
 
 def parse_initialisation(text: str, model: str | None, like: Initialisation | None) -> Initialisation:

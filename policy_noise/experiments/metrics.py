@@ -17,6 +17,12 @@ __all__ = [
 ]
 
 
+BINS = 15
+"""Equally wide bins of the probability, for calibration."""
+DRAWS = 1000
+"""Bootstrap samples."""
+
+
 def classification_metrics(targets: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """Macro metrics of a test split, all between 0 and 1.
 
@@ -167,10 +173,8 @@ def confused_pairs(counts: Any, class_names: Sequence[str], largest: int = 30) -
     ]
 
 
-def bootstrap_metrics(
-    targets: np.ndarray, probabilities: np.ndarray, *, draws: int = 1000, confidence: float = 0.95, seed: int = 0
-) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap intervals of macro metrics over test images, resampled within each class.
+def bootstrap_metrics(targets: np.ndarray, probabilities: np.ndarray) -> dict[str, tuple[float, float]]:
+    """95 % percentile bootstrap intervals of macro metrics over test images, resampled within each class.
 
     They show how much the scores depend on the choice of test images, not on the training seed. Only for one label per
     image. Resampling images within a class means drawing a row of the confusion matrix from a multinomial distribution.
@@ -178,18 +182,15 @@ def bootstrap_metrics(
     Args:
         targets: (N,), see :func:`classification_metrics`.
         probabilities: (N, K).
-        draws: Number of bootstrap samples.
-        confidence: Coverage.
-        seed: Seed of the draws.
 
     Returns:
         Low and high of ``precision``, ``recall``, ``f1``, ``balanced_accuracy`` and ``top1``.
     """
     matrix = confusion(targets, probabilities)
     support = matrix.sum(1)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     found: dict[str, list[float]] = {name: [] for name in ("precision", "recall", "f1", "balanced_accuracy", "top1")}
-    for _ in range(draws):
+    for _ in range(DRAWS):
         drawn = rng.multinomial(support, matrix / support[:, None])
         hits, predicted = drawn.diagonal(), drawn.sum(0)
         found["precision"].append(float(np.mean(hits / np.maximum(1, predicted))))
@@ -197,17 +198,15 @@ def bootstrap_metrics(
         found["f1"].append(float(np.mean(2 * hits / (predicted + support))))
         found["balanced_accuracy"].append(found["recall"][-1])
         found["top1"].append(float(hits.sum() / support.sum()))
-    ends = ((1 - confidence) / 2, (1 + confidence) / 2)
-    return {name: tuple(np.quantile(values, ends).tolist()) for name, values in found.items()}  # type: ignore[misc]
+    return {name: tuple(np.quantile(values, (0.025, 0.975)).tolist()) for name, values in found.items()}  # type: ignore[misc]
 
 
-def calibration(targets: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> dict[str, Any]:
+def calibration(targets: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
     """Calibration: how far the predicted probabilities are from the share of correct predictions.
 
     Args:
         targets: See :func:`classification_metrics`. With several labels each label of each image is a prediction.
         probabilities: See :func:`classification_metrics`.
-        bins: Equally wide bins of the probability.
 
     Returns:
         ``error``, the expected calibration error (the mean distance, weighted by predictions), and ``bins`` that hold
@@ -217,7 +216,7 @@ def calibration(targets: np.ndarray, probabilities: np.ndarray, bins: int = 15) 
         sure, right = probabilities.ravel(), targets.ravel().astype(bool)
     else:
         sure, right = probabilities.max(1), probabilities.argmax(1) == targets
-    place = np.minimum((sure * bins).astype(int), bins - 1)
+    place = np.minimum((sure * BINS).astype(int), BINS - 1)
     found = []
     for position in np.unique(place):
         inside = place == position

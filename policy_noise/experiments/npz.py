@@ -251,7 +251,7 @@ def _class_names(path: Path, names: np.ndarray | None, classes: np.ndarray) -> t
 
 def _check_set(where: str, images: ImageSet) -> None:
     """Check that all splits have images of equal size and all classes."""
-    shapes = {split: getattr(images, split).images.shape[1:] for split in SPLITS}
+    shapes = {split: part.images.shape[1:] for split, part in images.parts.items()}
     if len({shape[2:] for shape in shapes.values()}) > 1:
         raise ValueError(f"{where}: the splits' images must have equally many channels, got {shapes}")
     require_classes(images, where)

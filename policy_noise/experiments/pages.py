@@ -2,12 +2,14 @@
 
 import base64
 import html
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .runs import write_atomic
 
-__all__ = ["image_html", "table_html", "write_page"]
+__all__ = ["details_html", "image_html", "table_html", "write_page"]
 
 CSS = """
 :root { color-scheme: light; }
@@ -40,6 +42,12 @@ def image_html(path: Path, alt: str | None = None) -> str:
     """A PNG embedded in the page. Its alternative text is the file's name by default."""
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<img alt="{html.escape(alt or path.stem)}" src="data:image/png;base64,{data}">'
+
+
+def details_html(shown: Mapping[str, Any]) -> list[str]:
+    """Values as JSON, each folded under its heading."""
+    texts = {heading: html.escape(json.dumps(value, indent=2)) for heading, value in shown.items()}
+    return [f"<details><summary>{heading}</summary><pre>{text}</pre></details>" for heading, text in texts.items()]
 
 
 def write_page(path: Path, title: str, body: Sequence[str]) -> None:

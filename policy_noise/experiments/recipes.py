@@ -197,61 +197,51 @@ class TransferRecipe:
             raise ValueError(f"shots must be positive numbers of images, each once, got {self.shots!r}")
 
 
-# What the paper's training code says; .3162 and .3213 are RadImageNet's, on all three channels.
-_PAPER = {"model": "resnet50", "image_size": 224, "mean": 0.3162, "std": 0.3213, "in_chans": 3, "workers": 8}
-_SMALL = {"model": "test_resnet", "image_size": 32, "load_size": 32, "augmentation": "shift"}
+# What the paper's training code says; .3162 and .3213 are RadImageNet's, on all three channels. 8 processes x 32
+# images, then 4 x 64. ResNet-10t and -18 are --set model=resnet10t and model=resnet18.
+_PAPER = TrainRecipe(
+    model="resnet50",
+    image_size=224,
+    load_size=256,
+    batch_size=32,
+    epochs=90,
+    optimizer="sgd",
+    lr=0.1,
+    weight_decay=1e-4,
+    schedule="step",
+    augmentation="resized_crop",
+    mean=0.3162,
+    std=0.3213,
+    in_chans=3,
+    preset="paper",
+    policy_lr=0.01,
+    workers=8,
+)
+_PAPER_TUNED: dict[str, Any] = {"batch_size": 64, "epochs": 10, "lr": 0.001, "schedule": "warmup", "warmup_epochs": 7}
+# A model of 0.4 M parameters on 32-px images: minutes on two cores.
+_SMALL = TrainRecipe(
+    model="test_resnet",
+    image_size=32,
+    load_size=32,
+    batch_size=32,
+    epochs=10,
+    optimizer="adamw",
+    lr=4e-3,
+    weight_decay=0.05,
+    schedule="onecycle",
+    augmentation="shift",
+)
 
 RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        # 8 processes x 32 images, then 4 x 64. ResNet-10t and -18 are --set model=resnet10t and model=resnet18.
         "paper": {
-            "pretrain": TrainRecipe(
-                **_PAPER,  # type: ignore[arg-type]
-                load_size=256,
-                augmentation="resized_crop",
-                batch_size=32,
-                epochs=90,
-                optimizer="sgd",
-                lr=0.1,
-                weight_decay=1e-4,
-                schedule="step",
-                preset="paper",
-                policy_lr=0.01,
-            ),
-            "finetune": TrainRecipe(
-                **_PAPER,  # type: ignore[arg-type]
-                load_size=256,
-                augmentation="resized_crop",
-                batch_size=64,
-                epochs=10,
-                optimizer="sgd",
-                lr=0.001,
-                weight_decay=1e-4,
-                schedule="warmup",
-                warmup_epochs=7,
-            ),
+            "pretrain": _PAPER,
+            "finetune": dataclasses.replace(_PAPER, **_PAPER_TUNED, preset="learned", policy_lr=None),
             "transfer": TransferRecipe(mode="full", image_size=224, mean=0.3162, std=0.3213),
         },
-        # A model of 0.4 M parameters on 32-px images: minutes on two cores.
         "small": {
-            "pretrain": TrainRecipe(
-                **_SMALL,  # type: ignore[arg-type]
-                batch_size=32,
-                epochs=10,
-                optimizer="adamw",
-                lr=4e-3,
-                weight_decay=0.05,
-                schedule="onecycle",
-            ),
-            "finetune": TrainRecipe(
-                **_SMALL,  # type: ignore[arg-type]
-                batch_size=32,
-                epochs=3,
-                optimizer="adamw",
-                lr=4e-4,
-                weight_decay=0.05,
-                schedule="onecycle",
-            ),
+            "pretrain": _SMALL,
+            "finetune": dataclasses.replace(_SMALL, epochs=3, lr=4e-4),
             "transfer": TransferRecipe(mode="linear", image_size=32),
         },
     }
@@ -343,8 +333,15 @@ def departures(recipe: Mapping[str, Any], stage: str) -> dict[str, tuple[Any, An
     return None if any(name in found for name in marks) else found
 
 
-def name_of(recipe: Mapping[str, Any]) -> str:
-    """The name of a training in bars and on pages: what changes its images, joined by ``+``; ``plain`` if nothing."""
+def name_of(recipe: Mapping[str, Any], data: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """The name of a training: its arm in a comparison, or what changes its images, joined by ``+``; or ``plain``.
+
+    Args:
+        recipe: Its settings.
+        data: The record of its data, with the name of the arm, if any.
+    """
+    if "arm" in data:
+        return str(data["arm"])
     extra = recipe.get("extra_augmentation", "none")
     parts = ["normalize"] if recipe.get("normalize_images") else []
     parts += [] if extra == "none" else [extra.replace("_", "-")]

@@ -229,7 +229,10 @@ def _apply_own(own: Own, name: str) -> Transform:
             got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
             raise ValueError(f"transform {name!r} must return a tensor of shape {tuple(image.shape)}, got {got}")
         plain = result.as_subclass(Tensor).to(image.device)
-        return plain.float() / 255 if plain.dtype == torch.uint8 else plain.float()
+        plain = plain.float() / 255 if plain.dtype == torch.uint8 else plain.float()
+        if not plain.isfinite().all():
+            raise ValueError(f"transform {name!r} gave values that are NaN or infinite")
+        return plain
 
     def work(images: Tensor) -> Tensor:
         return one(images) if own.per == "batch" else torch.stack([one(image) for image in images])

@@ -121,9 +121,12 @@ def only_one(folder: PathLike) -> Iterator[None]:
 
     Raises:
         OSError: If another process holds it.
+        NotADirectoryError: If it is a file.
     """
     from filelock import FileLock, Timeout
 
+    if Path(folder).is_file():
+        raise NotADirectoryError(f"--output must be a folder, and {folder} is a file")
     Path(folder).mkdir(parents=True, exist_ok=True)
     lock = FileLock(Path(folder) / ".lock")
     try:

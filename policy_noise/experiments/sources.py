@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from .check import exclude, read_exclusions
-from .data import SPLITS, ImageSet, join_sets, resize
-from .file_sets import FileSet
+from .data import ImageSet, join_sets, resize
 from .folders import load_image_folder, load_test_folder
 from .groups import crossing_note
 from .headers import in_colour, look_over, refuse_masks, size_notes
+from .image_check import exclude, read_exclusions
 from .images import FITS, Reading, Window, as_square
 from .medmnist import load_medmnist
 from .npz import load_npz
@@ -142,7 +141,7 @@ def open_sources(arguments: argparse.Namespace, size: int, in_chans: int | None,
         for text in value if isinstance(value, list) else [value]:
             sets.append(open_source(str(text), arguments, size, in_chans, kind=kind, excluded=names))
     if arguments.exclude:
-        sets = [data if isinstance(data, FileSet) else exclude(data, names) for data in sets]
+        sets = [data if data.on_disk else exclude(data, names) for data in sets]
         found = sum(data.excluded for data in sets)
         if found < len(names):
             raise ValueError(
@@ -194,8 +193,7 @@ def open_source(
     files = load_image_folder(text, reading, excluded=excluded, group=group)
     if in_chans is None and in_colour(files):
         colour = dataclasses.replace(reading, in_chans=3)
-        parts = {split: dataclasses.replace(getattr(files, split), reading=colour) for split in SPLITS}
-        files = dataclasses.replace(files, **parts)
+        return files.changed(lambda part: dataclasses.replace(part, reading=colour))
     return files
 
 
@@ -204,16 +202,23 @@ def open_parts(
 ) -> tuple[tuple[Any, ...], tuple[str, ...], list[str]]:
     """Open a data set that is only tested on: as :func:`open_source`, or a tree CLASS/IMAGE without splits.
 
+    ``--group`` is that of the training set. A set of another kind goes without groups, and a note says so.
+
     Returns:
         Its splits, its classes' names, and notes for the user.
     """
-    if Path(text).is_dir() and _kind_of(text) == "image_folder":
-        split, names, notes = load_test_folder(text, reading_of(arguments, size, in_chans), group=arguments.group)
-        return (split,), names, [*notes, *(look_over([split]) if started_first() else ())]
+    kind, group, notes = _kind_of(text), arguments.group, []
+    if group and kind != "radimagenet" and kind != ("image_folder" if "(" in group else "npz"):
+        notes = [
+            f"{text}: --group {group} is for {'paths' if '(' in group else 'npz files'}, so its images have no groups"
+        ]
+        arguments = argparse.Namespace(**{**vars(arguments), "group": None})
+    if kind == "image_folder":
+        split, names, found = load_test_folder(text, reading_of(arguments, size, in_chans), group=arguments.group)
+        return (split,), names, [*notes, *found, *(look_over([split]) if started_first() else ())]
     data = open_source(text, arguments, size, in_chans)
-    notes = _notes(data, arguments) if started_first() else []
-    data = _sized(data, size) if isinstance(data, ImageSet) else data
-    return tuple(getattr(data, split) for split in SPLITS), data.class_names, notes
+    notes += _notes(data, arguments) if started_first() else []
+    return tuple(_sized(data, size).parts.values()), data.class_names, notes
 
 
 def reading_of(arguments: argparse.Namespace, size: int, in_chans: int) -> Reading:
@@ -236,18 +241,17 @@ def _kind_of(text: str) -> str:
     raise FileNotFoundError(f"{text} does not exist: it must be {NAMED}")
 
 
-def _notes(data: Any, arguments: argparse.Namespace, *, look: bool = True) -> list[str]:
+def _notes(data: ImageSet, arguments: argparse.Namespace, *, look: bool = True) -> list[str]:
     """What the user should know of a data set."""
-    missing = getattr(data, "missing", ())
-    what = "1 missing file is" if len(missing) == 1 else f"{len(missing)} missing files are"
-    notes = [f"{what} left out:", *missing] if missing else []
-    notes += data.notes if look or isinstance(data, FileSet) else ()
+    what = "1 missing file is" if len(data.missing) == 1 else f"{len(data.missing)} missing files are"
+    notes = [f"{what} left out:", *data.missing] if data.missing else []
+    notes += data.notes if look or data.on_disk else ()
     if data.excluded:
         what = "1 image is" if data.excluded == 1 else f"{data.excluded} images are"
         notes.append(f"{data.name}: {what} left out by {arguments.exclude}")
     notes += crossing_note(data)
-    if look and isinstance(data, FileSet):
-        notes += look_over([getattr(data, split) for split in SPLITS])
+    if look and data.on_disk:
+        notes += look_over(list(data.parts.values()))
         refuse_masks(data)
     return notes
 
@@ -257,35 +261,35 @@ def open_joined(arguments: argparse.Namespace, size: int, in_chans: int | None) 
     sets = open_sources(arguments, size, in_chans)
     if len(sets) > 1:
         return join_sets(sets, size)
-    return _sized(sets[0], size) if isinstance(sets[0], ImageSet) else sets[0]
+    return _sized(sets[0], size)
 
 
 def _sized(data: ImageSet, size: int) -> ImageSet:
-    return _with_images(data, lambda images: resize(images, size))
+    """Resize images in memory. Files are read at their size."""
+    return data if data.on_disk else _with_images(data, lambda images: resize(images, size))
 
 
 def _squared(data: ImageSet, reading: Reading) -> ImageSet:
     """Make images in memory square, with notes on their size."""
     sizes: Counter[tuple[int, int]] = Counter()
-    for split in SPLITS:
-        high, wide = getattr(data, split).images.shape[1:3]
-        sizes[wide, high] += len(getattr(data, split))
+    for part in data.parts.values():
+        high, wide = part.images.shape[1:3]
+        sizes[wide, high] += len(part)
     notes = tuple(f"{data.name}: {note}" for note in size_notes(sizes, reading))
-    return dataclasses.replace(_with_images(data, lambda images: as_square(images, reading.fit, axis=1)), notes=notes)
+    square = _with_images(data, lambda images: as_square(images, reading.fit, axis=1))
+    return dataclasses.replace(square, notes=notes, stored_side=max(map(max, sizes)))
 
 
 def _with_images(data: ImageSet, change: Callable[[np.ndarray], np.ndarray]) -> ImageSet:
-    parts = {split: getattr(data, split) for split in SPLITS}
-    changed = {split: dataclasses.replace(part, images=change(part.images)) for split, part in parts.items()}
-    return dataclasses.replace(data, **changed)
+    return data.changed(lambda part: dataclasses.replace(part, images=change(part.images)))
 
 
-def describe(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+def describe(data: ImageSet, arguments: argparse.Namespace) -> dict[str, Any]:
     """The description of the data in a run's record."""
     return {
         "name": data.name,
         "classes": data.num_classes,
-        **{split: len(getattr(data, split)) for split in SPLITS},
+        **{split: len(part) for split, part in data.parts.items()},
         "skip_bad_files": arguments.skip_bad_files,
         "split_seed": arguments.split_seed,
         "multi_label": data.multi_label,
@@ -294,5 +298,5 @@ def describe(data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
         **({"labels": arguments.labels} if arguments.labels else {}),
         **({"group": arguments.group} if arguments.group else {}),
         **({"excluded": data.excluded} if arguments.exclude else {}),
-        **({"files_missing": len(data.missing)} if getattr(data, "missing", ()) else {}),
+        **({"files_missing": len(data.missing)} if data.missing else {}),
     }

@@ -5,13 +5,15 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 __all__ = [
+    "DRAWS",
     "MIN_PAIRS",
+    "MIN_PATIENTS",
     "Difference",
     "Interval",
     "bootstrap_interval",
@@ -28,6 +30,12 @@ MIN_PAIRS = 5
 comparisons without any, because such scores often agree by chance."""
 
 
+DRAWS = 2000
+"""Bootstrap samples."""
+MIN_PATIENTS = 8
+"""Fewest patients for a bootstrap interval over them. Of fewer, 95 % intervals hold the truth in less than 88 %."""
+
+
 class Interval(NamedTuple):
     """A mean (or other statistic) with its confidence interval."""
 
@@ -36,7 +44,8 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return _with_range(self.mean, self.low, self.high, ".3f")
+        alone = math.isnan(self.low)  # a single value
+        return f"{self.mean:.3f}" if alone else f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 class Difference(NamedTuple):
@@ -47,24 +56,12 @@ class Difference(NamedTuple):
     high: float
     p_value: float
 
-    def __str__(self) -> str:
-        return _with_range(self.mean, self.low, self.high, "+.3f")
 
-
-def _with_range(mean: float, low: float, high: float, form: str) -> str:
-    if math.isnan(low):  # a single value
-        return format(mean, form)
-    return f"{mean:{form}} [{low:{form}}, {high:{form}}]"
-
-
-def t_interval(
-    values: Sequence[float] | np.ndarray, confidence: float = 0.95, *, bounds: tuple[float, float] | None = None
-) -> Interval:
-    """Student's t-interval for the mean of independent repeats.
+def t_interval(values: Sequence[float] | np.ndarray, *, bounds: tuple[float, float] | None = None) -> Interval:
+    """Student's 95 % t-interval for the mean of independent repeats.
 
     Args:
         values: One number per repeat.
-        confidence: Coverage, in (0, 1).
         bounds: Range in which the mean must lie, such as (0, 1) for scores. The interval is clipped to it. Its
             coverage does not change, because the true mean is never in the clipped part.
 
@@ -72,7 +69,7 @@ def t_interval(
         Mean, low, high. The ends are nan for a single value.
 
     Raises:
-        ValueError: If there is no value, one is not finite or out of bounds, or the confidence is out of its range.
+        ValueError: If there is no value, one is not finite or out of bounds.
 
     Example:
         >>> print(t_interval([1.0, 2.0, 3.0]))
@@ -83,23 +80,21 @@ def t_interval(
     sample = _sample("values", values)
     if bounds is not None and (sample.min() < bounds[0] or sample.max() > bounds[1]):
         raise ValueError(f"values must lie in {bounds[0]} to {bounds[1]}, got {sample.min()} to {sample.max()}")
-    return Interval(*_t_test(sample, confidence, bounds, 0.0)[:3])
+    return Interval(*_t_test(sample, bounds, 0.0)[:3])
 
 
 def paired_difference(
     a: Sequence[float] | np.ndarray,
     b: Sequence[float] | np.ndarray,
-    confidence: float = 0.95,
     *,
     bounds: tuple[float, float] | None = None,
     floor: float = 0.0,
 ) -> Difference:
-    """Mean of a - b over pairs (equal seed, equal data), its t-interval and the paired t-test's p-value.
+    """Mean of a - b over pairs (equal seed, equal data), its 95 % t-interval and the paired t-test's p-value.
 
     Args:
         a: One method's numbers, one per repeat.
         b: The other method's numbers, in the same order.
-        confidence: Coverage of the interval.
         bounds: Range of the difference, such as (-1, 1) for scores; see :func:`t_interval`.
         floor: Smallest standard deviation that is believed, such as that of similar comparisons.
 
@@ -113,7 +108,7 @@ def paired_difference(
     first, second = _sample("a", a), _sample("b", b)
     if len(first) != len(second):
         raise ValueError(f"a and b must be pairs, got {len(first)} and {len(second)} values")
-    return Difference(*_t_test(_without_rounding(first, second), confidence, bounds, floor))
+    return Difference(*_t_test(_without_rounding(first, second), bounds, floor))
 
 
 def _without_rounding(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -123,19 +118,15 @@ def _without_rounding(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.full_like(difference, difference.mean()) if np.ptp(difference) <= rounding else difference
 
 
-def _t_test(
-    sample: np.ndarray, confidence: float, bounds: tuple[float, float] | None, floor: float
-) -> tuple[float, float, float, float]:
+def _t_test(sample: np.ndarray, bounds: tuple[float, float] | None, floor: float) -> tuple[float, float, float, float]:
     from scipy import stats
 
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence must lie in (0, 1), got {confidence!r}")
     mean, freedom = float(sample.mean()), len(sample) - 1
     if not freedom:
         return mean, math.nan, math.nan, math.nan
     spread = float(sample.std(ddof=1)) if np.ptp(sample) > 8 * np.finfo(float).eps * np.abs(sample).max() else 0.0
     error = max(spread, floor) / math.sqrt(len(sample))
-    low, high = stats.t.interval(confidence, freedom, mean, error) if error else (mean, mean)
+    low, high = stats.t.interval(0.95, freedom, mean, error) if error else (mean, mean)
     low, high = np.clip((low, high), *(bounds or (None, None)))
     tested = spread > 0 and len(sample) >= MIN_PAIRS
     return mean, float(low), float(high), float(2 * stats.t.sf(abs(mean) / error, freedom)) if tested else math.nan
@@ -217,25 +208,14 @@ def differences(
     return [{name: None if value != value else value for name, value in row.items()} for row in rows]
 
 
-def bootstrap_interval(
-    values: Sequence[float] | np.ndarray,
-    seed: int | np.random.Generator = 0,
-    *,
-    confidence: float = 0.95,
-    statistic: Callable[..., Any] = np.mean,
-    n_resamples: int = 9999,
-) -> Interval:
-    """Bias-corrected and accelerated bootstrap interval; see :func:`scipy.stats.bootstrap`.
+def bootstrap_interval(values: Sequence[float] | np.ndarray) -> Interval:
+    """Bias-corrected and accelerated 95 % bootstrap interval of a mean; see :func:`scipy.stats.bootstrap`.
 
     Args:
         values: Independent observations.
-        seed: Seed of the resampling, or a generator.
-        confidence: Coverage.
-        statistic: Function of a sample with an ``axis`` argument, as in NumPy.
-        n_resamples: Number of resamples.
 
     Returns:
-        The statistic, low, high. All three are equal if all values are.
+        The mean, low, high. All three are equal if all values are.
 
     Raises:
         ValueError: If there are fewer than two values, or as :func:`t_interval`.
@@ -245,11 +225,11 @@ def bootstrap_interval(
     sample = _sample("values", values)
     if len(sample) < 2:
         raise ValueError(f"values must hold at least two numbers to draw from, got {len(sample)}")
-    value = float(statistic(sample))
+    value = float(sample.mean())
     if np.ptp(sample) == 0:
         return Interval(value, value, value)
-    own: dict[str, Any] = {"confidence_level": confidence, "n_resamples": n_resamples}
-    found = stats.bootstrap((sample,), statistic, **own, random_state=np.random.default_rng(seed)).confidence_interval
+    own: dict[str, Any] = {"n_resamples": DRAWS, "random_state": np.random.default_rng(0)}
+    found = stats.bootstrap((sample,), np.mean, **own).confidence_interval
     return Interval(value, float(found.low), float(found.high))
 
 

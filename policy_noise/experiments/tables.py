@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.files import PathLike
-from .data import SPLITS
-from .file_sets import FileSet, Kind, assemble
+from .data import SPLITS, ImageSet
+from .file_sets import Kind, assemble
 from .groups import Groups
 from .images import Reading
 
@@ -32,7 +32,7 @@ def load_radimagenet(
     labels: str | None = None,
     excluded: Collection[str] = (),
     group: str | None = None,
-) -> FileSet:
+) -> ImageSet:
     """Index RadImageNet in its own layout: ``radiology_ai/...`` and ``RadiologyAI_{train,val,test}.csv``.
 
     A class is a folder, ``modality/anatomy/label``: labels of the same name in two anatomies stay two classes. The

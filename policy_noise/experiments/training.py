@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import policy_noise
-from policy_noise.heated import load_heated, save_heated
+from policy_noise.heated import save_heated
 
 from .batches import Batches, augment, epoch_batches, loader_of, predict
 from .gallery import mask_gallery, save_seen
 from .initialisation import Initialisation
 from .metrics import classification_metrics, cross_entropy
 from .recipes import TrainRecipe, name_of
-from .rivals import RunAugmentation, normalize_each_image
+from .rivals import RunAugmentation
 from .runs import Run, read_json, write_json
 from .world import World
 
@@ -44,25 +44,12 @@ def create_model(
             architecture.
         FileNotFoundError: If the file is missing.
     """
-    import timm
-
-    if not timm.is_model(recipe.model):
-        raise ValueError(f"model must be a name that timm.list_models() lists, got {recipe.model!r}")
-    if recipe.pretrained and init is None:
-        own = (recipe.model, recipe.in_chans, recipe.model_options)
-        published = Initialisation("pretrained", recipe.weights or "imagenet", *own, heated=False)
-        model = published.create(num_classes, recipe.seed)
-        return normalize_each_image(model) if recipe.normalize_images else model
-    torch.manual_seed(recipe.seed)
-    try:
-        model = timm.create_model(
-            recipe.model, num_classes=num_classes, in_chans=recipe.in_chans, **dict(recipe.model_options)
-        )
-    except Exception as error:  # whatever the architecture makes of a foreign option
-        raise ValueError(f"model_options {dict(recipe.model_options)} do not suit {recipe.model}: {error}") from error
-    if init is not None:
-        load_heated(model, init, fresh_classifier=fresh_head)
-    return normalize_each_image(model) if recipe.normalize_images else model
+    published = (recipe.weights or "imagenet") if recipe.pretrained else "scratch"
+    options: dict[str, Any] = {"heated": init is not None, "normalize_images": recipe.normalize_images}
+    start = Initialisation(
+        "pretrained", str(init or published), recipe.model, recipe.in_chans, recipe.model_options, **options
+    )
+    return start.create(num_classes, recipe.seed, fresh_head=fresh_head)
 
 
 def attach_noise(
@@ -107,7 +94,7 @@ def check_mask(model: nn.Module, recipe: TrainRecipe, *, multi_label: bool) -> N
     except Exception as error:  # whatever the architecture makes of it
         raise ValueError(
             f"{recipe.model} does not take batches of batch_size={recipe.batch_size} images of "
-            f"image_size={recipe.image_size} pixels: {error}"
+            f"image_size={recipe.image_size} pixels: {error}" + "; try --set batch_size=2" * (recipe.batch_size == 1)
         ) from error
     if recipe.noise == "plain":
         return
@@ -140,8 +127,7 @@ def train(
     Args:
         run: The run's folder.
         recipe: The settings.
-        data: An :class:`~policy_noise.experiments.data.ImageSet` or
-            :class:`~policy_noise.experiments.file_sets.FileSet`.
+        data: The set.
         world: The processes.
         init: Trained model to start from.
         fresh_head: Do not load its last layer, because its classes differ.
@@ -184,12 +170,12 @@ def train(
     batches = Batches()
     loader = loader_of(data.train, batches, recipe.workers)
     writer = _tensorboard(run) if world.main else None
-    stage = run.record["stage"]
+    stage, name = run.record["stage"], name_of(run.record["recipe"], run.record["data"])
     bar = tqdm(
         total=steps * recipe.epochs,
         initial=done,
         unit="step",
-        desc=f"{stage}, {name_of(run.record['recipe'])}" if stage == "pretrain" else stage,
+        desc=f"{stage}, {name}" if stage == "pretrain" else stage,
         mininterval=world.pace,
         disable=not world.shows,
     )
@@ -237,9 +223,12 @@ def train(
         _report(run, writer, {**entry, "files_skipped": left_out} if left_out else entry)
         skipped = 0
         mask = None if hook is None else hook.augmentation
-        if run.writes and epoch in (0, noisy_epochs // 2, noisy_epochs - 1):
+        alone = (
+            "arm" not in run.record["data"]
+        )  # a comparison's page shows what save_seen draws, at a tenth of the time
+        if run.writes and alone and epoch in (0, noisy_epochs // 2, noisy_epochs - 1):
             moment = "3-end" if epoch == noisy_epochs - 1 else "2-middle" if epoch else "1-start"
-            mask_gallery(run.figures / f"gallery-{moment}.png", mask, data, recipe, world, epoch)
+            mask_gallery(run.figures / f"gallery-{moment}.png", mask, data, recipe, world, f"{name}, epoch {epoch + 1}")
         if run.writes and epoch == noisy_epochs - 1:
             save_seen(run.figures / "seen.png", mask, extra, data, recipe, world)
         run.save(f"weights-{epoch + 1:04d}.pt", {"model": model.state_dict()})

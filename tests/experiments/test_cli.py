@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from policy_noise.experiments.commands import COMMANDS, main
 from policy_noise.experiments.recipes import RECIPES, TrainRecipe
+from policy_noise.experiments.runs import only_one
 from policy_noise.experiments.training import create_model
 from policy_noise.heated import read_heated_metadata, save_heated
 
@@ -121,7 +122,10 @@ def test_radimagenet_is_reported_by_modality_and_anatomy(tmp_path, monkeypatch, 
         (["--medmnist", "pneumoniamnist", "--root", "nowhere"], "--download"),
         (["--npz", "ONE", "--set", "epoch=2"], "--set takes NAME=VALUE"),
         (["--npz", "ONE", "--set", "model=resnet9000"], "resnet9000"),
-        (["--npz", "ONE", "--set", "batch_size=25"], "needs 25 training images, got 24"),
+        (
+            ["--npz", "ONE", "--set", "batch_size=25"],
+            "needs 25 training images, got 24: pass --set batch_size=24 or less",
+        ),
         (["--npz", "LACKING"], r"lacking\.npz lacks the keys \['test_labels'\]"),
         (["--npz", "OUTSIDE"], r"outside\.npz: labels must run from 0 to 9 without a hole"),
         (["--npz", "ABSENT"], r"absent\.npz: the val split has no image of \['class 1'\]"),
@@ -291,6 +295,39 @@ def test_each_data_set_has_its_own_scores(tmp_path, monkeypatch, files, heated):
     assert json.loads((run / found[0]).read_text())["scores"]["top1"] == 0.5
     page = (run / "report.html").read_text()
     assert page.count("Test split of one, model.safetensors: 24 images") == 2
+
+
+def test_a_plain_folder_of_classes_is_scored_as_a_site(tmp_path, monkeypatch, capsys, files, heated):
+    run, folder = copy_of(heated, tmp_path / "run"), tmp_path / "siteB"
+    with np.load(files / "one.npz") as content:
+        images, labels = content["test_images"], content["test_labels"].ravel()
+    for name in ("class_0", "class_1", "zebra"):
+        (folder / name).mkdir(parents=True)
+    for place, (image, label) in enumerate(zip(images, labels, strict=True)):
+        Image.fromarray(image).save(folder / f"class_{label}" / f"{place:02}.png")
+    Image.fromarray(images[0]).save(folder / "zebra" / "0.png")
+    start(monkeypatch, "evaluate", "--model", run, "--image-folder", folder)
+    printed = capsys.readouterr()
+    assert "site siteB: 24 images of 2 shared classes, only tested on" in printed.err
+    assert "1 images are left out, of classes not trained on: zebra" in printed.err
+    (found,) = [json.loads(path.read_text()) for path in run.glob("scores-siteB-*.json")]
+    own = json.loads((run / "scores.json").read_text())
+    assert found["scores"] == pytest.approx(own["scores"])
+    assert "test split of siteB, 24 images" in printed.out
+    shutil.rmtree(folder / "class_1")
+    message = complaint(monkeypatch, "evaluate", "--model", run, "--image-folder", folder)
+    assert "site siteB must share at least two classes with model.safetensors, got 1" in message
+
+
+@pytest.mark.parametrize("stage", ["pretrain --npz {one}", "finetune --init {heated} --npz {one}",
+                                   "transfer --init a={heated} --npz {one} --set shots=[6]"])  # fmt: skip
+def test_two_commands_do_not_write_into_one_run(tmp_path, monkeypatch, files, heated, stage):
+    stage, *words = [word.format(one=files / "one.npz", heated=heated) for word in stage.split()]
+    with only_one(tmp_path / "run"):
+        message = complaint(monkeypatch, stage, *words, "--set", "image_size=16", *TINY[: 4 * (stage != "transfer")],
+                            "--output", tmp_path / "run")  # fmt: skip
+    assert "is in use by another process" in message
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 def test_scores_elsewhere_leave_the_run_alone(tmp_path, monkeypatch, files, heated):

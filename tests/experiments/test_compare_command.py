@@ -242,19 +242,28 @@ def build():
 
 def wrong():
     return lambda image: image[:, :-1]
+
+def empty():
+    return lambda image: image / 0 * 0
 """
 
 
-def test_a_transform_of_ones_own_is_an_arm_and_can_be_the_reference(tmp_path, monkeypatch, files):
+def test_a_transform_of_ones_own_is_an_arm_and_can_be_the_reference(tmp_path, monkeypatch, capsys, files):
     (tmp_path / "mytransforms.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     line = ["--npz", files / "mine.npz", "--seeds", 1, "--methods", "random", "--output", tmp_path / "out"]
     with pytest.raises(SystemExit, match=r"method bad: mytransforms:wrong fails on images: .*must return a tensor of"):
         compare(*line, "--method", 'bad={"transform": "mytransforms:wrong"}')
+    with pytest.raises(SystemExit, match=r"method bad: .*'mytransforms:empty' gave values that are NaN or infinite"):
+        compare(*line, "--method", 'bad={"transform": "mytransforms:empty"}')
     with pytest.raises(SystemExit, match=r"'mytransforms:none' cannot be imported as package\.module:name"):
         compare(*line, "--method", 'bad={"transform": "mytransforms:none"}')
     assert not (tmp_path / "out").exists()
+    capsys.readouterr()
     compare(*line, "--method", 'mine={"transform": "mytransforms:build"}', "--reference", "mine")
+    assert "pretrain, mine:" in capsys.readouterr().err
+    main(["report", str(tmp_path / "out" / "runs" / "mine-0")])
+    assert "<b>mine</b><span>training" in (tmp_path / "out" / "runs" / "mine-0" / "report.html").read_text()
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [method["name"] for method in results["methods"]] == ["mine", "random"]
     assert {row["versus"] for row in results["tables"]["f1"]["differences"]} == {"mine"}

@@ -16,8 +16,8 @@ from policy_noise.experiments.comparison import plan as plan_module
 from policy_noise.experiments.comparison.methods import METHODS, REFERENCE, choose_methods, controls, recipe_for
 from policy_noise.experiments.comparison.plan import PROBE_STEPS, Plan, estimate
 from policy_noise.experiments.comparison.results import results_of
+from policy_noise.experiments.comparison.sentences import verdict
 from policy_noise.experiments.comparison.sites import open_site
-from policy_noise.experiments.comparison.verdict import verdict
 from policy_noise.experiments.data import ImageSet, Split
 from policy_noise.experiments.recipes import RECIPES, TransferRecipe
 from policy_noise.experiments.runs import write_json
@@ -407,6 +407,27 @@ def test_intervals_over_patients_are_wider_where_few_patients_decide(comparison)
     draws = rng.multinomial(20, np.full(20, 1 / 20), 4000)[:, :2].sum(1) / 20
     assert row["high"] == pytest.approx(np.quantile(draws, 0.975), abs=0.011)  # F1 of balanced classes is accuracy
     assert any(text.startswith("Over the 20 patients of clean test images") for text in verdict(results))
+
+
+def test_few_patients_give_no_interval(comparison):
+    folder = comparison({"random": (0.0, 0.0)}, seeds=5)
+    for path in folder.glob("runs/*/comparison.json"):
+        lines = ["set,image,patient,label,predicted", *(f"clean,{i},p{i % 2},{i % 2},{i % 2}" for i in range(8))]
+        path.with_name("predictions.csv").write_text("\n".join(lines))
+    results = results_of(folder)
+    (row,) = results["patients"]
+    assert (row["low"], row["high"], row["patients"]) == (None, None, 2)
+    assert "clean test images: too few patients for an interval over them, 2 where 8 are needed." in verdict(results)
+
+
+def test_runs_that_left_out_different_files_are_not_compared(comparison):
+    folder = comparison({"random": (0.0, 0.0)}, seeds=5)
+    path = folder / "runs" / "random-3" / "comparison.json"
+    run = json.loads(path.read_text())
+    run["scores"]["site:B"]["files_skipped"] = 2
+    path.write_text(json.dumps(run))
+    with pytest.raises(ValueError, match=r"site:B\): random-3 left out 2 bad files, plain-0 0"):
+        results_of(folder)
 
 
 def test_folders_without_a_comparison(tmp_path, comparison):

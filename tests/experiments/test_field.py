@@ -9,7 +9,7 @@ from PIL import Image
 from test_groups import parse
 from test_images import chunk, tiff
 
-from policy_noise.experiments.check import check
+from policy_noise.experiments.image_check import check
 from policy_noise.experiments.images import Header, TooDeep, read_header, read_image
 from policy_noise.experiments.npz import load_npz
 from policy_noise.experiments.sources import open_joined

@@ -101,7 +101,7 @@ def test_names_are_drawn_as_they_stand(tmp_path, recwarn):
     confusion_matrix(np.eye(35), NAMES * 5, tmp_path / "groups.png", groups=NAMES * 5)
     mistakes_gallery(np.zeros((7, 4, 4), np.uint8), NAMES, tmp_path / "mistakes.png")
     few_shot_curves({"$x^$": {name: {8: Interval(0.5, 0.4, 0.6)} for name in NAMES}}, tmp_path / "f.png", metric="F1")
-    training_diagnostics({name: [[{"epoch": 1, "loss": 1.0}]] for name in NAMES}, tmp_path / "t.png", heading="a $b^$")
+    training_diagnostics({name: [[{"epoch": 1, "loss": 1.0}]] for name in NAMES}, tmp_path / "t.png")
 
 
 @pytest.mark.parametrize("kind", ["few_shot", "training"])

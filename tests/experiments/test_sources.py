@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from policy_noise.experiments.check import read_exclusions
+from policy_noise.experiments.image_check import read_exclusions
 from policy_noise.experiments.images import TooDeep
 from policy_noise.experiments.npz import load_npz
 from policy_noise.experiments.sources import add_source_arguments, describe, open_joined, open_parts, open_sources

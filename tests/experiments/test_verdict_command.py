@@ -52,6 +52,17 @@ def test_names_and_values_may_stand_in_columns_of_their_own(tmp_path):
     assert not one["tables"]["error"]["higher"]
 
 
+def test_a_german_excels_file_and_a_long_form_with_another_name(tmp_path):
+    table = write_scores(tmp_path / "runs.csv")
+    table.to_csv(tmp_path / "semicolon.csv", index=False, sep=";", decimal=",", encoding="utf-8-sig")
+    table.to_csv(tmp_path / "tabs.csv", index=False, sep="\t")
+    table.to_csv(tmp_path / "points.csv", index=False, sep=";")
+    table.rename(columns={"dice": "score"}).assign(measure="dice").to_csv(tmp_path / "long.csv", index=False)
+    wanted = judge(read_runs(tmp_path / "runs.csv"))["tables"]
+    for name in ("semicolon", "tabs", "points", "long"):
+        assert judge(read_runs(tmp_path / f"{name}.csv"))["tables"] == wanted
+
+
 def test_less_is_better_where_it_is_said(tmp_path):
     write_scores(tmp_path / "runs.csv")
     results = judge(read_runs(tmp_path / "runs.csv"), lower=["dice"], reference="mine")
@@ -67,6 +78,13 @@ def test_one_seed_of_many_patients_gives_intervals_over_them_but_no_verdict(tmp_
     gain = (scores["mine"] - scores["plain"]).to_numpy()
     assert gain.min() < row["low"] < gain.mean() < row["high"] < gain.max()
     assert results["tables"]["dice"]["differences"][0]["finding"] == "not tested"
+
+
+def test_of_few_patients_there_is_no_interval(tmp_path, capsys):
+    write_scores(tmp_path / "runs.csv", patients=2)
+    main(["verdict", str(tmp_path / "runs.csv"), "--output", str(tmp_path / "out")])
+    assert "test: too few patients for an interval over them, 2 where 8 are needed." in capsys.readouterr().out
+    assert "<td>too few</td>" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_nnunets_folders(tmp_path):
@@ -92,6 +110,7 @@ def test_nnunets_folders(tmp_path):
     [
         ("", "cannot be read as CSV"),
         ("method,dice\nplain,0.5\n", "must have the columns method, seed and one for each measure"),
+        ("method,seed,measure,a,b\nplain,0,dice,1,1\n", r"must have one column of values .*got \['a', 'b'\]"),
         ("method,seed\nplain,0\n", "must have the columns method, seed and one for each measure"),
         ("method,seed,dice\nplain,0,0.5\nmine,0,high\n", "line 3: dice must be a number, got high"),
         ("method,seed,dice\nplain,0,0.5\nmine,,0.5\n", "line 3: seed must be a name, got nan"),

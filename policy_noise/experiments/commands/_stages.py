@@ -1,32 +1,34 @@
 """Options and steps that the training commands share."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from policy_noise.heated import read_heated_metadata
 
 from ..batches import epoch_batches, outputs
-from ..check import look_before_training
-from ..data import ImageSet, fingerprint, require_classes
+from ..data import fingerprint, require_classes
 from ..evaluation import draw_mistakes, predictions, score
 from ..figures import class_histogram, intensity_histogram
+from ..image_check import look_before_training
 from ..recipes import RECIPES, TrainRecipe, as_published, name_of
-from ..report import write_report
-from ..runs import Run, digest, write_atomic, write_json
+from ..run_page import write_report
+from ..runs import Run, digest, only_one, write_atomic, write_json
 from ..shifts import ShiftedSplit, medmnistc_shifts
 from ..sources import describe, open_joined
 from ..training import check_mask, create_model, train
-from ..world import started_first, world
+from ..world import World, started_first, world
 
 __all__ = [
     "add_recipe",
     "add_shifts",
     "check_scorable",
+    "locked",
     "numbered",
     "open_for_training",
     "record_of",
@@ -163,12 +165,20 @@ def open_for_training(arguments: argparse.Namespace, recipe: TrainRecipe, *, fix
     data = open_joined(arguments, recipe.load_size, recipe.in_chans if own else None)
     if not own and data.in_chans > recipe.in_chans:
         recipe = dataclasses.replace(recipe, in_chans=data.in_chans)
-    if isinstance(data, ImageSet) and data.in_chans > recipe.in_chans:
+    if not data.on_disk and data.in_chans > recipe.in_chans:
         if not fixed:
             raise ValueError(f"{data.name} has {data.in_chans}-channel images: pass --set in_chans={data.in_chans}")
         if started_first():
             print(f"{data.name}: {data.in_chans} channels are averaged into one for a grayscale model", file=sys.stderr)
     return data, recipe
+
+
+@contextlib.contextmanager
+def locked(folder: Path, here: World) -> Iterator[None]:
+    """Hold a run's folder in the process that writes; see :func:`~policy_noise.experiments.runs.only_one`."""
+    with contextlib.ExitStack() as stack:
+        here.agree(lambda: stack.enter_context(only_one(folder)) if here.main else None)
+        yield
 
 
 def train_stage(stage: str, arguments: argparse.Namespace, recipe: TrainRecipe, init: Path | None) -> None:
@@ -182,12 +192,13 @@ def train_stage(stage: str, arguments: argparse.Namespace, recipe: TrainRecipe, 
     check_mask(
         create_model(recipe, data.num_classes, init=init, fresh_head=fresh), recipe, multi_label=data.multi_label
     )
-    with world() as here:
+    with world() as here, contextlib.ExitStack() as stack:
         epoch_batches(len(data.train), recipe, 0, here)
         for note in here.agree(lambda: look_before_training(data) if here.main else []):
             print(note, file=sys.stderr)
         record = record_of(data, arguments) | start | {"processes": here.size}
         options = {"resume": arguments.resume, "writes": here.main}
+        stack.enter_context(locked(arguments.output, here))
         run = here.agree(lambda: Run(arguments.output, stage, recipe, record, **options))
         if here.main:
             class_histogram(data, run.figures / "classes.png")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..check import check, summary, write_table
+from ..image_check import check, summary, write_table
 from ..processes import usable_cores
 from ..sources import add_source_arguments, open_sources
 

@@ -10,11 +10,9 @@ import argparse
 import contextlib
 import dataclasses
 import sys
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..batches import epoch_batches
@@ -25,11 +23,10 @@ from ..comparison.page import write_comparison
 from ..comparison.plan import Plan, estimate, listing
 from ..comparison.results import PLAN
 from ..comparison.sites import FORMS, open_site
-from ..data import require_classes
-from ..file_sets import FileSplit
+from ..data import ImageSet, require_classes
 from ..recipes import RECIPES, TrainRecipe, TransferRecipe, override
 from ..rivals import Augmentation
-from ..runs import Run, only_one, read_json, require_free, write_json
+from ..runs import Run, read_json, require_free, write_json
 from ..sources import NAMED, add_source_arguments, open_source
 from ..statistics import MIN_PAIRS
 from ..training import check_mask, create_model
@@ -38,6 +35,7 @@ from ._stages import (
     add_recipe,
     add_shifts,
     check_scorable,
+    locked,
     open_for_training,
     record_of,
     require_different,
@@ -134,9 +132,7 @@ def run(arguments: argparse.Namespace) -> None:
             | ({"shifts": arguments.shifts} if arguments.shifts else {})
         )
         options: dict[str, Any] = {"resume": arguments.resume, "writes": here.main}
-        with contextlib.ExitStack() as stack:
-            if here.main:
-                stack.enter_context(only_one(arguments.output))
+        with locked(arguments.output, here):
             here.agree(lambda: Run(arguments.output, "compare", plan.recipe, record, **options))
             if here.main:
                 methods = [dataclasses.asdict(method) for method in plan.methods]
@@ -145,7 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
                 own |= {"reference": arguments.reference, "looks": arguments.looks}
                 write_json(arguments.output / PLAN, own | {"looked": before.get("looked", [])})
             here.barrier()  # before the folders of runs are looked at
-            run_all(plan, here, jobs=arguments.jobs, seconds=seconds)
+            run_all(plan, here, jobs=arguments.jobs)
             if here.main:
                 verdict = write_comparison(arguments.output)
                 if len(plan.seeds) >= MIN_PAIRS:
@@ -230,7 +226,8 @@ def _plan(arguments: argparse.Namespace, here: World, before: Mapping[str, Any])
             raise ValueError(f"method {method.name}: {error}") from error
     sites = tuple(open_site(text, arguments, data, recipe.load_size) for text in arguments.site)
     require_different("--site: names", [site.name for site in sites])
-    targets = tuple(open_source(text, arguments, recipe.image_size, recipe.in_chans) for text in arguments.target)
+    alone = argparse.Namespace(**{**vars(arguments), "group": None})  # of targets all images are drawn from
+    targets = tuple(open_source(text, alone, recipe.image_size, recipe.in_chans) for text in arguments.target)
     require_different("--target: names", [target.name for target in targets])
     for target in targets:
         require_classes(target)
@@ -242,7 +239,7 @@ def _plan(arguments: argparse.Namespace, here: World, before: Mapping[str, Any])
         data=data,
         record=record_of(data, arguments)
         | {
-            "original_size": _original_size(data, arguments),
+            "original_size": _original_size(data),
             "weights": sum(parameter.numel() for parameter in model.parameters()),
         },
         sites=sites,
@@ -265,23 +262,15 @@ def _check_augmentation(recipe: TrainRecipe, data: Any) -> None:
             raise ValueError(f"{recipe.extra_augmentation} fails on images: {error!r}") from error
 
 
-def _original_size(data: Any, arguments: argparse.Namespace) -> int | None:
+def _original_size(data: ImageSet) -> int | None:
     """The larger side in pixels of a training image as it is stored, of the first source."""
-    if isinstance(data.train, FileSplit):
-        from PIL import Image
+    if not data.on_disk:
+        return data.stored_side
+    from PIL import Image
 
-        with contextlib.suppress(OSError), Image.open(data.train.path(0)) as image:
-            return max(image.size)
-        return None
-    if not arguments.npz:
-        return arguments.medmnist_size
-    path, _, prefix = arguments.npz[0].partition(".npz:")
-    with zipfile.ZipFile(path if path.endswith(".npz") else f"{path}.npz") as archive:
-        name = next(name for name in archive.namelist() if name.startswith(prefix) and name.endswith("images.npy"))
-        with archive.open(name) as file:  # the header alone
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            return max(read(file)[0][1:3])
+    with contextlib.suppress(OSError), Image.open(data.train.path(0)) as image:
+        return max(image.size)
+    return None
 
 
 def _overlaps(plan: Plan) -> dict[str, Overlap]:

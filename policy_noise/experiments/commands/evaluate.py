@@ -1,19 +1,24 @@
-"""Score a trained model on a test split: macro metrics, per class, per modality and anatomy."""
+"""Score a trained model on a test split: macro metrics, per class, per modality and anatomy.
+
+--image-folder may also be a plain folder CLASS/IMAGE. Its classes are matched by name, as those of a site of compare.
+"""
 
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from policy_noise.heated import read_heated_metadata
 
 from ..batches import outputs, predict
-from ..data import fingerprint
+from ..comparison.sites import among, site_of
+from ..data import SPLITS, ImageSet, fingerprint
 from ..evaluation import draw_mistakes, medmnistc_scores, predictions, score
 from ..metrics import classification_metrics
 from ..recipes import recorded_recipe
-from ..report import write_report
+from ..run_page import write_report
 from ..runs import read_json, write_atomic, write_json
 from ..shifts import ShiftedSplit
 from ..sources import add_source_arguments, open_joined
@@ -44,18 +49,10 @@ def run(arguments: argparse.Namespace) -> None:
     path = weights_of(arguments.model)
     metadata = read_heated_metadata(path)
     recipe = recorded_recipe(metadata, path)
-    data = open_joined(arguments, recipe.load_size, recipe.in_chans)
-    if list(data.class_names) != metadata["classes"]:
-        raise ValueError(
-            f"{path} was trained on {len(metadata['classes'])} classes that differ from the {data.num_classes} of "
-            f"{data.name}: {metadata['classes'][:5]}... against {list(data.class_names)[:5]}..."
-        )
-    check_scorable(data)
+    data, classes = _open(arguments, recipe, metadata, path)
     if arguments.shifts:
         try_medmnistc(data)
-    if numbered(data.class_names) and metadata.get("fingerprint") != fingerprint(data) and started_first():
-        print(f"{data.name}: its classes have no names and are matched with the model's by number", file=sys.stderr)
-    model = create_model(recipe, data.num_classes, init=path)
+    model = create_model(recipe, len(metadata["classes"]), init=path)
     with world() as here:
         model.to(here.device)
 
@@ -64,6 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
             return classification_metrics(*predict(model, split, recipe, here, multi_label=data.multi_label))
 
         positions, probabilities = outputs(model, data.test, recipe, here, multi_label=data.multi_label)
+        probabilities = probabilities if classes is None else among(probabilities, classes, renormalise=True)
         clean = classification_metrics(data.test.labels[positions], probabilities)["balanced_accuracy"]
         about = {"medmnistc": medmnistc_scores(data, clean, scored)} if arguments.shifts else {}
         if here.main:
@@ -73,6 +71,39 @@ def run(arguments: argparse.Namespace) -> None:
             else:
                 _beside_the_model(path, data, positions, probabilities, result)
             print(score_line(result))
+
+
+def _open(arguments: argparse.Namespace, recipe: Any, metadata: Any, path: Path) -> tuple[Any, Sequence[int] | None]:
+    """The data to score on. Of a folder without splits the classes are matched by name, as those of a site.
+
+    Returns:
+        The data, and the model's classes among which is predicted, or None for all.
+
+    Raises:
+        ValueError: If the classes are not the model's, or fewer than two of a folder are.
+    """
+    folder, names = arguments.image_folder, metadata["classes"]
+    if folder and folder.is_dir() and not all((folder / split).is_dir() for split in SPLITS):
+        if arguments.exclude:
+            raise ValueError(
+                "--exclude is for data with train, val and test: remove the images from the folder instead"
+            )
+        trained = argparse.Namespace(name=path.name, class_names=names, in_chans=recipe.in_chans, multi_label=False)
+        site = site_of(folder.resolve().name, str(folder), arguments, trained, recipe.load_size)
+        if started_first():
+            print("\n".join([*site.notes, *site.lines()]), file=sys.stderr)
+        shared = tuple(names[place] for place in site.classes)
+        return ImageSet(site.name, site.images, site.images, site.images, shared, {}), site.classes
+    data = open_joined(arguments, recipe.load_size, recipe.in_chans)
+    if list(data.class_names) != names:
+        raise ValueError(
+            f"{path} was trained on {len(names)} classes that differ from the {data.num_classes} of {data.name}: "
+            f"{names[:5]}... against {list(data.class_names)[:5]}..."
+        )
+    check_scorable(data)
+    if numbered(data.class_names) and metadata.get("fingerprint") != fingerprint(data) and started_first():
+        print(f"{data.name}: its classes have no names and are matched with the model's by number", file=sys.stderr)
+    return data, None
 
 
 def _beside_the_model(path: Path, data: Any, positions: Any, probabilities: Any, result: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..comparison.page import write_comparison
 from ..comparison.results import PLAN
-from ..report import write_report
+from ..run_page import write_report
 
 __all__ = ["add_arguments", "run"]
 

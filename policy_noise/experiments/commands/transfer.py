@@ -7,11 +7,11 @@ from pathlib import Path
 from ..few_shot import compare
 from ..initialisation import Initialisation, parse_initialisation
 from ..recipes import RECIPES, TransferRecipe, override
-from ..report import transfer_table, write_report
+from ..run_page import transfer_table, write_report
 from ..runs import Run, digest
 from ..sources import add_source_arguments, open_sources
 from ..world import world
-from ._stages import add_recipe, check_scorable, record_of, require_different
+from ._stages import add_recipe, check_scorable, locked, record_of, require_different
 
 __all__ = ["add_arguments", "run"]
 
@@ -61,9 +61,10 @@ def run(arguments: argparse.Namespace) -> None:
             "init": [dataclasses.asdict(i) | {"sha256": h} for i, h in zip(inits, hashes, strict=True)],
         }
         options = {"resume": arguments.resume, "writes": here.main}
-        folder = here.agree(lambda: Run(arguments.output, "transfer", recipe, record, **options))
-        lines = compare(folder, recipe, sets, inits, here)
-        if here.main:
-            for metric in ("f1", "roc_auc"):
-                print(f"\n{metric}, mean [95 % t-interval]\n\n{transfer_table(lines, metric)}")
-            write_report(folder.folder)
+        with locked(arguments.output, here):
+            folder = here.agree(lambda: Run(arguments.output, "transfer", recipe, record, **options))
+            lines = compare(folder, recipe, sets, inits, here)
+            if here.main:
+                for metric in ("f1", "roc_auc"):
+                    print(f"\n{metric}, mean [95 % t-interval]\n\n{transfer_table(lines, metric)}")
+                write_report(folder.folder)

@@ -43,8 +43,6 @@ def run(arguments: argparse.Namespace) -> None:
     own = {"reference": arguments.reference, "lower": arguments.lower_is_better, "looks": arguments.looks}
     results = judge(runs, **own)
     better = [f"{name} ({'lower' if name in own['lower'] else 'higher'} is better)" for name in results["tables"]]
-    if arguments.output.exists() and not arguments.output.is_dir():
-        raise ValueError(f"--output must be a folder, got the file {arguments.output}")
     place = environment()
     with only_one(arguments.output):
         title = f"What differs in {arguments.runs.name if arguments.runs else 'these trainings'}?"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..runs import read_json
-from ..statistics import bootstrap_interval
+from ..statistics import MIN_PATIENTS, bootstrap_interval
 from .methods import controls
 from .results import ALPHA, POINT, POWER, table_of
 
@@ -21,7 +21,8 @@ def read_runs(path: Path) -> Any:
 
     Args:
         path: With the columns ``method``, ``seed``, optionally ``set`` and ``patient``, and a column of numbers for
-            each measure, such as ``dice``; or with the columns ``measure``, its name, and ``value``.
+            each measure, such as ``dice``; or with the columns ``measure``, its name, and one of its values. Columns
+            may also be separated by semicolons, as some Excels write them, with decimal commas, or by tabs.
 
     Returns:
         A pandas table of ``method``, ``seed``, ``set``, ``measure``, ``value`` and, if it was there, ``patient``.
@@ -32,18 +33,22 @@ def read_runs(path: Path) -> Any:
     import pandas as pd
 
     try:
-        table = pd.read_csv(path, skipinitialspace=True)
+        with open(path, encoding="utf-8-sig") as file:
+            head = file.readline()
+        mark = next((mark for mark in (";", "\t") if mark in head and "," not in head), ",")
+        own: dict[str, Any] = {} if mark == "," else {"sep": mark, "decimal": ","}
+        table = pd.read_csv(path, encoding="utf-8-sig", skipinitialspace=True, **own)
     except (ValueError, pd.errors.ParserError) as error:  # an empty file's, one of ragged lines', and of no text
         raise ValueError(f"{path} cannot be read as CSV: {error}") from error
     table = table.rename(columns={name: name.strip() for name in table.columns})
     if "set" not in table.columns:
         table["set"] = "test"
     keys = [name for name in KEYS if name in table.columns]
-    if "measure" in table.columns and "value" in table.columns:
-        measures = ["value"]
+    if "measure" in table.columns:
         keys.append("measure")
-    else:
-        measures = [name for name in table.columns if name not in KEYS]
+    measures = [name for name in table.columns if name not in keys]
+    if "measure" in keys and len(measures) != 1:
+        raise ValueError(f"{path} must have one column of values beside the column measure, got {measures}")
     if not {"method", "seed"} <= set(keys) or not measures:
         raise ValueError(
             f"{path} must have the columns method, seed and one for each measure (and set and patient if there are "
@@ -56,7 +61,7 @@ def read_runs(path: Path) -> Any:
             what = "a name" if name in keys else "a number"
             raise ValueError(f"{path}, line {line + 2}: {name} must be {what}, got {table[name][line]}")
     if "measure" in keys:
-        return table[[*keys, "value"]].astype({"value": float})
+        return table[[*keys, *measures]].rename(columns={measures[0]: "value"}).astype({"value": float})
     return table.melt(keys, measures, "measure", "value").astype({"value": float})
 
 
@@ -110,7 +115,7 @@ def judge(runs: Any, *, reference: str | None = None, lower: Sequence[str] = (),
 
     Returns:
         What :func:`~policy_noise.experiments.comparison.page.write_results` writes as a page, and
-        :func:`~policy_noise.experiments.comparison.verdict.verdict` says in sentences.
+        :func:`~policy_noise.experiments.comparison.sentences.verdict` says in sentences.
 
     Raises:
         ValueError: If there is one method, a name is unknown, a score is given twice, or runs of a set have different
@@ -177,11 +182,11 @@ def _over_patients(runs: Any, pairs: Sequence[tuple[str, str]], measure: str) ->
                 f"set {name}: all {wide.shape[1]} runs must have scores of the same patients, and of {gaps[0]!r} "
                 "some have none"
             )
-        if len(wide) < 2:
-            continue
         means = wide.T.groupby(level="method").mean().T
         for method, versus in pairs:
-            _, low, high = bootstrap_interval((means[method] - means[versus]).to_numpy(), n_resamples=2000)
+            low = high = None
+            if len(wide) >= MIN_PATIENTS:
+                _, low, high = bootstrap_interval((means[method] - means[versus]).to_numpy())
             row = {"method": method, "versus": versus, "measure": name, "low": low, "high": high}
             rows.append(row | {"patients": len(wide)})
     return rows

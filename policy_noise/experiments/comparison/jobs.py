@@ -43,8 +43,8 @@ def run_job(plan: Plan, job: Job, here: World) -> dict[str, Any]:
     recipe = recipe_for(job.method, plan.recipe, job.seed)
     begun = time.perf_counter()
     try:
-        folder = plan.folder(job)
-        run = here.agree(lambda: Run(folder, "pretrain", recipe, plan.record, resume=True, writes=here.main))
+        folder, record = plan.folder(job), {**plan.record, "arm": job.method.name}
+        run = here.agree(lambda: Run(folder, "pretrain", recipe, record, resume=True, writes=here.main))
         model = train(run, recipe, plan.data, here)
         scores = score_run(plan, job, model, recipe, here)
     except ValueError as error:
@@ -62,21 +62,20 @@ def run_job(plan: Plan, job: Job, here: World) -> dict[str, Any]:
     return result
 
 
-def run_all(plan: Plan, here: World, *, jobs: int, seconds: Mapping[str, float]) -> None:
+def run_all(plan: Plan, here: World, *, jobs: int) -> None:
     """Run everything that is not finished.
 
     Args:
         plan: The comparison.
         here: The processes that share each run under torchrun, or this single process.
         jobs: Runs at a time, each in its own process.
-        seconds: Estimated seconds of one run, by name of the method.
 
     Raises:
         ValueError: If a run fails. The others are stopped and can be resumed.
         OSError: If a process dies.
     """
     todo = plan.todo()
-    note = _progress(len(todo), todo, seconds, jobs) if here.main else (lambda job, result: None)
+    note = _progress(len(todo)) if here.main else (lambda job, result: None)
     if jobs == 1:
         for job in todo:
             note(job, run_job(plan, job, here))
@@ -88,20 +87,17 @@ def run_all(plan: Plan, here: World, *, jobs: int, seconds: Mapping[str, float])
             note(futures[future], future.result())
 
 
-def _progress(
-    total: int, todo: list[Job], seconds: Mapping[str, float], jobs: int
-) -> Callable[[Job, Mapping[str, Any]], None]:
+def _progress(total: int) -> Callable[[Job, Mapping[str, Any]], None]:
     """A function that prints a finished run and the estimated time for the remaining ones."""
-    open_runs = {job.name: seconds.get(job.method.name, 1.0) for job in todo}
-    begun, planned = time.perf_counter(), sum(open_runs.values())
+    begun, left = time.perf_counter(), total
 
     def note(job: Job, result: Mapping[str, Any]) -> None:
-        left = planned and sum(open_runs.values()) - open_runs.pop(job.name)
-        done = planned - left
-        remaining = (time.perf_counter() - begun) * left / done if done else 0.0
-        ahead = f"; about {in_words(remaining)} to go" if open_runs else ""
+        nonlocal left
+        left -= 1
+        remaining = (time.perf_counter() - begun) * left / (total - left)
+        ahead = f"; about {in_words(remaining)} to go" if left else ""
         print(
-            f"[{total - len(open_runs)}/{total}] {job.method.name}, seed {job.seed}: clean F1 "
+            f"[{total - left}/{total}] {job.method.name}, seed {job.seed}: clean F1 "
             f"{result['scores']['clean']['f1']:.3f}, {in_words(result['seconds'])}{ahead}",
             file=sys.stderr,
             flush=True,

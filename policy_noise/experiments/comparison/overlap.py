@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..check import Look, describe, look_at
 from ..data import SPLITS, resize
 from ..file_sets import FileSplit
+from ..image_check import Look, describe, look_at
 from ..processes import in_threads
 from .sites import Pool, Site
 
@@ -109,7 +109,7 @@ def find_overlaps(data: Any, sites: Sequence[Site], targets: Sequence[Any], size
 
 
 def _whole(data: Any, split: str) -> _Piece:
-    part = getattr(data, split)
+    part = data.parts[split]
     return _Piece(f"{data.name}/{split}", part, np.arange(len(part)))
 
 

@@ -10,13 +10,13 @@ import numpy as np
 
 from ..few_shot import summarise
 from ..figures import few_shot_curves, forest, rows_of_images, training_diagnostics
-from ..pages import image_html, table_html, write_page
+from ..pages import details_html, image_html, table_html, write_page
 from ..runs import read_lines, write_json
 from .overlap import Overlap
 from .plan import in_words
 from .results import POINT, results_of
 from .scoring import transfer_lines
-from .verdict import signed, size, verdict
+from .sentences import over_patients, signed, size, verdict
 
 __all__ = ["write_comparison", "write_results"]
 
@@ -63,7 +63,7 @@ def write_results(
 
     Args:
         folder: Where to write.
-        results: See :func:`~policy_noise.experiments.comparison.verdict.verdict`.
+        results: See :func:`~policy_noise.experiments.comparison.sentences.verdict`.
         title: Of the page.
         lead: When and where, and by which command.
         gallery: HTML to show after the first table.
@@ -144,9 +144,7 @@ def _over_patients(results: Mapping[str, Any]) -> list[str]:
         return []
     pairs = list(dict.fromkeys((row["method"], row["versus"]) for row in found))
     sets = {row["measure"]: row["patients"] for row in found}
-    cells = {
-        (row["method"], row["versus"], row["measure"]): f"[{row['low']:+.3f}, {row['high']:+.3f}]" for row in found
-    }
+    cells = {(row["method"], row["versus"], row["measure"]): over_patients(row) for row in found}
     names = {m["key"]: m["label"] for table in results["tables"].values() for m in table["measures"]}
     rows = [
         [_name(pair, results["settings"]["reference"]), *[cells.get((*pair, key), "") for key in sets]]
@@ -318,8 +316,4 @@ def _recipes(results: Mapping[str, Any]) -> list[str]:
         "of images and their geometric augmentation.</p>",
         f'<div class="prose">{table_html(["arm", "changes to the recipe", "time per run"], rows)}</div>',
     ]
-    shown = {"recipe": recipe, "data": results["record"]["data"], "environment": place}
-    for heading, value in shown.items():
-        text = html.escape(json.dumps(value, indent=2))
-        parts.append(f"<details><summary>{heading}</summary><pre>{text}</pre></details>")
-    return parts
+    return [*parts, *details_html({"recipe": recipe, "data": results["record"]["data"], "environment": place})]

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["over_patients"]
+from ..statistics import DRAWS, MIN_PATIENTS
 
-DRAWS = 2000
+__all__ = ["over_patients"]
 
 
 def over_patients(
@@ -26,7 +26,7 @@ def over_patients(
 
     Returns:
         For each pair and set whose predictions name patients ``method``, ``versus``, ``measure``, ``low``, ``high``
-        (95 %) and ``patients``.
+        (95 %; None for fewer than :data:`~policy_noise.experiments.statistics.MIN_PATIENTS`) and ``patients``.
     """
     import pandas as pd
 
@@ -44,7 +44,9 @@ def over_patients(
         parts = {run: table[chosen[run] & table["patient"].notna()] for run, table in tables.items()}
         first = next(iter(parts.values()))
         names = np.unique(first["patient"].astype(str))
-        if len(names) < 2:
+        if len(names) < MIN_PATIENTS:
+            few = {"measure": measure["key"], "low": None, "high": None, "patients": len(names)}
+            rows += [{"method": method, "versus": versus, **few} for method, versus in pairs if len(names)]
             continue
         classes = sorted({*first["label"], *(label for part in parts.values() for label in part["predicted"])})
         rng = np.random.default_rng(0)

@@ -23,7 +23,7 @@ from ..training import create_model, train
 from ..world import World
 from .methods import Method, recipe_for
 from .overlap import Overlap, sentence
-from .sites import Site
+from .sites import Site, names_of
 
 __all__ = ["SCORES", "Job", "Plan", "estimate", "in_words", "listing"]
 
@@ -103,7 +103,7 @@ def estimate(plan: Plan, here: World) -> dict[str, float]:
     few_shot = sum(_few_shot_seconds(plan, target, here) for target in plan.targets)
     data, seed = plan.data, plan.seeds[0]
     rows = min(len(data.train), PROBE_STEPS * plan.recipe.batch_size * here.size)
-    whole = data.multi_label or getattr(data.val, "skip_corrupt", False)  # then every class must be present
+    whole = data.multi_label or data.val.skip_corrupt  # then every class must be present
     val = np.arange(len(data.val)) if whole else one_of_each_class(data.val, data.num_classes)
     small = dataclasses.replace(data, train=data.train.take(np.arange(rows)), val=data.val.take(val))
     test = data.test.take(np.arange(min(len(data.test), PROBE_IMAGES)))
@@ -184,17 +184,11 @@ def listing(plan: Plan, seconds: Mapping[str, float], jobs: int, overlaps: Mappi
     ]
     lines[1:1] = warn("val") + warn("clean")
     for site in plan.sites:
-        lines.append(
-            f"site {site.name}: {len(site.images)} images of {len(site.classes)} shared classes, only tested on"
-        )
-        if site.unknown:
-            lines.append(f"  {site.left_out} images are left out, of classes not trained on: {_names(site.unknown)}")
-        if site.absent:
-            lines.append(f"  no images of {_names(site.absent)}: predictions here are made among the shared classes")
+        lines += site.lines()
         lines += warn(f"site:{site.name}")
     for target in plan.targets:
         lines.append(
-            f"few-shot transfer to {target.name}, {target.num_classes} classes: {_names(plan.transfer.shots)} images"
+            f"few-shot transfer to {target.name}, {target.num_classes} classes: {names_of(plan.transfer.shots)} images"
         )
         lines += warn(f"few-shot:{target.name}")
     for method in plan.methods:
@@ -211,9 +205,4 @@ def listing(plan: Plan, seconds: Mapping[str, float], jobs: int, overlaps: Mappi
 
 
 def _seeds(seeds: Sequence[int]) -> str:
-    return f"seed{'s' * (len(seeds) > 1)} {_names(seeds)}"
-
-
-def _names(values: Sequence[Any], largest: int = 12) -> str:
-    shown = ", ".join(map(str, values[:largest]))
-    return shown if len(values) <= largest else f"{shown} and {len(values) - largest} more"
+    return f"seed{'s' * (len(seeds) > 1)} {names_of(seeds)}"

@@ -15,7 +15,7 @@ from .patients import over_patients
 from .plan import SCORES
 from .scoring import METRICS
 
-__all__ = ["ALPHA", "PLAN", "POINT", "POWER", "results_of", "table_of"]
+__all__ = ["ALPHA", "PLAN", "POINT", "POWER", "results_of", "scores_of", "table_of"]
 
 PLAN = "plan.json"
 """Name of the file, in a comparison's folder, with its methods, seeds and looks."""
@@ -38,7 +38,7 @@ def results_of(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If the folder holds no comparison.
-        ValueError: If no seed has the scores of all methods.
+        ValueError: If no seed has the scores of all methods, or runs left out different numbers of unreadable images.
     """
     import pandas as pd
 
@@ -53,27 +53,24 @@ def results_of(folder: Path) -> dict[str, Any]:
     complete = [seed for seed in plan["seeds"] if not any(f"{name}-{seed}" in missing for name in names)]
     if not complete:
         raise ValueError(f"{folder}: no seed has the scores of all methods yet; missing: {missing[:10]}")
+    _require_equal_sets(folder, runs)
     measures = _measures(record["data"])
     single = [{"key": f"shift:{name}", "label": name.replace("_", " ")} for name in SHIFTS]
     reference, looks = plan.get("reference", REFERENCE), plan.get("looks", 1)
 
-    def table(chosen: Sequence[Mapping[str, Any]], metric: str, value: Any = _value, **own: Any) -> dict[str, Any]:
-        rows = [
-            (run["method"], run["seed"], measure["key"], value(run["scores"], measure["key"], metric))
-            for run in runs
-            if run["seed"] in complete
-            for measure in chosen
-        ]
-        scores = pd.DataFrame(rows, columns=["method", "seed", "set", "value"])
-        own = {"metric": METRICS.get(metric, metric), "level": ALPHA / looks, "bounds": (0, 1), **own}
-        return table_of(scores, controls(names, reference), chosen, **own)
+    whole = [run for run in runs if run["seed"] in complete]
+    pairs, level = controls(names, reference), ALPHA / looks
+
+    def table(chosen: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
+        scores = scores_of(whole, chosen, metric)
+        return table_of(scores, pairs, chosen, metric=METRICS[metric], level=level, bounds=(0, 1))
 
     tables = {"f1": table(measures, "f1"), "roc_auc": table(measures, "roc_auc"), "shifts": table(single, "f1")}
     if record["data"].get("shifts"):
         errors = [{"key": "be", "label": "BE"}, {"key": "rbe", "label": "rBE"}]
-        value = lambda scores, key, metric: scores["medmnistc"][key]  # noqa: E731
+        parts = [scores_of(whole, [{"key": "medmnistc"}], own["key"]).assign(set=own["key"]) for own in errors]
         about = "MedMNIST-C's balanced error (BE) and relative balanced error (rBE), AlexNet's being 1"
-        tables["medmnistc"] = table(errors, about, value, bounds=None, higher=False)
+        tables["medmnistc"] = table_of(pd.concat(parts), pairs, errors, metric=about, level=level, higher=False)
     folders = {(name, seed): paths[name, seed].parent for name in names for seed in complete}
     return {
         "record": record,
@@ -87,6 +84,18 @@ def results_of(folder: Path) -> dict[str, Any]:
         "patients": over_patients(folders, controls(names, reference), measures),
         "runs": runs,
     }
+
+
+def _require_equal_sets(folder: Path, runs: Sequence[Mapping[str, Any]]) -> None:
+    """Check that all runs were scored on equally many images, as files may turn bad, or be mended, between two runs."""
+    for key in runs[0]["scores"]:
+        skipped = {f"{run['method']}-{run['seed']}": run["scores"][key].get("files_skipped", 0) for run in runs}
+        fewest, most = min(skipped, key=skipped.__getitem__), max(skipped, key=skipped.__getitem__)
+        if skipped[fewest] != skipped[most]:
+            raise ValueError(
+                f"{folder}: its runs were scored on different images ({key}): {most} left out {skipped[most]} bad "
+                f"files, {fewest} {skipped[fewest]}. Remove the folders of one kind from runs/, and --resume"
+            )
 
 
 def _measures(data: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -106,6 +115,24 @@ def _measures(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
     several = data.get("multi_label")
     return [{name: m[name] for name in ("key", "label")} for m in measures] if several else measures
+
+
+def scores_of(runs: Sequence[Mapping[str, Any]], measures: Sequence[Mapping[str, Any]], metric: str) -> Any:
+    """The scores of runs as a pandas table for :func:`table_of`.
+
+    Args:
+        runs: The contents of the runs' files of scores.
+        measures: The test sets.
+        metric: Such as ``"f1"``.
+    """
+    import pandas as pd
+
+    rows = [
+        (run["method"], run["seed"], measure["key"], _value(run["scores"], measure["key"], metric))
+        for run in runs
+        for measure in measures
+    ]
+    return pd.DataFrame(rows, columns=["method", "seed", "set", "value"])
 
 
 def _value(scores: Mapping[str, Mapping[str, float]], key: str, metric: str) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 from torch import nn
 
 from ..batches import outputs
-from ..data import SPLITS, Split
+from ..data import Split
 from ..evaluation import medmnistc_scores, predictions
 from ..few_shot import compare
 from ..initialisation import Initialisation
@@ -18,6 +18,7 @@ from ..shifts import SEVERITIES, SHIFTS, ShiftedSplit
 from ..world import World
 from .methods import recipe_for
 from .plan import Job, Plan
+from .sites import among
 
 __all__ = ["METRICS", "score_run", "transfer_lines"]
 
@@ -47,7 +48,7 @@ def score_run(plan: Plan, job: Job, model: nn.Module, recipe: TrainRecipe, here:
     def scored(key: str, split: Any, classes: tuple[int, ...] | None = None) -> dict[str, Any]:
         positions, probabilities = outputs(model, split, recipe, here, multi_label=plan.data.multi_label)
         if classes is not None:
-            probabilities = _among(probabilities, classes, renormalise=not plan.data.multi_label)
+            probabilities = among(probabilities, classes, renormalise=not plan.data.multi_label)
         found = classification_metrics(split.labels[positions], probabilities)
         if not key.startswith("shift:"):
             named = [plan.data.class_names[place] for place in classes or range(plan.data.num_classes)]
@@ -103,15 +104,6 @@ def transfer_lines(folder: Path) -> list[dict[str, Any]]:
     return [line for line in lines if line["source"] == lines[-1]["source"]]
 
 
-def _among(probabilities: np.ndarray, classes: tuple[int, ...], *, renormalise: bool) -> np.ndarray:
-    """Restrict probabilities to the classes that a site has."""
-    chosen = probabilities[:, list(classes)].astype(np.float64)
-    if not renormalise:
-        return chosen
-    chosen = chosen + np.finfo(np.float32).tiny  # avoids 0 / 0 where all of them are 0
-    return chosen / chosen.sum(1, keepdims=True)
-
-
 def _few_shot(plan: Plan, job: Job, here: World) -> dict[str, dict[str, float]]:
     """Run the few-shot transfer of ``policy-noise transfer`` from this run. Finished trials are not repeated."""
     folder, recipe = plan.folder(job), recipe_for(job.method, plan.recipe, job.seed)
@@ -124,7 +116,7 @@ def _few_shot(plan: Plan, job: Job, here: World) -> dict[str, dict[str, float]]:
         (recipe.mean, recipe.std),
         normalize_images=recipe.normalize_images,
     )
-    sizes = {target.name: [len(getattr(target, split)) for split in SPLITS] for target in plan.targets}
+    sizes = {target.name: [len(part) for part in target.parts.values()] for target in plan.targets}
     record = {"name": ", ".join(sizes), "sets": sizes, "init": job.name}
     place = folder / "transfer"
     run = here.agree(lambda: Run(place, "transfer", plan.transfer, record, resume=True, writes=here.main))

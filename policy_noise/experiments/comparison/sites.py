@@ -11,7 +11,7 @@ import numpy as np
 from ..data import fingerprint_of
 from ..sources import NAMED, open_parts
 
-__all__ = ["Pool", "Site", "open_site"]
+__all__ = ["Pool", "Site", "among", "open_site", "site_of"]
 
 FORMS = f"NAME=SOURCE with SOURCE {NAMED}; also a tree CLASS/IMAGE without splits"
 
@@ -84,6 +84,15 @@ class Site:
     left_out: int
     notes: tuple[str, ...] = ()
 
+    def lines(self) -> list[str]:
+        """What is tested on, and what is left out, in words."""
+        said = [f"site {self.name}: {len(self.images)} images of {len(self.classes)} shared classes, only tested on"]
+        if self.unknown:
+            said.append(f"  {self.left_out} images are left out, of classes not trained on: {names_of(self.unknown)}")
+        if self.absent:
+            said.append(f"  no images of {names_of(self.absent)}: predictions here are made among the shared classes")
+        return said
+
     def describe(self, class_names: Sequence[str]) -> dict[str, Any]:
         """The site's entry in the record, with a hash of its images."""
         shared = [class_names[place] for place in self.classes]
@@ -96,6 +105,12 @@ class Site:
             "left_out": self.left_out,
             "fingerprint": fingerprint_of(shared, [self.images]),
         }
+
+
+def names_of(values: Sequence[Any], largest: int = 12) -> str:
+    """Names as text, the first of many."""
+    shown = ", ".join(map(str, values[:largest]))
+    return shown if len(values) <= largest else f"{shown} and {len(values) - largest} more"
 
 
 def open_site(text: str, arguments: Any, data: Any, size: int) -> Site:
@@ -118,6 +133,11 @@ def open_site(text: str, arguments: Any, data: Any, size: int) -> Site:
     name, separator, source = text.partition("=")
     if not separator or not name or not source:
         raise ValueError(f"--site must be {FORMS}, got {text!r}")
+    return site_of(name, source, arguments, data, size)
+
+
+def site_of(name: str, source: str, arguments: Any, data: Any, size: int) -> Site:
+    """Open the site of a name and a source, see :func:`open_site`. Of ``data`` only its name and classes are used."""
     try:
         parts, class_names, notes = open_parts(source, arguments, size, data.in_chans)
     except FileNotFoundError as error:
@@ -135,6 +155,15 @@ def open_site(text: str, arguments: Any, data: Any, size: int) -> Site:
     images, left_out = _pool(parts, list(shared))
     _require_each(name, images, [class_names[own] for own in shared])
     return Site(name, images, tuple(shared.values()), unknown, absent, left_out, tuple(notes))
+
+
+def among(probabilities: np.ndarray, classes: Sequence[int], *, renormalise: bool) -> np.ndarray:
+    """Restrict probabilities, (N, K), to the classes that a site has."""
+    chosen = probabilities[:, list(classes)].astype(np.float64)
+    if not renormalise:
+        return chosen
+    chosen = chosen + np.finfo(np.float32).tiny  # avoids 0 / 0 where all of them are 0
+    return chosen / chosen.sum(1, keepdims=True)
 
 
 def _plain(name: str) -> str:
@@ -179,7 +208,7 @@ def _pool(parts: tuple[Any, ...], shared: list[int]) -> tuple[Pool, int]:
 
 def _require_each(name: str, images: Pool, classes: Sequence[str]) -> None:
     """Check, before anything is trained, that every shared class has an image that can be scored."""
-    several, skips = images.labels.ndim == 2, getattr(images.parts[0], "skip_corrupt", False)
+    several, skips = images.labels.ndim == 2, images.parts[0].skip_corrupt
     for label, what in enumerate(classes):
         members = np.flatnonzero(images.labels[:, label] if several else images.labels == label)
         if several and len(members) == len(images):

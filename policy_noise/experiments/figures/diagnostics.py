@@ -15,7 +15,6 @@ def training_diagnostics(
     histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]],
     path: PathLike,
     *,
-    heading: str | None = None,
     panels: Mapping[str, str] | None = None,
 ) -> None:
     """Draw curves over training: thin lines for single seeds, a thick one for their mean.
@@ -25,7 +24,6 @@ def training_diagnostics(
     Args:
         histories: For each method and seed the log: entries with ``epoch`` and any of the panels' values.
         path: PNG to write.
-        heading: Above all.
         panels: Values to draw and their titles; by default losses, validation and the policy's diagnostics.
     """
     panels = panels or {
@@ -62,8 +60,6 @@ def training_diagnostics(
                 line = axis.axvline(end, color="0.3", linewidth=1, linestyle=":", label="masks off from here")
                 handles += [line] if line.axes is axes[0] else []
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5))  # more would be cut off
-        if heading:
-            figure.suptitle(plain(heading), fontweight="bold", fontsize=11)
         save(figure, path)
 
 

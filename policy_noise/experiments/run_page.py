@@ -1,7 +1,6 @@
 """The report of a run: one self-contained HTML page with its settings and results."""
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from . import published
 from .few_shot import summarise
 from .figures import calibration_curve, confusion_matrix, few_shot_curves, training_diagnostics
 from .metrics import confused_pairs
-from .pages import image_html, table_html, write_page
+from .pages import details_html, image_html, table_html, write_page
 from .recipes import departures, name_of
 from .runs import read_json, read_lines
 
@@ -68,7 +67,7 @@ def write_report(folder: Path) -> Path:
     else:
         body += _ancestry(record)
         if lines:
-            method = "fine-tuning" if record["stage"] == "finetune" else name_of(recipe)
+            method = "fine-tuning" if record["stage"] == "finetune" else name_of(recipe, record["data"])
             panels = None if any("reward" in line for line in lines) else _PLAIN
             training_diagnostics({method: [lines]}, figures / "training.png", panels=panels)
             body += _last_validation(lines, record, folder)
@@ -89,9 +88,7 @@ def write_report(folder: Path) -> Path:
     if galleries:
         body += ["<h2>Masks over training</h2>", *map(image_html, galleries)]
     body.append("<h2>Recipe and environment</h2>")
-    for heading, value in (("recipe", recipe), ("data", record["data"]), ("environment", place)):
-        text = html.escape(json.dumps(value, indent=2))
-        body.append(f"<details><summary>{heading}</summary><pre>{text}</pre></details>")
+    body += details_html({"recipe": recipe, "data": record["data"], "environment": place})
     path = folder / "report.html"
     write_page(path, title, body)
     return path
@@ -109,7 +106,7 @@ def _method(record: Mapping[str, Any]) -> str:
     """The kind of a training, in a few words."""
     if record["stage"] == "finetune":
         return "fine-tuned on clean images"
-    return name_of(record["recipe"])
+    return name_of(record["recipe"], record["data"])
 
 
 def _ancestry(record: Mapping[str, Any]) -> list[str]:

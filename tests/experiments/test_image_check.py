@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from policy_noise.experiments import check as module
-from policy_noise.experiments.check import check, look_before_training
+from policy_noise.experiments import image_check as module
 from policy_noise.experiments.commands import main
 from policy_noise.experiments.data import ImageSet, Split
 from policy_noise.experiments.folders import load_image_folder
+from policy_noise.experiments.image_check import check, look_before_training
 from policy_noise.experiments.images import Reading
 
 SPLITS = ("train", "val", "test")

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..utils.files import PathLike, write_atomic
-from .data import SPLITS
-from .file_sets import FileSet
+from .data import SPLITS, ImageSet
 from .groups import crossing
 from .images import pixels
 from .runs import read_lines
@@ -68,14 +67,13 @@ class Look(NamedTuple):
     error: str
 
 
-def check(data: Any, *, workers: int = 1, journal: Path | None = None) -> list[Finding]:
+def check(data: ImageSet, *, workers: int = 1, journal: Path | None = None) -> list[Finding]:
     """Read every image once and list the problems.
 
     Images are equal if their pixels are, whatever the compression. Constant images are not listed as equal too.
 
     Args:
-        data: An :class:`~policy_noise.experiments.data.ImageSet` or
-            :class:`~policy_noise.experiments.file_sets.FileSet`.
+        data: The set.
         workers: Processes that read files.
         journal: JSON-lines file with the result for each image file. Files whose size and modification time have not
             changed are not read again.
@@ -83,8 +81,8 @@ def check(data: Any, *, workers: int = 1, journal: Path | None = None) -> list[F
     Returns:
         The findings, worst first.
     """
-    places = [(split, index) for split in SPLITS for index in range(len(getattr(data, split)))]
-    looks = _look_at_files(data, places, workers, journal) if isinstance(data, FileSet) else _look_at_arrays(data)
+    places = [(split, index) for split, part in data.parts.items() for index in range(len(part))]
+    looks = _look_at_files(data, places, workers, journal) if data.on_disk else _look_at_arrays(data)
     unreadable, constant = [], []
     groups: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for (split, index), look in zip(places, looks, strict=True):
@@ -117,7 +115,7 @@ def check(data: Any, *, workers: int = 1, journal: Path | None = None) -> list[F
     return found
 
 
-def look_before_training(data: Any) -> list[str]:
+def look_before_training(data: ImageSet) -> list[str]:
     """Decode what takes seconds, so that a bad test image is not found after the last epoch.
 
     That is every image in memory, and all files or those of the test split if they have at most :data:`CHEAP` bytes.
@@ -128,10 +126,10 @@ def look_before_training(data: Any) -> list[str]:
     Raises:
         ValueError: If a file cannot be read, and such files are not left out.
     """
-    if isinstance(data, FileSet):
-        size = {split: int(getattr(data, split).sizes.sum()) for split in SPLITS}
+    if data.on_disk:
+        size = {split: int(part.sizes.sum()) for split, part in data.parts.items()}
         cheap = SPLITS if sum(size.values()) <= CHEAP else ("test",) if size["test"] <= CHEAP else ()
-        left = {split: getattr(data, split).take(np.arange(0)) for split in SPLITS if split not in cheap}
+        left = {split: part.take(np.arange(0)) for split, part in data.parts.items() if split not in cheap}
         data = dataclasses.replace(data, **left)
     findings = check(data)
     for finding in findings:
@@ -147,20 +145,20 @@ def look_before_training(data: Any) -> list[str]:
     return [f"{data.name}: {' and '.join(said)}, which check-data names and --exclude leaves out"] if said else []
 
 
-def _crossing(data: Any) -> Iterator[list[Finding]]:
+def _crossing(data: ImageSet) -> Iterator[list[Finding]]:
     """The images of each group that is in several splits. They are kept in one, the test split if possible."""
     for name, splits in crossing(data).items():
         kept = min(splits, key=KEPT_FIRST.index)
         found = []
         for split in splits:
-            for index in np.flatnonzero(getattr(data, split).groups == name).tolist():
+            for index in np.flatnonzero(data.parts[split].groups == name).tolist():
                 about = (data.image_name(split, index), split, _label(data, split, index))
                 found.append(Finding("group", "across splits", "", *about, name, "no" if split == kept else "yes"))
         yield found
 
 
-def _label(data: Any, split: str, index: int) -> str:
-    label = getattr(data, split).labels[index]
+def _label(data: ImageSet, split: str, index: int) -> str:
+    label = data.parts[split].labels[index]
     return "+".join(np.array(data.class_names)[label > 0]) if np.ndim(label) else data.class_names[label]
 
 
@@ -174,11 +172,11 @@ def describe(values: np.ndarray) -> Look:
     return Look(hashlib.sha256(head + np.ascontiguousarray(values).tobytes()).hexdigest()[:32], constant, "")
 
 
-def _look_at_arrays(data: Any) -> Iterator[Look]:
+def _look_at_arrays(data: ImageSet) -> Iterator[Look]:
     from tqdm import tqdm
 
-    for split in SPLITS:
-        for image in tqdm(getattr(data, split).images, desc=f"checking {split}", unit="image", delay=5, leave=False):
+    for split, part in data.parts.items():
+        for image in tqdm(part.images, desc=f"checking {split}", unit="image", delay=5, leave=False):
             yield describe(image)
 
 
@@ -203,7 +201,7 @@ def _stamp(path: str) -> list[int]:
     return [found.st_size, found.st_mtime_ns]
 
 
-def _look_at_files(data: FileSet, places: list[tuple[str, int]], workers: int, journal: Path | None) -> list[Look]:
+def _look_at_files(data: ImageSet, places: list[tuple[str, int]], workers: int, journal: Path | None) -> list[Look]:
     from tqdm import tqdm
 
     known: dict[str, tuple[list[int], Look]] = {}
@@ -213,12 +211,12 @@ def _look_at_files(data: FileSet, places: list[tuple[str, int]], workers: int, j
     left = []
     for split, index in places:
         seen = known.get(data.image_name(split, index))
-        if seen and seen[0] == _stamp(getattr(data, split).path(index)):
+        if seen and seen[0] == _stamp(data.parts[split].path(index)):
             looks[split, index] = seen[1]
         else:
             left.append((split, index))
     chunks = [left[start : start + CHUNK] for start in range(0, len(left), CHUNK)]
-    paths = [[getattr(data, split).path(index) for split, index in chunk] for chunk in chunks]
+    paths = [[data.parts[split].path(index) for split, index in chunk] for chunk in chunks]
     if journal:
         _mend(journal)
     pool = ProcessPoolExecutor(workers) if workers > 1 and len(chunks) > 1 else None
@@ -253,10 +251,10 @@ def write_table(findings: Sequence[Finding], path: Path) -> None:
     write_atomic(path, lambda temporary: table.to_csv(temporary, index=False, errors="surrogateescape"))
 
 
-def summary(data: Any, findings: Sequence[Finding]) -> str:
+def summary(data: ImageSet, findings: Sequence[Finding]) -> str:
     """The number of findings in each split, as a Markdown table."""
     kinds = list(dict.fromkeys((finding.problem, finding.where) for finding in findings))
-    rows = [["images", *(str(len(getattr(data, split))) for split in SPLITS)]]
+    rows = [["images", *(str(len(part)) for part in data.parts.values())]]
     for kind in kinds:
         counts = [sum((f.problem, f.where, f.split) == (*kind, split) for f in findings) for split in SPLITS]
         rows.append([" ".join(kind).strip(), *map(str, counts)])
@@ -298,11 +296,10 @@ def read_exclusions(path: PathLike) -> frozenset[str]:
     return frozenset(table["image"][wanted == "yes"])
 
 
-def exclude(data: Any, names: Collection[str]) -> Any:
+def exclude(data: ImageSet, names: Collection[str]) -> ImageSet:
     """Remove the images of these names from a data set. Its ``excluded`` counts them."""
     parts, count = {}, 0
-    for split in SPLITS:
-        part = getattr(data, split)
+    for split, part in data.parts.items():
         kept = np.array([i for i in range(len(part)) if data.image_name(split, i) not in names], dtype=np.int64)
         count += len(part) - len(kept)
         parts[split] = part.take(kept)

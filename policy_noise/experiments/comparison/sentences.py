@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..statistics import MIN_PAIRS, pairs_needed
+from ..statistics import MIN_PAIRS, MIN_PATIENTS, pairs_needed
 from .overlap import Overlap, sentence
 
-__all__ = ["signed", "size", "verdict"]
+__all__ = ["over_patients", "signed", "size", "verdict"]
 
 LARGE = 2
 """Images are called reduced if they were at least this many times as large."""
@@ -21,6 +21,11 @@ def signed(row: Mapping[str, Any]) -> str:
     if row["low"] is None:
         return f"{row['mean']:+.3f}"
     return f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+
+
+def over_patients(row: Mapping[str, Any]) -> str:
+    """An interval over patients, as text."""
+    return "too few" if row["low"] is None else f"[{row['low']:+.3f}, {row['high']:+.3f}]"
 
 
 def size(difference: float) -> str:
@@ -151,9 +156,11 @@ def _patients(results: Mapping[str, Any], names: Mapping[str, str]) -> list[str]
     for row in results.get("patients", []):
         if row["versus"] == results["settings"]["reference"] and row["measure"] in names:
             where = said.setdefault((names[row["measure"]], row["patients"]), [])
-            where.append(f"{row['method']} [{row['low']:+.3f}, {row['high']:+.3f}]")
+            where.append(f"{row['method']} {over_patients(row)}")
     return [
         f"Over the {count} patients of {name} (bootstrap, not corrected): {', '.join(found)}."
+        if count >= MIN_PATIENTS
+        else f"{name}: too few patients for an interval over them, {count} where {MIN_PATIENTS} are needed."
         for (name, count), found in said.items()
     ]
 
