@@ -4,7 +4,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
+from matplotlib import pyplot
 
 TUTORIAL = Path(__file__).resolve().parents[1] / "examples" / "tutorial.ipynb"
 
@@ -14,8 +14,8 @@ def notebook():
     return nbformat.read(TUTORIAL, as_version=4)
 
 
-def test_the_tutorial_runs(notebook):
-    """One epoch per stage on a sixth of the images. CI runs the whole notebook."""
+def test_the_tutorial_runs(notebook, monkeypatch, capsys):
+    """One epoch per stage on a sixth of the images, without a kernel. The workflow runs the whole notebook in one."""
     shorter = {"EPOCHS, BATCH = 5, 32": "EPOCHS, BATCH = 1, 32", 'split("train")': 'split("train", 6)'}
     shorter["def split(name):"] = "def split(name, step=1):"
     shorter['file[f"{name}_images"])'] = 'file[f"{name}_images"][::step])'
@@ -27,9 +27,13 @@ def test_the_tutorial_runs(notebook):
             cell.source = cell.source.replace(old, new)
         cell.source = cell.source.replace("== name))[5]", "== name))[0]")
     assert all(found.values()), found
-    NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(TUTORIAL.parent)}}).execute()
-    text = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
-    assert "learned masks" in text
+    monkeypatch.chdir(TUTORIAL.parent)
+    names = {}
+    for number, cell in enumerate(notebook.cells):
+        if cell.cell_type == "code":
+            exec(compile(cell.source.replace("%matplotlib inline", ""), f"cell {number}", "exec"), names)
+    pyplot.close("all")
+    assert "learned masks" in capsys.readouterr().out
 
 
 def test_the_committed_outputs_are_complete(notebook):

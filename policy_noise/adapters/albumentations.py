@@ -22,7 +22,8 @@ class RandomShading(ImageOnlyTransform):
     """Random shading as one of Albumentations' transforms.
 
     Masks, boxes and key points are untouched. ``Compose(..., seed=...)`` seeds it, ``ReplayCompose`` repeats it. Images
-    of one call share their mask; a volume gets a mask with three axes.
+    of one call share their mask; a volume gets a mask with three axes. Further images are masked where Albumentations
+    knows of them: ``Compose(..., additional_targets={"image2": "image"})``.
 
     Args:
         p: Probability that a sample is masked.

@@ -1,6 +1,8 @@
 """torchvision: one of its v2 transforms, in ``v2.Compose``."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import PIL.Image
@@ -52,6 +54,7 @@ class RandomShading(v2.Transform):
 
     Raises:
         TypeError: If a sample holds no image, or a PIL image of another mode.
+        ValueError: If images of one call differ in batch size, or with ``per_channel`` in their channels.
 
     Example:
         >>> transform = v2.Compose([RandomShading(mean=0.0, std=1.0), v2.ToImage()])
@@ -82,11 +85,20 @@ class RandomShading(v2.Transform):
         """Draw: a mask for each image of a batch, and for each video."""
         if not flat_inputs:
             raise TypeError("the sample holds no image: neither an Image, a Video or a PIL image nor a plain tensor")
-        first = flat_inputs[0]
-        if isinstance(first, PIL.Image.Image):
-            return {"sample": draw(self.shading, F.get_dimensions(first))}
-        shape = (*first.shape[:-4], *first.shape[-3:]) if isinstance(first, tv_tensors.Video) else first.shape
-        return {"sample": draw(self.shading, shape, first.device)}
+        shapes = [_shape_without_frames(image) for image in flat_inputs]
+        axes = self.shading.spatial_dims + 1
+        counts = {
+            "batch sizes": {math.prod(shape[:-axes]) for shape in shapes},
+            "numbers of channels": {shape[-axes] for shape in shapes if self.shading.per_channel},
+        }
+        for name, found in counts.items():
+            if len(found) > 1:
+                each = " for each channel (per_channel=True)" if name == "numbers of channels" else ""
+                raise ValueError(
+                    f"images of one call share their masks{each}, so they cannot differ in {name}, got "
+                    f"{[tuple(shape) for shape in shapes]}: pass them in calls of their own"
+                )
+        return {"sample": draw(self.shading, shapes[0], getattr(flat_inputs[0], "device", None))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Mask one image, video or batch."""
@@ -101,6 +113,12 @@ class RandomShading(v2.Transform):
             images = images.flatten(0, -self.shading.spatial_dims - 2)
             sample = _repeated(sample, len(images))
         return tv_tensors.wrap(shade(self.shading, images, sample).view(inpt.shape), like=inpt)
+
+
+def _shape_without_frames(image: Any) -> Sequence[int]:
+    if isinstance(image, PIL.Image.Image):
+        return F.get_dimensions(image)
+    return (*image.shape[:-4], *image.shape[-3:]) if isinstance(image, tv_tensors.Video) else image.shape
 
 
 def _repeated(sample: ShadingSample, count: int) -> ShadingSample:

@@ -81,6 +81,8 @@ def noise_mask(
         if applied is not None:
             distance = torch.where(applied.view(-1, *[1] * (action.ndim - 1)), distance, 0.0)
         distance = render(distance, operators.axes)
+    if black is None or _is_exact(images):
+        return _multiply(images, distance.add_(1.0), None, black, white)  # in place, which takes no memory
     return _multiply(images, distance + 1.0, distance, black, white)
 
 
@@ -110,6 +112,11 @@ def apply_mask(images: Tensor, mask: Tensor, black: Tensor | None = None, white:
     return _multiply(images, mask, None, black, white)
 
 
+def _is_exact(images: Tensor) -> bool:
+    """Whether black stays to the bit. This needs to ask for infinite values, for which a GPU would have to wait."""
+    return images.device.type == "cpu" and not torch.compiler.is_compiling() and not are_transforms_active()
+
+
 def _multiply(
     images: Tensor, mask: Tensor, distance: Tensor | None, black: Tensor | None, white: Tensor | None
 ) -> Tensor:
@@ -118,12 +125,12 @@ def _multiply(
     mask = mask.to(dtype)
     if black is None:
         masked = images * mask
-    elif images.device.type == "cpu" and not torch.compiler.is_compiling() and not are_transforms_active():
+    elif _is_exact(images):
         masked = torch.lerp(black.to(dtype), images, mask)  # exact where the image is black or the mask is 1
         if not bool(images.detach().sum().isfinite()):
             masked = torch.where(images.isfinite(), masked, images)  # some scanners pad with infinite values
     else:
-        # Here asking for infinite values would wait for the device. This leaves them alone, and rounds black.
+        # This leaves infinite values alone, and rounds black.
         if distance is None or distance.dtype != dtype:
             distance = mask - 1.0  # of the rounded mask
         masked = (images * mask).addcmul_(black.to(dtype), distance, value=-1)
@@ -237,7 +244,10 @@ def _scaled_cells(
         return (cells if mean is None else cells * mean).view_as(action)
     if few is not None:
         parts = torch.addmm(few[0], cells, few[1])
-        deviation, darkness = parts[:, :count].norm(dim=1, keepdim=True), parts[:, count : 2 * count]
+        deviation, darkness = (
+            torch.linalg.vector_norm(parts[:, :count], dim=1, keepdim=True),
+            parts[:, count : 2 * count],
+        )
         deepest = parts[:, (2 * count if operators.corners else count) : -1].amax(1, keepdim=True)
         if brightens and mean is None:
             mean = _brightness(parts[:, -1:], brightness)

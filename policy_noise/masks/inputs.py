@@ -24,7 +24,7 @@ NAMES = {
     "inputs",
     "x",
 }
-"""Keys of a mapping that name its images."""
+"""Keys of a mapping that name its images, with or without a number behind them."""
 REMEDY = (
     "name the key 'image', wrap each image in torchvision's tv_tensors.Image, or say which are images with a transform "
     "of policy_noise.adapters"
@@ -78,7 +78,7 @@ def untyped_images(whole: Any, is_image: Callable[[Any], bool]) -> list[int]:
     candidates = [(key, i) for i, (key, leaf) in enumerate(_keyed_leaves(whole, None)) if is_image(leaf)]
     if not candidates:
         return []
-    named = [i for key, i in candidates if isinstance(key, str) and key.lower() in NAMES]
+    named = [i for key, i in candidates if isinstance(key, str) and _unnumbered(key) in NAMES]
     in_order = [i for key, i in candidates if key is None]
     if (named and in_order) or not (named or in_order):
         keys = [key for key, _ in candidates if key is not None]
@@ -89,6 +89,11 @@ def untyped_images(whole: Any, is_image: Callable[[Any], bool]) -> list[int]:
             f"tuple, else {REMEDY}"
         )
     return named or in_order[:1]
+
+
+def _unnumbered(key: str) -> str:
+    """A key without the number of one of several images: ``image`` for ``image2`` and ``Image_2``."""
+    return key.lower().rstrip("0123456789").rstrip("_-")
 
 
 def _keyed_leaves(value: Any, key: Any) -> Iterator[tuple[Any, Any]]:

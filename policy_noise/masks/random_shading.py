@@ -35,7 +35,8 @@ class RandomShading(SmoothMask):
         std: See ``mean``.
         black: Where black lies in the images: a number or one per channel (-1000 for CT in Hounsfield units; 0
             multiplies the values as they are), ``"minimum"`` (each image's smallest finite value in each channel) or
-            ``"percentile"`` (its 1st percentile, padding not counted). By default it follows from ``mean`` and
+            ``"percentile"`` (its 1st percentile, padding not counted unless it fills over half of the image: then
+            pass the number). By default it follows from ``mean`` and
             ``std``, and is ``"minimum"`` without them.
         white: Where white lies: one number or one per channel; by default it follows from ``mean`` and ``std``.
         clip: Brighten no pixel beyond white, as an exposure that saturates.
@@ -117,10 +118,11 @@ class RandomShading(SmoothMask):
         cells = math.prod(grid)
         columns = cells + 1 + len(self.ranges)
         # Same as torch.rand, in a form that torch.compile accepts for batches of any size.
-        drawn = torch.empty(len(images), columns, device=images.device, dtype=torch.float32)
+        drawn = torch.empty(images.shape[0], columns, device=images.device, dtype=torch.float32)
         drawn = drawn.uniform_(generator=generator)
         action = drawn[:, :cells].clamp(PF.ACTION_EPS, 1 - PF.ACTION_EPS).unflatten(1, grid)
-        applied, own = drawn[:, cells] < self.p, self._within_ranges(drawn[:, cells + 1 :])
+        applied = drawn[:, cells] < self.p
+        own = self._within_ranges(drawn[:, cells + 1 :]) if self.ranges else {}
         return ShadingSample(log_prob=None, applied=applied, action=action, **own)
 
     def extra_repr(self) -> str:

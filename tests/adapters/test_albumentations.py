@@ -55,6 +55,13 @@ def test_images_of_a_call_share_a_mask_and_a_volume_has_three_axes():
         assert len(np.unique(shaded.reshape(4, -1), axis=0)) > 1
 
 
+def test_a_second_image_is_masked_as_an_additional_target():
+    transform = A.Compose([RandomShading(p=1.0, **UNIT)], additional_targets={"image2": "image"})
+    result = transform(image=FLOATS, image2=FLOATS)
+    assert not np.array_equal(result["image"], FLOATS)
+    assert np.array_equal(result["image"], result["image2"])
+
+
 def test_a_replay_repeats_the_mask_and_a_saved_transform_its_settings():
     recorded = A.ReplayCompose([RandomShading(p=1.0, grid_size=3, **UNIT)])(image=FLOATS)
     again = A.ReplayCompose.replay(recorded["replay"], image=FLOATS)

@@ -142,9 +142,23 @@ def test_in_a_mapping_the_key_says_what_is_an_image():
     assert sample["label"] is IMAGE
     assert not torch.equal(sample["image"], IMAGE)
     assert type(sample["image"]) is torch.Tensor
+    numbered = transform({"image": IMAGE, "image2": IMAGE, "img_3": IMAGE, "image_mask": IMAGE})
+    assert torch.equal(numbered["image"], numbered["image2"])
+    assert torch.equal(numbered["image"], numbered["img_3"])
+    assert numbered["image_mask"] is IMAGE
     for unclear in ({"t1": IMAGE, "t2": IMAGE}, {"boxes": torch.rand(2, 3, 4), "scan": IMAGE}):
         with pytest.raises(TypeError, match="not clear from the keys"):
             transform(unclear)
+
+
+def test_images_of_one_call_that_cannot_share_a_mask_are_refused():
+    transform = RandomShading(p=1.0, per_channel=True, **UNIT)
+    with pytest.raises(ValueError, match=r"numbers of channels, got \[\(3, 20, 24\), \(1, 20, 24\)\]"):
+        transform(tv_tensors.Image(IMAGE), tv_tensors.Image(IMAGE[:1]))
+    with pytest.raises(ValueError, match=r"batch sizes, got \[\(4, 3, 20, 24\), \(3, 20, 24\)\]"):
+        transform(tv_tensors.Image(IMAGE.expand(4, -1, -1, -1)), tv_tensors.Image(IMAGE))
+    colour, grey = RandomShading(p=1.0, **UNIT)(tv_tensors.Image(IMAGE), tv_tensors.Image(IMAGE[:1]))
+    assert torch.equal(colour[:1], grey)
 
 
 def test_values_that_do_not_fit_are_said():

@@ -1,12 +1,12 @@
 """The stages' command lines, from files to pages, and their complaints."""
 
 import configparser
+import contextlib
 import importlib.util
 import json
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -218,13 +218,23 @@ def test_transfer_on_two_processes_writes_the_same_log(tmp_path, monkeypatch, fi
         assert one == pytest.approx(two)
 
 
-def test_bad_input_ends_all_processes_with_its_message(files, heated):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [str(EXAMPLES / "pretrain.py"), "--npz", str(files / "one.npz"), "--output", str(heated), "--set", *TINY]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode != 0
-    assert done.stderr.count("already holds a run: pass --resume") == 2
-    assert "barrier" not in done.stderr
+def refused_rank(rank, words, port, folder):
+    torch.set_num_threads(1)
+    under_torchrun(rank, port)
+    with (folder / f"errors-{rank}").open("w") as file, contextlib.redirect_stderr(file):
+        try:
+            main(["pretrain", *words])
+        except SystemExit as stop:
+            print(stop.code, file=file)
+
+
+def test_bad_input_ends_all_processes_with_its_message(tmp_path, files, heated):
+    words = ["--npz", str(files / "one.npz"), "--output", str(heated), "--set", *TINY]
+    run_ranks(refused_rank, words, free_port(), tmp_path)
+    for rank in range(2):
+        errors = (tmp_path / f"errors-{rank}").read_text()
+        assert errors.count("already holds a run: pass --resume") == 1
+        assert "barrier" not in errors
 
 
 def copy_of(heated, folder):

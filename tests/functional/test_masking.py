@@ -46,10 +46,9 @@ def test_levels_brighten_as_often_as_they_darken_and_keep_their_deviation(grid):
     assert level.shape == (20_000, 1, *[1] * len(grid))
     assert level.log().std().item() == pytest.approx(0.2, rel=0.02)
     assert (level > 1).double().mean().item() == pytest.approx(0.5, abs=0.01)
-    means = PF.noise_mask(
-        torch.ones(20_000, 1, *(3 * cells for cells in grid)).double(), action, pattern_std=0.1, brightness_std=0.2
-    )
-    torch.testing.assert_close(means.flatten(1).mean(1), level.flatten())
+    images = torch.ones(200, 1, *(3 * cells for cells in grid)).double()
+    means = PF.noise_mask(images, action[:200], pattern_std=0.1, brightness_std=0.2).flatten(1).mean(1)
+    torch.testing.assert_close(means, level[:200].flatten())
 
 
 def test_a_level_has_a_reach_that_no_policy_leaves():

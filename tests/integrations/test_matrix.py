@@ -1,4 +1,4 @@
-"""Every combination of precision, model and optimizer that a loop is made of, each in a few steps of a tiny network.
+"""Precisions, models and optimizers that a loop is made of, in pairs, each in a few steps of a tiny network.
 
 Each run is checked for four things: the policy moved; the loss is the unhooked network's on the same masked images;
 evaluation (and an EMA copy) saw no mask; and a run stopped half-way and resumed ends bit for bit where the
@@ -77,17 +77,21 @@ CLOSURES = ("sam", "lbfgs")
 
 
 def combinations() -> list[Combination]:
-    """What users have: all optimizers in all precisions that they support, on all kinds of networks."""
+    """What users have: all optimizers in all precisions that they support.
+
+    Networks and accumulation take turns, so that each meets every optimizer and every precision.
+    """
     found = []
-    for network in ("plain", "channels_last", "checkpointed_blocks"):
-        for precision in ("fp32", "bf16", "fp16"):
-            for optimizer in OPTIMIZERS:
-                if precision == "fp16" and optimizer in CLOSURES:
-                    continue  # the scaler takes no closures
-                if network == "channels_last" and optimizer in ("lbfgs", "schedulefree_wrapper"):
-                    continue  # they flatten gradients as contiguous memory, with and without the plug-in
-                for accumulate in (1,) if optimizer in CLOSURES else (1, 2):
-                    found.append(Combination(precision, network, optimizer, accumulate))
+    networks = ("plain", "channels_last", "checkpointed_blocks")
+    for row, precision in enumerate(("fp32", "bf16", "fp16")):
+        for column, optimizer in enumerate(OPTIMIZERS):
+            if precision == "fp16" and optimizer in CLOSURES:
+                continue  # the scaler takes no closures
+            network = networks[(row + column) % 3]
+            if network == "channels_last" and optimizer in ("lbfgs", "schedulefree_wrapper"):
+                network = "plain"  # they flatten gradients as contiguous memory, with and without the plug-in
+            accumulate = 1 if optimizer in CLOSURES else 1 + (row + column // 3) % 2
+            found.append(Combination(precision, network, optimizer, accumulate))
     ema = [Combination(ema=ema, optimizer=name) for ema in ("timm", "torch") for name in ("sgd", "lookahead")]
     call = [Combination("fp32", "checkpointed_call", accumulate=n) for n in (1, 2)]
     compiled = [Combination(precision, "compiled", name) for precision in ("fp32", "bf16") for name in ("sgd", "adamw")]
