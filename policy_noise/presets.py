@@ -33,7 +33,13 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "learned": Preset(mask={"center_brightness": True}, hook={"reward": "adversarial", "entropy_target": -0.075}),
         # The masks of RandomShading, whose defaults a rule on validation chose (benchmarks/study/PROTOCOL.md).
         "random": Preset(
-            mask={"policy": "static", "grid_size": 3, "pattern_std": (0.0, 0.2), "upsample": "cubic"},
+            mask={
+                "policy": "static",
+                "grid_size": 3,
+                "pattern_std": (0.0, 0.2),
+                "brightness_std": 0.3,
+                "upsample": "cubic",
+            },
             hook={"frozen": True},
         ),
         # arXiv 2406.14568 and its training code: a resnet10t on the full image, every image masked on its normalised

@@ -70,7 +70,7 @@ class RandomShading(SmoothMask):
         p: float = 0.5,
         grid_size: int | Sequence[int] = 3,
         pattern_std: float | tuple[float, float] | None = (0.0, 0.2),
-        brightness_std: float | tuple[float, float] = 0.2,
+        brightness_std: float | tuple[float, float] = 0.3,
         *,
         strength: float = 1.0,
         mean: float | Sequence[float] | None = None,

@@ -255,7 +255,7 @@ def test_deviations_are_drawn_uniformly_from_their_ranges_for_each_image():
 
 def test_a_range_of_one_value_is_that_value_and_ranges_leave_the_other_draws_alone():
     images = torch.rand(6, 3, 24, 24)
-    settings = [{"pattern_std": 0.1}, {"pattern_std": (0.1, 0.1), "brightness_std": (0.2, 0.2)}]
+    settings = [{"pattern_std": 0.1, "brightness_std": 0.2}, {"pattern_std": (0.1, 0.1), "brightness_std": (0.2, 0.2)}]
     fixed, ranged = (RandomShading(p=0.5, mean=0.0, std=1.0, **values) for values in settings)
     samples = [fixed.sample(images, torch.Generator().manual_seed(1)), ranged.sample(images[:1])]
     ranged_sample = dataclasses.replace(samples[1], action=samples[0].action, applied=samples[0].applied)
