@@ -14,6 +14,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from policy_noise.experiments.comparison.external import judge, read_runs
 from policy_noise.experiments.comparison.methods import controls
 from policy_noise.experiments.comparison.results import results_of, scores_of, table_of
 from policy_noise.experiments.statistics import MIN_PAIRS
@@ -60,18 +61,25 @@ def count(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the counts of a comparison as a Markdown table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="a comparison's folder, with more than five seeds")
-    results = results_of(parser.parse_args(arguments).folder)
+    parser.add_argument("runs", type=Path, help="a comparison's folder, or a CSV file as for policy-noise verdict")
+    path = parser.parse_args(arguments).runs
+    if path.is_file():
+        table = read_runs(path)
+        table = table[table["measure"] == table["measure"].iloc[0]]
+        results = judge(table)
+    else:
+        results = results_of(path)
     seeds = results["seeds"]
     if len(seeds) <= MIN_PAIRS:
         parser.error(f"the comparison must have more than {MIN_PAIRS} seeds, got {len(seeds)}")
     measures = [
         {name: measure[name] for name in ("key", "label", "classes") if name in measure}
-        for measure in results["tables"]["f1"]["measures"]
+        for measure in next(iter(results["tables"].values()))["measures"]
     ]
     pairs = controls([method["name"] for method in results["methods"]], results["settings"]["reference"])
-    runs = [run for run in results["runs"] if run["seed"] in seeds]
-    found = count(scores_of(runs, measures, "f1"), pairs, measures)
+    if not path.is_file():
+        table = scores_of([run for run in results["runs"] if run["seed"] in seeds], measures, "f1")
+    found = count(table, pairs, measures)
     print(f"Claims of {MIN_PAIRS} seeds, and how many of them {len(seeds)} seeds take back\n")
     print(f"| test set | of the first {MIN_PAIRS} | taken back | of any {MIN_PAIRS} | taken back | of {len(seeds)} |")
     print("|---|---:|---:|---:|---:|---:|")

@@ -48,6 +48,7 @@ class HookSettings(TypedDict, total=False):
     output_loss: Callable[[Any, tuple[Any, ...], dict[str, Any]], Tensor] | None
     loss_method: Literal["auto", "own", "leave_one_out"]
     input_name: int | str | Sequence[int | str] | None
+    shared_mask: bool
     generator: torch.Generator | None
     max_pending: int
     state_in_optimizer: bool

@@ -189,7 +189,7 @@ def on_the_device(model, optimizer, hook):
     convert(mode, [model, hook.augmentation], optimizers, [hook.learner.parameters])
     # What waits for the device once: the first batch's values are looked at, and the first step logs what is hooked.
     hook._checked = True
-    hook._watch._said.add("info")
+    hook._watch._described = True
     seeds = {"get_rng_state": lambda device: None, "set_rng_state": lambda state, device: None}
     seeds |= {"manual_seed": lambda seed: None, "device": lambda device: contextlib.nullcontext()}
     seeds |= {"Event": lambda: mock.Mock(query=lambda: False)}

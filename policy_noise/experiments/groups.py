@@ -7,7 +7,10 @@ import numpy as np
 
 from .data import ImageSet
 
-__all__ = ["Groups", "crossing", "crossing_note"]
+__all__ = ["Groups", "crossing", "crossing_note", "likely_note"]
+
+LIKELY = re.compile(r"(?<![a-z0-9])(?:patient|pat|subject|sub|case|p)[_-]?\d+(?=[_/-])", re.IGNORECASE)
+"""What a patient looks like in a path."""
 
 
 class Groups:
@@ -59,4 +62,21 @@ def crossing_note(data: ImageSet) -> list[str]:
     return [
         f"{data.name}: {len(shared)} of {total} groups are in several splits, such as {name!r} in "
         f"{' and '.join(splits)}: scores there say less about new ones; check-data lists their images"
+    ]
+
+
+def likely_note(data: ImageSet) -> list[str]:
+    """Say in a line whether files of a set without groups look like those of patients in several splits."""
+    if not data.on_disk or data.train.groups is not None:
+        return []
+    found = [
+        {match[0] for index in range(len(part)) if (match := LIKELY.search(part.below_root(index)))}
+        for part in data.parts.values()
+    ]
+    shared = sorted((found[0] & found[1]) | (found[0] & found[2]) | (found[1] & found[2]))
+    if not shared:
+        return []
+    return [
+        f"{data.name}: {shared[0]!r} is in the paths of several splits, as are {len(shared) - 1} others like it; if "
+        r"these are patients, --group says so, such as --group '(p\d+)_'"
     ]

@@ -5,8 +5,7 @@ import hashlib
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from ..utils.files import PathLike, write_atomic
 from .data import SPLITS, ImageSet
 from .groups import crossing
 from .images import pixels
+from .processes import in_threads
 from .runs import read_lines
 
 __all__ = [
@@ -67,14 +67,13 @@ class Look(NamedTuple):
     error: str
 
 
-def check(data: ImageSet, *, workers: int = 1, journal: Path | None = None) -> list[Finding]:
+def check(data: ImageSet, *, journal: Path | None = None) -> list[Finding]:
     """Read every image once and list the problems.
 
     Images are equal if their pixels are, whatever the compression. Constant images are not listed as equal too.
 
     Args:
         data: The set.
-        workers: Processes that read files.
         journal: JSON-lines file with the result for each image file. Files whose size and modification time have not
             changed are not read again.
 
@@ -82,7 +81,7 @@ def check(data: ImageSet, *, workers: int = 1, journal: Path | None = None) -> l
         The findings, worst first.
     """
     places = [(split, index) for split, part in data.parts.items() for index in range(len(part))]
-    looks = _look_at_files(data, places, workers, journal) if data.on_disk else _look_at_arrays(data)
+    looks = _look_at_files(data, places, journal) if data.on_disk else _look_at_arrays(data)
     unreadable, constant = [], []
     groups: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for (split, index), look in zip(places, looks, strict=True):
@@ -201,9 +200,7 @@ def _stamp(path: str) -> list[int]:
     return [found.st_size, found.st_mtime_ns]
 
 
-def _look_at_files(data: ImageSet, places: list[tuple[str, int]], workers: int, journal: Path | None) -> list[Look]:
-    from tqdm import tqdm
-
+def _look_at_files(data: ImageSet, places: list[tuple[str, int]], journal: Path | None) -> list[Look]:
     known: dict[str, tuple[list[int], Look]] = {}
     for line in read_lines(journal) if journal else ():
         known[line["image"]] = (line["stamp"], Look(line["pixels"], line["constant"], line["error"]))
@@ -219,10 +216,8 @@ def _look_at_files(data: ImageSet, places: list[tuple[str, int]], workers: int, 
     paths = [[data.parts[split].path(index) for split, index in chunk] for chunk in chunks]
     if journal:
         _mend(journal)
-    pool = ProcessPoolExecutor(workers) if workers > 1 and len(chunks) > 1 else None
-    bar = tqdm(total=len(places), initial=len(looks), desc="checking", unit="image", delay=5, leave=False)
-    with pool or nullcontext(), bar, journal.open("a", encoding="utf-8") if journal else nullcontext() as file:
-        results: Iterable[list[Look]] = pool.map(look_at, paths) if pool else map(look_at, paths)
+    with journal.open("a", encoding="utf-8") if journal else nullcontext() as file:
+        results = in_threads(look_at, paths, desc="checking", unit=f" x {CHUNK} images")
         for chunk, names, found in zip(chunks, paths, results, strict=True):
             for place, path, look in zip(chunk, names, found, strict=True):
                 looks[place] = look
@@ -231,7 +226,6 @@ def _look_at_files(data: ImageSet, places: list[tuple[str, int]], workers: int, 
                     file.write(json.dumps(line) + "\n")
             if file:
                 file.flush()
-            bar.update(len(chunk))
     return [looks[place] for place in places]
 
 

@@ -1,7 +1,5 @@
 """The 2-D sets of the ``medmnist`` package, with its names and checksums. Files are downloaded only on request."""
 
-import os
-import time
 from pathlib import Path
 
 import torch
@@ -13,8 +11,6 @@ from .npz import load_npz
 
 __all__ = ["load_medmnist"]
 
-PATIENCE = 3600.0  # seconds that other processes of a machine wait for the one that fetches
-
 
 def load_medmnist(flag: str, root: PathLike, *, size: int = 28, download: bool = False) -> ImageSet:
     """Load a 2-D MedMNIST set.
@@ -24,7 +20,7 @@ def load_medmnist(flag: str, root: PathLike, *, size: int = 28, download: bool =
         root: Folder that holds the npz files.
         size: 28, 64, 128 or 224 pixels.
         download: Download a file that is missing or whose MD5 differs from the published one, for example an
-            incomplete file. Only one process per machine downloads. Nothing is downloaded by default.
+            incomplete file. Only one process downloads at a time. Nothing is downloaded by default.
 
     Raises:
         FileNotFoundError: If the folder or the file is missing.
@@ -69,25 +65,22 @@ def load_medmnist(flag: str, root: PathLike, *, size: int = 28, download: bool =
 
 
 def _fetch(path: Path, url: str, md5: str) -> None:
-    """Download the published file unless it is there. An incomplete file is never left behind."""
-    waited_until = time.monotonic() + PATIENCE
-    while not check_integrity(path, md5):
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            return _fetch_now(path, url, md5)
-        if time.monotonic() > waited_until:
-            raise TimeoutError(f"{path} is still not the published file after {PATIENCE:.0f} s: download it from {url}")
-        time.sleep(2)
+    """Download the published file unless it is there, in one process while the others wait.
 
-
-def _fetch_now(path: Path, url: str, md5: str) -> None:
-    """Unlike :func:`torchvision.datasets.utils.download_url`, leave nothing under the file's name until it is whole."""
+    Unlike :func:`torchvision.datasets.utils.download_url`, leave nothing under the file's name until it is whole.
+    """
+    from filelock import FileLock
 
     def fetch(temporary: Path) -> None:
         torch.hub.download_url_to_file(url, str(temporary))
         if not check_integrity(temporary, md5):
             raise OSError(f"its MD5 is not {md5}")
 
-    try:
-        write_atomic(path, fetch)
-    except OSError as error:  # of the network too
-        raise OSError(f"{path} could not be fetched ({error}): download it from {url} into {path.parent}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if check_integrity(path, md5):
+            return
+        try:
+            write_atomic(path, fetch)
+        except OSError as error:  # of the network too
+            raise OSError(f"{path} could not be fetched ({error}): get it from {url} into {path.parent}") from error

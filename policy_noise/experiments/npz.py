@@ -4,6 +4,7 @@ import contextlib
 import unicodedata
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ from .data import SPLITS, ImageSet, Split, require_classes, split_stratified
 from .images import Window, apply_window, count_unfinite, span
 
 __all__ = ["load_npz"]
+
+GROUPS = ("patient", "patients", "patient_id", "group", "groups", "subject", "subjects", "case", "cases")
+"""Keys that look like those of groups."""
 
 
 def load_npz(
@@ -115,7 +119,8 @@ def load_npz(
     if "all" in splits:
         splits = split_stratified(splits["all"], seed)
     names = _class_names(path, arrays.get("names"), classes)
-    result = ImageSet(name, splits["train"], splits["val"], splits["test"], names, {})
+    notes = () if group else tuple(_unused_groups(name, prefix, keys))
+    result = ImageSet(name, splits["train"], splits["val"], splits["test"], names, {}, notes=notes)
     _check_set(str(path), result)
     return result
 
@@ -131,6 +136,13 @@ def _prefixes(keys: list[str]) -> list[str]:
                     found[own] = None
                 break
     return list(found)
+
+
+def _unused_groups(name: str, prefix: str, keys: list[str]) -> Iterator[str]:
+    """Say that a file has a key that may be given as the group."""
+    for key in GROUPS:
+        if f"{prefix}{key}" in keys or f"{prefix}train_{key}" in keys:
+            yield f"{name}: it has the key {key}; --group {key} keeps such images in one split, or says which cross"
 
 
 def _grey_axis_dropped(images: np.ndarray) -> np.ndarray:

@@ -42,15 +42,18 @@ def _images_only(work: Callable[[Tensor], Tensor]) -> Transform:
     return lambda images, labels: (work(images), labels)
 
 
-def _half(work: Callable[[Tensor], Tensor], generator: torch.Generator) -> Transform:
+def _half(work: Callable[[Tensor, torch.Generator], Tensor]) -> Callable[[int, torch.Generator], Transform]:
     """Change each image with probability one half."""
 
-    def transform(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        changed = work(images)
-        chosen = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) < 0.5
-        return torch.where(chosen, changed, images), labels
+    def build(num_classes: int, generator: torch.Generator) -> Transform:
+        def transform(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            changed = work(images, generator)
+            chosen = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) < 0.5
+            return torch.where(chosen, changed, images), labels
 
-    return transform
+        return transform
+
+    return build
 
 
 def _torchvision(name: str) -> Callable[[int, torch.Generator], Transform]:
@@ -98,45 +101,39 @@ def _mixup(num_classes: int, generator: torch.Generator) -> Transform:
     return transform
 
 
-def _bias_field(num_classes: int, generator: torch.Generator) -> Transform:
-    return _half(lambda images: bias_field(images, generator, 0.5).clamp(0, 1), generator)
+@_half
+def _bias_field(images: Tensor, generator: torch.Generator) -> Tensor:
+    return bias_field(images, generator, 0.5).clamp(0, 1)
 
 
-def _gaussian_noise(num_classes: int, generator: torch.Generator) -> Transform:
-    def work(images: Tensor) -> Tensor:
-        noise = torch.randn(images.shape, generator=generator, device=images.device)
-        return (images + 0.1 * noise).clamp(0, 1)
-
-    return _half(work, generator)
+@_half
+def _gaussian_noise(images: Tensor, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(images.shape, generator=generator, device=images.device)
+    return (images + 0.1 * noise).clamp(0, 1)
 
 
-def _swap_statistics(num_classes: int, generator: torch.Generator) -> Transform:
-    def work(images: Tensor) -> Tensor:
-        std, mean = torch.std_mean(images, dim=(2, 3), keepdim=True)
-        order = torch.randperm(len(images), generator=generator, device=images.device)
-        normalized = (images - mean) / std.clamp_min(1e-6)
-        return (normalized * std[order] + mean[order]).clamp(0, 1)
-
-    return _half(work, generator)
+@_half
+def _swap_statistics(images: Tensor, generator: torch.Generator) -> Tensor:
+    std, mean = torch.std_mean(images, dim=(2, 3), keepdim=True)
+    order = torch.randperm(len(images), generator=generator, device=images.device)
+    normalized = (images - mean) / std.clamp_min(1e-6)
+    return (normalized * std[order] + mean[order]).clamp(0, 1)
 
 
-def _randconv(num_classes: int, generator: torch.Generator) -> Transform:
+@_half
+def _randconv(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mix each image with itself under a random filter (RandConv's RC-mix 1-7, Xu et al. 2021).
 
     A size of 1, 3, 5 or 7 for each batch, and a filter and a share for each image. As in the authors' code, grey of 0.5
     is zero to the filters.
     """
-
-    def work(images: Tensor) -> Tensor:
-        count, channels = images.shape[:2]
-        place: dict[str, Any] = {"generator": generator, "device": images.device}
-        size = 1 + 2 * int(torch.randint(4, (), **place))
-        filters = torch.randn(count * channels, channels, size, size, **place) / (channels * size**2) ** 0.5
-        flat = (images - 0.5).reshape(1, count * channels, *images.shape[2:])
-        filtered = F.conv2d(flat, filters, padding=size // 2, groups=count).reshape(images.shape) + 0.5
-        return torch.lerp(filtered, images, torch.rand(count, 1, 1, 1, **place))
-
-    return _half(work, generator)
+    count, channels = images.shape[:2]
+    place: dict[str, Any] = {"generator": generator, "device": images.device}
+    size = 1 + 2 * int(torch.randint(4, (), **place))
+    filters = torch.randn(count * channels, channels, size, size, **place) / (channels * size**2) ** 0.5
+    flat = (images - 0.5).reshape(1, count * channels, *images.shape[2:])
+    filtered = F.conv2d(flat, filters, padding=size // 2, groups=count).reshape(images.shape) + 0.5
+    return torch.lerp(filtered, images, torch.rand(count, 1, 1, 1, **place))
 
 
 RIVALS: Mapping[str, Rival] = MappingProxyType(

@@ -13,7 +13,7 @@ import numpy as np
 
 from .data import ImageSet, join_sets, resize
 from .folders import load_image_folder, load_test_folder
-from .groups import crossing_note
+from .groups import crossing_note, likely_note
 from .headers import in_colour, look_over, refuse_masks, size_notes
 from .image_check import exclude, read_exclusions
 from .images import FITS, Reading, Window, as_square
@@ -249,7 +249,7 @@ def _notes(data: ImageSet, arguments: argparse.Namespace, *, look: bool = True) 
     if data.excluded:
         what = "1 image is" if data.excluded == 1 else f"{data.excluded} images are"
         notes.append(f"{data.name}: {what} left out by {arguments.exclude}")
-    notes += crossing_note(data)
+    notes += crossing_note(data) + (likely_note(data) if look else [])
     if look and data.on_disk:
         notes += look_over(list(data.parts.values()))
         refuse_masks(data)
@@ -277,7 +277,7 @@ def _squared(data: ImageSet, reading: Reading) -> ImageSet:
         sizes[wide, high] += len(part)
     notes = tuple(f"{data.name}: {note}" for note in size_notes(sizes, reading))
     square = _with_images(data, lambda images: as_square(images, reading.fit, axis=1))
-    return dataclasses.replace(square, notes=notes, stored_side=max(map(max, sizes)))
+    return dataclasses.replace(square, notes=(*data.notes, *notes), stored_side=max(map(max, sizes)))
 
 
 def _with_images(data: ImageSet, change: Callable[[np.ndarray], np.ndarray]) -> ImageSet:

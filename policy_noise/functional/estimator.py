@@ -46,10 +46,10 @@ def advantage(
     loss = loss.detach()
     valid = torch.ones_like(loss, dtype=torch.bool) if valid is None else valid
     moments = LossMoments.of(loss, valid)
-    return moments.weights(baseline, normalize) * moments.samples
+    return moments.samples * moments.weights(baseline, normalize)  # n (A_i / n)
 
 
-class Factors(NamedTuple):
+class _Factors(NamedTuple):
     """What depends only on the number n of losses that count.
 
     Args:
@@ -88,7 +88,7 @@ class LossMoments:
     valid: Tensor
     kept: Tensor
     count: Tensor
-    factors: Factors
+    factors: _Factors
     mean: Tensor
     average: Tensor
     centred: Tensor
@@ -100,7 +100,7 @@ class LossMoments:
         kept = torch.where(valid, loss, 0)
         count = valid.sum()
         table = _factors_up_to(len(loss), loss.device, loss.dtype)
-        factors = Factors(*table.index_select(0, count.view(1))[0].unbind())
+        factors = _Factors(*table.index_select(0, count.view(1))[0].unbind())
         mean = kept.sum() * factors.inverse
         average = average_or(mean, average)
         centred = kept.addcmul(valid, torch.lerp(average, mean, factors.many), value=-1)
@@ -119,7 +119,7 @@ class LossMoments:
     def of_all_ranks(cls, loss: Tensor, valid: Tensor, sums: Tensor, average: Tensor | None = None) -> "LossMoments":
         """Statistics of this rank's losses (B,) and those of all ranks, whose :meth:`sums` were added up."""
         count, total, squares = sums
-        factors = Factors(*_factors_of(count).unbind())
+        factors = _Factors(*_factors_of(count).unbind())
         distance = total * factors.inverse
         mean = distance + average_or(loss.new_zeros(()), average)
         kept = torch.where(valid, loss, 0)
@@ -139,7 +139,10 @@ class LossMoments:
         return self.norm.square() / self.samples
 
     def weights(self, baseline: Baseline | Tensor | float, normalize: bool) -> Tensor:
-        """The advantage divided by the number of samples. Scalars are multiplied first, to save operations on (B,)."""
+        """Each sample's weight in the mean of advantage times log-probability, A_i / n, (B,).
+
+        It is a distance, (B,), times a number. The number is computed first, to save operations on (B,).
+        """
         scale = self.factors.inverse
         if not isinstance(baseline, str):
             distance = torch.where(self.valid, self.kept - baseline, 0)
@@ -148,7 +151,7 @@ class LossMoments:
         else:
             distance = self.kept if baseline == "none" else self.centred
             if baseline == "leave_one_out":
-                # l_i - (S - l_i) / (n - 1) = (l_i - S / n) n / (n - 1)
+                # With the losses' sum S: l_i - (S - l_i) / (n - 1) = (l_i - S / n) n / (n - 1). The n cancels out.
                 scale = self.factors.inverse_others
         if normalize:
             scale = scale / torch.maximum(self.norm * self.factors.inverse_root, self.factors.floor)
@@ -166,7 +169,7 @@ class LossMoments:
 
 
 def _factors_of(count: Tensor) -> Tensor:
-    """Compute :class:`Factors` of a number of losses, along a new last axis."""
+    """Compute :class:`_Factors` of a number of losses, along a new last axis."""
     many = count > 1
     root = torch.where(many, count.clamp(min=1).rsqrt(), 0.0)
     others = (count.clamp(min=2) - 1).reciprocal()

@@ -1,4 +1,4 @@
-"""A call of the hooked model: which of its arguments are images, and which calls it stands within.
+"""A call of the hooked model: whether it trains, which of its arguments are images, which calls it stands within.
 
 A module may call itself, and a forward may fail.
 """
@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .pairing import Pending
 
-__all__ = ["Call", "InputName", "find_images", "item_at", "replace"]
+__all__ = ["Call", "InputName", "find_images", "is_training", "item_at", "replace"]
 
 Path = tuple[Any, ...]
 InputName = int | str | Sequence[int | str] | None
@@ -151,3 +151,28 @@ def replace(container: Any, path: Path, function: Callable[[Any], Any]) -> Any:
         container[path[0]] = item  # type: ignore[index]
         return container
     return (*container[: path[0]], item, *container[path[0] + 1 :])
+
+
+def is_training(model: nn.Module) -> bool:
+    """Whether a model is in training mode, and so is at least one of its layers that are trained.
+
+    A wrapper stays in training mode when ``wrapper.inner.eval()`` puts everything that it calls into eval mode. A
+    frozen backbone in eval mode, beside a head that is trained, is no reason not to train. The model's own parameters
+    (a token, a temperature) decide only if no layer has any.
+    """
+    if not model.training:
+        return False
+    for trained in (True, False):  # layers that are trained decide, else any with parameters
+        sleeping = False
+        for layer in model.modules():
+            if layer is not model and _has_parameters(layer, trained=trained):
+                if layer.training:
+                    return True
+                sleeping = True
+        if sleeping or _has_parameters(model, trained=trained):
+            return not sleeping
+    return True
+
+
+def _has_parameters(module: nn.Module, *, trained: bool) -> bool:
+    return any(parameter.requires_grad or not trained for parameter in module.parameters(recurse=False))

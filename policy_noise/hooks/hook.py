@@ -15,17 +15,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..augmentation import StochasticAugmentation
+from ..augmentation import Sample, StochasticAugmentation
 from ..learning import PolicyLearner
 from ..learning.learner import MAX_WINDOW
 from ..learning.window import check_loss
 from ..losses import CriterionError, LossMethod, LossSplitter, SampleLosses, is_hookable, loss_of, with_loss
 from ..utils.compat import backward_number, is_in_backward, is_replica, is_transformed
 from ..utils.misc import is_distributed, tensors_in
-from ..utils.model import is_training
 from ..utils.warn import warn
 from . import registry
-from .calls import Call, InputName, find_images, item_at, replace
+from .calls import Call, InputName, find_images, is_training, item_at, replace
 from .optimizers import OptimizerLink, stepping_optimizer
 from .pairing import Match, PairingError, PairingQueue, Pending
 from .registry import Functor
@@ -50,6 +49,7 @@ STATE_KEY = "policy_noise"
 NO_REPLICAS = (
     "its threads run copies of the model, whose masks can't be paired with losses; use DistributedDataParallel"
 )
+NO_HOOKS = "scripted modules take no hooks. Pass the module that you scripted, and call that in the loop"
 
 
 class ReinforceHook:
@@ -75,6 +75,7 @@ class ReinforceHook:
             mapping that the model takes. By default the first floating-point tensor with the right number of axes, or
             else a list of images, which are masked one by one. Several inputs (``("left", "right")``) get a mask each,
             and each is rewarded with the loss of its row.
+        shared_mask: Give the several inputs of ``input_name`` the same mask: two modalities of one patient.
         generator: Source of randomness for the draws. By default the hook has its own streams, derived from
             ``torch.initial_seed()`` and the rank, and leaves the loop's generators as they are.
         max_pending: How many masked forward passes may wait for their losses; see :class:`policy_noise.PairingError`.
@@ -120,6 +121,7 @@ class ReinforceHook:
         output_loss: OutputLoss | None = None,
         loss_method: LossMethod = "auto",
         input_name: InputName = None,
+        shared_mask: bool = False,
         generator: torch.Generator | None = None,
         max_pending: int = 8,
         state_in_optimizer: bool = True,
@@ -129,6 +131,8 @@ class ReinforceHook:
         stepping = None if optimizer is None else stepping_optimizer(optimizer)
         known = registry.was_hooked(stepping)  # then its state may come from this process, not from a checkpoint
         _check_arguments(augmentation, model, criterion, output_loss, loss_method, max_pending)
+        if shared_mask and (input_name is None or isinstance(input_name, int | str) or len(input_name) < 2):
+            raise TypeError(f"shared_mask=True is for several inputs: name them with input_name, got {input_name!r}")
         _check_free(model, stepping)
         self.augmentation = augmentation
         self.learner = PolicyLearner(augmentation, **learner)
@@ -139,6 +143,7 @@ class ReinforceHook:
         self._loss_method: LossMethod = loss_method
         self._splitter = None if criterion is None else LossSplitter(criterion, loss_method)
         self._input_name = input_name
+        self._shared_mask = shared_mask
         self._queue = PairingQueue(max_pending)
         self._forwards = 0
         self._backward, self._gradient = -1, 0
@@ -252,9 +257,10 @@ class ReinforceHook:
                 raise ValueError(f"images must be a batch with {axes} axes, got shape {tuple(batch.shape)}")
         if views and len({len(batch) for batch in batches}) > 1:
             raise ValueError(f"input_name must name inputs of equal length, got {[len(batch) for batch in batches]}")
+        drawn_for = batches[:1] if views and self._shared_mask else batches
         # Checkpointing's recomputation repeats a draw, so it comes before everything that draws or counts.
         if is_in_backward():
-            return [self._draws.augmentation(batch, self._draws.repeat(batch)) for batch in batches], None
+            return self._transformed(batches, [self._draws.repeat(batch) for batch in drawn_for]), None
         # From here on the batch is one of training. Without a mask it counts as masked on purpose, and nothing waits.
         if isinstance(images, Tensor) and not len(images):
             self._watch.masked()
@@ -270,19 +276,24 @@ class ReinforceHook:
             self._queue.make_room()
         if images.is_floating_point() and images.device != self.learner.device:
             self.learner.to(images.device)
-        samples = [self._draws.draw(batch, with_graph=self._learning and self._learns) for batch in batches]
-        masked = [self._draws.augmentation(batch, sample) for batch, sample in zip(batches, samples, strict=True)]
+        samples = [self._draws.draw(batch, with_graph=self._learning and self._learns) for batch in drawn_for]
+        masked = self._transformed(batches, samples)
         if not self._checked and bool(images.detach().isfinite().any()):
             self.augmentation.check(images)
             self._checked = True
         self._size = tuple(batches[-1].shape[2:])
         # Last, because a batch that failed above must not wait for a loss.
         sample = joined(samples)
-        pending = self._queue.push(sample, views=len(batches) if views else 1)
+        pending = self._queue.push(sample, views=len(samples) if views else 1)
         if self.learner.is_random:
             self.learner.saw(sample)
         self._watch.masked()
         return masked, pending
+
+    def _transformed(self, batches: Sequence[Tensor], samples: Sequence[Sample]) -> list[Tensor]:
+        """Transform each batch with its own draw, or all with the only one."""
+        own = samples if len(samples) == len(batches) else [*samples] * len(batches)
+        return [self._draws.augmentation(batch, sample) for batch, sample in zip(batches, own, strict=True)]
 
     def observe(self, per_sample_loss: Tensor, *, valid: Tensor | None = None, index: Any = None) -> Tensor:
         """Tell the policy the loss of each image of a masked batch.
@@ -332,7 +343,7 @@ class ReinforceHook:
         for match in matches:
             if match.index is None:
                 check_loss(len(match.pending), per_sample_loss)
-        factor = self._observe(matches, lambda: _given(per_sample_loss, valid), by_hand=True)
+        factor = self._observe(matches, lambda: _given(per_sample_loss, valid))
         return per_sample_loss if factor is None else per_sample_loss * factor
 
     @contextmanager
@@ -508,7 +519,7 @@ class ReinforceHook:
                 found = output_loss(output, args, kwargs)
             return found if isinstance(found, SampleLosses) else SampleLosses(found, None)
 
-        factor = self._observe([Match(pending) for pending in pendings], losses)
+        factor = self._observe([Match(pending) for pending in pendings], losses if self._learns else None)
         return None if factor is None else replace(output, ("loss",), lambda value: value * factor)
 
     def _loss_of_one(self, output: Any, pendings: list[Pending]) -> OutputLoss | None:
@@ -554,7 +565,7 @@ class ReinforceHook:
         if not matches:
             return None
         if not (self._learning and self._learns):
-            factor = self._observe(matches, lambda: splitter(args, kwargs, returned))
+            factor = self._observe(matches, None)
             return None if factor is None or loss is None else with_loss(returned, loss * factor)
         losses = splitter(args, kwargs, returned)
         assert loss is not None
@@ -597,14 +608,10 @@ class ReinforceHook:
         """Whether the policy learns from this window (``update_every``). All ranks agree."""
         return self._draws.steps % self.learner.update_every == 0
 
-    def _observe(
-        self, matches: Sequence[Match], losses: Callable[[], SampleLosses], *, by_hand: bool = False
-    ) -> Tensor | None:
+    def _observe(self, matches: Sequence[Match], losses: Callable[[], SampleLosses] | None) -> Tensor | None:
         """Pass the losses of batches to the learner. They are not computed if nothing is learned from them."""
-        if not matches:
-            return None
         factors = []
-        if self._learning and (self._learns or by_hand):
+        if self._learning and losses is not None:
             found = losses()
             for match in matches:
                 values, valid = match.gather(found.values, found.valid)
@@ -763,6 +770,8 @@ def _check_arguments(
         raise TypeError(f"augmentation must be a StochasticAugmentation, got {type(augmentation).__name__}")
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(f"model must not be scripted: {NO_HOOKS}")
     if isinstance(model, nn.DataParallel):
         raise TypeError(f"model must not be a DataParallel: {NO_REPLICAS}")
     if criterion is not None:
@@ -787,6 +796,8 @@ def _check_criterion(criterion: Any) -> None:
             f"criterion must be a torch.nn.Module, got {type(criterion).__name__}: if your loss is a function, pass "
             "attach(..., preset='learned') without it and call hook.observe(losses) with one loss per image, shape (B,)"
         )
+    if isinstance(criterion, torch.jit.ScriptModule):
+        raise TypeError(f"criterion must not be scripted: {NO_HOOKS}")
     if not is_hookable(criterion):
         raise TypeError(
             f"criterion {type(criterion).__name__} overrides __call__, so its forward hooks never run: omit "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..augmentation import Sample
 from ..utils.misc import tensors_in
-from ..utils.warn import warn
+from ..utils.warn import Once
 from .rows import Rows, follow
 
 if TYPE_CHECKING:
@@ -129,7 +129,8 @@ class PairingQueue:
         """Batches with calls of the criterion. Whether and how these are trained on is known at the step."""
         self.number = 0
         self._unpaired = 0
-        self._observed = self._warned = False
+        self._observed = False
+        self._once = Once()
         self._lost = 0
 
     def __len__(self) -> int:
@@ -154,13 +155,13 @@ class PairingQueue:
         if len(self._pending) >= self.max_pending:
             self._pending.popleft()
             self._lost += 1
-        if self._lost and not self._warned:
-            self._warned = True
-            warn(
+        if self._lost:
+            self._once.warn(
+                "lost",
                 "a masked forward had no loss, and nothing is learned from it. If the criterion was made anew, call "
                 "hook.rebind(criterion=criterion). Run forwards that have no loss (Grad-CAM, a sliding window) under "
                 "torch.no_grad() or hook.paused(). If several must wait for their losses, raise max_pending (now "
-                f"{self.max_pending}). A loss must be observed before the next step. This warning is not repeated."
+                f"{self.max_pending}). A loss must be observed before the next step. This warning is not repeated.",
             )
 
     def make_room(self) -> None:
@@ -198,7 +199,7 @@ class PairingQueue:
     @property
     def unobserved(self) -> bool:
         """Whether a backward pass reached a batch that still waits for its loss, and nothing was said of such ones."""
-        return not self._warned and any(pending.reached for pending in self._pending)
+        return "lost" not in self._once.said and any(pending.reached for pending in self._pending)
 
     def find(self, tensors: Sequence[Tensor], rows: int | None = None) -> list[Match]:
         """Find the batches that tensors came from, by their autograd graph: waiting ones, or ones with other calls.

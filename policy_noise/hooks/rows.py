@@ -132,7 +132,7 @@ def follow(
                 rows = start(number, node_shapes(node)[output])
                 known[key] = {number: None if rows is None else (rows,)}
             elif any(inputs[node]):
-                step = Step.of(node, output)
+                step = _Step.of(node, output)
                 reached = dict.fromkeys(number for given in inputs[node] for number in given)
                 known[key] = {n: _replay(step, [given.get(n, ()) for given in inputs[node]]) for n in reached}
         return known[key]
@@ -166,7 +166,7 @@ def operation(node: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Step:
+class _Step:
     """A node that is replayed: its name, which output, that output's shape, and the shapes of its inputs.
 
     Inputs without a graph have no shape. The name of a node that torch did not write itself is empty.
@@ -179,7 +179,7 @@ class Step:
     sources: list[Shape | None]
 
     @classmethod
-    def of(cls, node: Any, output: int) -> "Step":
+    def of(cls, node: Any, output: int) -> "_Step":
         sources = [None if parent is None else node_shapes(parent)[n] for parent, n in node.next_functions]
         return cls(node, operation(node), output, node_shapes(node)[output], sources)
 
@@ -192,7 +192,7 @@ def _signed(value: int) -> int:
     return value - 2**64 if value >= 2**63 else value
 
 
-def _replay(step: Step, inputs: list[Several | None]) -> Several | None:
+def _replay(step: _Step, inputs: list[Several | None]) -> Several | None:
     """Return the rows of a node's output, given those of its inputs. None if they can't be followed."""
     if not step.name or not step.shape or any(several is None for several in inputs):
         return None
@@ -208,7 +208,7 @@ def _replay(step: Step, inputs: list[Several | None]) -> Several | None:
     return tuple(result) if len(result) <= MAX_ORIGINS else None
 
 
-def _move(step: Step, edge: int, rows: Rows) -> Several | None:
+def _move(step: _Step, edge: int, rows: Rows) -> Several | None:
     """Return what becomes of one input's rows."""
     source, shape = step.sources[edge], step.shape
     if not source:
@@ -245,7 +245,7 @@ def _move(step: Step, edge: int, rows: Rows) -> Several | None:
     return None
 
 
-def _axes(step: Step, edge: int, source: Shape) -> Sequence[int] | None:
+def _axes(step: _Step, edge: int, source: Shape) -> Sequence[int] | None:
     """The axes of an input that an operation mixes, moves or removes. None if they are unknown."""
     name, node, ndim = step.name, step.node, len(source)
     if elementwise(name):
@@ -291,7 +291,7 @@ def _mixed(rows: Rows, length: int) -> Several | None:
     return None if columns is None else tuple(rows.of(column) for column in columns.unbind(1))
 
 
-def _pick(step: Step, rows: Rows, source: Shape, leading: int) -> Several | None:
+def _pick(step: _Step, rows: Rows, source: Shape, leading: int) -> Several | None:
     """Take a part along an axis along which the images differ."""
     axis, name = step.axis("dim", len(source)), step.name.removeprefix("Unsafe")
     if name == "Slice":
@@ -312,7 +312,7 @@ def _pick(step: Step, rows: Rows, source: Shape, leading: int) -> Several | None
     return (rows.of(table.narrow(axis, start, step.shape[axis])),)
 
 
-def _index(step: Step, rows: Rows, source: Shape, leading: int) -> Several | None:
+def _index(step: _Step, rows: Rows, source: Shape, leading: int) -> Several | None:
     """Index by numbers or by a mask, along the first axes or along later ones."""
     indices = saved(step.node, "indices")
     given = [place for place, index in enumerate(indices or ()) if index is not None]
@@ -342,7 +342,7 @@ def _positions(mask: Tensor, count: int) -> Tensor:
     return positions.scatter_(0, places, torch.arange(len(mask), device=mask.device))[:count]
 
 
-def _join(step: Step, inputs: list[Several]) -> Several | None:
+def _join(step: _Step, inputs: list[Several]) -> Several | None:
     """Cat or stack along the first axis. Parts that come from elsewhere are marked with -1."""
     present = [rows for several in inputs for rows in several]
     if any(rows.transposed for rows in present):

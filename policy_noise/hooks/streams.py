@@ -62,7 +62,7 @@ class Draws:
         with own_graph(), torch.set_grad_enabled(with_graph), isolated:
             # A tensor subclass (MONAI's MetaTensor) would end up in the policy's gradients and its checkpoint.
             sample = self.augmentation.sample(plain_tensor(images), generator)
-        check_sample(self.augmentation, sample, len(images), with_graph=with_graph)
+        _check_sample(self.augmentation, sample, len(images), with_graph=with_graph)
         if is_saved_elsewhere():  # checkpointing may repeat this forward pass
             self._recent.append((weakref.ref(images), _place(images), sample.detach()))
         return sample
@@ -132,7 +132,7 @@ def derived_seed(seed: int, *place: int) -> int:
     return seed >> 1
 
 
-def check_sample(augmentation: object, sample: Any, batch: int, *, with_graph: bool) -> None:
+def _check_sample(augmentation: object, sample: Any, batch: int, *, with_graph: bool) -> None:
     """Check that the hook can learn from a draw. The errors say what a user's subclass must return.
 
     Raises:

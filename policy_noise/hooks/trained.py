@@ -118,7 +118,8 @@ class Look:
     def mark_call(self, loss: Tensor) -> None:
         """Mark what a call of the criterion returned."""
         node: Any = loss.grad_fn
-        node.metadata[self._key] = loss.numel() > 1
+        if node is not None:
+            node.metadata[self._key] = loss.numel() > 1
 
     def mark_outputs(self, tensors: Iterable[Tensor], pending: Pending) -> None:
         """Mark what a model returned, and note the gradients that reach it.
@@ -177,10 +178,7 @@ class Look:
                         outputs[node] |= {m: own if m == marked else by for m, by in outputs[parent].items()}
                 if any(known) and not _is_linear(node, name, calls[edges[-1][0]]):
                     self.nonlinear = own
-        found: dict[Mark, str] = {}
-        for root in roots:
-            found |= outputs.get(root.grad_fn, {})
-        return found
+        return {mark: name for root in roots for mark, name in outputs.get(root.grad_fn, {}).items()}
 
     def _mark_of(self, node: Any) -> Mark | None:
         return node.metadata.get(self._key)

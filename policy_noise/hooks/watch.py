@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..utils.warn import warn
+from ..utils.warn import Once
 
 __all__ = ["Watch"]
 
@@ -36,13 +36,12 @@ class Watch:
         self._idle_steps = 0
         self._foreign_steps: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = weakref.WeakKeyDictionary()
         self._copy_steps = 0
-        self._said: set[str] = set()
+        self._described = False
+        self._once = Once()
 
-    def say(self, key: str, message: str) -> None:
-        """Warn, once per key."""
-        if key not in self._said:
-            self._said.add(key)
-            warn(message)
+    def say(self, cause: str, message: str) -> None:
+        """Warn once for each cause."""
+        self._once.warn(cause, message)
 
     def was_copied(self) -> None:
         """Note that the hooked model was copied."""
@@ -77,13 +76,14 @@ class Watch:
         self.say(
             "inputs",
             f"the inputs {', '.join(map(repr, names))} look like images, and {names[0]!r} alone is masked: pass "
-            f"input_name={names[0]!r} if that is meant, else input_name={tuple(names)!r}, which gives each a mask.",
+            f"input_name={names[0]!r} if that is meant, else input_name={tuple(names)!r}, which gives each a mask (or "
+            "all the same with shared_mask=True).",
         )
 
     def first_step(self, describe: Callable[[], str]) -> None:
         """Log, once, what is hooked."""
-        if "info" not in self._said:
-            self._said.add("info")
+        if not self._described:
+            self._described = True
             logger.info("policy_noise: %s", describe())
 
     def stepped(self, *, paused: bool) -> None:

@@ -117,7 +117,7 @@ class PolicyLearner:
         # No None: loaders fill the tensors they find.
         self._moving_average = torch.tensor(math.nan, device=self.device, dtype=torch.float32)
         self._window: list[Observation] = []
-        self._last: LastStep | None = None
+        self._last: _LastStep | None = None
         self._count = SampleCount()
         self._drawn: Sample | None = None
 
@@ -234,7 +234,7 @@ class PolicyLearner:
             self.entropy.update(moments.entropy)
         self._count.seen += sum(sizes)
         previous = () if self._last is None else self._last.samples
-        self._last = LastStep(moments, gradient, [sample.detach() for sample in samples] or previous)
+        self._last = _LastStep(moments, gradient, [sample.detach() for sample in samples] or previous)
         if not self.frozen:
             self._step.step(gradient, lr)
 
@@ -324,7 +324,7 @@ class PolicyLearner:
 
 
 @dataclass(frozen=True)
-class LastStep:
+class _LastStep:
     """What the metrics are made of. Making them waits for the device, so that is left until somebody reads them.
 
     Args:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..utils.misc import check_one_of
-from ..utils.warn import warn
+from ..utils.warn import Once
 
 __all__ = ["PolicyOptimizer", "PolicyRate", "flat_gradient"]
 
@@ -40,7 +40,7 @@ class PolicyRate:
         self.lr_ratio = lr_ratio
         self.follow_schedule = follow_schedule
         self.peak = 0.0
-        self._warned = False
+        self._once = Once()
 
     def __call__(self, group: Mapping[str, Any]) -> float | None:
         """The policy's rate beside an optimizer's parameter group; None leaves it as it is.
@@ -60,12 +60,12 @@ class PolicyRate:
             return self.lr_ratio * user_lr
         if self.lr is None or not self.follow_schedule:
             return None
-        if climbs and not self._warned:
-            self._warned = True
-            warn(
+        if climbs:
+            self._once.warn(
+                "climbs",
                 f"the learning rate climbs ({known:.3g} to {user_lr:.3g}) past the largest that was seen or announced, "
                 "and while it does the policy's stays at policy_lr: set param_group['max_lr'] of the optimizer's "
-                "first group to the peak, or pass policy_lr_ratio"
+                "first group to the peak, or pass policy_lr_ratio",
             )
         return self.lr * user_lr / self.peak if self.peak > 0 else 0.0
 

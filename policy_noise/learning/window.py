@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..augmentation import Sample
 from ..functional import LossMoments
-from ..utils.warn import warn
+from ..utils.warn import Once
 
 __all__ = ["Observation", "SampleCount", "WindowMoments", "check_costs", "check_loss", "moments_of", "sum_over_ranks"]
 
@@ -65,7 +65,7 @@ class SampleCount:
         self._finite = 0
         self._uncounted: list[Tensor] = []
         self._unlabelled: deque[Tensor] = deque(maxlen=PATIENCE)
-        self._warned = self._warned_window = self._warned_labels = False
+        self._once = Once()
 
     def valid(self, observation: Observation) -> Tensor:
         """Samples that count, (B,) bool: transformed, with a finite loss."""
@@ -105,30 +105,29 @@ class SampleCount:
 
     def warn_window(self, most: int) -> None:
         """Warn once of a window that is never closed."""
-        if not self._warned_window:
-            self._warned_window = True
-            warn(
-                f"{most} observations passed without an optimizer step: the policy does not learn. Hook the optimizer "
-                "whose step() really runs (a wrapper's inner optimizer, for instance)."
-            )
+        self._once.warn(
+            "window",
+            f"{most} observations passed without an optimizer step: the policy does not learn. Hook the optimizer "
+            "whose step() really runs (a wrapper's inner optimizer, for instance).",
+        )
 
     def warn_unlabelled(self) -> None:
         """Warn once if no image had a loss in several batches in a row. Nothing is learned from such batches."""
-        if not self._warned_labels and len(self._unlabelled) == PATIENCE and all(map(bool, self._unlabelled)):
-            self._warned_labels = True
-            warn(
+        if len(self._unlabelled) == PATIENCE and "labels" not in self._once.said and all(map(bool, self._unlabelled)):
+            self._once.warn(
+                "labels",
                 f"no image of the last {PATIENCE} batches has a loss: their labels are all ignored or masked out, or "
-                "the rows of the loss come from elsewhere (an index of -1). So the policy does not learn"
+                "the rows of the loss come from elsewhere (an index of -1). So the policy does not learn",
             )
 
     def warn_dropped(self) -> None:
         """Warn once of losses that were not finite."""
         dropped = self.dropped
-        if dropped and not self._warned:
-            self._warned = True
-            warn(
+        if dropped:
+            self._once.warn(
+                "dropped",
                 f"{dropped} samples with a non-finite loss were ignored; metrics['samples_dropped'] goes on counting, "
-                "without further warnings"
+                "without further warnings",
             )
 
 

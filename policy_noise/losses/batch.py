@@ -1,5 +1,6 @@
 """A call of the criterion: which of its tensors are batches, and how to repeat it with other rows."""
 
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -8,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ..utils.compat import TreeSpec, is_transformed, tree_flatten, tree_unflatten, version_of
-from .isolation import has_state
 
 __all__ = [
     "Call",
     "Structures",
     "devices_of",
+    "has_state",
     "loss_of",
     "plain_tensor",
     "shapes_of",
@@ -22,6 +23,7 @@ __all__ = [
     "with_loss",
 ]
 
+ATOMS = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.Size)
 HALF = (torch.float16, torch.bfloat16)
 LOSS_NAMES = ("loss", "total_loss")
 """Keys and attributes under which a criterion may return its loss."""
@@ -37,6 +39,11 @@ def _prepare(value: Any) -> Any:
         return value
     value = plain_tensor(value.detach())  # vmap cannot batch the metadata of MONAI's MetaTensor
     return value.float() if value.dtype in HALF else value
+
+
+def has_state(value: Any) -> bool:
+    """Whether an argument of a criterion may be changed by it: a model, a meter, an array."""
+    return not isinstance(value, (Tensor, *ATOMS, types.FunctionType, types.BuiltinFunctionType))
 
 
 def devices_of(leaves: Sequence[Any]) -> set[torch.device]:

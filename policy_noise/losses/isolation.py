@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..utils.compat import version_of
+from .batch import has_state
 
 __all__ = [
     "Isolation",
     "Snapshot",
     "evaluator",
-    "has_state",
     "is_hookable",
     "is_stateless",
     "outside",
@@ -29,7 +29,6 @@ __all__ = [
 
 STATELESS = ("torch.nn.modules.loss", "torch.nn.functional", "timm.loss.")
 """The criteria in these modules keep no state, draw no random numbers and write to none of their arguments."""
-ATOMS = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.Size)
 LOCKS = ("lock", "RLock")
 
 
@@ -48,11 +47,6 @@ def is_stateless(criterion: Any) -> bool:
     if isinstance(criterion, nn.Module):
         return all(type(module).__module__.startswith(STATELESS) for module in criterion.modules())
     return isinstance(criterion, types.BuiltinFunctionType) or _is_of(criterion, STATELESS)
-
-
-def has_state(value: Any) -> bool:
-    """Whether an argument of a criterion may be changed by it: a model, a meter, an array."""
-    return not isinstance(value, (Tensor, *ATOMS, types.FunctionType, types.BuiltinFunctionType))
 
 
 class Isolation:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ..utils.compat import forward_hooks
 from .agreement import IGNORED
-from .batch import Call, tree_flatten, tree_unflatten
-from .isolation import has_state, is_stateless
+from .batch import Call, has_state, tree_flatten, tree_unflatten
+from .isolation import is_stateless
 
 __all__ = ["Seen", "batch_argument", "likely_causes"]
 
@@ -33,13 +33,15 @@ class Seen:
     between: bool = True
 
 
-def argument_name(call: Call, place: int) -> str:
-    """The name of the argument that holds a leaf."""
+def _arguments(call: Call) -> list[tuple[str, Any]]:
+    """The arguments, each with what to call it."""
     args, kwargs = tree_unflatten(list(call.leaves), call.spec)
-    for name, value in [
-        *((f"argument {i}", a) for i, a in enumerate(args)),
-        *((f"{k}=", v) for k, v in kwargs.items()),
-    ]:
+    return [*((f"argument {i}", value) for i, value in enumerate(args)), *((f"{k}=", v) for k, v in kwargs.items())]
+
+
+def _argument_name(call: Call, place: int) -> str:
+    """The name of the argument that holds a leaf."""
+    for name, value in _arguments(call):
         place -= len(tree_flatten(value)[0])
         if place < 0:
             return name
@@ -48,7 +50,9 @@ def argument_name(call: Call, place: int) -> str:
 
 def batch_argument(call: Call) -> str:
     """Describe the argument that was taken for the batch."""
-    return f"{argument_name(call, call.anchor)}, shape {tuple(call.leaves[call.anchor].shape)}, was taken for the batch"
+    return (
+        f"{_argument_name(call, call.anchor)}, shape {tuple(call.leaves[call.anchor].shape)}, was taken for the batch"
+    )
 
 
 def likely_causes(criterion: Any, call: Call, seen: Seen) -> list[str]:
@@ -56,7 +60,7 @@ def likely_causes(criterion: Any, call: Call, seen: Seen) -> list[str]:
     causes = []
     models = [i for i, leaf in enumerate(call.leaves) if isinstance(leaf, nn.Module)]
     if models:
-        causes.append(f"it runs a model that it is given ({argument_name(call, models[0])})")
+        causes.append(f"it runs a model that it is given ({_argument_name(call, models[0])})")
     else:
         held = [
             name
@@ -66,7 +70,7 @@ def likely_causes(criterion: Any, call: Call, seen: Seen) -> list[str]:
         if held:
             causes.append(f"a model runs inside it ({held[0]})")
     if call.written:
-        causes.append(f"it writes to {argument_name(call, min(call.written))} in place")
+        causes.append(f"it writes to {_argument_name(call, min(call.written))} in place")
     if not seen.reproduced and _has_hooks(criterion):
         causes.append("its own forward hooks change the loss")
     if seen.outside:
@@ -115,11 +119,9 @@ def _ignores(criterion: Any, call: Call) -> bool:
 
 def _lists(call: Call) -> list[str]:
     """Arguments with one entry for each sample that are no tensors."""
-    args, kwargs = tree_unflatten(list(call.leaves), call.spec)
-    named = [*((f"argument {i}", a) for i, a in enumerate(args)), *((f"{k}=", v) for k, v in kwargs.items())]
     return [
         f"{name} ({type(value).__name__})"
-        for name, value in named
+        for name, value in _arguments(call)
         if not isinstance(value, Tensor | nn.Module | dict | str)
         and (isinstance(value, list | tuple) or has_state(value))
         and hasattr(value, "__len__")

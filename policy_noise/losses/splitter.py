@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ..utils.compat import CollectiveError, collectives_refused, version_of
 from ..utils.misc import is_distributed
-from ..utils.warn import warn
+from ..utils.warn import Once
 from .agreement import Late, Verdict, agree, agree_weighted, close, pools, supervised
-from .batch import HALF, Call, Structures, devices_of, loss_of, shapes_of, tree_flatten
-from .isolation import Isolation, Snapshot, evaluator, has_state, is_stateless, outside
+from .batch import HALF, Call, Structures, devices_of, has_state, loss_of, shapes_of, tree_flatten
+from .isolation import Isolation, Snapshot, evaluator, is_stateless, outside
 from .refusal import Seen, batch_argument, likely_causes
 from .ways import ALONE, REDUCTION, WAYS, Evaluation, Parts, Way, leave_one_out
 
@@ -138,7 +138,7 @@ class LossSplitter:
         self._written: set[int] = set()
         self._late: list[tuple[Call, Late]] = []
         self._way = ""
-        self._said: set[str] = set()
+        self._once = Once()
         self._seconds, self._since = 0.0, 0.0
 
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -215,11 +215,9 @@ class LossSplitter:
         """Whether a call may change the criterion or an object among its arguments."""
         return not self._stateless or any(map(has_state, leaves))
 
-    def _say(self, key: str, message: str) -> None:
-        """Warn, once per key."""
-        if key not in self._said:
-            self._said.add(key)
-            warn(f"criterion {self._name} {message}")
+    def _say(self, cause: str, message: str) -> None:
+        """Warn once for each cause."""
+        self._once.warn(cause, f"criterion {self._name} {message}")
 
     def _say_slow(self, seconds: float, of: str) -> None:
         self._say(

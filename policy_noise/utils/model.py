@@ -7,7 +7,7 @@ from torch import nn
 
 from .compat import compiled_from
 
-__all__ = ["BATCH_NORMS", "image_channels", "is_training", "normalization", "takes_volumes", "unwrap"]
+__all__ = ["BATCH_NORMS", "image_channels", "normalization", "takes_volumes", "unwrap"]
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 FEW = 4
@@ -23,31 +23,6 @@ def unwrap(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def is_training(model: nn.Module) -> bool:
-    """Whether a model is in training mode, and so is at least one of its layers that are trained.
-
-    A wrapper stays in training mode when ``wrapper.inner.eval()`` puts everything that it calls into eval mode. A
-    frozen backbone in eval mode, beside a head that is trained, is no reason not to train. The model's own parameters
-    (a token, a temperature) decide only if no layer has any.
-    """
-    if not model.training:
-        return False
-    for trained in (True, False):  # layers that are trained decide, else any with parameters
-        sleeping = False
-        for layer in model.modules():
-            if layer is not model and _has_parameters(layer, trained=trained):
-                if layer.training:
-                    return True
-                sleeping = True
-        if sleeping or _has_parameters(model, trained=trained):
-            return not sleeping
-    return True
-
-
-def _has_parameters(module: nn.Module, *, trained: bool) -> bool:
-    return any(parameter.requires_grad or not trained for parameter in module.parameters(recurse=False))
-
-
 def image_channels(model: nn.Module) -> int:
     """Return the number of image channels: those of the first convolution, which timm's configuration may name.
 
@@ -59,7 +34,7 @@ def image_channels(model: nn.Module) -> int:
         ValueError: If the number cannot be determined.
     """
     name = type(model).__name__
-    conv = first_conv(model)
+    conv = _first_conv(model)
     if conv is None:
         raise ValueError(
             f"in_chans cannot be read from {name}, which has no convolution: pass attach(..., in_chans=...)"
@@ -85,7 +60,7 @@ def image_channels(model: nn.Module) -> int:
 
 def takes_volumes(model: nn.Module) -> bool:
     """Whether the first convolution has three axes."""
-    return isinstance(first_conv(model), nn.Conv3d)
+    return isinstance(_first_conv(model), nn.Conv3d)
 
 
 def normalization(model: nn.Module, in_chans: int | None) -> dict[str, Any]:
@@ -97,7 +72,7 @@ def normalization(model: nn.Module, in_chans: int | None) -> dict[str, Any]:
     return {"mean": mean, "std": std}
 
 
-def first_conv(model: nn.Module) -> nn.Conv2d | nn.Conv3d | None:
+def _first_conv(model: nn.Module) -> nn.Conv2d | nn.Conv3d | None:
     """The convolution that sees the images: the one that timm's configuration names, else the first registered."""
     first = _config(model).get("first_conv")
     for name in (first,) if isinstance(first, str) else (first or ()):

@@ -9,7 +9,7 @@ from types import FrameType
 
 import torch
 
-__all__ = ["warn"]
+__all__ = ["Once", "warn"]
 
 OWN = tuple(os.path.dirname(os.path.abspath(file)) + os.sep for file in (os.path.dirname(__file__), torch.__file__))
 """Folders of this package and of torch."""
@@ -41,6 +41,23 @@ def warn(message: str) -> None:
         module=frame.f_globals.get("__name__", "sys"),
         registry=frame.f_globals.setdefault("__warningregistry__", {}),
     )
+
+
+class Once:
+    """Issues one warning for each cause.
+
+    Attributes:
+        said: The causes so far.
+    """
+
+    def __init__(self) -> None:
+        self.said: set[str] = set()
+
+    def warn(self, cause: str, message: str) -> None:
+        """:func:`warn`, if it is the first time."""
+        if cause not in self.said:
+            self.said.add(cause)
+            warn(message)
 
 
 def _callers(frame: FrameType | None) -> Iterator[FrameType]:

@@ -15,7 +15,7 @@ from policy_noise.experiments.figures import (
     mistakes_gallery,
     training_diagnostics,
 )
-from policy_noise.experiments.figures.style import figure, save
+from policy_noise.experiments.figures.style import picture
 from policy_noise.experiments.statistics import Interval
 
 
@@ -60,11 +60,11 @@ def test_histogram(tmp_path, groups):
     assert not np.array_equal(pixels(tmp_path / "one.png"), pixels(tmp_path / "two.png"))
 
 
-def test_many_classes_are_counted_instead_of_named(monkeypatch):
+def test_many_classes_are_counted_instead_of_named(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("policy_noise.experiments.figures.histograms.save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda own, path, **_: drawn.append(own) or path.touch())
     for classes in (40, 41):
-        class_histogram(organs([3] * classes, {}), "unused.png")
+        class_histogram(organs([3] * classes, {}), tmp_path / "one.png")
     few, many = (figure.axes[0] for figure in drawn)
     assert [text.get_text() for text in few.get_xticklabels()] == [f"c{i}" for i in range(40)]
     assert not few.get_xlabel()
@@ -162,7 +162,10 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypat
     path.write_bytes(b"old")
     full = OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: (_ for _ in ()).throw(full))
-    with pytest.raises(OSError, match=r"No space left on device, nothing was changed: .*classes\.png"):
-        save(figure(1, 1), path)
+    with (
+        pytest.raises(OSError, match=r"No space left on device, nothing was changed: .*classes\.png"),
+        picture(path, 1, 1),
+    ):
+        pass
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

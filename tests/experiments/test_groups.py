@@ -65,6 +65,23 @@ def test_a_site_of_another_kind_goes_without_groups_aloud(tree, tmp_path):
     assert parts[0].groups[0].startswith("p")
 
 
+def test_groups_that_were_not_given_are_hinted_at(tree, tmp_path, capsys):
+    open_joined(parse("--image-folder", tree), 8, 1)
+    assert "tree: 'p0' is in the paths of several splits, as are 0 others like it" in capsys.readouterr().err
+    for split in ("val", "test"):
+        for name in ("cat", "dog"):
+            (tree / split / name / "p0_x.png").unlink()
+    open_joined(parse("--image-folder", tree), 8, 1)
+    assert "paths of several splits" not in capsys.readouterr().err
+    content = {f"{split}_images": np.zeros((2, 8, 8), np.uint8) for split in SPLITS}
+    content |= {f"{split}_labels": np.arange(2) for split in SPLITS} | {
+        f"{split}_patient": np.arange(2) for split in SPLITS
+    }
+    np.savez(tmp_path / "set.npz", **content)
+    open_joined(parse("--npz", tmp_path / "set.npz"), 8, 1)
+    assert "set: it has the key patient; --group patient keeps such" in capsys.readouterr().err
+
+
 def test_medmnist_has_no_groups(tmp_path):
     with pytest.raises(ValueError, match="--group names a key"):
         open_joined(parse("--medmnist", "pneumoniamnist", "--root", tmp_path, "--group", "patient"), 8, 1)

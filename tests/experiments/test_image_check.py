@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from policy_noise.experiments import image_check as module
+from policy_noise.experiments import processes
 from policy_noise.experiments.commands import main
 from policy_noise.experiments.data import ImageSet, Split
 from policy_noise.experiments.folders import load_image_folder
@@ -61,11 +62,10 @@ def as_expected(findings):
     return {finding.image: (finding.problem, finding.where, finding.exclude) for finding in findings}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_every_kind_is_found(tree, workers, monkeypatch):
+def test_every_kind_is_found(tree, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 4)
     data = load_image_folder(tree, Reading(8, skip_bad_files=True))
-    findings = check(data, workers=workers)
+    findings = check(data)
     assert as_expected(findings) == EXPECTED
     assert len({finding.group for finding in findings if finding.group}) == 3
 
@@ -74,6 +74,7 @@ def test_a_stopped_check_goes_on_and_reads_only_what_it_has_not_seen(tree, tmp_p
     monkeypatch.setattr(module, "CHUNK", 4)
     data = load_image_folder(tree, Reading(8, skip_bad_files=True))
     journal = tmp_path / "journal.jsonl"
+    monkeypatch.setattr(processes, "THREADS", 1)
     look, calls = module.look_at, []
 
     def stops(paths):
@@ -173,7 +174,7 @@ class TestBeforeTraining:
 
 def test_the_command_writes_a_table_that_exclude_takes(tree, tmp_path, capsys):
     table = tmp_path / "found" / "check.csv"
-    main(["check-data", "--image-folder", str(tree), "--output", str(table), "--workers", "1"])
+    main(["check-data", "--image-folder", str(tree), "--output", str(table)])
     out = capsys.readouterr().out
     assert "| tree | train | val | test |" in out
     assert "| unreadable | 1 | 0 | 0 |" in out

@@ -3,12 +3,13 @@
 import hashlib
 import sys
 import urllib.error
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
-from policy_noise.experiments import medmnist as module
 from policy_noise.experiments.medmnist import load_medmnist
 
 
@@ -50,24 +51,23 @@ def test_a_missing_and_a_truncated_file_are_fetched_once(tmp_path, published):
     assert len(fetched) == 2
 
 
-def test_a_second_process_waits_for_the_first(tmp_path, published, monkeypatch):
+def test_a_second_process_waits_for_the_first(tmp_path, published):
     whole, fetched = published
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr(
-        module.time, "sleep", lambda _: (tmp_path / "pneumoniamnist.npz").write_bytes(whole.read_bytes())
-    )
-    assert load_medmnist("pneumoniamnist", tmp_path, download=True).num_classes == 2
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(tmp_path / ".pneumoniamnist.npz.lock"):
+            waiting = pool.submit(load_medmnist, "pneumoniamnist", tmp_path, download=True)
+            assert not wait([waiting], 0.2).done
+            (tmp_path / "pneumoniamnist.npz").write_bytes(whole.read_bytes())
+        assert waiting.result().num_classes == 2
     assert fetched == []
 
 
 def test_a_damaged_download_leaves_nothing(tmp_path, published, monkeypatch):
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, target: open(target, "wb").write(b"half"))  # noqa: SIM115
     root = tmp_path / "root"
-    with pytest.raises(
-        OSError, match=r"pneumoniamnist\.npz could not be fetched \(its MD5 is not .*download it from https"
-    ):
+    with pytest.raises(OSError, match=r"pneumoniamnist\.npz could not be fetched \(its MD5 is not .*get it from https"):
         load_medmnist("pneumoniamnist", root, download=True)
-    assert not list(root.iterdir())
+    assert [path.name for path in root.iterdir()] == [".pneumoniamnist.npz.lock"]
 
 
 def test_without_a_network_one_line_says_where_the_file_is(tmp_path, published, monkeypatch):
@@ -75,7 +75,7 @@ def test_without_a_network_one_line_says_where_the_file_is(tmp_path, published, 
         raise urllib.error.URLError("Name or service not known")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
-    with pytest.raises(OSError, match=r"could not be fetched .*not known.*download it from https") as caught:
+    with pytest.raises(OSError, match=r"could not be fetched .*not known.*get it from https") as caught:
         load_medmnist("pneumoniamnist", tmp_path / "root", download=True)
     assert "\n" not in str(caught.value)
 

@@ -83,7 +83,9 @@ def test_one_seed_of_many_patients_gives_intervals_over_them_but_no_verdict(tmp_
 def test_of_few_patients_there_is_no_interval(tmp_path, capsys):
     write_scores(tmp_path / "runs.csv", patients=2)
     main(["verdict", str(tmp_path / "runs.csv"), "--output", str(tmp_path / "out")])
-    assert "test: too few patients for an interval over them, 2 where 8 are needed." in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "test: too few patients for an interval over them, 2 where 8 are needed." in printed
+    assert "what other patients or sites would show" in printed
     assert "<td>too few</td>" in (tmp_path / "out" / "report.html").read_text()
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from policy_noise import PolicyNoiseMask, ReinforceHook, attach
-from policy_noise.utils.model import is_training
+from policy_noise.hooks.calls import is_training
 
 
 class Wrapper(nn.Module):
@@ -46,11 +46,13 @@ def hooks_of(model, optimizer, criterion):
 
 
 def test_a_failed_attach_leaves_nothing(make_model, batch):
-    """A scripted criterion accepts no hook that takes keyword arguments."""
+    """A scripted module accepts no hook that takes keyword arguments."""
     model, scripted = make_model(), torch.jit.script(nn.CrossEntropyLoss())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(TypeError, match=r"criterion must not be scripted.*Pass the module that you scripted"):
         attach(model, optimizer, scripted)
+    with pytest.raises(TypeError, match="model must not be scripted"):
+        attach(scripted, optimizer)
     assert hooks_of(model, optimizer, nn.Identity()) == [0] * 5
     assert not is_masked(model, batch[0])
     attach(model, optimizer, nn.CrossEntropyLoss(), p=1.0)
@@ -73,7 +75,7 @@ def test_a_failed_replacement_leaves_the_earlier_hook(make_model, batch, broken)
     hook = attach(model, optimizer, criterion, p=1.0)
     before = hooks_of(model, optimizer, criterion)
     other = torch.jit.script(nn.CrossEntropyLoss()) if broken.pop("criterion", None) else criterion
-    with pytest.raises((RuntimeError, ValueError)):
+    with pytest.raises((TypeError, ValueError)):
         attach(model, optimizer, other, replace=True, **broken)
     assert hooks_of(model, optimizer, criterion) == before
     criterion(model(batch[0]), batch[1]).backward()

@@ -259,6 +259,40 @@ def test_several_named_inputs_get_a_mask_each_and_the_loss_of_their_row(by_name)
     assert sample.applied.shape == (8,)
 
 
+MASKS = {"mean": 0.0, "std": 1.0, "p": 1.0, "in_chans": 1}
+
+
+@pytest.mark.parametrize("preset", ["learned", "random"])
+def test_several_named_inputs_share_a_mask_when_asked(preset):
+    model, criterion = Pair(), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    learned = preset == "learned"
+    hook = attach(model, optimizer, criterion, preset=preset, input_name=("x1", "x2"), shared_mask=True, **MASKS)
+    output = checkpoint(model, x1=IMAGES, x2=OTHERS, use_reentrant=False)
+    first, second = (seen / images for seen, images in zip(model.seen, (IMAGES, OTHERS), strict=True))
+    assert not torch.equal(first, torch.ones_like(first))
+    torch.testing.assert_close(first, second)
+    rewards = []
+    if learned:
+        observe = hook.learner.observe
+        hook.learner.observe = lambda sample, loss, valid: (rewards.append(loss), observe(sample, loss, valid))
+    criterion(output, TARGETS).backward()
+    torch.testing.assert_close(model.seen[0] / IMAGES, first)  # recomputed
+    optimizer.step()
+    assert hook.metrics["samples_seen"] == 4
+    assert len(rewards) == learned
+    for reward in rewards:
+        torch.testing.assert_close(reward, F.cross_entropy(output, TARGETS, reduction="none").detach())
+
+
+@pytest.mark.parametrize("name", [None, "x1", ("x1",)])
+def test_a_shared_mask_needs_several_inputs(name):
+    model = Pair()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match=r"shared_mask=True is for several inputs: name them with input_name"):
+        attach(model, optimizer, input_name=name, shared_mask=True)
+
+
 def test_inputs_of_different_size_get_a_mask_each():
     class Sizes(Net):
         def forward(self, large, small):

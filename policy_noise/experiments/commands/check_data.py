@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from ..image_check import check, summary, write_table
-from ..processes import usable_cores
 from ..sources import add_source_arguments, open_sources
 
 __all__ = ["add_arguments", "run"]
@@ -20,24 +19,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CSV",
         help="table of the problems found, for --exclude; a journal next to it lets an interrupted check continue",
     )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=min(8, usable_cores()),
-        help="processes that read images (default: one per core, up to 8)",
-    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     if arguments.output.suffix.lower() != ".csv":
         raise ValueError(f"--output must end in .csv, got {arguments.output}")
-    if arguments.workers < 1:
-        raise ValueError(f"--workers must be at least 1, got {arguments.workers}")
     arguments.skip_bad_files = True  # the check looks for them
     findings = []
     for data in open_sources(arguments, 1, 1, look=False):
-        found = check(data, workers=arguments.workers, journal=arguments.output.with_suffix(".jsonl"))
+        found = check(data, journal=arguments.output.with_suffix(".jsonl"))
         print(f"\n{summary(data, found)}")
         findings += found
     write_table(findings, arguments.output)

@@ -192,7 +192,8 @@ def _scope(results: Mapping[str, Any]) -> str:
     level = f"Level {settings['alpha']}, one planned look"
     if looks > 1:
         level = f"Level {settings['alpha']} spent over {looks} planned looks, {settings['alpha'] / looks:.3f} each"
-    others = "sites" if results.get("patients") else "patients or sites"
+    tested = any(row["low"] is not None for row in results.get("patients", []))
+    others = "sites" if tested else "patients or sites"
     return f"{level}. Intervals are over training seeds: they do not say what other {others} would show."
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from .style import PathLike, colours_of, plain, save, style
-from .style import figure as new_figure
+from .style import PathLike, colours_of, picture, plain
+from .style import panels as panels_of
 
 __all__ = ["training_diagnostics"]
 
@@ -35,19 +35,17 @@ def training_diagnostics(
         "policy_grad_norm": "policy: gradient norm",
     }
     colours = colours_of(histories)
-    with style():
-        figure = new_figure(10.5, 5.8)
-        axes = figure.subplots(2, -(-len(panels) // 2)).ravel()
-        for axis, (value, title) in zip(axes, panels.items(), strict=False):
+    columns = -(-len(panels) // 2)
+    with picture(path, 10.5, 5.8) as figure:
+        axes = panels_of(figure, len(panels), columns)
+        for axis, (value, title) in zip(axes, panels.items(), strict=True):
             for method, logs in histories.items():
                 _curves(axis, logs, value, colours[method], "-")
                 if value == "loss":
                     _curves(axis, logs, "val_loss", colours[method], "--")
             axis.set_title(title)
             axis.margins(x=0.02)
-        for axis in axes[len(panels) :]:
-            axis.set_visible(False)
-        for axis in axes[max(0, len(panels) - len(axes) // 2) :]:
+        for axis in axes[-columns:]:
             axis.set_xlabel("epoch")
         handles = [
             axes[0].plot([], [], color=colours[method], linewidth=2.2, label=plain(method))[0] for method in histories
@@ -55,12 +53,11 @@ def training_diagnostics(
         if any(len(logs) > 1 for logs in histories.values()):
             handles += axes[0].plot([], [], color="0.6", linewidth=0.9, label="single seeds")
         end = _end_of_masks(histories)
-        for axis, value in zip(axes, panels, strict=False):
+        for axis, value in zip(axes, panels, strict=True):
             if end is not None and value in ("loss", "val_balanced_accuracy"):
                 line = axis.axvline(end, color="0.3", linewidth=1, linestyle=":", label="masks off from here")
                 handles += [line] if line.axes is axes[0] else []
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5))  # more would be cut off
-        save(figure, path)
 
 
 def _end_of_masks(histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> float | None:

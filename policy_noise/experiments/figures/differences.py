@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from .style import COLOURS, INK, PathLike, plain, save, style
-from .style import figure as new_figure
+from .style import COLOURS, INK, PathLike, picture, plain
+from .style import panels as panels_of
 
 __all__ = ["forest", "rows_of_images"]
 
@@ -27,15 +27,13 @@ def forest(
         path: PNG to write.
         xlabel: Below the panels.
     """
-    with style():
-        columns = min(PANELS, len(panels))
-        lines = -(-len(panels) // columns)
-        width = 1.2 + 0.065 * max(map(len, rows)) + 2.3 * columns
-        figure = new_figure(width, 0.4 + lines * (0.7 + 0.34 * len(rows)))
-        grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
-        axes = grid.ravel()
+    columns = min(PANELS, len(panels))
+    lines = -(-len(panels) // columns)
+    width, height = 1.2 + 0.065 * max(map(len, rows)) + 2.3 * columns, 0.4 + lines * (0.7 + 0.34 * len(rows))
+    with picture(path, width, height) as figure:
+        axes = panels_of(figure, len(panels), columns, sharey=True)
         places = np.arange(len(rows))[::-1]
-        for axis, (title, found) in zip(axes, panels.items(), strict=False):
+        for axis, (title, found) in zip(axes, panels.items(), strict=True):
             axis.axvline(0, color=INK, linewidth=0.9)
             for place, row in zip(places, found, strict=True):
                 shown = row["finding"] in ("better", "worse")
@@ -49,12 +47,9 @@ def forest(
             axis.locator_params(axis="x", nbins=5)
             axis.margins(x=0.08)
             axis.grid(axis="y", visible=False)
-        for axis in axes[len(panels) :]:
-            axis.set_visible(False)
         axes[0].set_yticks(places, [plain(row) for row in rows])
         axes[0].set_ylim(-0.6, len(rows) - 0.4)
         figure.supxlabel(xlabel, fontsize=9)
-        save(figure, path)
 
 
 def rows_of_images(rows: Mapping[str, np.ndarray], path: PathLike) -> None:
@@ -64,11 +59,9 @@ def rows_of_images(rows: Mapping[str, np.ndarray], path: PathLike) -> None:
         rows: By name uint8 images side by side, (H, W) or (H, W, 3), all of one size.
         path: PNG to write.
     """
-    with style():
-        height, width = next(iter(rows.values())).shape[:2]
-        figure = new_figure(8.0, len(rows) * (8.0 * height / width + 0.3))
-        for axis, (name, strip) in zip(figure.subplots(len(rows), 1, squeeze=False).ravel(), rows.items(), strict=True):
+    height, width = next(iter(rows.values())).shape[:2]
+    with picture(path, 8.0, len(rows) * (8.0 * height / width + 0.3)) as figure:
+        for axis, (name, strip) in zip(panels_of(figure, len(rows), 1), rows.items(), strict=True):
             axis.imshow(strip, cmap="gray", vmin=0, vmax=255, aspect="equal", interpolation="nearest")
             axis.set_title(plain(name), fontsize=9, fontweight="normal", pad=2)
             axis.set_axis_off()
-        save(figure, path)

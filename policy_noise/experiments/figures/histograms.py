@@ -4,8 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .style import BARS, INK, PathLike, plain, save, style
-from .style import figure as new_figure
+from .style import BARS, INK, PathLike, panels, picture, plain
 
 __all__ = ["class_histogram", "intensity_histogram"]
 
@@ -21,10 +20,9 @@ def class_histogram(data: Any, path: PathLike) -> None:
     counts = labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=data.num_classes)
     kinds = _kinds(data)
     names = list(dict.fromkeys(kinds))
-    with style():
-        sizes = [max(3, len(name) // 4, int((kinds == name).sum())) for name in names]
-        figure = new_figure(min(16.0, 2.5 + 0.34 * sum(sizes)), 4.2)
-        axes = figure.subplots(1, len(names), sharey=True, squeeze=False, width_ratios=sizes)[0]
+    sizes = [max(3, len(name) // 4, int((kinds == name).sum())) for name in names]
+    with picture(path, min(16.0, 2.5 + 0.34 * sum(sizes)), 4.2) as figure:
+        axes = panels(figure, len(names), len(names), sharey=True, width_ratios=sizes)
         for position, (axis, name) in enumerate(zip(axes, names, strict=True)):
             members = np.flatnonzero(kinds == name)
             members = members[np.argsort(-counts[members], kind="stable")]
@@ -41,7 +39,6 @@ def class_histogram(data: Any, path: PathLike) -> None:
         if counts.max() > 20 * max(1, counts.min()):
             axes[0].set_yscale("log")
         axes[0].set_ylabel("training images")
-        save(figure, path)
 
 
 def _kinds(data: Any) -> np.ndarray:
@@ -62,12 +59,10 @@ def intensity_histogram(data: Any, path: PathLike, *, images: int = 256) -> None
     """
     kinds, labels = _kinds(data), data.train.labels
     names = list(dict.fromkeys(kinds))
-    with style():
-        columns = min(4, len(names))
-        rows = -(-len(names) // columns)
-        figure = new_figure(max(4.6, 2.9 * columns), 2.5 * rows)
-        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-        for position, (axis, name) in enumerate(zip(axes, names, strict=False)):
+    columns = min(4, len(names))
+    with picture(path, max(4.6, 2.9 * columns), 2.5 * -(-len(names) // columns)) as figure:
+        axes = panels(figure, len(names), columns, sharex=True, sharey=True)
+        for position, (axis, name) in enumerate(zip(axes, names, strict=True)):
             members = np.arange(len(labels)) if labels.ndim == 2 else np.flatnonzero(kinds[labels] == name)
             chosen = members[np.linspace(0, len(members) - 1, min(images, len(members))).round().astype(int)]
             counts = np.bincount(data.train.read(chosen)[0].ravel(), minlength=256)
@@ -80,11 +75,8 @@ def intensity_histogram(data: Any, path: PathLike, *, images: int = 256) -> None
             axis.set_yscale("log")  # black background would hide all else
             axis.set_title(f"{plain(name) or 'other'}\nmean {mean:.3f}, std {std:.3f}", fontsize=9)
             axis.axvline(mean, color=INK, linestyle=":", linewidth=1)
-        for axis in axes[len(names) :]:
-            axis.set_visible(False)
-        for axis in axes[max(0, len(names) - columns) : len(names)]:
+        for axis in axes[-columns:]:
             axis.set_xlabel("grey value")
             axis.tick_params(labelbottom=True)
         for axis in axes[::columns]:
             axis.set_ylabel("share of pixels")
-        save(figure, path)

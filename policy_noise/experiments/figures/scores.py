@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .style import COLOURS, INK, PathLike, colours_of, plain, save, style
-from .style import figure as new_figure
+from .style import COLOURS, INK, PathLike, colours_of, panels, picture, plain
 
 __all__ = ["calibration_curve", "confusion_matrix", "few_shot_curves", "mistakes_gallery"]
 
@@ -35,11 +34,9 @@ def confusion_matrix(
     shares = 100 * matrix / np.maximum(1, matrix.sum(1, keepdims=True))
     classes = len(matrix)
     named = classes <= 30
-    with style():
-        texts = [plain(name.replace("_", " ")[:28]) for name in class_names] if named else []
-        side = min(13.0, 2.6 + 0.38 * classes) + 0.06 * max(map(len, texts), default=0)
-        side = side if named else 8.5
-        figure = new_figure(side + 0.9, side)
+    texts = [plain(name.replace("_", " ")[:28]) for name in class_names] if named else []
+    side = min(13.0, 2.6 + 0.38 * classes) + 0.06 * max(map(len, texts), default=0) if named else 8.5
+    with picture(path, side + 0.9, side) as figure:
         axis = figure.subplots()
         axis.grid(False)
         axis.spines[:].set_visible(False)
@@ -68,7 +65,6 @@ def confusion_matrix(
         axis.set(xlabel="predicted", ylabel="true class")
         axis.set_title("confusion, % of each true class")
         figure.colorbar(drawn, ax=axis, fraction=0.04, pad=0.02, format="%d%%", ticks=[0, 5, 25, 50, 75, 100])
-        save(figure, path)
 
 
 def calibration_curve(bins: Sequence[Mapping[str, float]], path: PathLike, *, error: float) -> None:
@@ -79,8 +75,7 @@ def calibration_curve(bins: Sequence[Mapping[str, float]], path: PathLike, *, er
         path: PNG to write.
         error: The expected calibration error, for the title.
     """
-    with style():
-        figure = new_figure(4.6, 4.6)
+    with picture(path, 4.6, 4.6) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         sure, right, counts = (np.array([entry[name] for entry in bins]) for name in ("confidence", "share", "count"))
         upper.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1)
@@ -89,7 +84,6 @@ def calibration_curve(bins: Sequence[Mapping[str, float]], path: PathLike, *, er
         upper.set_title(f"calibration (expected error {error:.3f})")
         lower.bar(sure, counts, width=0.05, color=COLOURS["learned"])
         lower.set(xlabel="probability of the prediction", ylabel="predictions")
-        save(figure, path)
 
 
 def mistakes_gallery(images: np.ndarray, titles: Sequence[str], path: PathLike) -> None:
@@ -100,17 +94,12 @@ def mistakes_gallery(images: np.ndarray, titles: Sequence[str], path: PathLike) 
         titles: One for each image.
         path: PNG to write.
     """
-    with style():
-        columns = min(6, len(images))
-        rows = -(-len(images) // columns)
-        figure = new_figure(max(3.0, 1.8 * columns), 2.35 * rows)
-        axes = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axis in axes:
+    columns = min(6, len(images))
+    with picture(path, max(3.0, 1.8 * columns), 2.35 * -(-len(images) // columns)) as figure:
+        for axis, image, title in zip(panels(figure, len(images), columns), images, titles, strict=True):
             axis.set_axis_off()
-        for axis, image, title in zip(axes, images, titles, strict=False):
             axis.imshow(image, cmap="gray", vmin=0, vmax=255)
             axis.set_title(plain(title), fontsize=7.5, loc="center", fontweight="normal")
-        save(figure, path)
 
 
 def few_shot_curves(table: Mapping[str, Mapping[str, Mapping[int, Any]]], path: PathLike, *, metric: str) -> None:
@@ -121,13 +110,11 @@ def few_shot_curves(table: Mapping[str, Mapping[str, Mapping[int, Any]]], path: 
         path: PNG to write.
         metric: Name for the axis.
     """
-    with style():
-        columns = min(3, len(table))
-        rows = -(-len(table) // columns)
-        figure = new_figure(max(4.6, 4.0 * columns), 3.3 * rows + 0.4)
-        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    columns = min(3, len(table))
+    with picture(path, max(4.6, 4.0 * columns), 3.3 * -(-len(table) // columns) + 0.4) as figure:
+        axes = panels(figure, len(table), columns)
         colours = colours_of(init for entry in table.values() for init in entry)
-        for axis, (name, entries) in zip(axes, table.items(), strict=False):
+        for axis, (name, entries) in zip(axes, table.items(), strict=True):
             for position, (init, points) in enumerate(entries.items()):
                 shots = np.array(sorted(points))
                 spread = shots * 1.025 ** (position - (len(entries) - 1) / 2)  # side by side, so that bars don't hide
@@ -149,8 +136,6 @@ def few_shot_curves(table: Mapping[str, Mapping[str, Mapping[int, Any]]], path: 
             axis.minorticks_off()
             axis.set_title(plain(name))
             axis.set_xlabel("images to learn from")
-        for axis in axes[len(table) :]:
-            axis.set_visible(False)
         for axis in axes[::columns]:
             axis.set_ylabel(metric)
         handles = [
@@ -158,4 +143,3 @@ def few_shot_curves(table: Mapping[str, Mapping[str, Mapping[int, Any]]], path: 
             for label in colours
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)))
-        save(figure, path)

@@ -1,13 +1,14 @@
 """Shared parts of all figures: colours, names, and matplotlib without a display."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from ...utils.files import PathLike, write_atomic
 
-__all__ = ["BARS", "COLOURS", "INK", "PathLike", "colours_of", "figure", "plain", "save", "style"]
+__all__ = ["BARS", "COLOURS", "INK", "PathLike", "colours_of", "panels", "picture", "plain"]
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = {
@@ -43,23 +44,24 @@ STYLE: dict[str, Any] = {
 SPARE = ("#56b4e9", "#d55e00", "#000000", "#7f3c8d", "#8c6d31", "#11a579", "#a5aa99", "#e73f74", "#393b79", "#b5cf6b")
 
 
-def figure(width: float, height: float) -> Any:
-    """An empty figure, in inches."""
+@contextmanager
+def picture(path: PathLike, width: float, height: float) -> Iterator[Any]:
+    """An empty figure, in inches. After the ``with`` block it is written, in the format of the path's suffix."""
+    import matplotlib
     from matplotlib.figure import Figure  # not pyplot: no backend, no global state
 
-    return Figure(figsize=(width, height), layout="constrained")
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        write_atomic(path, lambda temporary: figure.savefig(temporary, format=Path(path).suffix[1:] or "png"))
 
 
-def save(figure: Any, path: PathLike) -> None:
-    """Write a figure atomically, in the format of the path's suffix."""
-    write_atomic(path, lambda temporary: figure.savefig(temporary, format=Path(path).suffix[1:] or "png"))
-
-
-def style() -> Any:
-    """The pictures' settings, for a ``with``."""
-    import matplotlib
-
-    return matplotlib.rc_context(STYLE)  # type: ignore[arg-type]
+def panels(figure: Any, count: int, columns: int, **options: Any) -> Any:
+    """So many axes, in rows of so many."""
+    axes = figure.subplots(-(-count // columns), columns, squeeze=False, **options).ravel()
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    return axes[:count]
 
 
 def colours_of(labels: Iterable[str]) -> dict[str, str]:
