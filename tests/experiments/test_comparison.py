@@ -267,6 +267,7 @@ def test_the_mean_of_shifts_is_over_all_severities(comparison):
     ("names", "pairs"),
     [
         (["plain", "learned", "random"], [("learned", "random")]),
+        (["plain", "learned", "learned-random"], [("learned", "learned-random")]),
         (["plain", "normalize", "random"], [("random", "normalize")]),
         (["plain", "normalize", "normalize+random"], [("normalize+random", "normalize")]),
         (["plain", "normalize+learned", "normalize+random"], [("normalize+learned", "normalize+random")]),

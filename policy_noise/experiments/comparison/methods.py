@@ -18,6 +18,8 @@ SETTINGS = (
     "noise", "preset", "noise_options", "policy_lr", "extra_augmentation", "normalize_images", "clean_epochs"
 )  # fmt: skip
 """The settings of a recipe that an arm may change. All others are the same for all arms."""
+TWINS = (("learned", "random"), ("learned", "learned-random"), ("paper", "paper-random"))
+"""Learned arms, each with one that learns nothing. Only the last two have the very masks of the learned one."""
 PAPER_SIDE = 224
 """Image side in pixels for which the paper chose its grid of 64 x 64 cells."""
 
@@ -57,8 +59,13 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             ),
             Method(
                 "learned",
-                'the same masks drawn by a small policy that learns, preset="learned"',
+                'masks drawn by a small policy that learns, preset="learned"',
                 {"noise": "learned", "preset": "learned", **_OURS},
+            ),
+            Method(
+                "learned-random",
+                "the masks of learned, drawn by a policy that never learns",
+                {"noise": "random", "preset": "learned", **_OURS},
             ),
             Method("paper", 'masks learned as published, preset="paper"', {"noise": "learned", **_PAPER}),
             Method("paper-random", "the paper's masks of a policy that never learns", {"noise": "random", **_PAPER}),
@@ -124,7 +131,7 @@ def controls(names: Sequence[str], reference: str = REFERENCE) -> list[tuple[str
     pairs = [(name, reference) for name in names if name != reference]
     for name in names:
         parts = name.split("+")
-        for learned, unlearned in (("learned", "random"), ("paper", "paper-random")):
+        for learned, unlearned in TWINS:
             pairs += [(name, "+".join(unlearned if part == learned else part for part in parts))]
         if len(parts) > 1:
             pairs += [(name, "+".join(parts[:place] + parts[place + 1 :])) for place in range(len(parts))]

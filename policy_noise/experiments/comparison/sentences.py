@@ -129,7 +129,7 @@ def _parts(table: Mapping[str, Any], names: Mapping[str, str], reference: str) -
         tail = ""
         if versus == "normalize" and not better:
             tail = f". Normalizing each image alone does as much as {name}"
-        elif "learned" in name and "learned" not in versus and not better:
+        elif "learned" in name.split("+") and "learned" not in versus.split("+") and not better:
             tail = ". Learning is not shown to add anything here"
         said.append(f"{name} against {versus}: {_findings(rows, names)}{tail}.")
     return said
