@@ -25,13 +25,13 @@ DRAWS = 200
 def _ours() -> Transform:
     from policy_noise import RandomShading
 
-    return RandomShading(p=1.0, grid_size=(2, 2, 2), mean=0.5, std=0.25)
+    return RandomShading(p=1.0, grid_size=(3, 3, 3), mean=0.5, std=0.25)
 
 
 def _ours_unit() -> Transform:
     from policy_noise import RandomShading
 
-    return RandomShading(p=1.0, grid_size=(2, 2, 2), mean=0.0, std=1.0)
+    return RandomShading(p=1.0, grid_size=(3, 3, 3), mean=0.0, std=1.0)
 
 
 def _monai() -> Transform:

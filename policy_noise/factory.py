@@ -170,7 +170,7 @@ def _build(network: nn.Module, preset: str | None, overrides: dict[str, Any]) ->
             if not random:
                 raise
     if takes_volumes(network):
-        cells = settings.get("grid_size", 2)
+        cells = settings.get("grid_size", RandomShading().grid_size[0] if random else 2)
         settings["grid_size"] = (cells,) * 3 if isinstance(cells, int) else cells
     if "mean" not in settings and "std" not in settings:
         settings |= normalization(network, settings.get("in_chans"))

@@ -1,8 +1,8 @@
 """Named sets of settings.
 
-``random`` has random masks, to use as an augmentation. ``learned`` has the same masks, learned by an adversarial
-policy whose entropy is held near -0.075 nats per cell, and which cannot brighten or darken images on average. ``paper``
-has the published settings, number for number.
+``random`` has random masks, to use as an augmentation: smooth, and of another strength in each image. ``learned`` has
+masks of 2 x 2 cells and one strength, learned by an adversarial policy whose entropy is held near -0.075 nats per cell,
+and which cannot brighten or darken images on average. ``paper`` has the published settings, number for number.
 """
 
 from collections.abc import Mapping
@@ -31,8 +31,17 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         # The masks of "random", learned. The policy's entropy is held, so that it cannot give up noise: the only
         # learned condition of the study that was as good as random masks (docs/evidence.md).
         "learned": Preset(mask={"center_brightness": True}, hook={"reward": "adversarial", "entropy_target": -0.075}),
-        # Learned masks were no better, and in some respects worse (benchmarks/README.md).
-        "random": Preset(mask={"policy": "static"}, hook={"frozen": True}),
+        # The masks of RandomShading, whose defaults a rule on validation chose (benchmarks/study/PROTOCOL.md).
+        "random": Preset(
+            mask={
+                "policy": "static",
+                "grid_size": 3,
+                "pattern_std": (0.0, 0.2),
+                "brightness_std": 0.3,
+                "upsample": "cubic",
+            },
+            hook={"frozen": True},
+        ),
         # arXiv 2406.14568 and its training code: a resnet10t on the full image, every image masked on its normalised
         # values at half the contrast, the batch's scalar loss as the reward of all, SGD at a tenth of 0.1.
         "paper": Preset(

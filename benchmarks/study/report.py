@@ -10,7 +10,7 @@ from benchmarks.pages import head, row, save_plot
 from benchmarks.study.arms import Arm
 from benchmarks.study.results import Difference, Results, correct, read_results
 from benchmarks.study.rule import TASKS, all_rule_jobs, outcome, rule_table, second_stage, taken
-from benchmarks.study.suites import MASKS, NORMALIZED, PLAIN, SETTINGS, arms_on_test, of_both, protocol_jobs
+from benchmarks.study.suites import MASKS, NORMALIZED, PLAIN, SETTINGS, TODAY, arms_on_test, of_both, protocol_jobs
 from policy_noise.experiments.shifts import SHIFTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -280,7 +280,7 @@ def results_page(records: list[dict[str, Any]]) -> str:
         "[The protocol](PROTOCOL.md) says what is declared. `python -m benchmarks.study report` writes this page. "
         "Macro F1; differences are paired by seed, ± is the 95 % t-interval, given for three seeds or more; * means "
         "p < .05 after Holm's correction over the rows of a column. BE and rBE are errors: lower is better.",
-        "## Rule, validation: settings of masks minus today's default",
+        f"## Rule, validation: settings of masks minus `{TODAY}`, the default before",
         "\n".join(rule_table(val, [*SETTINGS, *second_stage(val, done)])),
     ]
     on_validation = [measure for measure in MEASURES if measure not in (*OF_ORGANS, *OF_PNEUMONIA)]
@@ -301,9 +301,12 @@ def results_page(records: list[dict[str, Any]]) -> str:
 def evidence_page(text: str, records: list[dict[str, Any]]) -> str:
     """The evidence page with its tables anew."""
     test, arms = Results(records, "test"), _arms(records)
+    chosen = taken(Results(records, "val"), _done(records))
+    settings = [arm for setting in (SETTINGS[0], chosen) if setting for arm in of_both(setting)]
     parts = {
         "PROGRESS": progress(records),
-        "VALIDATION": minus_table(Results(records, "val"), ON_VALIDATION, PLAIN, SHOWN[:-1]),
+        "VALIDATION": minus_table(Results(records, "val"), [NORMALIZED, *settings], PLAIN, SHOWN[:-1]),
+        "ADDED": minus_table(Results(records, "val"), [a for a in settings if a.normalize], NORMALIZED, SHOWN[:-1]),
         "PROTOCOL": minus_table(test, arms, PLAIN),
         "NORMALIZED": minus_table(test, [arm for arm in arms if arm.normalize], NORMALIZED),
     }

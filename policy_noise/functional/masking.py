@@ -127,7 +127,7 @@ def _multiply(
         masked = images * mask
     elif _is_exact(images):
         masked = torch.lerp(black.to(dtype), images, mask)  # exact where the image is black or the mask is 1
-        if not bool(images.detach().sum().isfinite()):
+        if not math.isfinite(images.detach().sum()):
             masked = torch.where(images.isfinite(), masked, images)  # some scanners pad with infinite values
     else:
         # This leaves infinite values alone, and rounds black.

@@ -72,7 +72,7 @@ class SampleCount:
         sample, loss = observation.sample, observation.loss
         finite = loss.abs() < math.inf
         if sample.log_prob is not None:
-            finite = finite & sample.log_prob.detach().isfinite()
+            finite = finite & (sample.log_prob.detach().abs() < math.inf)
         self._checked += len(finite)
         self._uncounted.append(finite)
         if len(self._uncounted) > MAX_UNCOUNTED:

@@ -68,9 +68,9 @@ class RandomShading(SmoothMask):
     def __init__(
         self,
         p: float = 0.5,
-        grid_size: int | Sequence[int] = 2,
-        pattern_std: float | tuple[float, float] | None = 0.1,
-        brightness_std: float | tuple[float, float] = 0.2,
+        grid_size: int | Sequence[int] = 3,
+        pattern_std: float | tuple[float, float] | None = (0.0, 0.2),
+        brightness_std: float | tuple[float, float] = 0.3,
         *,
         strength: float = 1.0,
         mean: float | Sequence[float] | None = None,
@@ -80,7 +80,7 @@ class RandomShading(SmoothMask):
         clip: bool = False,
         kernel_size: int | Sequence[int] | None = None,
         sigma: float | Sequence[float] | None = None,
-        upsample: PF.Upsample = "nearest",
+        upsample: PF.Upsample = "cubic",
         per_channel: bool = False,
     ) -> None:
         super().__init__(

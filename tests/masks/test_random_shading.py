@@ -11,6 +11,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from policy_noise import PolicyNoiseMask, RandomShading
+from policy_noise.presets import get_preset
 
 
 def moments(mask, draws, size=(12, 16)):
@@ -29,15 +30,16 @@ def moments(mask, draws, size=(12, 16)):
 )
 def test_its_masks_are_those_of_a_frozen_static_policy(settings):
     """Ten moments of 20,000 draws each, within 4.5 standard errors of the difference."""
-    count, shading = 20_000, RandomShading(**settings)
+    settings = {**get_preset("random").mask, **settings}
+    count, shading = 20_000, RandomShading(**{name: value for name, value in settings.items() if name != "policy"})
     shading.policy = None
     own = moments(shading, count)
-    other = moments(PolicyNoiseMask(in_chans=1, policy="static", **settings), count)
+    other = moments(PolicyNoiseMask(in_chans=1, **settings), count)
     error = ((own.var(0) + other.var(0)) / count).sqrt()
     assert ((own.mean(0) - other.mean(0)).abs() <= 4.5 * error + 1e-6).all()
     assert (error < 0.03).all()  # precise enough to tell
     # Neither is the distribution of a policy that has learned.
-    learned = PolicyNoiseMask(in_chans=1, policy="static", **settings)
+    learned = PolicyNoiseMask(in_chans=1, **settings)
     torch.nn.init.constant_(learned.policy.log_concentration, 1.0)
     third = moments(learned, count)
     error = ((own.var(0) + third.var(0)) / count).sqrt()
@@ -253,7 +255,7 @@ def test_deviations_are_drawn_uniformly_from_their_ranges_for_each_image():
 
 def test_a_range_of_one_value_is_that_value_and_ranges_leave_the_other_draws_alone():
     images = torch.rand(6, 3, 24, 24)
-    settings = [{}, {"pattern_std": (0.1, 0.1), "brightness_std": (0.2, 0.2)}]
+    settings = [{"pattern_std": 0.1, "brightness_std": 0.2}, {"pattern_std": (0.1, 0.1), "brightness_std": (0.2, 0.2)}]
     fixed, ranged = (RandomShading(p=0.5, mean=0.0, std=1.0, **values) for values in settings)
     samples = [fixed.sample(images, torch.Generator().manual_seed(1)), ranged.sample(images[:1])]
     ranged_sample = dataclasses.replace(samples[1], action=samples[0].action, applied=samples[0].applied)
@@ -266,7 +268,7 @@ def test_a_range_of_one_value_is_that_value_and_ranges_leave_the_other_draws_alo
 def test_channels_can_have_masks_of_their_own():
     shading, images = RandomShading(p=1.0, per_channel=True, mean=0.0, std=1.0), torch.rand(3, 4, 16, 16)
     sample = shading.sample(images)
-    assert sample.action.shape == (3, 4, 2, 2)
+    assert sample.action.shape == (3, 4, 3, 3)
     factors = shading.render(sample, (16, 16))
     assert factors.shape == images.shape
     torch.testing.assert_close(shading(images, sample), images * factors)
