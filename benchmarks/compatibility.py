@@ -203,9 +203,9 @@ def page(outcomes: Outcomes) -> str:
         "## Precisions, networks and optimizers",
         "fp16 is autocast with GradScaler, bf16 is autocast alone. Each run checks that the policy learned, that the "
         "loss equals that of the network without a hook on the same masked images, that evaluation is not masked, and "
-        "that a run that was stopped and resumed ends bit for bit like the uninterrupted one. The two runs of a cell "
-        "have one and two microbatches per step. A dash means that the parts do not work together without the package "
-        "either (closures with GradScaler; optimizers that flatten gradients with channels_last).",
+        "that a run that was stopped and resumed ends bit for bit like the uninterrupted one. Runs have one or two "
+        "microbatches per step. A sample of the combinations is run. A dash is one that is not run, or does not work "
+        "without the package either (closures with GradScaler; optimizers that flatten gradients with channels_last).",
         "\n".join(matrix_table(outcomes["matrix"])),
         "## EMA, compiled networks, checkpointing",
         "\n".join(other_combinations(outcomes["matrix"])),
