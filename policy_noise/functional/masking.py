@@ -279,8 +279,13 @@ def _few_cells_map(operators: Operators, pattern_std: float, slope: float) -> tu
     with torch.inference_mode(False), torch.no_grad():
         share = operators.share.double().cpu()
         below = share.unsqueeze(1) - torch.eye(len(share), dtype=share.dtype)
+        # kron fails on an axis of one pixel, whose matrix has an odd stride until it is cloned.
         factor, corners = (
-            reduce(torch.kron, (matrix.double().cpu() for matrix in matrices), share.new_ones(1, 1))
+            reduce(
+                torch.kron,
+                (matrix.double().cpu().clone(memory_format=torch.contiguous_format) for matrix in matrices),
+                share.new_ones(1, 1),
+            )
             for matrices in (operators.factors, operators.corners)
         )
         level = share.new_full((len(share), 1), slope / len(share))

@@ -209,10 +209,7 @@ class SmoothMask(StochasticAugmentation):
     def _within_ranges(self, uniform: Tensor) -> dict[str, Tensor]:
         """Each image's deviations, (B,), from uniform numbers (B, number of ranges)."""
         ranges = self.ranges.items()
-        return {
-            name: torch.lerp(torch.full_like(u, low), torch.full_like(u, high), u)
-            for (name, (low, high)), u in zip(ranges, uniform.unbind(1), strict=True)
-        }
+        return {name: u * (high - low) + low for (name, (low, high)), u in zip(ranges, uniform.unbind(1), strict=True)}
 
     def forward(self, images: Any, *labels: Any, sample: Any = None) -> Any:
         """Mask a batch.
