@@ -52,6 +52,12 @@ class PolicyLearner:
         frozen: Never step. This is the control: masks are drawn, and nothing is learned.
         update_every: Learn from one window in this many. In the others masks are drawn without a graph, and their
             losses are ignored.
+
+    Example:
+        >>> from policy_noise import PolicyNoiseMask
+        >>> learner = PolicyLearner(PolicyNoiseMask(in_chans=1), reward="adversarial", entropy_target=-0.075)
+        >>> learner.reward
+        'adversarial'
     """
 
     def __init__(

@@ -34,6 +34,11 @@ class MaskSample(ShadingSample):
         concentration0: Beta of each cell, ``(B, 1, *grid)``.
         pattern_std: See :class:`ShadingSample`.
         brightness_std: See :class:`ShadingSample`.
+
+    Example:
+        >>> sample = PolicyNoiseMask(in_chans=1).sample(torch.rand(2, 1, 16, 16))
+        >>> sample.log_prob.shape, sample.cell_log_prob().shape
+        (torch.Size([2]), torch.Size([2, 4]))
     """
 
     concentration1: Tensor
