@@ -33,7 +33,7 @@ class Arm:
         return replace(
             self,
             name=f"{other.name}+{self.name}",
-            title=f"{other.title}, then {self.title}",
+            title=f"{other.title.removeprefix('each image ')}, then {self.title}",
             normalize=other.normalize or self.normalize,
             augment=other.augment or self.augment,
         )
@@ -55,8 +55,8 @@ POLICY = {"reward": "adversarial", "entropy_target": -0.075}
 
 PLAIN = Arm("plain", "plain")
 NORMALIZED = Arm("normalized", "each image normalized", normalize=True)
-MASKS = Arm("random", "random masks, nearest .10 .20", masks=RANDOM)
-SMOOTH = Arm("smooth", "random masks, linear 0-.4 .20", masks=shading("linear", (0.0, 0.4), 0.2))
+MASKS = Arm("random", "masks nearest .10 .20", masks=RANDOM)
+SMOOTH = Arm("smooth", "masks linear 0-.4 .20", masks=shading("linear", (0.0, 0.4), 0.2))
 JITTER = Arm("color-jitter", "ColorJitter", augment="color_jitter")
 BIAS_FIELD = Arm("bias-field", "random bias field", augment="bias_field")
 OTHERS = (

@@ -25,7 +25,7 @@ TODAY = "nearest .10 .20"
 
 def _setting(form: str, pattern: str, brightness: float, clip: bool) -> Arm:
     name = f"{form} {pattern} {brightness:.2f}".replace("0.", ".") + (" clipped" if clip else "")
-    return Arm(name, f"random masks, {name}", masks=shading(form, PATTERNS[pattern], brightness, clip))
+    return Arm(name, f"masks {name}", masks=shading(form, PATTERNS[pattern], brightness, clip))
 
 
 def _settings() -> list[Arm]:
