@@ -8,6 +8,7 @@ over the last epochs, as in the paper. :func:`save_heated` writes it as safetens
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ from .utils.model import BATCH_NORMS
 from .version import __version__
 
 __all__ = ["average_checkpoints", "load_heated", "read_heated_metadata", "recalibrate_batchnorm", "save_heated"]
+
+
+WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")
+"""Prefixes of torch.compile and DDP. Older versions of timm remove only one of them."""
 
 
 @torch.no_grad()
@@ -111,10 +116,10 @@ def average_checkpoints(paths: Sequence[PathLike]) -> dict[str, Tensor]:
     last: dict[str, Tensor] = {}
     for path in paths:
         try:
-            state = load_state_dict(os.fspath(path), use_ema=False)
+            state = load_state_dict(os.fspath(path), use_ema=False, weights_only=True)  # not every timm's default
         except Exception as error:  # zip, safetensors and pickle readers raise different errors for broken files
             raise ValueError(f"checkpoint {os.fspath(path)} cannot be read without running code: {error}") from error
-        values = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        values = {WRAPPERS.sub("", name): value for name, value in state.items() if isinstance(value, Tensor)}
         if last and {n: v.shape for n, v in values.items()} != {n: v.shape for n, v in last.items()}:
             raise ValueError(
                 f"checkpoint {os.fspath(path)} holds another model than {os.fspath(paths[0])}: "
