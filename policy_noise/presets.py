@@ -28,8 +28,8 @@ class Preset:
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        # The masks of "random", learned. The policy's entropy is held, so that it cannot give up noise: the only
-        # learned condition of the study that was as good as random masks (docs/evidence.md).
+        # The policy must keep its masks random: the only learned condition of the study that was as good as the same
+        # masks drawn at random (benchmarks/study/EARLIER.md).
         "learned": Preset(mask={"center_brightness": True}, hook={"reward": "adversarial", "entropy_target": -0.075}),
         # The masks of RandomShading, whose defaults a rule on validation chose (benchmarks/study/PROTOCOL.md).
         "random": Preset(

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.study.report import RESULTS, ROOT, write_pages
-from benchmarks.study.results import Results, read_results
+from benchmarks.study.results import Results, done, read_results
 from benchmarks.study.rule import all_rule_jobs, taken
 from benchmarks.study.suites import Job, protocol_jobs
 from benchmarks.study.tasks import TaskData, build_task
@@ -34,10 +34,9 @@ SUITES = ("rule", "test")
 
 def declared(suites: tuple[str, ...], records: list[dict[str, Any]]) -> list[Job]:
     """The runs of suites, in their order. The rule's second stage is known once its first one is complete."""
-    done = {record["key"] for record in records if "scores" in record}
-    validation = Results(records, "val")
-    rule = all_rule_jobs(validation, done) if "rule" in suites else []
-    return [*rule, *(protocol_jobs(taken(validation, done)) if "test" in suites else ())]
+    validation, known = Results(records, "val"), done(records)
+    rule = all_rule_jobs(validation, known) if "rule" in suites else []
+    return [*rule, *(protocol_jobs(taken(validation, known)) if "test" in suites else ())]
 
 
 def _machine(device: str) -> str:
@@ -59,7 +58,7 @@ def _run(args: argparse.Namespace) -> int:
     made = {"commit": commit.stdout.strip(), "torch": torch.__version__, "machine": _machine(args.device)}
     while True:
         records = read_results(args.output)
-        known = failed | {record["key"] for record in records if "scores" in record}
+        known = failed | done(records)
         own = [job for job in declared(args.suites, records) if not args.arms or job.arm.name in args.arms]
         missing = [job for job in own[part - 1 :: parts] if job.key not in known]
         if not missing:

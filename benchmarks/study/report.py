@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.pages import head, row, save_plot
 from benchmarks.study.arms import Arm
-from benchmarks.study.results import Difference, Results, correct, read_results
+from benchmarks.study.results import Difference, Results, correct, done, read_results
 from benchmarks.study.rule import TASKS, all_rule_jobs, outcome, rule_table, second_stage, taken
 from benchmarks.study.suites import MASKS, NORMALIZED, PLAIN, SETTINGS, TODAY, arms_on_test, of_both, protocol_jobs
 from policy_noise.experiments.shifts import SHIFTS
@@ -134,13 +134,9 @@ def minus_table(results: Results, arms: Sequence[Arm], control: Arm, measures: S
 ON_VALIDATION = [NORMALIZED, *(arm for setting in SETTINGS for arm in of_both(setting))]
 
 
-def _done(records: list[dict[str, Any]]) -> set[str]:
-    return {record["key"] for record in records if "scores" in record}
-
-
-def _arms(records: list[dict[str, Any]]) -> tuple[Arm, ...]:
-    """Those on test."""
-    return arms_on_test(taken(Results(records, "val"), _done(records)))
+def _chosen(records: list[dict[str, Any]]) -> Arm | None:
+    """The setting that the rule took, as far as the records decide it."""
+    return taken(Results(records, "val"), done(records))
 
 
 def scores_table(results: Results, arms: Sequence[Arm], task: str) -> str:
@@ -157,13 +153,13 @@ def scores_table(results: Results, arms: Sequence[Arm], task: str) -> str:
 
 def progress(records: list[dict[str, Any]]) -> str:
     """How many of the declared runs exist."""
-    done = _done(records)
-    rule = all_rule_jobs(Results(records, "val"), done)
-    test = protocol_jobs(taken(Results(records, "val"), done))
-    counts = [sum(job.key in done for job in jobs) for jobs in (rule, test)]
+    val, known = Results(records, "val"), done(records)
+    rule = all_rule_jobs(val, known)
+    test = protocol_jobs(taken(val, known))
+    counts = [sum(job.key in known for job in jobs) for jobs in (rule, test)]
     return (
         f"{counts[0]} of {len(rule)} validation runs of the rule and {counts[1]} of {len(test)} test runs exist. "
-        f"{outcome(Results(records, 'val'), done)}"
+        f"{outcome(val, known)}"
     )
 
 
@@ -272,7 +268,7 @@ def clean_by_task(results: Results) -> str:
 def results_page(records: list[dict[str, Any]]) -> str:
     """The page of all results of the protocol."""
     val, test = Results(records, "val"), Results(records, "test")
-    done, arms = _done(records), _arms(records)
+    known, arms = done(records), arms_on_test(_chosen(records))
     parts = [
         "# Results of the protocol",
         progress(records),
@@ -281,7 +277,7 @@ def results_page(records: list[dict[str, Any]]) -> str:
         "Macro F1; differences are paired by seed, ± is the 95 % t-interval, given for three seeds or more; * means "
         "p < .05 after Holm's correction over the rows of a column. BE and rBE are errors: lower is better.",
         f"## Rule, validation: settings of masks minus `{TODAY}`, the default before",
-        "\n".join(rule_table(val, [*SETTINGS, *second_stage(val, done)])),
+        "\n".join(rule_table(val, [*SETTINGS, *second_stage(val, known)])),
     ]
     on_validation = [measure for measure in MEASURES if measure not in (*OF_ORGANS, *OF_PNEUMONIA)]
     parts += [
@@ -300,13 +296,13 @@ def results_page(records: list[dict[str, Any]]) -> str:
 
 def evidence_page(text: str, records: list[dict[str, Any]]) -> str:
     """The evidence page with its tables anew."""
-    test, arms = Results(records, "test"), _arms(records)
-    chosen = taken(Results(records, "val"), _done(records))
+    val, test, chosen = Results(records, "val"), Results(records, "test"), _chosen(records)
+    arms = arms_on_test(chosen)
     settings = [arm for setting in (SETTINGS[0], chosen) if setting for arm in of_both(setting)]
     parts = {
         "PROGRESS": progress(records),
-        "VALIDATION": minus_table(Results(records, "val"), [NORMALIZED, *settings], PLAIN, SHOWN[:-1]),
-        "ADDED": minus_table(Results(records, "val"), [a for a in settings if a.normalize], NORMALIZED, SHOWN[:-1]),
+        "VALIDATION": minus_table(val, [NORMALIZED, *settings], PLAIN, SHOWN[:-1]),
+        "ADDED": minus_table(val, [a for a in settings if a.normalize], NORMALIZED, SHOWN[:-1]),
         "PROTOCOL": minus_table(test, arms, PLAIN),
         "NORMALIZED": minus_table(test, [arm for arm in arms if arm.normalize], NORMALIZED),
     }
@@ -332,4 +328,4 @@ def write_pages() -> None:
     EARLIER_PAGE.write_text(earlier_page(EARLIER_PAGE.read_text(encoding="utf-8"), earlier), encoding="utf-8")
     test = Results(records, "test")
     if test.by_seed(TASKS, MASKS.name, "clean"):
-        heat_map(test, {arm.name: arm.title for arm in _arms(records)[1:]}, PICTURES / "heat-map.png")
+        heat_map(test, {arm.name: arm.title for arm in arms_on_test(_chosen(records))[1:]}, PICTURES / "heat-map.png")

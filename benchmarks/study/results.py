@@ -30,6 +30,11 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def done(records: Iterable[dict[str, Any]]) -> set[str]:
+    """Keys of the runs that have scores."""
+    return {record["key"] for record in records if "scores" in record}
+
+
 @dataclass
 class Difference:
     """A paired difference over seeds: its mean, half its 95 % t-interval and p-value, NaN with fewer than 3 seeds."""

@@ -36,8 +36,7 @@ class RandomShading(SmoothMask):
         black: Where black lies in the images: a number or one per channel (-1000 for CT in Hounsfield units; 0
             multiplies the values as they are), ``"minimum"`` (each image's smallest finite value in each channel) or
             ``"percentile"`` (its 1st percentile, padding not counted unless it fills over half of the image: then
-            pass the number). By default it follows from ``mean`` and
-            ``std``, and is ``"minimum"`` without them.
+            pass the number). By default it follows from ``mean`` and ``std``, and is ``"minimum"`` without them.
         white: Where white lies: one number or one per channel; by default it follows from ``mean`` and ``std``.
         clip: Brighten no pixel beyond white, as an exposure that saturates.
         kernel_size: Size of the blur kernel in pixels, one number or one per axis; by default it follows sigma.
