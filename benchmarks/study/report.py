@@ -1,6 +1,7 @@
 """The tables and the picture of the results pages and of the evidence page. Nothing is trained here."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,19 @@ from benchmarks.pages import head, row, save_plot
 from benchmarks.study.arms import Arm
 from benchmarks.study.results import Difference, Results, correct, done, read_results
 from benchmarks.study.rule import TASKS, all_rule_jobs, outcome, rule_table, second_stage, taken
-from benchmarks.study.suites import MASKS, NORMALIZED, PLAIN, SETTINGS, TODAY, arms_on_test, of_both, protocol_jobs
+from benchmarks.study.suites import (
+    JITTER,
+    LEARNT,
+    MASKS,
+    NORMALIZED,
+    PLAIN,
+    SETTINGS,
+    SWAPPED,
+    TODAY,
+    arms_on_test,
+    of_both,
+    protocol_jobs,
+)
 from policy_noise.experiments.shifts import SHIFTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,7 +81,7 @@ EARLIER_SHOWN = {"clean": "clean", "shifted": "mean of eight shifts", "bias_fiel
     "medmnist_c": "MedMNIST-C",
     "ct2": "unseen CT patient",
 }
-PAIRS = {
+EARLIER_PAIRS = {
     ("learned", "random"): "learned minus random masks",
     ("learned", "learned-swapped"): "learned minus the same masks swapped",
     ("cooperative", "random"): "cooperative, entropy not held, minus random",
@@ -131,12 +144,54 @@ def minus_table(results: Results, arms: Sequence[Arm], control: Arm, measures: S
     return "\n".join([*head(["training images", "seeds", *(MEASURES[measure] for measure in measures)]), *rows])
 
 
+def task_table(results: Results, setting: Arm, measures: Sequence[str] = SHOWN) -> str:
+    """On each task: masks minus the same images without masks, as they are and normalized."""
+    pairs = [
+        (task, base, arm) for base, arm in zip((PLAIN, NORMALIZED), of_both(setting), strict=True) for task in TASKS
+    ]
+    columns = [
+        [
+            results.difference([task], arm.name, base.name, measure) if _tasks_of(measure, [task]) else None
+            for task, base, arm in pairs
+        ]
+        for measure in measures
+    ]
+    for column in columns:
+        correct(column)
+    lines = head(["task", "images", *(MEASURES[measure] for measure in measures)])
+    for (task, base, _), cells in zip(pairs, zip(*columns, strict=True), strict=True):
+        lines.append(row([task, "as they are" if base is PLAIN else "normalized", *map(_cell, cells)]))
+    return "\n".join(lines)
+
+
 ON_VALIDATION = [NORMALIZED, *(arm for setting in SETTINGS for arm in of_both(setting))]
 
 
 def _chosen(records: list[dict[str, Any]]) -> Arm | None:
     """The setting that the rule took, as far as the records decide it."""
     return taken(Results(records, "val"), done(records))
+
+
+def _shown_arms(chosen: Arm | None) -> list[Arm]:
+    """The arms on test in the evidence page's order: the default first, under its everyday name."""
+    arms = [arm for arm in arms_on_test(chosen) if arm is not PLAIN]
+    if chosen is None:
+        return arms
+    first = [NORMALIZED, *of_both(chosen), JITTER, chosen.on(JITTER), JITTER.on(NORMALIZED)]
+    arms = [*first, *(arm for arm in arms if arm not in first)]
+    return [replace(arm, title=arm.title.replace(chosen.title, "random masks")) for arm in arms]
+
+
+def _pairs(masks: Arm) -> dict[tuple[str, str], str]:
+    """Single comparisons on test: masks on top of ColorJitter, and learned ones with their controls."""
+    on_jitter, normalized = masks.on(JITTER), LEARNT.on(NORMALIZED)
+    return {
+        (on_jitter.name, JITTER.name): "ColorJitter with random masks minus ColorJitter",
+        (LEARNT.name, SWAPPED.name): "learned masks minus the same, swapped",
+        (LEARNT.name, MASKS.name): "learned masks minus random ones of their form",
+        (normalized.name, SWAPPED.on(NORMALIZED).name): "on normalized images: minus the same, swapped",
+        (normalized.name, MASKS.on(NORMALIZED).name): "on normalized images: minus random ones of their form",
+    }
 
 
 def scores_table(results: Results, arms: Sequence[Arm], task: str) -> str:
@@ -187,12 +242,12 @@ def earlier_table(results: Results) -> str:
     return "\n".join([*lines, *(row([EARLIER_ROWS[arm][0], *map(_cell, cells)]) for arm, cells in both.items())])
 
 
-def pairs_table(results: Results) -> str:
-    """Comparisons of the earlier rounds under each shift."""
-    measures = ["clean", "shifted", *SHIFTS]
+def pairs_table(results: Results, pairs: Mapping[tuple[str, str], str], measures: Sequence[str]) -> str:
+    """Single comparisons of two arms, without correction."""
     lines = head(["", *(MEASURES[measure] for measure in measures)])
-    for pair, title in PAIRS.items():
-        lines.append(row([title, *(_cell(results.difference(TASKS, *pair, measure)) for measure in measures)]))
+    for pair, title in pairs.items():
+        cells = [results.difference(_tasks_of(measure, TASKS), *pair, measure) for measure in measures]
+        lines.append(row([title, *map(_cell, cells)]))
     return "\n".join(lines)
 
 
@@ -296,15 +351,14 @@ def results_page(records: list[dict[str, Any]]) -> str:
 
 def evidence_page(text: str, records: list[dict[str, Any]]) -> str:
     """The evidence page with its tables anew."""
-    val, test, chosen = Results(records, "val"), Results(records, "test"), _chosen(records)
-    arms = arms_on_test(chosen)
-    settings = [arm for setting in (SETTINGS[0], chosen) if setting for arm in of_both(setting)]
+    test, chosen = Results(records, "test"), _chosen(records)
+    arms = _shown_arms(chosen)
     parts = {
         "PROGRESS": progress(records),
-        "VALIDATION": minus_table(val, [NORMALIZED, *settings], PLAIN, SHOWN[:-1]),
-        "ADDED": minus_table(val, [a for a in settings if a.normalize], NORMALIZED, SHOWN[:-1]),
         "PROTOCOL": minus_table(test, arms, PLAIN),
         "NORMALIZED": minus_table(test, [arm for arm in arms if arm.normalize], NORMALIZED),
+        "TASKS": task_table(test, chosen or MASKS),
+        "PAIRS": pairs_table(test, _pairs(chosen or MASKS), SHOWN),
     }
     for name, content in parts.items():
         text = put(text, content, name)
@@ -314,7 +368,11 @@ def evidence_page(text: str, records: list[dict[str, Any]]) -> str:
 def earlier_page(text: str, earlier: list[dict[str, Any]]) -> str:
     """The page of the earlier rounds with its tables anew."""
     before = Results(earlier, "test")
-    parts = {"EARLIER": earlier_table(before), "PAIRS": pairs_table(before), "CLEAN": clean_by_task(before)}
+    parts = {
+        "EARLIER": earlier_table(before),
+        "PAIRS": pairs_table(before, EARLIER_PAIRS, ["clean", "shifted", *SHIFTS]),
+        "CLEAN": clean_by_task(before),
+    }
     for name, content in {**parts, "LONG": long_table(before)}.items():
         text = put(text, content, name)
     return text
@@ -328,4 +386,4 @@ def write_pages() -> None:
     EARLIER_PAGE.write_text(earlier_page(EARLIER_PAGE.read_text(encoding="utf-8"), earlier), encoding="utf-8")
     test = Results(records, "test")
     if test.by_seed(TASKS, MASKS.name, "clean"):
-        heat_map(test, {arm.name: arm.title for arm in arms_on_test(_chosen(records))[1:]}, PICTURES / "heat-map.png")
+        heat_map(test, {arm.name: arm.title for arm in _shown_arms(_chosen(records))}, PICTURES / "heat-map.png")
