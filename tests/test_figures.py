@@ -1,6 +1,6 @@
 """Every result on README and documentation stands in a file that a command wrote.
 
-A figure is a number with a decimal point or a unit, outside of code and formulas. Its source is:
+A figure is a number with a decimal point or a unit, or in a table, outside of code and formulas. Its source is:
 
 - with an interval, as in ".179 ± .015": a table that a command wrote, in the same digits;
 - in a table: rows of the results that the section links to, which have the words of the row's first cell;
@@ -28,7 +28,8 @@ BEING_MEASURED = ("README.md", "docs/evidence.md", "docs/settings.md")
 """Pages whose figures are about to change: only those with an interval are looked up."""
 
 UNITS = "%|ms|s|seconds|minutes|kB|MB|operations|times"
-FIGURE = re.compile(rf"(?<![\w.,])(\d*\.\d+|\d+(?= (?:{UNITS})(?!\w)))( %)?")
+FIGURE = re.compile(rf"(?<![\w.,])(\d*\.\d+|\d+(?= (?:{UNITS})(?!\w))|(?<=\| )\d+(?= [|(]))( %)?")
+RANGE = re.compile(rf"(?<=\d) (to|and) (\d*\.?\d+) ({UNITS})(?!\w)")
 INTERVAL = re.compile(r"\d?\.\d{2,3}\s±\s\d?\.\d{2,3}")
 SOURCE = re.compile(r"<!-- ([\w./-]+\.\w+|[A-Z]+): (.*?) -->", re.DOTALL)
 LINK = re.compile(r"\]\(([^)]*)\)")
@@ -109,7 +110,7 @@ def without_source(page: str, text: str) -> Iterator[str]:
             for declared in DECLARED:
                 plain = plain.replace(declared, "")
             yield from sorted(intervals(plain) - WRITTEN)
-            plain = re.sub(r"(?<=\d) (to|and) (\d*\.?\d+) %", r" % \1 \2 %", INTERVAL.sub("", plain))
+            plain = RANGE.sub(r" \3 \1 \2 \3", INTERVAL.sub("", plain))
             for figure in FIGURE.finditer(plain):
                 if not has(rows, figure):
                     yield " ".join(plain[max(0, figure.start() - 40) : figure.end()].split())
