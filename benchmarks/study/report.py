@@ -144,23 +144,26 @@ def minus_table(results: Results, arms: Sequence[Arm], control: Arm, measures: S
     return "\n".join([*head(["training images", "seeds", *(MEASURES[measure] for measure in measures)]), *rows])
 
 
-def task_table(results: Results, setting: Arm, measures: Sequence[str] = SHOWN) -> str:
-    """On each task: masks minus the same images without masks, as they are and normalized."""
-    pairs = [
-        (task, base, arm) for base, arm in zip((PLAIN, NORMALIZED), of_both(setting), strict=True) for task in TASKS
-    ]
+def task_table(results: Results, masks: Arm, measures: Sequence[str] = SHOWN) -> str:
+    """What normalizing does on each task, and what masks do on images as they are and on normalized ones."""
+    steps = {
+        "normalizing": (NORMALIZED, PLAIN),
+        "random masks": (masks, PLAIN),
+        "the same on normalized images": (masks.on(NORMALIZED), NORMALIZED),
+    }
+    rows = [(title, task, arm.name, base.name) for title, (arm, base) in steps.items() for task in TASKS]
     columns = [
         [
-            results.difference([task], arm.name, base.name, measure) if _tasks_of(measure, [task]) else None
-            for task, base, arm in pairs
+            results.difference([task], arm, base, measure) if _tasks_of(measure, [task]) else None
+            for _, task, arm, base in rows
         ]
         for measure in measures
     ]
     for column in columns:
         correct(column)
-    lines = head(["task", "images", *(MEASURES[measure] for measure in measures)])
-    for (task, base, _), cells in zip(pairs, zip(*columns, strict=True), strict=True):
-        lines.append(row([task, "as they are" if base is PLAIN else "normalized", *map(_cell, cells)]))
+    lines = head(["what", "task", *(MEASURES[measure] for measure in measures)])
+    for (title, task, *_), cells in zip(rows, zip(*columns, strict=True), strict=True):
+        lines.append(row([title, task, *map(_cell, cells)]))
     return "\n".join(lines)
 
 
