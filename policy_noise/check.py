@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from .augmentation import Sample
 from .factory import attach
-from .hooks.registry import hooks_on
-from .losses.batch import Structures
-from .losses.isolation import random_states, restore
-from .losses.refusal import batch_argument
+from .hooks._registry import hooks_on
+from .losses._agreement import batch_argument
+from .losses._batch import Structures
+from .losses._isolation import random_states, restore
 from .utils.compat import compiled_from, tree_flatten
 from .utils.misc import tensors_in
 

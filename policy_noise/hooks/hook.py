@@ -17,21 +17,19 @@ from torch.utils.hooks import RemovableHandle
 
 from ..augmentation import Sample, StochasticAugmentation
 from ..learning import PolicyLearner
+from ..learning._window import check_loss
 from ..learning.learner import MAX_WINDOW
-from ..learning.window import check_loss
 from ..losses import CriterionError, LossMethod, LossSplitter, SampleLosses, is_hookable, loss_of, with_loss
 from ..utils.compat import backward_number, is_in_backward, is_replica, is_transformed
 from ..utils.misc import is_distributed, tensors_in
 from ..utils.warn import warn
-from . import registry
-from .calls import Call, InputName, find_images, is_training, item_at, replace
-from .optimizers import OptimizerLink, stepping_optimizer
-from .pairing import Match, PairingError, PairingQueue, Pending
-from .registry import Functor
-from .schedule import ScheduledStrength
-from .streams import Draws, joined
-from .trained import Look, Term, trained_losses
-from .watch import Watch
+from . import _registry as registry
+from ._calls import Call, InputName, find_images, is_training, item_at, replace
+from ._draws import Draws, joined
+from ._pairing import Match, PairingError, PairingQueue, Pending
+from ._registry import Functor, saving_optimizer, stepping_optimizer
+from ._trained import Look, Term, trained_losses
+from ._watch import Watch
 
 __all__ = ["ReinforceHook"]
 
@@ -136,9 +134,9 @@ class ReinforceHook:
         _check_free(model, stepping)
         self.augmentation = augmentation
         self.learner = PolicyLearner(augmentation, **learner)
-        self._model, self._criterion, self._optimizer = model, criterion, optimizer
+        self._model, self._criterion, self._optimizer, self._stepping = model, criterion, optimizer, stepping
         self._number = _free_number(stepping)
-        self._draws = Draws(augmentation, generator, self._number)
+        self._draws = Draws(augmentation, generator, self._number, strength_schedule)
         self._output_loss = output_loss
         self._loss_method: LossMethod = loss_method
         self._splitter = None if criterion is None else LossSplitter(criterion, loss_method)
@@ -152,11 +150,9 @@ class ReinforceHook:
         self._calls: list[Call] = []
         self._size: tuple[int, ...] | None = None
         self._checked = False
-        self._strength = None if strength_schedule is None else ScheduledStrength(augmentation, strength_schedule)
         self._watch = Watch(model)
         self._state_in_optimizer = state_in_optimizer
-        self._handles: dict[nn.Module, list[RemovableHandle]] = {}
-        self._link: OptimizerLink | None = None
+        self._handles: dict[Any, list[RemovableHandle]] = {}
         try:
             self._activate()
             resumable = state_in_optimizer and self._learns and not known
@@ -186,19 +182,21 @@ class ReinforceHook:
             self._criterion, self._splitter = criterion, LossSplitter(criterion, self._loss_method)
             self._hook_criterion()
         if optimizer is not None:
-            _check_free(self._model, stepping_optimizer(optimizer), besides=self)
-            self._disconnect()
-            self._connect(optimizer)
+            stepping = stepping_optimizer(optimizer)
+            _check_free(self._model, stepping, besides=self)
+            for target in {self._optimizer, self._stepping} & self._handles.keys():
+                self._unregister(target)
+            self._optimizer, self._stepping = optimizer, stepping
+            self._number = _free_number(stepping, self._number)
+            self._hook_optimizer()
 
     def remove(self) -> None:
         """Remove all hooks. The model trains on unmasked images again, and the policy no longer learns."""
-        self._disconnect()
         registry.leave_steps(self._after_any_step)
         for target in list(self._handles):
             self._unregister(target)
         self._queue.clear()
-        if self._strength is not None:
-            self._strength.restore()
+        self._draws.restore_strength()
 
     def __repr__(self) -> str:
         level = ""
@@ -208,7 +206,7 @@ class ReinforceHook:
             level = f", black {[round(v, 2) for v in black.flatten().tolist()] if known else 'from each image'}"
         size = "none yet" if self._size is None else f"{' x '.join(map(str, self._size))} px"
         how = "observe()" if self._splitter is None else f"{type(self._splitter.criterion).__name__}, {self._splitter}"
-        stepping = "hook.step()" if self._link is None else type(self._link.stepping).__name__
+        stepping = "hook.step()" if self._stepping is None else type(self._stepping).__name__
         return (
             f"images: {size}, {type(self.augmentation).__name__}{level}\n"
             f"losses: {how if self._learns else 'not needed, nothing is learned'}\n"
@@ -265,7 +263,7 @@ class ReinforceHook:
         if isinstance(images, Tensor) and not len(images):
             self._watch.masked()
             return list(batches), None
-        if self._strength is not None and not self._strength.set(self._draws.steps):
+        if not self._draws.set_strength():
             self._watch.masked()
             return list(batches), None
         # Before the draw, so that an error leaves the random streams as they were.
@@ -426,13 +424,26 @@ class ReinforceHook:
             before = Functor(self._before_forward, self._watch.was_copied)
             self._register(self._model, before, self._after_forward, after_errors=True)
         self._hook_criterion()
-        if self._optimizer is not None:
-            self._connect(self._optimizer)
+        self._hook_optimizer()
+        if self._stepping is not None:
             registry.follow_steps(self._after_any_step)
 
     def _hook_criterion(self) -> None:
         if self._criterion is not None and (self._learns or self.learner.scales_loss):
             self._register(self._criterion, Functor(self._before_criterion), self._after_criterion)
+
+    def _hook_optimizer(self) -> None:
+        if self._stepping is None:
+            return
+        for target in (self._optimizer, self._stepping):
+            self._handles.setdefault(target, [])
+            registry.enter(target, self)
+        handles = self._handles[self._stepping]
+        handles.append(self._stepping.register_step_post_hook(Functor(self._after_step)))
+        if self._state_in_optimizer:
+            saved = saving_optimizer(self._optimizer)
+            handles.append(saved.register_state_dict_post_hook(Functor(self._save_into)))
+            handles.append(saved.register_load_state_dict_pre_hook(Functor(self._load_from)))
 
     def _register(
         self, target: nn.Module, before: Functor, after: Callable[..., Any], *, after_errors: bool = False
@@ -442,7 +453,7 @@ class ReinforceHook:
         handles.append(target.register_forward_hook(Functor(after), with_kwargs=True, always_call=after_errors))
         registry.enter(target, self)
 
-    def _unregister(self, target: nn.Module) -> None:
+    def _unregister(self, target: Any) -> None:
         for handle in self._handles.pop(target, ()):
             handle.remove()
         registry.leave(target, self)
@@ -668,22 +679,6 @@ class ReinforceHook:
 
     # -- hooks on the optimizer ----------------------------------------------------------------------------------------
 
-    def _connect(self, optimizer: Any) -> None:
-        self._optimizer = optimizer
-        self._number = _free_number(stepping_optimizer(optimizer), self._number)
-        self._link = OptimizerLink(optimizer, self._after_step)
-        if self._state_in_optimizer:
-            self._link.keep(self._save_into, self._load_from)
-        for target in self._link.targets:
-            registry.enter(target, self)
-
-    def _disconnect(self) -> None:
-        if self._link is not None:
-            self._link.remove()
-            for target in self._link.targets:
-                registry.leave(target, self)
-            self._link = None
-
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
@@ -693,8 +688,8 @@ class ReinforceHook:
     def _gradient_number(self) -> int:
         """The number of the gradient that the running backward pass adds to. After ``zero_grad`` it is another one."""
         running = backward_number()
-        if running != self._backward and self._link is not None:
-            groups = self._link.stepping.param_groups
+        if running != self._backward and self._stepping is not None:
+            groups = self._stepping.param_groups
             self._gradient += all(parameter.grad is None for group in groups for parameter in group["params"])
         self._backward = running
         return self._gradient
@@ -704,7 +699,7 @@ class ReinforceHook:
         waiting = self._queue.has_open or self.learner.observations or self._watch.suspects_copy
         if optimizer is self.learner.optimizer or not waiting:
             return
-        if self._watch.foreign_step(optimizer, None if self._link is None else self._link.stepping):
+        if self._watch.foreign_step(optimizer, self._stepping):
             self.learner.forget()
             self._queue.invalidate()
 

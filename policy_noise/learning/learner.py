@@ -11,9 +11,9 @@ from torch import Tensor
 from .. import functional as PF
 from ..augmentation import Sample, StochasticAugmentation
 from ..utils.misc import is_distributed
+from ._optimizer import PolicyOptimizer, PolicyRate, flat_gradient
+from ._window import Observation, SampleCount, WindowMoments, check_costs, check_loss, moments_of, sum_over_ranks
 from .estimators import EntropyConstraint, PaperEstimator, create_estimator
-from .optimizer import PolicyOptimizer, PolicyRate, flat_gradient
-from .window import Observation, SampleCount, WindowMoments, check_costs, check_loss, moments_of, sum_over_ranks
 
 __all__ = ["MAX_WINDOW", "PolicyLearner"]
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..losses import SampleLosses
 from ..utils.compat import backward_number, backward_roots, node_shapes, saved
-from .pairing import Match, Pending
-from .rows import operation, parents_first
+from ._pairing import Match, Pending
+from ._rows import operation, parents_first
 
 __all__ = ["Look", "Term", "trained_losses"]
 

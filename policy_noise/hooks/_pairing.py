@@ -12,10 +12,10 @@ from torch import Tensor
 from ..augmentation import Sample
 from ..utils.misc import tensors_in
 from ..utils.warn import Once
-from .rows import Rows, follow
+from ._rows import Rows, follow
 
 if TYPE_CHECKING:
-    from .trained import Term
+    from ._trained import Term
 
 __all__ = ["Match", "PairingError", "PairingQueue", "Pending"]
 
