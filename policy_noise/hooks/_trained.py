@@ -63,7 +63,7 @@ class Term:
     @property
     def is_trained(self) -> bool:
         """Whether a backward pass reached it."""
-        return bool(self._received[0] or self._received[1])
+        return bool(self._passes)
 
     def weight(self) -> Tensor:
         """Its share of the trained loss: the coefficient's absolute value, or the sum of those of all losses."""

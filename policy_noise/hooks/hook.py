@@ -341,7 +341,9 @@ class ReinforceHook:
         for match in matches:
             if match.index is None:
                 check_loss(len(match.pending), per_sample_loss)
-        factor = self._observe(matches, lambda: _given(per_sample_loss, valid))
+        values = per_sample_loss.detach().float()
+        losses = SampleLosses(values if valid is None else torch.where(valid, values, 0.0), valid)
+        factor = self._observe(matches, losses if self._learning else None)
         return per_sample_loss if factor is None else per_sample_loss * factor
 
     @contextmanager
@@ -524,13 +526,12 @@ class ReinforceHook:
             return None
         if self._calls:
             return None  # the outermost call has the loss
-
-        def losses() -> SampleLosses:
+        losses = None
+        if self._learning and self._learns:
             with torch.no_grad():
                 found = output_loss(output, args, kwargs)
-            return found if isinstance(found, SampleLosses) else SampleLosses(found, None)
-
-        factor = self._observe([Match(pending) for pending in pendings], losses if self._learns else None)
+            losses = found if isinstance(found, SampleLosses) else SampleLosses(found, None)
+        factor = self._observe([Match(pending) for pending in pendings], losses)
         return None if factor is None else replace(output, ("loss",), lambda value: value * factor)
 
     def _loss_of_one(self, output: Any, pendings: list[Pending]) -> OutputLoss | None:
@@ -582,7 +583,7 @@ class ReinforceHook:
         assert loss is not None
         for match in matches:
             match.gather(losses.values, losses.valid)  # rows that do not fit are refused here, in the loop's line
-        factor = _mean([self.learner.loss_scale(match.pending.sample) for match in matches])
+        factor = self._loss_factor(matches)
         if factor is not None:
             loss = loss * factor
         # The loss that is trained on may be any sum of the criterion's calls. What each counts is known at the step.
@@ -619,19 +620,21 @@ class ReinforceHook:
         """Whether the policy learns from this window (``update_every``). All ranks agree."""
         return self._draws.steps % self.learner.update_every == 0
 
-    def _observe(self, matches: Sequence[Match], losses: Callable[[], SampleLosses] | None) -> Tensor | None:
-        """Pass the losses of batches to the learner. They are not computed if nothing is learned from them."""
-        factors = []
-        if self._learning and losses is not None:
-            found = losses()
+    def _observe(self, matches: Sequence[Match], losses: SampleLosses | None) -> Tensor | None:
+        """Pass the losses of batches to the learner. None: nothing is learned from them. Returns the loss's factor."""
+        if losses is not None:
             for match in matches:
-                values, valid = match.gather(found.values, found.valid)
-                factors.append(self.learner.observe(match.pending.sample, *match.pending.spread(values, valid)))
-        else:
-            factors = [self.learner.loss_scale(match.pending.sample) for match in matches]
+                values, valid = match.gather(losses.values, losses.valid)
+                self.learner.observe(match.pending.sample, *match.pending.spread(values, valid))
         for match in matches:
             self._queue.pop(match.pending)
-        return _mean(factors)
+        return self._loss_factor(matches)
+
+    def _loss_factor(self, matches: Sequence[Match]) -> Tensor | None:
+        """What the classifier's loss is multiplied by; None leaves it alone."""
+        factors = [self.learner.loss_scale(match.pending.sample) for match in matches]
+        known = [factor for factor in factors if factor is not None]
+        return torch.stack(known).mean() if known else None
 
     def _say_what_is_missing(self) -> None:
         """Say once if the loop trains on something that was never observed, or that the reward does not follow."""
@@ -710,7 +713,7 @@ class ReinforceHook:
         if self._learning:
             self.learner.step(group)
         else:
-            self.learner.skip(group)
+            self.learner.rate(group)  # it may be the largest seen
         self._draws.advance()
         self._calls.clear()  # of forwards that were interrupted
         if self._splitter is not None:
@@ -746,16 +749,6 @@ class ReinforceHook:
         dist.broadcast_object_list(content)
         self.augmentation.load_state_dict(content[0])
         self._draws.seed = content[1]
-
-
-def _mean(factors: Sequence[Tensor | None]) -> Tensor | None:
-    known = [factor for factor in factors if factor is not None]
-    return torch.stack(known).mean() if len(known) > 1 else next(iter(known), None)
-
-
-def _given(losses: Tensor, valid: Tensor | None) -> SampleLosses:
-    values = losses.detach().float()
-    return SampleLosses(values if valid is None else torch.where(valid, values, 0.0), valid)
 
 
 def _check_arguments(

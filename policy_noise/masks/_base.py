@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -232,7 +233,7 @@ class SmoothMask(StochasticAugmentation):
         if sample is None and not self.training:
             return (images, *labels) if labels else images
         if labels or isinstance(images, Mapping | list | tuple):
-            return apply_to_images(self, images, labels)
+            return apply_to_images(partial(self, sample=sample), images, labels)
         batch = self.as_batch(images)
         if sample is None:
             self.look_at(batch)
@@ -260,16 +261,11 @@ class SmoothMask(StochasticAugmentation):
 
     def check(self, images: Tensor) -> None:
         """Warn if the images' values do not fit black and white."""
-        self._look_at(images, enough=1)
+        self.look_at(images, enough=1)
 
-    def look_at(self, images: Tensor) -> None:
-        """Collect the values of the first images, and warn once if they do not fit black and white."""
-        if not self._judged and not torch.compiler.is_compiling():
-            self._look_at(images.detach(), ENOUGH)
-
-    def _look_at(self, images: Tensor, enough: int) -> None:
-        """Collect the range of the first images' values, and judge it once, from so many images on."""
-        if self.black is None or not images.numel() or self._judged:
+    def look_at(self, images: Tensor, enough: int = ENOUGH) -> None:
+        """Collect the values of the first images, and from so many on warn once if they do not fit black and white."""
+        if self._judged or torch.compiler.is_compiling() or self.black is None or not images.numel():
             return
         found = _ValueRange.of(images, self.black, self.white)
         if not found.images:
