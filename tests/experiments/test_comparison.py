@@ -287,9 +287,22 @@ def test_the_verdict_says_what_helps_and_what_it_costs(comparison):
     )
     assert any(text.startswith("random: better on site B (+0.") and "worse on clean" in text for text in others)
     learned = next(text for text in others if text.startswith("learned against random"))
-    assert learned.endswith("Learning is not shown to add anything here.")
+    assert learned.endswith("Their masks differ too: what learning adds shows against learned-random.")
     assert others[-1] == "Next: stop here, and use mixup."
     assert all(len(text) < 300 for text in others)
+
+
+@pytest.mark.parametrize("learned", ["learned", "paper", "normalize+learned"])
+def test_only_the_same_masks_unlearned_tell_what_learning_adds(comparison, learned):
+    arms = dict.fromkeys(["normalize", "random", "normalize+random", "mixup"], (0.0, 0.1))
+    for gain, said in ((0.1, True), (0.2, False)):
+        texts = verdict(results_of(comparison(arms | {f"{learned}-random": (0.0, 0.1), learned: (0.0, gain)})))
+        told = [
+            text.partition(":")[0] for text in texts if text.endswith("Learning is not shown to add anything here.")
+        ]
+        assert told == ([f"{learned} against {learned}-random"] if said else [])
+        differ = [text.partition(":")[0] for text in texts if "Their masks differ too" in text]
+        assert differ == ([] if learned == "paper" else [f"{learned} against {learned.replace('learned', 'random')}"])
 
 
 def test_the_verdict_says_when_normalization_alone_does_as_much(comparison):

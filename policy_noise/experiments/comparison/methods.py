@@ -10,7 +10,7 @@ from typing import Any
 from ..recipes import TrainRecipe
 from ..rivals import RIVALS
 
-__all__ = ["METHODS", "REFERENCE", "Method", "choose_methods", "controls", "recipe_for"]
+__all__ = ["METHODS", "REFERENCE", "Method", "choose_methods", "controls", "recipe_for", "unlearned"]
 
 REFERENCE = "plain"
 """The arm that every other one is compared with by default."""
@@ -18,8 +18,8 @@ SETTINGS = (
     "noise", "preset", "noise_options", "policy_lr", "extra_augmentation", "normalize_images", "clean_epochs"
 )  # fmt: skip
 """The settings of a recipe that an arm may change. All others are the same for all arms."""
-TWINS = (("learned", "random"), ("learned", "learned-random"), ("paper", "paper-random"))
-"""Learned arms, each with one that learns nothing. Only the last two have the very masks of the learned one."""
+TWINS = {"learned": "learned-random", "paper": "paper-random"}
+"""Learned arms, each with the one that draws the very same masks and learns nothing."""
 PAPER_SIDE = 224
 """Image side in pixels for which the paper chose its grid of 64 x 64 cells."""
 
@@ -122,17 +122,21 @@ def _combine(name: str, known: Mapping[str, Method]) -> Method:
     return Method(name, "together: " + "; ".join(known[part].about for part in parts), changes)
 
 
+def unlearned(name: str) -> str:
+    """The arm that differs from a learned one in nothing but learning; for any other arm its own name."""
+    return "+".join(TWINS.get(part, part) for part in name.split("+"))
+
+
 def controls(names: Sequence[str], reference: str = REFERENCE) -> list[tuple[str, str]]:
     """The pairs of arms that are compared: each with the reference, then those that isolate a part.
 
-    Learned masks are compared with the same masks unlearned, a combination with what is left without one of its parts,
-    and masks with normalization alone, which is what most people try first.
+    Learned masks are compared with random ones and with the same masks unlearned, a combination with what is left
+    without one of its parts, and masks with normalization alone, which is what most people try first.
     """
     pairs = [(name, reference) for name in names if name != reference]
     for name in names:
         parts = name.split("+")
-        for learned, unlearned in TWINS:
-            pairs += [(name, "+".join(unlearned if part == learned else part for part in parts))]
+        pairs += [(name, "+".join("random" if part == "learned" else part for part in parts)), (name, unlearned(name))]
         if len(parts) > 1:
             pairs += [(name, "+".join(parts[:place] + parts[place + 1 :])) for place in range(len(parts))]
         elif name in ("random", "learned"):

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..statistics import MIN_PAIRS, MIN_PATIENTS, pairs_needed
+from .methods import unlearned
 from .overlap import Overlap, sentence
 
 __all__ = ["over_patients", "signed", "size", "verdict"]
@@ -129,8 +130,10 @@ def _parts(table: Mapping[str, Any], names: Mapping[str, str], reference: str) -
         tail = ""
         if versus == "normalize" and not better:
             tail = f". Normalizing each image alone does as much as {name}"
-        elif "learned" in name.split("+") and "learned" not in versus.split("+") and not better:
-            tail = ". Learning is not shown to add anything here"
+        elif versus == unlearned(name):
+            tail = "" if better else ". Learning is not shown to add anything here"
+        elif "learned" in name.split("+") and "random" in versus.split("+"):
+            tail = ". Their masks differ too: what learning adds shows against learned-random"
         said.append(f"{name} against {versus}: {_findings(rows, names)}{tail}.")
     return said
 
