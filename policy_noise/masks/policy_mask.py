@@ -13,7 +13,7 @@ from ..functional.distribution import draw_pairs
 from ..functional.rendering import without_autocast
 from ..policy import SpatialPolicy, StaticPolicy, create_policy
 from ..presets import get_preset
-from .base import ShadingSample, SmoothMask
+from ._base import ShadingSample, SmoothMask
 
 __all__ = ["MaskSample", "PolicyNoiseMask"]
 

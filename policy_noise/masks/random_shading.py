@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import functional as PF
-from .base import ShadingSample, SmoothMask
+from ._base import ShadingSample, SmoothMask
 
 __all__ = ["RandomShading"]
 

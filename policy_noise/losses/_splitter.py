@@ -14,11 +14,21 @@ from torch import Tensor, nn
 from ..utils.compat import CollectiveError, collectives_refused, version_of
 from ..utils.misc import is_distributed
 from ..utils.warn import Once
-from .agreement import Late, Verdict, agree, agree_weighted, close, pools, supervised
-from .batch import HALF, Call, Structures, devices_of, has_state, loss_of, shapes_of, tree_flatten
-from .isolation import Isolation, Snapshot, evaluator, is_stateless, outside
-from .refusal import Seen, batch_argument, likely_causes
-from .ways import ALONE, REDUCTION, WAYS, Evaluation, Parts, Way, leave_one_out
+from ._agreement import (
+    Late,
+    Seen,
+    Verdict,
+    agree,
+    agree_weighted,
+    batch_argument,
+    close,
+    likely_causes,
+    pools,
+    supervised,
+)
+from ._batch import HALF, Call, Structures, devices_of, has_state, loss_of, shapes_of, tree_flatten
+from ._isolation import Isolation, Snapshot, evaluator, is_stateless, outside
+from ._ways import ALONE, REDUCTION, WAYS, Evaluation, Parts, Way, leave_one_out
 
 __all__ = ["CriterionError", "LossMethod", "LossSplitter", "SampleLosses", "per_sample_loss"]
 
