@@ -85,10 +85,6 @@ def with_loss(returned: Any, loss: Tensor) -> Any:
     return type(returned)([loss, *returned[1:]])
 
 
-def _ignore(seconds: float) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Call:
     """A criterion's arguments, detached and in fp32.
@@ -103,7 +99,6 @@ class Call:
         half: Whether any leaf was in half precision.
         copied: Positions of the leaves of which each evaluation gets a copy.
         written: Positions of the copies that an evaluation has written to.
-        slow: Called with an estimate of the seconds that a long evaluation will take.
     """
 
     leaves: tuple[Any, ...]
@@ -115,7 +110,6 @@ class Call:
     half: bool
     copied: frozenset[int] = frozenset()
     written: set[int] = field(default_factory=set)
-    slow: Callable[[float], None] = _ignore
 
     @property
     def shapes(self) -> tuple[Any, ...]:

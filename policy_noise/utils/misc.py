@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["check_one_of", "is_distributed", "is_number", "leaves_of", "tensors_in"]
+__all__ = ["check_one_of", "is_distributed", "is_number", "keyed_leaves", "leaves_of", "tensors_in"]
 
 
 def check_one_of(name: str, value: object, allowed: Sequence[str]) -> None:
@@ -40,14 +40,19 @@ OTHER = (nn.Module, type, types.FunctionType, types.MethodType, types.ModuleType
 
 def leaves_of(value: Any) -> Iterator[Any]:
     """Iterate over the leaves of nested mappings, lists and tuples, in order."""
+    return (leaf for _, leaf in keyed_leaves(value))
+
+
+def keyed_leaves(value: Any, key: Any = None) -> Iterator[tuple[Any, Any]]:
+    """:func:`leaves_of`, each with the innermost mapping's key that it stands under, or None."""
     if isinstance(value, Mapping):
-        for item in value.values():
-            yield from leaves_of(item)
+        for name, item in value.items():
+            yield from keyed_leaves(item, name)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from leaves_of(item)
+            yield from keyed_leaves(item, key)
     else:
-        yield value
+        yield key, value
 
 
 def tensors_in(value: Any, depth: int = DEPTH) -> Iterator[Tensor]:
