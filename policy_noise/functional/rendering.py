@@ -91,17 +91,14 @@ def _axis_parameters(
     elif sigma is None:
         sigma = pixels / (SIGMAS_PER_CELL * cells)
     if kernel_size is None:
-        kernel_size = min(_nearest_odd(KERNEL_IN_SIGMAS * sigma), 2 * pixels - 1)
+        nearest_odd = 2 * math.floor(KERNEL_IN_SIGMAS * sigma / 2) + 1
+        kernel_size = min(max(3, nearest_odd), 2 * pixels - 1)
     if kernel_size > 2 * pixels - 1:
         raise ValueError(
             f"kernel_size {kernel_size} does not fit an image of size {size}: reflect padding allows at most "
             f"{2 * pixels - 1} for an axis of {pixels} px; leave kernel_size out to have it follow the image"
         )
     return int(kernel_size), float(sigma)
-
-
-def _nearest_odd(value: float) -> int:
-    return max(3, 2 * math.floor(value / 2) + 1)
 
 
 def render_mask(

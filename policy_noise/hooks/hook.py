@@ -508,7 +508,8 @@ class ReinforceHook:
                 self._queue.drop(pending)
             return None
         if self._calls:
-            call.finish(self._calls[-1])
+            self._calls[-1].drawn += call.drawn
+            self._calls[-1].reached += call.pendings
         if not torch.is_grad_enabled() or is_in_backward() or call.is_part:
             return None
         pendings = call.pendings
