@@ -8,19 +8,15 @@ from typing import Any
 import PIL.Image
 import torch
 from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
 from ..augmentation import tensors_of
 from ..masks import ShadingSample, random_shading
 from ..masks._inputs import replace_leaves, untyped_images
 from ..utils.misc import leaves_of
 from ._shading import draw, shade
-
-try:
-    from torchvision import tv_tensors
-    from torchvision.transforms import v2
-    from torchvision.transforms.v2 import functional as F
-except ImportError as error:
-    raise ImportError("policy_noise.adapters.torchvision needs torchvision: pip install torchvision") from error
 
 __all__ = ["RandomShading"]
 

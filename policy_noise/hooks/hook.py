@@ -427,8 +427,6 @@ class ReinforceHook:
             self._register(self._model, before, self._after_forward, after_errors=True)
         self._hook_criterion()
         self._hook_optimizer()
-        if self._stepping is not None:
-            registry.follow_steps(self._after_any_step)
 
     def _hook_criterion(self) -> None:
         if self._criterion is not None and (self._learns or self.learner.scales_loss):
@@ -446,6 +444,7 @@ class ReinforceHook:
             saved = saving_optimizer(self._optimizer)
             handles.append(saved.register_state_dict_post_hook(Functor(self._save_into)))
             handles.append(saved.register_load_state_dict_pre_hook(Functor(self._load_from)))
+        registry.follow_steps(self._after_any_step)
 
     def _register(
         self, target: nn.Module, before: Functor, after: Callable[..., Any], *, after_errors: bool = False

@@ -76,13 +76,13 @@ def with_loss(returned: Any, loss: Tensor) -> Any:
     if hasattr(returned, "keys"):
         returned[next(name for name in LOSS_NAMES if name in returned.keys())] = loss  # noqa: SIM118
         return returned
-    for name in LOSS_NAMES:
-        if hasattr(returned, name):
-            if hasattr(returned, "_replace"):
-                return returned._replace(**{name: loss})
-            setattr(returned, name, loss)
-            return returned
-    return type(returned)([loss, *returned[1:]])
+    name = next((name for name in LOSS_NAMES if hasattr(returned, name)), None)
+    if hasattr(returned, "_replace"):  # a named tuple
+        return returned._replace(**{name or returned._fields[0]: loss})
+    if name is None:
+        return type(returned)([loss, *returned[1:]])
+    setattr(returned, name, loss)
+    return returned
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,17 @@
-"""Checks of arguments, nested containers, and whether several processes train together."""
+"""Checks of arguments, nested containers, optional libraries, and whether several processes train together."""
 
 import dataclasses
 import math
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any, TypeGuard
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["check_one_of", "is_distributed", "is_number", "keyed_leaves", "leaves_of", "tensors_in"]
+__all__ = ["check_one_of", "extra", "is_distributed", "is_number", "keyed_leaves", "leaves_of", "tensors_in"]
 
 
 def check_one_of(name: str, value: object, allowed: Sequence[str]) -> None:
@@ -26,6 +27,21 @@ def check_one_of(name: str, value: object, allowed: Sequence[str]) -> None:
 def is_number(value: object) -> TypeGuard[float]:
     """Whether a value is a finite real number."""
     return isinstance(value, Real) and math.isfinite(value)
+
+
+@contextmanager
+def extra(module: str, library: str, name: str) -> Iterator[None]:
+    """Say what to install if the imports of an optional library fail inside this block.
+
+    Args:
+        module: The module that needs it.
+        library: The library.
+        name: The extra in ``setup.cfg`` that installs it.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f"{module} needs {library}: pip install 'policy_noise[{name}]'") from error
 
 
 def is_distributed() -> bool:
