@@ -95,10 +95,11 @@ def backward_roots() -> list[Tensor]:
     """
     code = getattr(getattr(torch.autograd.graph, "_engine_run_backward", None), "__code__", None)
     found: list[Tensor] = []
-    for innermost in sys._current_frames().values():
-        for frame, _ in traceback.walk_stack(innermost):
+    for frame in sys._current_frames().values():
+        while frame is not None:  # no variable may hold this function's own frame, which would keep the graph alive
             if frame.f_code is code:
                 found += [root for root in frame.f_locals.get("t_outputs", ()) if isinstance(root, Tensor)]
+            frame = frame.f_back  # type: ignore[assignment]
     return found
 
 
