@@ -27,7 +27,16 @@ REMEDY = (
 
 
 class PairingError(RuntimeError):
-    """Masked forwards and observed losses don't pair up."""
+    """Masked forwards and observed losses don't pair up. Then say which image each row of the loss belongs to.
+
+    Example:
+        >>> import policy_noise
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with policy_noise.attach(model, optimizer, preset="learned", in_chans=3) as hook:
+        ...     output = model(torch.rand(2, 3, 4, 4)).flip(0)  # moves rows: without the index a PairingError
+        ...     losses = hook.observe(output.square().mean(1), index=[1, 0])
+    """
 
 
 @dataclass(eq=False)

@@ -173,6 +173,12 @@ class ReinforceHook:
         Raises:
             TypeError: If an argument is of the wrong kind, or the hook has no criterion.
             RuntimeError: If the optimizer has a hook for the same model.
+
+        Example:
+            >>> from policy_noise import attach
+            >>> model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten())
+            >>> hook = attach(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss())
+            >>> hook.rebind(torch.optim.AdamW(model.parameters()), criterion=nn.CrossEntropyLoss(label_smoothing=0.1))
         """
         if criterion is not None:
             _check_criterion(criterion)
@@ -228,6 +234,14 @@ class ReinforceHook:
 
         Raises:
             PairingError: If none of the first ``max_pending`` batches had a loss.
+
+        Example:
+            >>> from policy_noise import PolicyNoiseMask
+            >>> hook = ReinforceHook(PolicyNoiseMask(), None)
+            >>> masked = hook.apply(torch.rand(2, 3, 8, 8))  # and then hook.observe(losses)
+            >>> with torch.no_grad():
+            ...     hook.apply(masked) is masked
+            True
         """
         return self._mask([images], views=False)[0][0]
 
@@ -317,6 +331,15 @@ class ReinforceHook:
         Raises:
             RuntimeError: If no masked batch waits for a loss.
             ValueError: If there is not one loss per image.
+
+        Example:
+            >>> from policy_noise import PolicyNoiseMask
+            >>> hook = ReinforceHook(PolicyNoiseMask(), None)
+            >>> masked = hook.apply(torch.rand(4, 3, 8, 8))
+            >>> loss = hook.observe(masked.square().mean((1, 2, 3))).mean()  # in a loop: loss.backward()
+            >>> hook.step()
+            >>> hook.metrics["samples_seen"]
+            4
         """
         if self.learner.is_random:
             raise RuntimeError(
@@ -348,7 +371,15 @@ class ReinforceHook:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Neither mask nor observe inside this block."""
+        """Neither mask nor observe inside this block.
+
+        Example:
+            >>> from policy_noise import PolicyNoiseMask
+            >>> hook, images = ReinforceHook(PolicyNoiseMask(), None), torch.rand(2, 3, 8, 8)
+            >>> with hook.paused():  # an attack, a GAN's other step, Grad-CAM
+            ...     hook.apply(images) is images
+            True
+        """
         self._pauses += 1
         try:
             yield
@@ -361,6 +392,12 @@ class ReinforceHook:
         Args:
             lr: The loop's current learning rate, which the policy's rate follows. None keeps the policy's rate at its
                 peak.
+
+        Example:
+            >>> from policy_noise import PolicyNoiseMask
+            >>> hook = ReinforceHook(PolicyNoiseMask(), optimizer=None)
+            >>> losses = hook.observe(hook.apply(torch.rand(4, 3, 8, 8)).mean((1, 2, 3)))
+            >>> hook.step(lr=0.1)  # after the loop's own step
         """
         self._step({} if lr is None else {"lr": lr})
 
@@ -385,7 +422,13 @@ class ReinforceHook:
         return self.learner.metrics(self._size)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to resume. It can be loaded with ``torch.load(weights_only=True)``."""
+        """Return everything needed to resume. It can be loaded with ``torch.load(weights_only=True)``.
+
+        Example:
+            >>> from policy_noise import PolicyNoiseMask
+            >>> hook, resumed = (ReinforceHook(PolicyNoiseMask(), optimizer=None) for _ in range(2))
+            >>> resumed.load_state_dict(hook.state_dict())
+        """
         generator = self._draws.generator
         return {
             **self.learner.state_dict(),

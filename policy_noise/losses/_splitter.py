@@ -47,7 +47,18 @@ LARGE = 2**23
 
 
 class CriterionError(RuntimeError):
-    """No loss per sample can be computed from a criterion."""
+    """No loss per sample can be computed from a criterion.
+
+    Then compute one loss per image, and train on ``hook.observe(losses).mean()``.
+
+    Example:
+        >>> class Spread(nn.Module):  # couples the images of a batch
+        ...     def forward(self, output):
+        ...         return output.max() - output.min()
+        >>> per_sample_loss(Spread(), torch.tensor([1.0, 2.0, 4.0]))
+        Traceback (most recent call last):
+        policy_noise...CriterionError: criterion Spread is not a mean or sum over samples: ...
+    """
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,11 @@ class SampleLosses:
     Shape:
         - values: (N,).
         - valid: (N,), bool.
+
+    Example:
+        >>> criterion, target = nn.CrossEntropyLoss(), torch.tensor([0, -100, 1])  # the second is ignored
+        >>> LossSplitter(criterion)((torch.zeros(3, 2), target), {}, None).valid
+        tensor([ True, False,  True])
     """
 
     values: Tensor
@@ -133,6 +149,12 @@ class LossSplitter:
 
     Raises:
         ValueError: If ``loss_method`` is none of these.
+
+    Example:
+        >>> splitter = LossSplitter(nn.MSELoss())
+        >>> output, target = torch.tensor([[1.0, 3.0], [2.0, 2.0]]), torch.zeros(2, 2)
+        >>> splitter((output, target), {}, splitter.criterion(output, target)).values, splitter.describe()
+        (tensor([5., 4.]), "reduction='none'")
     """
 
     def __init__(self, criterion: Callable[..., Any], loss_method: LossMethod = "auto") -> None:

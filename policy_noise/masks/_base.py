@@ -181,7 +181,15 @@ class SmoothMask(StochasticAugmentation):
         return batch
 
     def render(self, sample: ShadingSample, size: Sequence[int]) -> Tensor:
-        """The factor that each pixel is multiplied by, (B, 1, H, W); 1 for images that are not masked."""
+        """The factor that each pixel is multiplied by, (B, 1, H, W); 1 for images that are not masked.
+
+        Example:
+            >>> from policy_noise import RandomShading
+            >>> shade = RandomShading(p=1.0, pattern_std=0.1, brightness_std=0.0)
+            >>> mask = shade.render(shade.sample(torch.rand(2, 3, 64, 64)), (64, 64))
+            >>> mask.shape, f"{mask[0].mean():.2f} ± {mask[0].std():.2f}"
+            (torch.Size([2, 1, 64, 64]), '1.00 ± 0.10')
+        """
         ones = sample.action.new_ones(*sample.action.shape[:2], *size)
         return self._noise_mask(ones, sample, None, None)
 
@@ -227,6 +235,14 @@ class SmoothMask(StochasticAugmentation):
 
         Returns:
             The masked images. In eval mode and without a sample, the input itself.
+
+        Example:
+            >>> from policy_noise import RandomShading
+            >>> shade, images = RandomShading(mean=0.0, std=1.0), torch.rand(4, 3, 16, 16)
+            >>> image, label = shade(images[0], 7)  # one image of a data set, with its label
+            >>> sample = shade.sample(images)
+            >>> torch.equal(shade(images, sample), shade(images, sample))  # a batch, with the same masks again
+            True
         """
         if labels and isinstance(labels[0], Sample):
             sample, labels = labels[0], labels[1:]
