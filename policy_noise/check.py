@@ -42,6 +42,13 @@ class Check:
         losses: The per-image losses that the policy is rewarded by, (B,), in fp32. NaN for images without one. None if
             there are none.
         seconds: What the hook adds to a step. NaN if it is unknown.
+
+    Example:
+        >>> model, criterion = nn.Sequential(nn.Conv2d(3, 2, 8), nn.Flatten()), nn.CrossEntropyLoss()
+        >>> batch = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 1, 0])
+        >>> found = check(model, torch.optim.SGD(model.parameters(), lr=0.1), criterion, batch, black=0.0)
+        >>> found.ready, found.losses.shape
+        (True, torch.Size([4]))
     """
 
     report: str
