@@ -56,16 +56,15 @@ def reading(folder: Path, size: int, seconds: float) -> float:
         coarse = Image.fromarray(rng.integers(0, 256, (56, 56), np.uint8))
         coarse.resize((224, 224), Image.Resampling.BICUBIC).save(folder / f"{index:02d}.png")
     names = np.array([f"{index:02d}.png".encode() for index in range(32)])
-    split = file_sets.FileSplit(
+    files = file_sets.Files(
         root=str(folder.parent),
         folders=(folder.name,),
         folder=np.zeros(32, np.uint16),
         names=names,
         sizes=np.zeros(32, np.int64),
-        labels=np.zeros(32, np.int64),
         reading=Reading(size),
     )
-    return rate(lambda: split.read(range(32)), 32, seconds, torch.device("cpu"))
+    return rate(lambda: files.read(range(32)), 32, seconds, torch.device("cpu"))
 
 
 def index_memory(root: Path) -> tuple[float, float, float]:
@@ -87,7 +86,7 @@ def index_memory(root: Path) -> tuple[float, float, float]:
         seconds = time.perf_counter() - start
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    kept = sum(part.nbytes for part in (data.train, data.val, data.test))
+    kept = sum(part.images.nbytes + part.labels.nbytes for part in data.parts.values())
     return kept / IMAGES, peak / IMAGES, seconds
 
 

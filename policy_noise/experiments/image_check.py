@@ -126,15 +126,17 @@ def look_before_training(data: ImageSet) -> list[str]:
         ValueError: If a file cannot be read, and such files are not left out.
     """
     if data.on_disk:
-        size = {split: int(part.sizes.sum()) for split, part in data.parts.items()}
+        size = {split: int(part.images.sizes.sum()) for split, part in data.parts.items()}
         cheap = SPLITS if sum(size.values()) <= CHEAP else ("test",) if size["test"] <= CHEAP else ()
-        left = {split: part.take(np.arange(0)) for split, part in data.parts.items() if split not in cheap}
+        left: dict[str, Any] = {
+            split: part.take(np.arange(0)) for split, part in data.parts.items() if split not in cheap
+        }
         data = dataclasses.replace(data, **left)
     findings = check(data)
     for finding in findings:
         if finding.problem == "unreadable":
-            path = os.path.join(data.test.root, finding.image)
-            data.test.refuse_unless_skipped(path, ValueError(finding.detail))
+            path = os.path.join(data.test.images.root, finding.image)
+            data.test.images.refuse_unless_skipped(path, ValueError(finding.detail))
     counts = Counter(finding.problem for finding in findings)
     across = sum(finding.problem == "equal" and "splits" in finding.where for finding in findings)
     said = [f"{counts['constant']} constant images"] if counts["constant"] else []
@@ -208,12 +210,12 @@ def _look_at_files(data: ImageSet, places: list[tuple[str, int]], journal: Path 
     left = []
     for split, index in places:
         seen = known.get(data.image_name(split, index))
-        if seen and seen[0] == _stamp(data.parts[split].path(index)):
+        if seen and seen[0] == _stamp(data.parts[split].images.path(index)):
             looks[split, index] = seen[1]
         else:
             left.append((split, index))
     chunks = [left[start : start + CHUNK] for start in range(0, len(left), CHUNK)]
-    paths = [[data.parts[split].path(index) for split, index in chunk] for chunk in chunks]
+    paths = [[data.parts[split].images.path(index) for split, index in chunk] for chunk in chunks]
     if journal:
         _mend(journal)
     with journal.open("a", encoding="utf-8") if journal else nullcontext() as file:
@@ -292,7 +294,8 @@ def read_exclusions(path: PathLike) -> frozenset[str]:
 
 def exclude(data: ImageSet, names: Collection[str]) -> ImageSet:
     """Remove the images of these names from a data set. Its ``excluded`` counts them."""
-    parts, count = {}, 0
+    parts: dict[str, Any] = {}
+    count = 0
     for split, part in data.parts.items():
         kept = np.array([i for i in range(len(part)) if data.image_name(split, i) not in names], dtype=np.int64)
         count += len(part) - len(kept)

@@ -268,7 +268,7 @@ def _original_size(data: ImageSet) -> int | None:
         return data.stored_side
     from PIL import Image
 
-    with contextlib.suppress(OSError), Image.open(data.train.path(0)) as image:
+    with contextlib.suppress(OSError), Image.open(data.train.images.path(0)) as image:
         return max(image.size)
     return None
 

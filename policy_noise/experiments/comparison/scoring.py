@@ -86,7 +86,7 @@ LARGEST = 2**28
 def _shifted(test: Any, name: str, severity: int) -> Any:
     """Shifted test images. Those of a set in memory are kept while they are few, for the next runs."""
     split = ShiftedSplit(test, name, severity)
-    if not isinstance(test, Split):
+    if not test.in_memory:
         return split
     if not _kept_of or _kept_of[0] is not test:
         _kept.clear()
