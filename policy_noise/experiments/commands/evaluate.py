@@ -1,7 +1,4 @@
-"""Score a trained model on a test split: macro metrics, per class, per modality and anatomy.
-
---image-folder may also be a plain folder CLASS/IMAGE. Its classes are matched by name, as those of a site of compare.
-"""
+"""Scores of a trained model on a test split."""
 
 import argparse
 import re
@@ -26,11 +23,15 @@ from ..training import create_model
 from ..world import started_first, world
 from ._stages import add_shifts, check_scorable, numbered, score_line, try_medmnistc, weights_of
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["evaluate"]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
+def evaluate(parser: argparse.ArgumentParser) -> None:
+    """Score a trained model on a test split: macro metrics, per class, per modality and anatomy.
+
+    --image-folder may also be a plain folder CLASS/IMAGE. Its classes are matched by name, as those of a site of
+    compare.
+    """
     parser.add_argument("--model", type=Path, required=True, help="a run's folder, or a model file that a run wrote")
     parser.add_argument(
         "--output",
@@ -40,10 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_shifts(parser)
     add_source_arguments(parser)
+    parser.set_defaults(work=_evaluate)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Run the command."""
+def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.output and arguments.output.exists():
         raise FileExistsError(f"{arguments.output} exists: pass another --output, or remove it first")
     path = weights_of(arguments.model)
