@@ -16,6 +16,7 @@ from ..utils.files import PathLike, write_atomic
 from .data import SPLITS, ImageSet
 from .groups import crossing
 from .images import pixels
+from .pages import table_markdown
 from .processes import in_threads
 from .runs import read_lines
 
@@ -256,8 +257,7 @@ def summary(data: ImageSet, findings: Sequence[Finding]) -> str:
         rows.append([" ".join(kind).strip(), *map(str, counts)])
     left_out = [sum(f.exclude == "yes" and f.split == split for f in findings) for split in SPLITS]
     rows.append(["proposed to exclude", *map(str, left_out)])
-    table = [[data.name, *SPLITS], ["---"] + ["---:"] * len(SPLITS), *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in table)
+    return table_markdown([data.name, *SPLITS], rows)
 
 
 def read_exclusions(path: PathLike) -> frozenset[str]:

@@ -121,7 +121,7 @@ def _arms(results: Mapping[str, Any], table: Mapping[str, Any]) -> str:
         cells = [f"{means[key][0]:.3f}" if key in means else "" for key in keys]
         rows.append([method["name"], *cells, method["about"]])
     head = ["arm", *[measure["label"] for measure in table["measures"]], "what it does"]
-    return f'<div class="prose">{table_html(head, rows)}</div>'
+    return table_html(head, rows, prose=True)
 
 
 def _how(table: Mapping[str, Any], reference: str, seeds: int) -> str:
@@ -250,8 +250,7 @@ def _data(results: Mapping[str, Any]) -> list[str]:
         )
         words += shared(f"few-shot:{target['name']}")
         rows.append([f"few-shot, {target['name']}", str(target["test"]), words])
-    # The last column holds sentences, which may wrap.
-    return ["<h2>Data</h2>", '<div class="prose">', table_html(["", "images", ""], rows), "</div>"]
+    return ["<h2>Data</h2>", table_html(["", "images", ""], rows, prose=True)]
 
 
 def _pictures(folder: Path, results: Mapping[str, Any], figures: Path) -> list[str]:
@@ -314,6 +313,6 @@ def _recipes(results: Mapping[str, Any]) -> list[str]:
         "<h2>Arms and recipe</h2>",
         f"<p>The same for all arms: {html.escape(equal)}. Runs of one seed also share the initial weights, the order "
         "of images and their geometric augmentation.</p>",
-        f'<div class="prose">{table_html(["arm", "changes to the recipe", "time per run"], rows)}</div>',
+        table_html(["arm", "changes to the recipe", "time per run"], rows, prose=True),
     ]
     return [*parts, *details_html({"recipe": recipe, "data": results["record"]["data"], "environment": place})]
