@@ -246,8 +246,6 @@ def _plan(arguments: argparse.Namespace, here: World, before: Mapping[str, Any])
     epoch_batches(len(data.train), recipe, 0, here)
     for method in methods:
         own = recipe_for(method, recipe, 0)
-        if own.extra_augmentation == "mixup" and data.multi_label:
-            raise ValueError(f"method {method.name}: mixup needs one label per image, and {data.name} has several")
         try:
             _check_augmentation(own, data)
             model = create_model(own, data.num_classes)
@@ -287,7 +285,8 @@ def _check_augmentation(recipe: TrainRecipe, data: Any) -> None:
     if recipe.extra_augmentation != "none":
         augmentation = Augmentation(recipe.extra_augmentation, data.num_classes, torch.device("cpu"), 0)
         try:
-            augmentation(torch.rand(2, recipe.in_chans, recipe.image_size, recipe.image_size), torch.zeros(2).long())
+            labels = torch.from_numpy(data.train.labels[:2])
+            augmentation(torch.rand(2, recipe.in_chans, recipe.image_size, recipe.image_size), labels)
         except Exception as error:  # whatever a transform of the user's own raises
             raise ValueError(f"{recipe.extra_augmentation} fails on images: {error!r}") from error
 
