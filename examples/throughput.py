@@ -79,7 +79,7 @@ def index_memory(root: Path) -> tuple[float, float, float]:
             for number in range(int(IMAGES * share)):
                 file.write(f"{folders[number % CLASSES]}/{split}-{number:07d}.png,label{number % CLASSES}\n")
     # The files do not exist, which the index would report.
-    with mock.patch.object(file_sets, "_sizes", side_effect=lambda root, folders, folder, names: np.ones(len(names))):
+    with mock.patch.object(file_sets, "_sizes", side_effect=lambda files: np.ones(len(files))):
         tracemalloc.start()
         start = time.perf_counter()
         data = tables.load_radimagenet(root, Reading(256))

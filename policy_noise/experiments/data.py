@@ -28,6 +28,8 @@ __all__ = [
 ]
 
 SPLITS = ("train", "val", "test")
+SHARES = (0.1, 0.2)
+"""Shares of validation and test images where a set has no splits."""
 
 
 @dataclass(frozen=True)
@@ -234,13 +236,14 @@ def require_each(part: Split, class_names: Sequence[str], where: str, *, scored:
                 )
 
 
-def split_stratified(whole: Split, seed: int, shares: Sequence[float] = (0.7, 0.1, 0.2)) -> dict[str, Split]:
-    """Divide images into train, val and test, stratified by class. Groups are kept together.
+def split_stratified(whole: Split, seed: int) -> dict[str, Split]:
+    """Divide images 70 : 10 : 20 into train, val and test, stratified by class.
+
+    Groups are kept together; with them the shares are met to about a tenth.
 
     Args:
         whole: All images, one label each.
         seed: Seed of the random split.
-        shares: Shares of train, val and test. With groups they are met to about a tenth.
 
     Raises:
         ValueError: If a class has fewer than three images or groups, or images have several labels.
@@ -248,7 +251,7 @@ def split_stratified(whole: Split, seed: int, shares: Sequence[float] = (0.7, 0.
     if whole.labels.ndim == 2:
         raise ValueError("images with several labels cannot be split by class: give train, val and test splits")
     if whole.groups is not None:
-        return _split_grouped(whole, whole.groups, seed, shares)
+        return _split_grouped(whole, whole.groups, seed)
     # Not by scikit-learn: its stratified split may leave a small class out of a part.
     rng = np.random.default_rng(seed)
     parts: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
@@ -256,14 +259,14 @@ def split_stratified(whole: Split, seed: int, shares: Sequence[float] = (0.7, 0.
         indices = rng.permutation(np.flatnonzero(whole.labels == label))
         if len(indices) < len(SPLITS):
             raise ValueError(f"label {label} has {len(indices)} images: three splits need at least one each")
-        val, test = (max(1, round(share * len(indices))) for share in shares[1:])
+        val, test = (max(1, round(share * len(indices))) for share in SHARES)
         parts["val"].append(indices[:val])
         parts["test"].append(indices[val : val + test])
         parts["train"].append(indices[val + test :])
     return {split: whole.take(rng.permutation(np.concatenate(chosen))) for split, chosen in parts.items()}
 
 
-def _split_grouped(whole: Split, groups: np.ndarray, seed: int, shares: Sequence[float]) -> dict[str, Split]:
+def _split_grouped(whole: Split, groups: np.ndarray, seed: int) -> dict[str, Split]:
     """Divide groups into ten folds of like classes, and the folds among the splits."""
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -274,7 +277,7 @@ def _split_grouped(whole: Split, groups: np.ndarray, seed: int, shares: Sequence
     count = min(10, len(np.unique(groups)), int(np.bincount(whole.labels).max()))
     folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(whole.labels, whole.labels, groups)
     parts = [indices for _, indices in folds]
-    val, test = (max(1, round(share * count)) for share in shares[1:])
+    val, test = (max(1, round(share * count)) for share in SHARES)
     chosen = {"train": parts[val + test :], "val": parts[:val], "test": parts[val : val + test]}
     return {split: whole.take(np.sort(np.concatenate(several))) for split, several in chosen.items()}
 

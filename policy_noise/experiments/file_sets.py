@@ -1,8 +1,10 @@
 """Image files on disk as a data set: an index of few bytes an image, and the checks that all sources of files share."""
 
+import contextlib
 import dataclasses
 import os
 import posixpath
+import stat
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +15,11 @@ import numpy as np
 
 from .data import SPLITS, ImageSet, Split
 from .images import Reading, TooDeep, as_square, read_image
+from .processes import in_threads
 
 __all__ = ["Files", "Kind", "assemble", "split_of"]
 
+CHUNK = 1000
 Kind = tuple[str, str, str]
 """A class's name, modality and anatomy; the latter two may be empty."""
 
@@ -117,29 +121,22 @@ def split_of(files: Any, root: Path, classes: Sequence[Kind], reading: Reading) 
     label_of = {kind: label for label, kind in enumerate(classes)}
     labels = np.array([label_of[kind] for kind in files["kind"]], dtype=np.int64)  # map takes tuples for two indices
     groups = files["group"].to_numpy(dtype=str) if "group" in files else None
-    sizes = _sizes(root, list(folders), folder, names)
-    return Split(Files(str(root), tuple(folders), folder, names, sizes, reading), labels, groups)
+    unknown = Files(str(root), tuple(folders), folder, names, np.full(len(names), -1, np.int64), reading)
+    return Split(dataclasses.replace(unknown, sizes=_sizes(unknown)), labels, groups)
 
 
-def _sizes(root: Path, folders: Sequence[str], folder: np.ndarray, names: np.ndarray) -> np.ndarray:
-    """Each file's size in bytes, -1 if it is missing; one listing a folder, not one call a file."""
-    sizes = np.full(len(folder), -1, dtype=np.int64)
-    order = np.argsort(folder, kind="stable")
-    bounds = np.searchsorted(folder[order], np.arange(len(folders) + 1))
-    for number, name in enumerate(folders):
-        place = os.fsencode(root / name)
-        found = {}
-        if os.path.isdir(place):
-            with os.scandir(place) as entries:
-                found = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
-        for index in order[bounds[number] : bounds[number + 1]]:
-            file = bytes(names[index])
-            if file in found:
-                sizes[index] = found[file]
-            elif b"/" in file or os.fsencode(os.sep) in file:  # it lies in a folder of its class's folder
-                path = os.path.join(place, file)
-                sizes[index] = os.path.getsize(path) if os.path.isfile(path) else -1
-    return sizes
+def _sizes(files: Files) -> np.ndarray:
+    """Each file's size in bytes, -1 if it is missing."""
+
+    def size(index: int) -> int:
+        with contextlib.suppress(OSError):
+            found = os.stat(files.path(index))
+            return found.st_size if stat.S_ISREG(found.st_mode) else -1
+        return -1
+
+    chunks = [range(start, min(start + CHUNK, len(files))) for start in range(0, len(files), CHUNK)]
+    found = in_threads(lambda chunk: [size(index) for index in chunk], chunks, desc="looking for files", unit="k files")
+    return np.array([one for several in found for one in several], dtype=np.int64)
 
 
 def assemble(

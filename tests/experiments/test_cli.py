@@ -350,7 +350,7 @@ def test_scores_elsewhere_leave_the_run_alone(tmp_path, monkeypatch, files, heat
     def refuse(path, value):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("policy_noise.experiments.commands.evaluate.write_json", refuse)
+    monkeypatch.setattr("policy_noise.experiments.commands._stages.write_json", refuse)
     message = complaint(monkeypatch, "evaluate", "--model", run, "--npz", files / "one.npz")
     assert "cannot be written to" in message
     assert "--output FILE.json" in message

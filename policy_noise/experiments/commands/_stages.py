@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..data import fingerprint, require_classes
+from ..evaluation import draw_mistakes, predictions
 from ..recipes import RECIPES, TrainRecipe, as_published
-from ..runs import only_one
+from ..run_page import write_report
+from ..runs import only_one, write_atomic, write_json
 from ..shifts import ShiftedSplit, medmnistc_shifts
 from ..sources import describe, open_joined
 from ..world import World, started_first
@@ -28,6 +30,7 @@ __all__ = [
     "score_line",
     "try_medmnistc",
     "weights_of",
+    "write_scores",
 ]
 
 
@@ -143,6 +146,19 @@ def locked(folder: Path, here: World) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         here.agree(lambda: stack.enter_context(only_one(folder)) if here.main else None)
         yield
+
+
+def write_scores(
+    folder: Path, stem: str, data: Any, positions: Any, probabilities: Any, result: dict[str, Any]
+) -> None:
+    """Write the scores on a test split, the predictions, and in a run's folder its page."""
+    write_json(folder / f"{stem}.json", result)
+    table = predictions("test", data.test, positions, probabilities, data.class_names)
+    name = f"predictions{stem.removeprefix('scores')}.csv"
+    write_atomic(folder / name, lambda path: table.to_csv(path, index=False))
+    if (folder / "recipe.json").is_file():
+        draw_mistakes(data, positions, probabilities, folder / "figures" / f"mistakes-{stem}.png")
+        write_report(folder)
 
 
 def score_line(result: dict[str, Any]) -> str:

@@ -13,12 +13,13 @@ import torch
 from ..batches import epoch_batches
 from ..comparison.jobs import run_all
 from ..comparison.methods import METHODS, REFERENCE, SETTINGS, Method, choose_methods, recipe_for
-from ..comparison.overlap import Overlap, find_overlaps
+from ..comparison.overlap import find_overlaps
 from ..comparison.page import write_comparison
 from ..comparison.plan import Plan, estimate, listing
 from ..comparison.results import PLAN
 from ..comparison.sites import FORMS, open_site
 from ..data import ImageSet, require_classes
+from ..images import read_header
 from ..processes import usable_cores
 from ..recipes import RECIPES, TrainRecipe, TransferRecipe, override
 from ..rivals import Augmentation
@@ -144,7 +145,9 @@ def _compare(arguments: argparse.Namespace) -> None:
             here.agree(lambda: require_free(arguments.output))  # before data are read and steps are timed
         before = here.agree(lambda: _planned(arguments))
         plan = here.agree(lambda: _plan(arguments, here, before))
-        overlaps = here.agree(lambda: _overlaps(plan) if here.main else {})
+        overlaps = here.agree(
+            lambda: find_overlaps(plan.data, plan.sites, plan.targets, plan.recipe.load_size) if here.main else {}
+        )
         timed = (plan.todo() or arguments.dry_run) and not arguments.no_estimate
         seconds = here.agree(lambda: estimate(plan, here)) if timed else {}
         if here.main:
@@ -295,15 +298,9 @@ def _original_size(data: ImageSet) -> int | None:
     """The larger side in pixels of a training image as it is stored, of the first source."""
     if not data.on_disk:
         return data.stored_side
-    from PIL import Image
-
-    with contextlib.suppress(OSError), Image.open(data.train.images.path(0)) as image:
-        return max(image.size)
+    with contextlib.suppress(OSError, ValueError):
+        return max(read_header(data.train.images.path(0)).size)
     return None
-
-
-def _overlaps(plan: Plan) -> dict[str, Overlap]:
-    return find_overlaps(plan.data, plan.sites, plan.targets, plan.recipe.load_size)
 
 
 def _transfer(arguments: argparse.Namespace, recipe: TrainRecipe, targets: tuple[Any, ...]) -> TransferRecipe:

@@ -12,16 +12,15 @@ from policy_noise.heated import read_heated_metadata
 from ..batches import outputs, predict
 from ..comparison.sites import among, site_of
 from ..data import SPLITS, ImageSet, fingerprint
-from ..evaluation import draw_mistakes, medmnistc_scores, predictions, score
+from ..evaluation import medmnistc_scores, score
 from ..metrics import classification_metrics
 from ..recipes import recorded_recipe
-from ..run_page import write_report
-from ..runs import read_json, write_atomic, write_json
+from ..runs import read_json, write_json
 from ..shifts import ShiftedSplit
 from ..sources import add_source_arguments, open_joined
 from ..training import create_model
 from ..world import started_first, world
-from ._stages import add_shifts, check_scorable, numbered, score_line, try_medmnistc, weights_of
+from ._stages import add_shifts, check_scorable, numbered, score_line, try_medmnistc, weights_of, write_scores
 
 __all__ = ["evaluate"]
 
@@ -115,11 +114,6 @@ def _beside_the_model(path: Path, data: Any, positions: Any, probabilities: Any,
     if result["fingerprint"] != own:
         stem += f"-{re.sub(r'[^A-Za-z0-9._+-]+', '-', data.name)}-{result['fingerprint'][:8]}"
     try:
-        write_json(path.parent / f"{stem}.json", result)
-        table = predictions("test", data.test, positions, probabilities, data.class_names)
-        write_atomic(path.parent / f"predictions-{stem}.csv", lambda path: table.to_csv(path, index=False))
-        if record.is_file():
-            draw_mistakes(data, positions, probabilities, path.parent / "figures" / f"mistakes-{stem}.png")
-            write_report(path.parent)
+        write_scores(path.parent, stem, data, positions, probabilities, result)
     except PermissionError as error:
         raise PermissionError(f"{path.parent} cannot be written to ({error}): pass --output FILE.json") from error

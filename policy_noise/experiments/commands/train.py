@@ -12,12 +12,11 @@ from policy_noise.heated import average_checkpoints, read_heated_metadata, save_
 
 from ..batches import epoch_batches, outputs
 from ..data import fingerprint
-from ..evaluation import draw_mistakes, predictions, score
+from ..evaluation import score
 from ..figures import class_histogram, intensity_histogram
 from ..image_check import look_before_training
 from ..recipes import NOISES, RECIPES, TrainRecipe, name_of, override, recorded_recipe
-from ..run_page import write_report
-from ..runs import Run, digest, write_atomic, write_json
+from ..runs import Run, digest
 from ..sources import add_source_arguments
 from ..training import check_mask, create_model, train
 from ..world import started_first, world
@@ -30,6 +29,7 @@ from ._stages import (
     record_of,
     score_line,
     weights_of,
+    write_scores,
 )
 
 __all__ = ["average", "finetune", "pretrain"]
@@ -137,11 +137,7 @@ def _train(stage: str, arguments: argparse.Namespace, recipe: TrainRecipe, init:
         positions, probabilities = outputs(model, data.test, recipe, here, multi_label=data.multi_label)
         if here.main:
             result = score(data, positions, probabilities, model="model.safetensors")
-            write_json(run.folder / "scores.json", result)
-            table = predictions("test", data.test, positions, probabilities, data.class_names)
-            write_atomic(run.folder / "predictions.csv", lambda path: table.to_csv(path, index=False))
-            draw_mistakes(data, positions, probabilities, run.figures / "mistakes-scores.png")
-            write_report(run.folder)
+            write_scores(run.folder, "scores", data, positions, probabilities, result)
             print(score_line(result))
 
 
