@@ -192,7 +192,7 @@ def test_bad_input_after_pretraining(tmp_path, monkeypatch, files, heated, comma
 
 def test_scripts_are_thin():
     for stage in COMMANDS:
-        if stage not in ("check_data", "compare", "verdict"):  # two are longer, and one needs no script
+        if stage not in ("check-data", "compare", "verdict"):  # two are longer, and one needs no script
             assert f'main(["{stage}", *sys.argv[1:]])' in (EXAMPLES / f"{stage}.py").read_text()
 
 
