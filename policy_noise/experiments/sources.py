@@ -29,7 +29,6 @@ __all__ = [
     "open_source",
     "open_sources",
     "open_tested",
-    "reading_of",
     "window_of",
 ]
 
@@ -181,7 +180,7 @@ def open_source(
     """
     kind = kind or _kind_of(text)
     group, window = arguments.group, window_of(arguments.window)
-    reading = reading_of(arguments, size, in_chans or 1)
+    reading = Reading(size, in_chans or 1, window, arguments.fit, arguments.skip_bad_files)
     if kind == "npz":
         own: dict[str, Any] = {"seed": arguments.split_seed, "multi_label": arguments.multi_label}
         return _squared(load_npz(*_path_and_prefix(text), **own, window=window, group=group), reading)
@@ -213,11 +212,6 @@ def open_tested(text: str, arguments: argparse.Namespace, size: int, in_chans: i
     data = open_source(text, arguments, size, in_chans, kind=kind, tested=True)
     notes += _notes(data, arguments, tested=True) if started_first() else []
     return dataclasses.replace(_sized(data, size), notes=tuple(notes))
-
-
-def reading_of(arguments: argparse.Namespace, size: int, in_chans: int) -> Reading:
-    """How the command line wants files to be read."""
-    return Reading(size, in_chans, window_of(arguments.window), arguments.fit, arguments.skip_bad_files)
 
 
 def _path_and_prefix(text: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from .overlap import Overlap
 from .plan import in_words
 from .results import POINT, results_of
 from .scoring import transfer_lines
-from .sentences import over_patients, signed, size, verdict
+from .sentences import ends, signed, size, verdict
 
 __all__ = ["write_comparison", "write_results"]
 
@@ -144,7 +144,7 @@ def _over_patients(results: Mapping[str, Any]) -> list[str]:
         return []
     pairs = list(dict.fromkeys((row["method"], row["versus"]) for row in found))
     sets = {row["measure"]: row["patients"] for row in found}
-    cells = {(row["method"], row["versus"], row["measure"]): over_patients(row) for row in found}
+    cells = {(row["method"], row["versus"], row["measure"]): ends(row) for row in found}
     names = {m["key"]: m["label"] for table in results["tables"].values() for m in table["measures"]}
     rows = [
         [_name(pair, results["settings"]["reference"]), *[cells.get((*pair, key), "") for key in sets]]

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ..data import Split, fingerprint_of, require_each
+from ..data import ImageSet, Split, fingerprint_of, require_each
 from ..images import Reading
 from ..sources import NAMED, open_tested
+from ..tables import plain_name
 
 __all__ = ["Pool", "Site", "among", "open_site", "site_of"]
 
@@ -137,7 +138,7 @@ def site_of(name: str, source: str, arguments: Any, data: Any, size: int) -> Sit
         found = open_tested(source, arguments, size, data.in_chans)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"site {name}: {error}") from error
-    parts, class_names, notes = tuple(found.parts.values()), found.class_names, found.notes
+    class_names, notes = found.class_names, found.notes
     if found.multi_label != data.multi_label:
         raise ValueError(f"site {name}: it and {data.name} must both have one label per image, or both several")
     shared, unknown, absent = _match(name, class_names, data.class_names)
@@ -148,9 +149,9 @@ def site_of(name: str, source: str, arguments: Any, data: Any, size: int) -> Sit
         )
     if all(re.fullmatch(r"class \d+", class_names[own]) for own in shared):
         notes = (*notes, f"site {name}: its classes have no names and are matched by number")
-    images = _pool(parts, list(shared))
+    images = _pool(found, list(shared))
     require_each(images, [class_names[own] for own in shared], f"site {name}")
-    left_out = sum(map(len, parts)) - len(images)
+    left_out = sum(map(len, found.parts.values())) - len(images)
     return Site(name, images, tuple(shared.values()), unknown, absent, left_out, notes)
 
 
@@ -165,7 +166,7 @@ def among(probabilities: np.ndarray, classes: Sequence[int], *, renormalise: boo
 
 def _plain(name: str) -> str:
     """A class name in a form for comparison; ``MR__knee__acl`` equals ``MR/knee/acl``."""
-    return re.sub(r"[\s_-]+", " ", name.replace("__", "/").casefold()).strip()
+    return plain_name(name.replace("__", "/"))
 
 
 def _match(
@@ -183,15 +184,16 @@ def _match(
     return shared, unknown, absent
 
 
-def _pool(parts: tuple[Split, ...], shared: list[int]) -> Split:
+def _pool(data: ImageSet, shared: list[int]) -> Split:
     """The images of the shared classes."""
-    labels = [part.labels[:, shared] if part.labels.ndim == 2 else part.labels for part in parts]
-    kept = [np.arange(len(part)) for part in parts]
-    if labels[0].ndim == 1:
-        new = np.full(max(int(part.max(initial=0)) for part in labels) + 1, -1)
-        chosen = [label for label in shared if label < len(new)]
-        new[chosen] = [shared.index(label) for label in chosen]
-        labels = [new[part] for part in labels]
+    parts = tuple(data.parts.values())
+    if data.multi_label:
+        labels = [part.labels[:, shared] for part in parts]
+        kept = [np.arange(len(part)) for part in parts]
+    else:
+        new = np.full(data.num_classes, -1)
+        new[shared] = np.arange(len(shared))
+        labels = [new[part.labels] for part in parts]
         kept = [np.flatnonzero(part >= 0) for part in labels]
     numbers = np.concatenate([np.full(len(index), number) for number, index in enumerate(kept)])
     groups = [part.groups[index] for part, index in zip(parts, kept, strict=True) if part.groups is not None]
