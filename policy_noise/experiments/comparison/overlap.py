@@ -112,9 +112,8 @@ def find_overlaps(data: ImageSet, sites: Sequence[Site], targets: Sequence[Image
     what = "looking for training images"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what cannot be read is named when it is used
-        found = _compare(
-            train, alike, [(_sizes, ""), (_tails, f"{what} among files"), (_file_pixels, "comparing files")]
-        )
+        steps = [(_sizes, ""), (_tails, f"{what} among files"), (_file_pixels, "comparing images with training images")]
+        found = _compare(train, alike, steps)
         found |= _compare(train, unlike, [(functools.partial(_pixels, size), what)])
     return {key: found[key] for key in dict.fromkeys(piece.key for piece in others) if key in found}
 
@@ -135,8 +134,8 @@ def _compare(train: _Piece, others: Sequence[_Piece], stages: Iterable[_Stage]) 
     keys: list[np.ndarray] = []
     for work, what in stages:
         keys = [_by_chunk(piece, work, what) for piece in left]
-        shared = np.setdiff1d(np.intersect1d(keys[0], np.concatenate(keys[1:])), [0])
-        kept = [np.isin(part, shared) for part in keys]
+        shared = np.intersect1d(keys[0], np.concatenate(keys[1:]))
+        kept = [np.isin(part, shared[shared != 0]) for part in keys]
         left = [piece._replace(positions=piece.positions[mine]) for piece, mine in zip(left, kept, strict=True)]
         keys = [part[mine] for part, mine in zip(keys, kept, strict=True)]
     found: dict[str, Overlap] = {}
