@@ -136,6 +136,7 @@ def matrix_table(results: list[tuple[str, bool]]) -> list[str]:
         column = f"{network.replace('_', ' ')}, {precision}"
         columns += [] if column in columns else [column]
         cells[optimizer, column].append((name, passed))
+    columns.sort(key=lambda column: column.split(", ")[::-1], reverse=True)  # fp32 and plain first
     lines = ["| optimizer | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
     for optimizer, title in OPTIMIZERS.items():
         row = [count(cells[optimizer, column]) if cells[optimizer, column] else "-" for column in columns]

@@ -12,10 +12,10 @@ from . import functional
 from .augmentation import Sample, StochasticAugmentation
 from .check import Check, check
 from .factory import attach
+from .hooks._draws import StrengthSchedule
+from .hooks._pairing import PairingError
+from .hooks._registry import detach
 from .hooks.hook import ReinforceHook
-from .hooks.pairing import PairingError
-from .hooks.registry import detach
-from .hooks.schedule import StrengthSchedule
 from .masks import MaskSample, PolicyNoiseMask, RandomShading
 from .version import __version__
 

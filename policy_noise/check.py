@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from .augmentation import Sample
 from .factory import attach
-from .hooks.registry import hooks_on
-from .losses.batch import Structures
-from .losses.isolation import random_states, restore
-from .losses.refusal import batch_argument
+from .hooks._registry import hooks_on
+from .losses._agreement import batch_argument
+from .losses._batch import Structures
+from .losses._isolation import random_states, restore
 from .utils.compat import compiled_from, tree_flatten
 from .utils.misc import tensors_in
 
@@ -42,6 +42,13 @@ class Check:
         losses: The per-image losses that the policy is rewarded by, (B,), in fp32. NaN for images without one. None if
             there are none.
         seconds: What the hook adds to a step. NaN if it is unknown.
+
+    Example:
+        >>> model, criterion = nn.Sequential(nn.Conv2d(3, 2, 8), nn.Flatten()), nn.CrossEntropyLoss()
+        >>> batch = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 1, 0])
+        >>> found = check(model, torch.optim.SGD(model.parameters(), lr=0.1), criterion, batch, black=0.0)
+        >>> found.ready, found.losses.shape
+        (True, torch.Size([4]))
     """
 
     report: str
@@ -75,7 +82,7 @@ class _Run:
     batch: str = "the criterion was not called"
     way: str = ""
     learns: bool = True
-    seen: list[tuple[Sample, Tensor, Tensor | None]] = field(default_factory=list)
+    seen: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -247,9 +254,9 @@ def _listen(hook: "ReinforceHook", criterion: Any, run: _Run) -> None:
     """Note what the hook tells the policy, and what the criterion is called with."""
     observe = hook.learner.observe
 
-    def noted(sample: Sample, loss: Tensor, valid: Tensor | None = None) -> Tensor | None:
-        run.seen.append((sample, loss.detach(), valid))
-        return observe(sample, loss, valid)
+    def noted(sample: Sample, loss: Tensor, valid: Tensor | None = None) -> None:
+        run.seen.append((loss.detach(), valid))
+        observe(sample, loss, valid)
 
     def called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         leaves, spec = tree_flatten((args, kwargs))
@@ -331,5 +338,5 @@ def _judge(names: str, runs: dict[tuple[bool, Any], _Run], half: Any) -> Check:
 def _losses_of(run: _Run) -> Tensor | None:
     if not run.seen:
         return None
-    parts = [loss if valid is None else loss.where(valid, torch.nan) for _, loss, valid in run.seen]
+    parts = [loss if valid is None else loss.where(valid, torch.nan) for loss, valid in run.seen]
     return torch.cat(parts).cpu()

@@ -5,14 +5,13 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .augmentation import StochasticAugmentation
+from .hooks._draws import derived_seed, own_randomness
+from .hooks._registry import hooks_on, stepping_optimizer
 from .hooks.hook import ReinforceHook
-from .hooks.optimizers import stepping_optimizer
-from .hooks.registry import hooks_on
-from .hooks.streams import derived_seed, own_randomness
-from .hooks.timm_task import task_network, task_rewards
+from .losses import LossSplitter, is_hookable
 from .masks import PolicyNoiseMask, RandomShading
 from .presets import get_preset
 from .settings import LearnerSettings, PolicySettings, Settings, ShadingSettings
@@ -124,9 +123,9 @@ def attach(
     network = model
     tasks = sys.modules.get("timm.task")  # loaded where a task exists
     if tasks is not None and isinstance(model, tasks.TrainingTask):
-        network = task_network(model)
+        network = _task_network(model)
         if learned and criterion is None and "output_loss" not in hook_settings:
-            hook_settings |= task_rewards(model)
+            hook_settings |= _task_rewards(model)
     if criterion is not None:
         hook_settings["criterion"] = criterion
     if augmentation is None:
@@ -204,3 +203,45 @@ def _check_random(settings: dict[str, Any], *, told: bool) -> None:
 def _kind_of(value: Any) -> str:
     """Its type, for messages."""
     return f"the class: pass {value.__name__}(...)" if isinstance(value, type) else type(value).__name__
+
+
+def _task_network(task: nn.Module) -> nn.Module:
+    """The network that a task trains."""
+    network = getattr(task, "trainable_module", None)
+    return network if isinstance(network, nn.Module) else task
+
+
+def _task_rewards(task: nn.Module) -> dict[str, Any]:
+    """Return the hook arguments that give one loss per sample for one of timm's training tasks.
+
+    A task holds network and criterion. One call of it is a forward pass with its loss. It is the right module to hook:
+    timm compiles, wraps and copies (EMA) the network inside, and validates with that network alone.
+
+    Mixup and CutMix come before the task, so the mixed image is masked, and the reward is the loss on the mixed
+    targets. With AugMix splits every view gets its own mask. The Jensen-Shannon loss couples an image's views, so each
+    of their masks is rewarded with the image's whole loss. A distillation task's teacher sees the masked image too, and
+    the reward is the loss on the targets.
+
+    A criterion that is a module is hooked. A plain function, or timm's JsdCrossEntropy (whose forward hooks never run),
+    is called once more with the task's ``"output"``.
+
+    Raises:
+        ValueError: If the task has no ``criterion``.
+    """
+    criterion = getattr(task, "criterion", None)
+    if not callable(criterion):
+        raise ValueError(
+            f"criterion of {type(task).__name__} is {criterion!r}, which cannot be called: pass criterion or "
+            "output_loss to attach"
+        )
+    if isinstance(criterion, nn.Module) and is_hookable(criterion):
+        return {"criterion": criterion}
+
+    splitter = LossSplitter(criterion)
+
+    def output_loss(output: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        target = kwargs["target"] if "target" in kwargs else args[1]
+        # A distillation task's loss has more terms, so do not compare with it: evaluate the criterion itself.
+        return splitter((output["output"], target), {}, None).values
+
+    return {"output_loss": output_loss}

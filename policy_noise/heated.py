@@ -185,6 +185,13 @@ def read_heated_metadata(path: PathLike) -> dict[str, Any]:
     Raises:
         FileNotFoundError: If the file is missing.
         ValueError: If :func:`save_heated` did not write the file.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_heated(nn.Linear(2, 3), f"{folder}/model.safetensors", {"recipe": "mine"})
+        ...     read_heated_metadata(f"{folder}/model.safetensors")["recipe"]
+        'mine'
     """
     from safetensors import SafetensorError, safe_open
 
@@ -220,6 +227,14 @@ def load_heated(
         FileNotFoundError: If the file is missing.
         ValueError: If it belongs to another architecture, or ``fresh_classifier`` is set and no tensor of the model
             belongs to a known classification layer.
+
+    Example:
+        >>> import tempfile, timm
+        >>> pretrained, model = (timm.create_model("test_resnet", num_classes=classes) for classes in (5, 2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_heated(pretrained, f"{folder}/model.safetensors")
+        ...     sorted(load_heated(model, f"{folder}/model.safetensors")["kept"])
+        ['fc.bias', 'fc.weight']
     """
     from safetensors.torch import load_file
 

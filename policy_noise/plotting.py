@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .augmentation import Sample, StochasticAugmentation
-from .hooks.streams import own_randomness
-from .masks.base import SmoothMask
+from .hooks._draws import own_randomness
+from .masks._base import SmoothMask
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

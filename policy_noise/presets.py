@@ -20,6 +20,12 @@ class Preset:
     Args:
         mask: Keyword arguments of :class:`policy_noise.PolicyNoiseMask`.
         hook: Keyword arguments of :class:`policy_noise.ReinforceHook`.
+
+    Example:
+        >>> from policy_noise import PolicyNoiseMask
+        >>> paper = get_preset("paper")
+        >>> PolicyNoiseMask(in_chans=1, **paper.mask).grid_size, paper.hook["estimator"]
+        ((64, 64), 'paper')
     """
 
     mask: Mapping[str, Any]

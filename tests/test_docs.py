@@ -1,6 +1,7 @@
 """README and documentation: the code runs, the links work, and every warning is explained."""
 
 import ast
+import inspect
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 from torch import nn
 
 import policy_noise
+from policy_noise.presets import get_preset
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -19,11 +21,17 @@ PAGES = [
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 ]
 NOT_RUN = "<!-- not run: "
+OUTPUT = re.compile(r"^```python\n(?:(?!^```).)*^```\n\n```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+"""What the code before it prints."""
 SHELL = re.compile(r"^```(?!python|\{|bibtex|$)(\w+)", re.MULTILINE)
 
 
 def text_of(page):
     return (ROOT / page).read_text(encoding="utf-8")
+
+
+def without_numbers(text):
+    return re.sub(r"-?\d[\d.]*", "#", text)
 
 
 def names(page):
@@ -48,12 +56,15 @@ def names(page):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "```python" in text_of(page)])
 @pytest.mark.filterwarnings("ignore:the images' smallest values")
-def test_python_on_a_page_runs(page, tmp_path, monkeypatch):
+def test_python_on_a_page_runs_and_prints_what_the_page_says(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     document = Sybil([PythonCodeBlockParser(), SkipParser()]).parse(ROOT / page)
     document.namespace.update(names(page))
     for example in document.examples():
         example.evaluate()
+    printed = capsys.readouterr().out
+    for shown in OUTPUT.findall(text_of(page)):
+        assert without_numbers(shown) in without_numbers(printed)
 
 
 def test_the_pages_have_code():
@@ -78,18 +89,25 @@ def test_links_lead_to_files(page):
     assert not lost
 
 
-def figures(text):
-    """Numbers with an interval, without their signs."""
-    return {re.sub(r"\s", " ", found) for found in re.findall(r"\d?\.\d{2,3}\s±\s\d?\.\d{2,3}", text)}
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_figures_stand_in_a_table_that_a_command_wrote(page):
-    tables = re.findall(r"<!-- [A-Z]+ -->(.*?)<!-- /[A-Z]+ -->", text_of("docs/evidence.md"), re.DOTALL)
-    results = [
-        path.read_text(encoding="utf-8") for name in ("benchmarks", "examples") for path in ROOT.glob(f"{name}/**/*.md")
-    ]
-    assert figures(text_of(page)) <= figures("\n".join(tables + results))
+@pytest.mark.parametrize("preset", ["random", "learned", "paper"])
+def test_the_settings_page_has_the_defaults(preset):
+    defaults = {
+        name: parameter.default
+        for kind in (policy_noise.RandomShading, policy_noise.PolicyNoiseMask, policy_noise.learning.PolicyLearner)
+        for name, parameter in inspect.signature(kind).parameters.items()
+    }
+    defaults |= get_preset(preset).mask | get_preset(preset).hook
+    table = [row.split(" | ") for row in re.findall(r"^\| (`\w+`.*) \|$", text_of("docs/settings.md"), re.MULTILINE)]
+    compared = 0
+    for row in table:
+        cell = row[["random", "learned", "paper"].index(preset) + 1]
+        if cell.startswith("`") and cell.count("`") == 2:
+            names = [name.strip("` ") for name in row[0].split(",")]
+            shown = ast.literal_eval(cell.strip("`"))
+            found = defaults[names[0]] if len(names) == 1 else tuple(defaults[name] for name in names)
+            assert shown == found, f"{row[0]} of {preset}"
+            compared += 1
+    assert compared >= 6
 
 
 def test_the_readme_is_short():

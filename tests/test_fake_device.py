@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from policy_noise import PolicyNoiseMask, RandomShading, ReinforceHook, Sample, StochasticAugmentation, attach
 from policy_noise.functional import distribution, estimator, masking, rendering
-from policy_noise.losses import splitter
-from policy_noise.losses.agreement import Late, Verdict
+from policy_noise.losses import _splitter as splitter
+from policy_noise.losses._agreement import Late, Verdict
 
 DEVICE = torch.device("cuda", 0)
 pytestmark = pytest.mark.skipif(

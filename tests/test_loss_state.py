@@ -166,7 +166,7 @@ def test_without_the_state_before_a_criterion_that_has_moved_on_is_refused():
 
 
 def test_the_cost_of_a_memory_bank_is_said_once(monkeypatch, recwarn):
-    monkeypatch.setattr("policy_noise.losses.splitter.LARGE", 2**10)
+    monkeypatch.setattr("policy_noise.losses._splitter.LARGE", 2**10)
     criterion = Centred(True)
     criterion.register_buffer("bank", torch.zeros(2**10))
     run(criterion, LossSplitter(criterion))
@@ -400,7 +400,7 @@ def test_a_criterion_that_communicates_is_refused(tmp_path, monkeypatch):
         torch.distributed.all_reduce(number)
         return F.cross_entropy(output, target, reduction="sum") / number
 
-    monkeypatch.setattr("policy_noise.losses.splitter.is_distributed", lambda: True)
+    monkeypatch.setattr("policy_noise.losses._splitter.is_distributed", lambda: True)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/world", rank=0, world_size=1)
     try:
         value = criterion(DATA[0], LABELS[0])

@@ -497,7 +497,7 @@ def test_torchs_functions_leave_ignored_labels_out_as_their_modules_do(function)
 
 
 def test_a_long_loop_over_rows_is_said_before_it_has_run(monkeypatch):
-    monkeypatch.setattr("policy_noise.losses.ways.SLOW", 0.0)
+    monkeypatch.setattr("policy_noise.losses._ways.SLOW", 0.0)
 
     def branching(output, target):
         loss = (output - target).square().sum()
@@ -509,7 +509,7 @@ def test_a_long_loop_over_rows_is_said_before_it_has_run(monkeypatch):
 
 
 def test_a_second_evaluation_that_takes_longer_than_the_step_is_said_once(recwarn, monkeypatch):
-    monkeypatch.setattr("policy_noise.losses.splitter.NOTICEABLE", 0.05)
+    monkeypatch.setattr("policy_noise.losses._splitter.NOTICEABLE", 0.05)
 
     class Slow(nn.Module):
         def forward(self, output, target):

@@ -73,6 +73,18 @@ def test_examples_in_docstrings(name):
     assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0
 
 
+API = (ROOT.parent / "docs/api.md").read_text(encoding="utf-8")
+LISTED = re.findall(r"^\.\. auto(?:class|function|exception):: (\S+)", API, re.MULTILINE)
+for listed, members in re.findall(r"^\.\. automodule:: (\S+)\n   :members: (.+)$", API, re.MULTILINE):
+    LISTED += [f"{listed}.{member}" for member in members.split(", ")]
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_what_the_api_page_lists_has_an_example(name):
+    module, _, item = name.rpartition(".")
+    assert ">>>" in getattr(import_or_skip(module), item).__doc__
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_all_names_exist(name):
     module = import_or_skip(name)

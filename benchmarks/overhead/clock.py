@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from policy_noise.hooks.registry import Functor
+from policy_noise.hooks._registry import Functor
 
 
 def synchronize(device: torch.device) -> None:

@@ -15,7 +15,7 @@ import policy_noise
 from benchmarks.overhead.clock import guarded, in_hooks, synchronize
 from benchmarks.overhead.suites import MEAN, STD, Configuration
 from benchmarks.overhead.variants import Variant, make_batch
-from policy_noise.learning.window import SampleCount
+from policy_noise.learning._window import SampleCount
 
 
 class Launches(TorchDispatchMode):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .shading import MAX_SEED, SeededShading
+from ._shading import MAX_SEED, SeededShading
 
 try:
     from albumentations import ImageOnlyTransform

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .shading import MAX_SEED, SeededShading
+from ._shading import MAX_SEED, SeededShading
 
 try:
     from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform

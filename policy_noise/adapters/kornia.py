@@ -7,7 +7,7 @@ from kornia.augmentation import IntensityAugmentationBase2D, IntensityAugmentati
 from torch import Tensor
 
 from ..masks import ShadingSample, random_shading
-from .shading import cells_of, draw
+from ._shading import cells_of, draw
 
 __all__ = ["RandomShading", "RandomShading3D"]
 

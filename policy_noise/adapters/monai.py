@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-from .shading import MAX_SEED, SeededShading
+from ._shading import MAX_SEED, SeededShading
 
 try:
     from monai.config import KeysCollection, NdarrayOrTensor

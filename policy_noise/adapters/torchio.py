@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from .shading import MAX_SEED, SeededShading
+from ._shading import MAX_SEED, SeededShading
 
 try:
     from torchio import IntensityTransform, Subject

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..masks import ShadingSample, random_shading
-from ..masks.inputs import replace_leaves, untyped_images
+from ..masks._inputs import replace_leaves, untyped_images
 from ..utils.misc import leaves_of
-from .shading import draw, shade
+from ._shading import draw, shade
 
 try:
     from torchvision import tv_tensors

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..hooks.streams import own_randomness
+from ..hooks._draws import own_randomness
 
 __all__ = [
     "MEDMNISTC_SEVERITIES",

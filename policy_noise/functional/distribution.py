@@ -56,6 +56,11 @@ def beta_log_prob(action: Tensor, concentration1: Tensor, concentration0: Tensor
     Shape:
         - action, concentration1, concentration0: any shape, the same.
         - Output: that shape; sum over cells for the log-probability of a mask.
+
+    Example:
+        >>> two = torch.tensor(2.0)  # Beta(2, 2) prefers the middle
+        >>> beta_log_prob(torch.tensor([0.1, 0.5]), two, two)
+        tensor([-0.6162,  0.4055])
     """
     log_beta = (
         torch.lgamma(concentration1) + torch.lgamma(concentration0) - torch.lgamma(concentration1 + concentration0)
@@ -98,6 +103,10 @@ def beta_entropy(concentration1: Tensor, concentration0: Tensor) -> Tensor:
     Shape:
         - concentration1, concentration0: any shape, the same.
         - Output: that shape.
+
+    Example:
+        >>> beta_entropy(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0]))
+        tensor([ 0.0000, -0.1251])
     """
     total = concentration1 + concentration0
     log_beta = torch.lgamma(concentration1) + torch.lgamma(concentration0) - torch.lgamma(total)

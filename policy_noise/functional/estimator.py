@@ -275,6 +275,10 @@ def paper_objective(log_prob: Tensor, loss: Tensor) -> Tensor:
         - log_prob: (B, G * G).
         - loss: (B,) or a scalar.
         - Output: a scalar.
+
+    Example:
+        >>> paper_objective(torch.zeros(8, 4), torch.full((8,), 0.5))  # log(4) * 0.5
+        tensor(0.6931)
     """
     if log_prob.ndim != 2:
         raise ValueError(f"log_prob must have shape (B, G * G), one number per cell, got {tuple(log_prob.shape)}")

@@ -17,21 +17,19 @@ from torch.utils.hooks import RemovableHandle
 
 from ..augmentation import Sample, StochasticAugmentation
 from ..learning import PolicyLearner
+from ..learning._window import check_loss
 from ..learning.learner import MAX_WINDOW
-from ..learning.window import check_loss
 from ..losses import CriterionError, LossMethod, LossSplitter, SampleLosses, is_hookable, loss_of, with_loss
 from ..utils.compat import backward_number, is_in_backward, is_replica, is_transformed
 from ..utils.misc import is_distributed, tensors_in
 from ..utils.warn import warn
-from . import registry
-from .calls import Call, InputName, find_images, is_training, item_at, replace
-from .optimizers import OptimizerLink, stepping_optimizer
-from .pairing import Match, PairingError, PairingQueue, Pending
-from .registry import Functor
-from .schedule import ScheduledStrength
-from .streams import Draws, joined
-from .trained import Look, Term, trained_losses
-from .watch import Watch
+from . import _registry as registry
+from ._calls import Call, InputName, find_images, is_training, item_at, replace
+from ._draws import Draws, joined
+from ._pairing import Match, PairingError, PairingQueue, Pending
+from ._registry import Functor, saving_optimizer, stepping_optimizer
+from ._trained import Look, Term, trained_losses
+from ._watch import Watch
 
 __all__ = ["ReinforceHook"]
 
@@ -136,9 +134,9 @@ class ReinforceHook:
         _check_free(model, stepping)
         self.augmentation = augmentation
         self.learner = PolicyLearner(augmentation, **learner)
-        self._model, self._criterion, self._optimizer = model, criterion, optimizer
+        self._model, self._criterion, self._optimizer, self._stepping = model, criterion, optimizer, stepping
         self._number = _free_number(stepping)
-        self._draws = Draws(augmentation, generator, self._number)
+        self._draws = Draws(augmentation, generator, self._number, strength_schedule)
         self._output_loss = output_loss
         self._loss_method: LossMethod = loss_method
         self._splitter = None if criterion is None else LossSplitter(criterion, loss_method)
@@ -152,11 +150,9 @@ class ReinforceHook:
         self._calls: list[Call] = []
         self._size: tuple[int, ...] | None = None
         self._checked = False
-        self._strength = None if strength_schedule is None else ScheduledStrength(augmentation, strength_schedule)
         self._watch = Watch(model)
         self._state_in_optimizer = state_in_optimizer
-        self._handles: dict[nn.Module, list[RemovableHandle]] = {}
-        self._link: OptimizerLink | None = None
+        self._handles: dict[Any, list[RemovableHandle]] = {}
         try:
             self._activate()
             resumable = state_in_optimizer and self._learns and not known
@@ -177,6 +173,12 @@ class ReinforceHook:
         Raises:
             TypeError: If an argument is of the wrong kind, or the hook has no criterion.
             RuntimeError: If the optimizer has a hook for the same model.
+
+        Example:
+            >>> from policy_noise import attach
+            >>> model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten())
+            >>> hook = attach(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss())
+            >>> hook.rebind(torch.optim.AdamW(model.parameters()), criterion=nn.CrossEntropyLoss(label_smoothing=0.1))
         """
         if criterion is not None:
             _check_criterion(criterion)
@@ -186,19 +188,21 @@ class ReinforceHook:
             self._criterion, self._splitter = criterion, LossSplitter(criterion, self._loss_method)
             self._hook_criterion()
         if optimizer is not None:
-            _check_free(self._model, stepping_optimizer(optimizer), besides=self)
-            self._disconnect()
-            self._connect(optimizer)
+            stepping = stepping_optimizer(optimizer)
+            _check_free(self._model, stepping, besides=self)
+            for target in {self._optimizer, self._stepping} & self._handles.keys():
+                self._unregister(target)
+            self._optimizer, self._stepping = optimizer, stepping
+            self._number = _free_number(stepping, self._number)
+            self._hook_optimizer()
 
     def remove(self) -> None:
         """Remove all hooks. The model trains on unmasked images again, and the policy no longer learns."""
-        self._disconnect()
         registry.leave_steps(self._after_any_step)
         for target in list(self._handles):
             self._unregister(target)
         self._queue.clear()
-        if self._strength is not None:
-            self._strength.restore()
+        self._draws.restore_strength()
 
     def __repr__(self) -> str:
         level = ""
@@ -208,7 +212,7 @@ class ReinforceHook:
             level = f", black {[round(v, 2) for v in black.flatten().tolist()] if known else 'from each image'}"
         size = "none yet" if self._size is None else f"{' x '.join(map(str, self._size))} px"
         how = "observe()" if self._splitter is None else f"{type(self._splitter.criterion).__name__}, {self._splitter}"
-        stepping = "hook.step()" if self._link is None else type(self._link.stepping).__name__
+        stepping = "hook.step()" if self._stepping is None else type(self._stepping).__name__
         return (
             f"images: {size}, {type(self.augmentation).__name__}{level}\n"
             f"losses: {how if self._learns else 'not needed, nothing is learned'}\n"
@@ -230,6 +234,14 @@ class ReinforceHook:
 
         Raises:
             PairingError: If none of the first ``max_pending`` batches had a loss.
+
+        Example:
+            >>> from policy_noise import PolicyNoiseMask
+            >>> hook = ReinforceHook(PolicyNoiseMask(), None)
+            >>> masked = hook.apply(torch.rand(2, 3, 8, 8))  # and then hook.observe(losses)
+            >>> with torch.no_grad():
+            ...     hook.apply(masked) is masked
+            True
         """
         return self._mask([images], views=False)[0][0]
 
@@ -265,7 +277,7 @@ class ReinforceHook:
         if isinstance(images, Tensor) and not len(images):
             self._watch.masked()
             return list(batches), None
-        if self._strength is not None and not self._strength.set(self._draws.steps):
+        if not self._draws.set_strength():
             self._watch.masked()
             return list(batches), None
         # Before the draw, so that an error leaves the random streams as they were.
@@ -319,6 +331,15 @@ class ReinforceHook:
         Raises:
             RuntimeError: If no masked batch waits for a loss.
             ValueError: If there is not one loss per image.
+
+        Example:
+            >>> from policy_noise import PolicyNoiseMask
+            >>> hook = ReinforceHook(PolicyNoiseMask(), None)
+            >>> masked = hook.apply(torch.rand(4, 3, 8, 8))
+            >>> loss = hook.observe(masked.square().mean((1, 2, 3))).mean()  # in a loop: loss.backward()
+            >>> hook.step()
+            >>> hook.metrics["samples_seen"]
+            4
         """
         if self.learner.is_random:
             raise RuntimeError(
@@ -343,12 +364,22 @@ class ReinforceHook:
         for match in matches:
             if match.index is None:
                 check_loss(len(match.pending), per_sample_loss)
-        factor = self._observe(matches, lambda: _given(per_sample_loss, valid))
+        values = per_sample_loss.detach().float()
+        losses = SampleLosses(values if valid is None else torch.where(valid, values, 0.0), valid)
+        factor = self._observe(matches, losses if self._learning else None)
         return per_sample_loss if factor is None else per_sample_loss * factor
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Neither mask nor observe inside this block."""
+        """Neither mask nor observe inside this block.
+
+        Example:
+            >>> from policy_noise import PolicyNoiseMask
+            >>> hook, images = ReinforceHook(PolicyNoiseMask(), None), torch.rand(2, 3, 8, 8)
+            >>> with hook.paused():  # an attack, a GAN's other step, Grad-CAM
+            ...     hook.apply(images) is images
+            True
+        """
         self._pauses += 1
         try:
             yield
@@ -361,6 +392,12 @@ class ReinforceHook:
         Args:
             lr: The loop's current learning rate, which the policy's rate follows. None keeps the policy's rate at its
                 peak.
+
+        Example:
+            >>> from policy_noise import PolicyNoiseMask
+            >>> hook = ReinforceHook(PolicyNoiseMask(), optimizer=None)
+            >>> losses = hook.observe(hook.apply(torch.rand(4, 3, 8, 8)).mean((1, 2, 3)))
+            >>> hook.step(lr=0.1)  # after the loop's own step
         """
         self._step({} if lr is None else {"lr": lr})
 
@@ -385,7 +422,13 @@ class ReinforceHook:
         return self.learner.metrics(self._size)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to resume. It can be loaded with ``torch.load(weights_only=True)``."""
+        """Return everything needed to resume. It can be loaded with ``torch.load(weights_only=True)``.
+
+        Example:
+            >>> from policy_noise import PolicyNoiseMask
+            >>> hook, resumed = (ReinforceHook(PolicyNoiseMask(), optimizer=None) for _ in range(2))
+            >>> resumed.load_state_dict(hook.state_dict())
+        """
         generator = self._draws.generator
         return {
             **self.learner.state_dict(),
@@ -426,13 +469,26 @@ class ReinforceHook:
             before = Functor(self._before_forward, self._watch.was_copied)
             self._register(self._model, before, self._after_forward, after_errors=True)
         self._hook_criterion()
-        if self._optimizer is not None:
-            self._connect(self._optimizer)
+        self._hook_optimizer()
+        if self._stepping is not None:
             registry.follow_steps(self._after_any_step)
 
     def _hook_criterion(self) -> None:
         if self._criterion is not None and (self._learns or self.learner.scales_loss):
             self._register(self._criterion, Functor(self._before_criterion), self._after_criterion)
+
+    def _hook_optimizer(self) -> None:
+        if self._stepping is None:
+            return
+        for target in (self._optimizer, self._stepping):
+            self._handles.setdefault(target, [])
+            registry.enter(target, self)
+        handles = self._handles[self._stepping]
+        handles.append(self._stepping.register_step_post_hook(Functor(self._after_step)))
+        if self._state_in_optimizer:
+            saved = saving_optimizer(self._optimizer)
+            handles.append(saved.register_state_dict_post_hook(Functor(self._save_into)))
+            handles.append(saved.register_load_state_dict_pre_hook(Functor(self._load_from)))
 
     def _register(
         self, target: nn.Module, before: Functor, after: Callable[..., Any], *, after_errors: bool = False
@@ -442,7 +498,7 @@ class ReinforceHook:
         handles.append(target.register_forward_hook(Functor(after), with_kwargs=True, always_call=after_errors))
         registry.enter(target, self)
 
-    def _unregister(self, target: nn.Module) -> None:
+    def _unregister(self, target: Any) -> None:
         for handle in self._handles.pop(target, ()):
             handle.remove()
         registry.leave(target, self)
@@ -513,13 +569,12 @@ class ReinforceHook:
             return None
         if self._calls:
             return None  # the outermost call has the loss
-
-        def losses() -> SampleLosses:
+        losses = None
+        if self._learning and self._learns:
             with torch.no_grad():
                 found = output_loss(output, args, kwargs)
-            return found if isinstance(found, SampleLosses) else SampleLosses(found, None)
-
-        factor = self._observe([Match(pending) for pending in pendings], losses if self._learns else None)
+            losses = found if isinstance(found, SampleLosses) else SampleLosses(found, None)
+        factor = self._observe([Match(pending) for pending in pendings], losses)
         return None if factor is None else replace(output, ("loss",), lambda value: value * factor)
 
     def _loss_of_one(self, output: Any, pendings: list[Pending]) -> OutputLoss | None:
@@ -571,7 +626,7 @@ class ReinforceHook:
         assert loss is not None
         for match in matches:
             match.gather(losses.values, losses.valid)  # rows that do not fit are refused here, in the loop's line
-        factor = _mean([self.learner.loss_scale(match.pending.sample) for match in matches])
+        factor = self._loss_factor(matches)
         if factor is not None:
             loss = loss * factor
         # The loss that is trained on may be any sum of the criterion's calls. What each counts is known at the step.
@@ -608,19 +663,21 @@ class ReinforceHook:
         """Whether the policy learns from this window (``update_every``). All ranks agree."""
         return self._draws.steps % self.learner.update_every == 0
 
-    def _observe(self, matches: Sequence[Match], losses: Callable[[], SampleLosses] | None) -> Tensor | None:
-        """Pass the losses of batches to the learner. They are not computed if nothing is learned from them."""
-        factors = []
-        if self._learning and losses is not None:
-            found = losses()
+    def _observe(self, matches: Sequence[Match], losses: SampleLosses | None) -> Tensor | None:
+        """Pass the losses of batches to the learner. None: nothing is learned from them. Returns the loss's factor."""
+        if losses is not None:
             for match in matches:
-                values, valid = match.gather(found.values, found.valid)
-                factors.append(self.learner.observe(match.pending.sample, *match.pending.spread(values, valid)))
-        else:
-            factors = [self.learner.loss_scale(match.pending.sample) for match in matches]
+                values, valid = match.gather(losses.values, losses.valid)
+                self.learner.observe(match.pending.sample, *match.pending.spread(values, valid))
         for match in matches:
             self._queue.pop(match.pending)
-        return _mean(factors)
+        return self._loss_factor(matches)
+
+    def _loss_factor(self, matches: Sequence[Match]) -> Tensor | None:
+        """What the classifier's loss is multiplied by; None leaves it alone."""
+        factors = [self.learner.loss_scale(match.pending.sample) for match in matches]
+        known = [factor for factor in factors if factor is not None]
+        return torch.stack(known).mean() if known else None
 
     def _say_what_is_missing(self) -> None:
         """Say once if the loop trains on something that was never observed, or that the reward does not follow."""
@@ -668,22 +725,6 @@ class ReinforceHook:
 
     # -- hooks on the optimizer ----------------------------------------------------------------------------------------
 
-    def _connect(self, optimizer: Any) -> None:
-        self._optimizer = optimizer
-        self._number = _free_number(stepping_optimizer(optimizer), self._number)
-        self._link = OptimizerLink(optimizer, self._after_step)
-        if self._state_in_optimizer:
-            self._link.keep(self._save_into, self._load_from)
-        for target in self._link.targets:
-            registry.enter(target, self)
-
-    def _disconnect(self) -> None:
-        if self._link is not None:
-            self._link.remove()
-            for target in self._link.targets:
-                registry.leave(target, self)
-            self._link = None
-
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
@@ -693,8 +734,8 @@ class ReinforceHook:
     def _gradient_number(self) -> int:
         """The number of the gradient that the running backward pass adds to. After ``zero_grad`` it is another one."""
         running = backward_number()
-        if running != self._backward and self._link is not None:
-            groups = self._link.stepping.param_groups
+        if running != self._backward and self._stepping is not None:
+            groups = self._stepping.param_groups
             self._gradient += all(parameter.grad is None for group in groups for parameter in group["params"])
         self._backward = running
         return self._gradient
@@ -704,7 +745,7 @@ class ReinforceHook:
         waiting = self._queue.has_open or self.learner.observations or self._watch.suspects_copy
         if optimizer is self.learner.optimizer or not waiting:
             return
-        if self._watch.foreign_step(optimizer, None if self._link is None else self._link.stepping):
+        if self._watch.foreign_step(optimizer, self._stepping):
             self.learner.forget()
             self._queue.invalidate()
 
@@ -715,7 +756,7 @@ class ReinforceHook:
         if self._learning:
             self.learner.step(group)
         else:
-            self.learner.skip(group)
+            self.learner.rate(group)  # it may be the largest seen
         self._draws.advance()
         self._calls.clear()  # of forwards that were interrupted
         if self._splitter is not None:
@@ -751,16 +792,6 @@ class ReinforceHook:
         dist.broadcast_object_list(content)
         self.augmentation.load_state_dict(content[0])
         self._draws.seed = content[1]
-
-
-def _mean(factors: Sequence[Tensor | None]) -> Tensor | None:
-    known = [factor for factor in factors if factor is not None]
-    return torch.stack(known).mean() if len(known) > 1 else next(iter(known), None)
-
-
-def _given(losses: Tensor, valid: Tensor | None) -> SampleLosses:
-    values = losses.detach().float()
-    return SampleLosses(values if valid is None else torch.where(valid, values, 0.0), valid)
 
 
 def _check_arguments(

@@ -7,7 +7,6 @@ are handed to autograd as they are, and the surrogate itself is never computed.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,28 +15,9 @@ from ..augmentation import Sample
 from ..functional import Baseline, LossMoments, Reward, paper_objective
 from ..utils.misc import check_one_of
 
-__all__ = ["EntropyConstraint", "Estimator", "PaperEstimator", "Reinforce", "create_estimator"]
+__all__ = ["EntropyConstraint", "PaperEstimator", "Reinforce", "create_estimator"]
 
 Terms = tuple[list[Tensor], list[Tensor]]
-
-
-class Estimator(Protocol):
-    """What the learner asks of an estimator."""
-
-    def terms(
-        self, samples: Sequence[Sample], moments: LossMoments, seen: int | Tensor, entropy_coef: Tensor | float
-    ) -> Terms:
-        """Outputs to differentiate and the weight of each, over all samples of the window.
-
-        Args:
-            samples: The window's draws, batch by batch.
-            moments: Of their losses, joined; over all ranks where there are several.
-            seen: Samples in the window, of all ranks.
-            entropy_coef: Weight of the entropy bonus; a plain 0 for none.
-        """
-
-    def loss_scale(self, sample: Sample) -> Tensor | None:
-        """What the classifier's loss is multiplied by; None leaves it alone."""
 
 
 def create_estimator(
@@ -98,6 +78,14 @@ class Reinforce:
     def terms(
         self, samples: Sequence[Sample], moments: LossMoments, seen: int | Tensor, entropy_coef: Tensor | float
     ) -> Terms:
+        """Outputs to differentiate and the weight of each, over all samples of the window.
+
+        Args:
+            samples: The window's draws, batch by batch.
+            moments: Of their losses, joined; over all ranks where there are several.
+            seen: Samples in the window, of all ranks.
+            entropy_coef: Weight of the entropy bonus; a plain 0 for none.
+        """
         baseline: Baseline | Tensor = moments.average if self.baseline == "moving_average" else self.baseline  # type: ignore[assignment]
         weight = moments.weights(baseline, self.normalize)
         sizes = [len(sample.applied) for sample in samples]
@@ -125,11 +113,14 @@ class Reinforce:
         return outputs, gradients
 
     def loss_scale(self, sample: Sample) -> None:
-        return None
+        """What the classifier's loss is multiplied by; None leaves it alone."""
 
 
 class PaperEstimator:
-    """The published surrogate, :func:`policy_noise.functional.paper_objective` of each batch."""
+    """The published surrogate, :func:`policy_noise.functional.paper_objective` of each batch.
+
+    Its methods are those of :class:`Reinforce`.
+    """
 
     def terms(
         self, samples: Sequence[Sample], moments: LossMoments, seen: int | Tensor, entropy_coef: Tensor | float

@@ -11,9 +11,9 @@ from torch import Tensor
 from .. import functional as PF
 from ..augmentation import Sample, StochasticAugmentation
 from ..utils.misc import is_distributed
+from ._optimizer import PolicyOptimizer, PolicyRate, flat_gradient
+from ._window import Observation, SampleCount, WindowMoments, check_costs, check_loss, moments_of, sum_over_ranks
 from .estimators import EntropyConstraint, PaperEstimator, create_estimator
-from .optimizer import PolicyOptimizer, PolicyRate, flat_gradient
-from .window import Observation, SampleCount, WindowMoments, check_costs, check_loss, moments_of, sum_over_ranks
 
 __all__ = ["MAX_WINDOW", "PolicyLearner"]
 
@@ -105,19 +105,19 @@ class PolicyLearner:
                 f"distribution, got {entropy_target!r}: preset='learned' has -0.075"
             )
         self.baseline_momentum = baseline_momentum
-        self.frozen = frozen
+        self.is_random = next(augmentation.parameters(), None) is None
+        """Whether nothing can be learned, because the augmentation has no parameters."""
+        self.frozen = frozen or self.is_random
         self.update_every = update_every
         self.parameters = [p for p in augmentation.parameters() if p.requires_grad]
-        if not self.parameters and next(augmentation.parameters(), None) is None:
-            self.frozen = True  # nothing can be learned, and nothing is meant to be
-        elif not self.parameters:
+        if not self.parameters and not self.is_random:
             raise ValueError(
                 f"{type(augmentation).__name__} has no parameter that requires a gradient: there is no policy to train"
             )
         self._device = next((buffer.device for buffer in augmentation.buffers()), torch.device("cpu"))
         self.entropy = None if self.frozen else constraint
-        rate = PolicyRate(policy_lr, policy_lr_ratio, follow_schedule)
-        self._step = PolicyOptimizer(self.parameters, policy_optimizer, rate, policy_weight_decay)
+        self.rate = PolicyRate(policy_lr, policy_lr_ratio, follow_schedule)
+        self._step = PolicyOptimizer(self.parameters, policy_optimizer, self.rate.lr or 0.0, policy_weight_decay)
         if self.entropy is not None:
             self.entropy.coefficient = self.entropy.coefficient.to(self.device)
         # No None: loaders fill the tensors they find.
@@ -131,11 +131,6 @@ class PolicyLearner:
     def optimizer(self) -> torch.optim.Optimizer | None:
         """The policy's optimizer; None where there is nothing to learn."""
         return self._step.inner
-
-    @property
-    def rate(self) -> PolicyRate:
-        """How the policy's learning rate follows the user's."""
-        return self._step.rate
 
     @property
     def device(self) -> torch.device:
@@ -155,11 +150,6 @@ class PolicyLearner:
         """Let go what was observed since the last step."""
         self._window = []
 
-    @property
-    def is_random(self) -> bool:
-        """Whether nothing can be learned, because the augmentation has no parameters."""
-        return not self.parameters and self.frozen and next(self.augmentation.parameters(), None) is None
-
     # -- observing -----------------------------------------------------------------------------------------------------
 
     def saw(self, sample: Sample) -> None:
@@ -167,7 +157,7 @@ class PolicyLearner:
         self._count.seen += len(sample.applied)
         self._drawn = sample
 
-    def observe(self, sample: Sample, loss: Tensor, valid: Tensor | None = None) -> Tensor | None:
+    def observe(self, sample: Sample, loss: Tensor, valid: Tensor | None = None) -> None:
         """Pair a sample with the losses that its masks caused.
 
         Args:
@@ -178,15 +168,12 @@ class PolicyLearner:
         Shape:
             - loss, valid: (B,).
 
-        Returns:
-            With the paper's estimator the factor that scales the classifier's loss, else None.
-
         Raises:
             ValueError: If there is not one loss for each image.
         """
         check_loss(len(sample.applied), loss)
         if not len(loss):
-            return None
+            return
         self._count.labels(valid)
         device = sample.applied.device
         loss = loss.detach().float().to(device)
@@ -197,7 +184,6 @@ class PolicyLearner:
         if len(self._window) > MAX_WINDOW:
             del self._window[0]
             self.say_no_step()
-        return self.loss_scale(sample)
 
     def say_no_step(self) -> None:
         """Warn once that many batches were observed without a step."""
@@ -244,10 +230,6 @@ class PolicyLearner:
         if not self.frozen:
             self._step.step(gradient, lr)
 
-    def skip(self, group: Mapping[str, Any]) -> None:
-        """Let a window pass that was not to be learned from; its learning rate may still be the largest seen."""
-        self.rate(group)
-
     def _gradient(self, samples: list[Sample], moments: WindowMoments) -> Tensor:
         """One backward through all samples of the window, flat; with several processes that of all ranks."""
         gradient = None
@@ -293,13 +275,44 @@ class PolicyLearner:
         }
         return state if self.entropy is None else {**state, "entropy_coef": self.entropy.coefficient}
 
-    def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def check_state_dict(self, state_dict: Any) -> None:
         """Refuse a state that :meth:`load_state_dict` could not restore, before anything is touched.
 
         Raises:
             ValueError: If it belongs to something else.
         """
-        _check_state_dict(state_dict, self.state_dict())
+        own = self.state_dict()
+        if isinstance(state_dict, Mapping) and own.keys() - state_dict.keys() == {"entropy_coef"}:
+            raise ValueError(
+                "state_dict was saved without entropy_target, and this policy has one: pass the settings that it was "
+                "saved with"
+            )
+        if not isinstance(state_dict, Mapping) or own.keys() - state_dict.keys():
+            found = sorted(map(str, state_dict)) if isinstance(state_dict, Mapping) else type(state_dict).__name__
+            raise ValueError(f"state_dict must hold {sorted(own)}, got {found}: it is not a policy's")
+        for name, kind in (("mask", Mapping), ("optimizer", Mapping), ("moving_average", Tensor)):
+            if not isinstance(state_dict[name], kind):
+                raise ValueError(f"state_dict[{name!r}] does not fit a policy, got {type(state_dict[name]).__name__}")
+        for name in ("peak_user_lr", "samples_seen", "samples_dropped"):
+            if not isinstance(state_dict[name], int | float):
+                raise ValueError(f"state_dict[{name!r}] must be a number, got {state_dict[name]!r}")
+        shapes = {name: _shape(value) for name, value in state_dict["mask"].items()}
+        expected = {name: _shape(value) for name, value in own["mask"].items()}
+        if shapes != expected:
+            wrong = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
+            raise ValueError(
+                f"state_dict belongs to another policy: {wrong[:5]} differ in name or shape (grid_size, in_chans and "
+                "policy must be those that it was saved with)"
+            )
+        groups, own_groups = (state["optimizer"].get("param_groups", []) for state in (state_dict, own))
+        if [len(group["params"]) for group in groups] != [len(group["params"]) for group in own_groups]:
+            raise ValueError("state_dict belongs to another policy: its optimizer holds other parameters")
+        adaptive = ["betas" in group for group in own_groups]
+        if ["betas" in group for group in groups] != adaptive:
+            raise ValueError(
+                "state_dict belongs to a policy with another policy_optimizer: it was saved with "
+                f"{'sgd' if adaptive[0] else 'adamw'!r}, and this one has {'adamw' if adaptive[0] else 'sgd'!r}"
+            )
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`. Nothing is changed if it does not fit.
@@ -364,45 +377,6 @@ class _LastStep:
             return float(self.moments.total_entropy)
         entropies = [entropy for sample in self.samples if (entropy := sample.entropy) is not None]
         return float(torch.cat(entropies).mean()) if entropies else math.nan
-
-
-def _check_state_dict(state_dict: Any, own: Mapping[str, Any]) -> None:
-    """Compare a learner's saved state with the state of the learner that is to load it.
-
-    Raises:
-        ValueError: If it belongs to something else.
-    """
-    if isinstance(state_dict, Mapping) and own.keys() - state_dict.keys() == {"entropy_coef"}:
-        raise ValueError(
-            "state_dict was saved without entropy_target, and this policy has one: pass the settings that it was saved "
-            "with"
-        )
-    if not isinstance(state_dict, Mapping) or own.keys() - state_dict.keys():
-        found = sorted(map(str, state_dict)) if isinstance(state_dict, Mapping) else type(state_dict).__name__
-        raise ValueError(f"state_dict must hold {sorted(own)}, got {found}: it is not a policy's")
-    for name, kind in (("mask", Mapping), ("optimizer", Mapping), ("moving_average", Tensor)):
-        if not isinstance(state_dict[name], kind):
-            raise ValueError(f"state_dict[{name!r}] does not fit a policy, got {type(state_dict[name]).__name__}")
-    for name in ("peak_user_lr", "samples_seen", "samples_dropped"):
-        if not isinstance(state_dict[name], int | float):
-            raise ValueError(f"state_dict[{name!r}] must be a number, got {state_dict[name]!r}")
-    shapes = {name: _shape(value) for name, value in state_dict["mask"].items()}
-    expected = {name: _shape(value) for name, value in own["mask"].items()}
-    if shapes != expected:
-        wrong = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
-        raise ValueError(
-            f"state_dict belongs to another policy: {wrong[:5]} differ in name or shape (grid_size, in_chans and "
-            "policy must be those that it was saved with)"
-        )
-    groups, own_groups = (state["optimizer"].get("param_groups", []) for state in (state_dict, own))
-    if [len(group["params"]) for group in groups] != [len(group["params"]) for group in own_groups]:
-        raise ValueError("state_dict belongs to another policy: its optimizer holds other parameters")
-    adaptive = ["betas" in group for group in own_groups]
-    if ["betas" in group for group in groups] != adaptive:
-        raise ValueError(
-            "state_dict belongs to a policy with another policy_optimizer: it was saved with "
-            f"{'sgd' if adaptive[0] else 'adamw'!r}, and this one has {'adamw' if adaptive[0] else 'sgd'!r}"
-        )
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:

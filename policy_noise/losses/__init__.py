@@ -1,8 +1,8 @@
 """Compute one loss per sample from any criterion: the policy's reward signal."""
 
-from .batch import loss_of, plain_tensor, with_loss
-from .isolation import is_hookable
-from .splitter import CriterionError, LossMethod, LossSplitter, SampleLosses, per_sample_loss
+from ._batch import loss_of, plain_tensor, with_loss
+from ._isolation import is_hookable
+from ._splitter import CriterionError, LossMethod, LossSplitter, SampleLosses, per_sample_loss
 
 __all__ = [
     "CriterionError",

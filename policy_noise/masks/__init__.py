@@ -1,6 +1,6 @@
 """Smooth masks that images are multiplied by: drawn by a policy, or at random."""
 
-from .base import ShadingSample
+from ._base import ShadingSample
 from .policy_mask import MaskSample, PolicyNoiseMask
 from .random_shading import RandomShading
 

@@ -13,7 +13,7 @@ from ..functional.distribution import draw_pairs
 from ..functional.rendering import without_autocast
 from ..policy import SpatialPolicy, StaticPolicy, create_policy
 from ..presets import get_preset
-from .base import ShadingSample, SmoothMask
+from ._base import ShadingSample, SmoothMask
 
 __all__ = ["MaskSample", "PolicyNoiseMask"]
 
@@ -175,6 +175,10 @@ class PolicyNoiseMask(SmoothMask):
 
         Raises:
             ValueError: If there is no preset of that name.
+
+        Example:
+            >>> PolicyNoiseMask.from_preset("learned", in_chans=1, grid_size=4).grid_size
+            (4, 4)
         """
         return cls(in_chans=in_chans, **{**get_preset(preset).mask, **overrides})
 
@@ -197,6 +201,11 @@ class PolicyNoiseMask(SmoothMask):
 
         Returns:
             The sample. Its ``log_prob`` and ``entropy`` are part of the policy's graph.
+
+        Example:
+            >>> sample = PolicyNoiseMask(in_chans=1).sample(torch.rand(4, 1, 16, 16))
+            >>> sample.action.shape, sample.log_prob.requires_grad, sample.action.requires_grad
+            (torch.Size([4, 1, 2, 2]), True, False)
         """
         images = self.as_batch(images)
         with without_autocast(images.device.type):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import functional as PF
-from .base import ShadingSample, SmoothMask
+from ._base import ShadingSample, SmoothMask
 
 __all__ = ["RandomShading"]
 
@@ -111,6 +111,11 @@ class RandomShading(SmoothMask):
         Args:
             images: A batch, or one image; see the class.
             generator: Source of randomness on the images' device; by default the global one.
+
+        Example:
+            >>> sample = RandomShading().sample(torch.rand(4, 3, 16, 16), torch.Generator().manual_seed(0))
+            >>> sample.action.shape, sample.applied.shape
+            (torch.Size([4, 1, 3, 3]), torch.Size([4]))
         """
         images = self.as_batch(images)
         grid = (images.shape[1] if self.per_channel else 1, *self.grid_size)

@@ -1,6 +1,6 @@
 """All uses of torch's private names: why each is needed, since when it exists, and the fallback if it is missing.
 
-The names of autograd's operations are in :mod:`policy_noise.hooks.rows`. If torch changes one, it is unknown there and
+The names of autograd's operations are in :mod:`policy_noise.hooks._rows`. If torch changes one, it is unknown there and
 refused.
 """
 

@@ -1,6 +1,8 @@
 """``policy-noise verdict``, on scores of other programs, and ``policy-noise quickstart``."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,6 +10,8 @@ import pytest
 
 from policy_noise.experiments.commands import compare, main
 from policy_noise.experiments.comparison.external import judge, read_nnunet, read_runs
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_scores(path, methods=("plain", "mine"), seeds=6, patients=8, gain=0.05):
@@ -39,6 +43,16 @@ def test_a_verdict_from_a_file(tmp_path, capsys):
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.index("data:image/png") < page.index("<table")  # the picture stands first
     assert "http" not in page
+
+
+def test_the_pages_show_what_it_prints(tmp_path, capsys):
+    folder = ROOT / "examples/results/compare"
+    main(["verdict", str(folder / "runs.csv"), "--output", str(tmp_path)])
+    printed = capsys.readouterr().out.splitlines()
+    results = re.findall(r"^- (.*(?:\n  .*)*)", (folder / "README.md").read_text(), re.MULTILINE)
+    assert {re.sub(r"\s+", " ", line) for line in results} <= set(printed)
+    (shown,) = re.findall(r"^(By macro F1.*?)^```", (ROOT / "docs/compare.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert set(shown.splitlines()) - {"..."} <= set(printed)
 
 
 def test_names_and_values_may_stand_in_columns_of_their_own(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from policy_noise import PolicyNoiseMask, ReinforceHook, attach
-from policy_noise.hooks.calls import is_training
+from policy_noise.hooks._calls import is_training
 
 
 class Wrapper(nn.Module):

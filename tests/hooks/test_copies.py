@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from policy_noise import attach, detach
-from policy_noise.hooks.registry import hooks_on
+from policy_noise.hooks._registry import hooks_on
 
 
 def hooked(make_model):

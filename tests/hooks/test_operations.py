@@ -8,7 +8,7 @@ from torch import nn
 
 import policy_noise
 from benchmarks.overhead.launches import Launches
-from policy_noise.learning.window import SampleCount
+from policy_noise.learning._window import SampleCount
 
 
 @pytest.mark.parametrize(

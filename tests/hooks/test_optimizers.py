@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from policy_noise.hooks.optimizers import stepping_optimizer
+from policy_noise.hooks._registry import stepping_optimizer
 
 
 def sgd() -> torch.optim.SGD:

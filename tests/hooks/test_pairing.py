@@ -9,7 +9,7 @@ from following import CLASSES, forward
 from torch import nn
 
 from policy_noise import PairingError, PolicyNoiseMask, ReinforceHook, attach
-from policy_noise.hooks.pairing import Match, PairingQueue
+from policy_noise.hooks._pairing import Match, PairingQueue
 from policy_noise.utils.misc import tensors_in
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from policy_noise import RandomShading, attach
-from policy_noise.hooks.streams import Draws
+from policy_noise.hooks._draws import Draws
 
 TELLS = "reason" in inspect.signature(torch.compiler.disable).parameters
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from following import CLASSES, foreign, forward, told, truth
 from torch import nn
 
-from policy_noise.hooks import rows
-from policy_noise.hooks.pairing import PairingError, PairingQueue
+from policy_noise.hooks import _rows as rows
+from policy_noise.hooks._pairing import PairingError, PairingQueue
 
 VALID = torch.tensor([True, False, True, True, False, False, True, True])
 LONG = torch.tensor([3, 3, 0, 7, -1])

@@ -283,7 +283,7 @@ def optimizer_of_each_layer(model, optimizer, criterion, hook, batch):
 def optimizer_in_the_backward_pass(model, optimizer, criterion, hook, batch):
     hooked, *others = model.parameters()
     hook.rebind(torch.optim.SGD([hooked], lr=0.1))
-    steps = {p: torch.optim.SGD([p], lr=0.1) for p in others} | {hooked: hook._link.stepping}
+    steps = {p: torch.optim.SGD([p], lr=0.1) for p in others} | {hooked: hook._stepping}
     for parameter, inner in steps.items():
         parameter.register_post_accumulate_grad_hook(lambda _, inner=inner: inner.step() or inner.zero_grad())
     for _ in range(10):

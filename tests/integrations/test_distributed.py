@@ -391,7 +391,7 @@ def test_no_collective_in_a_world_of_one(tmp_path, monkeypatch):
 
 def test_process_group_after_the_hook_says_what_to_do(tmp_path, monkeypatch):
     model, _, criterion, _ = start(0, lambda network: network)
-    monkeypatch.setattr(policy_noise.hooks.streams, "is_distributed", lambda: True)
+    monkeypatch.setattr(policy_noise.hooks._draws, "is_distributed", lambda: True)
     images, targets = next(batches(0, 1))
     with pytest.raises(RuntimeError, match="init_process_group"):
         criterion(model(images), targets)

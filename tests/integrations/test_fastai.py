@@ -21,8 +21,7 @@ from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.optimizer import Adam, OptimWrapper
 from fastai.torch_core import TensorCategory, TensorImage
 
-from policy_noise.hooks.optimizers import stepping_optimizer
-from policy_noise.hooks.registry import hooks_on
+from policy_noise.hooks._registry import hooks_on, stepping_optimizer
 from policy_noise.integrations.fastai import PolicyNoiseCallback
 
 IMAGES, TARGETS = tiny_data().tensors

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from policy_noise import PolicyNoiseMask, RandomShading, attach
-from policy_noise.masks.levels import low_percentile, smallest
+from policy_noise.masks._base import low_percentile, smallest
 
 HALF = ([0.5] * 3, [0.5] * 3)
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

@@ -308,3 +308,14 @@ def test_clipping_at_white_follows_the_normalization_or_what_was_said(settings):
 def test_what_it_refuses_names_what_to_write(settings, message):
     with pytest.raises(ValueError, match=message):
         RandomShading(**settings)
+
+
+@pytest.mark.parametrize("as_arguments", [False, True])
+def test_a_sample_repeats_its_masks_also_beside_labels(as_arguments):
+    shade = RandomShading(p=1.0).eval()
+    images, label = torch.rand(2, 3, 16, 16), torch.tensor([0, 1])
+    sample = shade.sample(images)
+    pair = (images, label)
+    masked, kept = shade(*pair, sample=sample) if as_arguments else shade(pair, sample=sample)
+    assert kept is label
+    assert torch.equal(masked, shade(images, sample))

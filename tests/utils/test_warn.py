@@ -173,7 +173,7 @@ def a_large_memory():
 
 
 def a_slow_criterion():
-    with unittest.mock.patch("policy_noise.losses.splitter.NOTICEABLE", 0.05):
+    with unittest.mock.patch("policy_noise.losses._splitter.NOTICEABLE", 0.05):
         with_criterion(Loss(lambda output: time.sleep(0.02) if float(output.sum()) else None), steps=6)
 
 

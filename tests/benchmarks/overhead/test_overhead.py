@@ -12,7 +12,7 @@ import torch
 from benchmarks.overhead import __main__ as main
 from benchmarks.overhead import clock, launches, measure, peers, ratios, report, suites, variants
 from benchmarks.overhead.suites import Configuration
-from policy_noise.hooks.registry import Functor
+from policy_noise.hooks._registry import Functor
 
 CPU = torch.device("cpu")
 

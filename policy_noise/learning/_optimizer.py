@@ -90,17 +90,16 @@ class PolicyOptimizer:
     Args:
         parameters: The policy's.
         name: ``"adamw"`` or ``"sgd"`` (momentum 0.9).
-        rate: How its learning rate follows the user's.
+        lr: The learning rate at the start.
         weight_decay: Of this optimizer.
     """
 
     def __init__(
-        self, parameters: list[nn.Parameter], name: Literal["adamw", "sgd"], rate: PolicyRate, weight_decay: float
+        self, parameters: list[nn.Parameter], name: Literal["adamw", "sgd"], lr: float, weight_decay: float
     ) -> None:
         check_one_of("policy_optimizer", name, ("adamw", "sgd"))
         self.parameters = parameters
-        self.rate = rate
-        settings: dict[str, Any] = {"lr": rate.lr or 0.0, "weight_decay": weight_decay, "fused": self._fused()}
+        settings: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "fused": self._fused()}
         self.inner: torch.optim.Optimizer | None = None
         if not parameters:
             return

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..losses import SampleLosses
 from ..utils.compat import backward_number, backward_roots, node_shapes, saved
-from .pairing import Match, Pending
-from .rows import operation, parents_first
+from ._pairing import Match, Pending
+from ._rows import operation, parents_first
 
 __all__ = ["Look", "Term", "trained_losses"]
 
@@ -63,7 +63,7 @@ class Term:
     @property
     def is_trained(self) -> bool:
         """Whether a backward pass reached it."""
-        return bool(self._received[0] or self._received[1])
+        return bool(self._passes)
 
     def weight(self) -> Tensor:
         """Its share of the trained loss: the coefficient's absolute value, or the sum of those of all losses."""

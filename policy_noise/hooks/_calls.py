@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .pairing import Pending
+from ._pairing import Pending
 
 __all__ = ["Call", "InputName", "find_images", "is_training", "item_at", "replace"]
 

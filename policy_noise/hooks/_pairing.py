@@ -12,10 +12,10 @@ from torch import Tensor
 from ..augmentation import Sample
 from ..utils.misc import tensors_in
 from ..utils.warn import Once
-from .rows import Rows, follow
+from ._rows import Rows, follow
 
 if TYPE_CHECKING:
-    from .trained import Term
+    from ._trained import Term
 
 __all__ = ["Match", "PairingError", "PairingQueue", "Pending"]
 
@@ -27,7 +27,16 @@ REMEDY = (
 
 
 class PairingError(RuntimeError):
-    """Masked forwards and observed losses don't pair up."""
+    """Masked forwards and observed losses don't pair up. Then say which image each row of the loss belongs to.
+
+    Example:
+        >>> import policy_noise
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with policy_noise.attach(model, optimizer, preset="learned", in_chans=3) as hook:
+        ...     output = model(torch.rand(2, 3, 4, 4)).flip(0)  # moves rows: without the index a PairingError
+        ...     losses = hook.observe(output.square().mean(1), index=[1, 0])
+    """
 
 
 @dataclass(eq=False)
@@ -201,14 +210,13 @@ class PairingQueue:
         """Whether a backward pass reached a batch that still waits for its loss, and nothing was said of such ones."""
         return "lost" not in self._once.said and any(pending.reached for pending in self._pending)
 
-    def find(self, tensors: Sequence[Tensor], rows: int | None = None) -> list[Match]:
+    def find(self, tensors: Sequence[Tensor]) -> list[Match]:
         """Find the batches that tensors came from, by their autograd graph: waiting ones, or ones with other calls.
 
         Without a graph, or if the batch's output was never marked, the oldest waiting batch is returned.
 
         Args:
             tensors: The criterion's inputs, or the loss itself.
-            rows: The loss's length, if it is known.
 
         Returns:
             The matches. The list is empty if there is no batch, or if the graph leads elsewhere: to a batch that was
@@ -220,9 +228,6 @@ class PairingQueue:
         if not self.has_open:
             return []
         rooted = [tensor for tensor in tensors if tensor.grad_fn is not None]
-        direct = self._direct(rooted, rows)
-        if direct is not None:
-            return direct
         waiting = {pending.number: pending for pending in (*self._pending, *self.scored)}
         found = follow(rooted, self._number_of, lambda number, shape: _start(waiting.get(number), shape))
         reached = dict.fromkeys(number for origins in found for number in origins)
@@ -230,14 +235,10 @@ class PairingQueue:
             free = [pending for pending in self._pending if not (rooted and pending.marked)]
             if rooted and not free:  # another call of a criterion inside the hooked module, whose output is to come
                 free = [pending for pending in self.scored if not pending.marked]
-            fitting = [pending for pending in free if rows is None or len(pending) == rows]
-            if free and not fitting and not any(pending.marked for pending in free):
-                raise PairingError(f"the loss has {rows} rows, but the waiting batch {len(free[0])} images: {REMEDY}")
-            return [Match(pending) for pending in fitting[:1]]
+            return [Match(pending) for pending in free[:1]]
         numbers = [number for number in reached if number in waiting]
         sources = list(zip(rooted, found, strict=True))
-        if rows is None:
-            rows = next((len(t) for t, origins in sources if t.ndim and any(origins.get(n) for n in numbers)), 0)
+        rows = next((len(t) for t, origins in sources if t.ndim and any(origins.get(n) for n in numbers)), 0)
         matches = []
         for number in numbers:
             parts = [origins[number] for t, origins in sources if number in origins and t.ndim and len(t) == rows]
@@ -297,31 +298,9 @@ class PairingQueue:
             matches.append(Match(pending, _check_index(part, rows, len(pending))))
         return matches
 
-    def _at(self, number: int) -> Pending | None:
-        return next((pending for pending in (*self._pending, *self.scored) if pending.number == number), None)
-
     def _number_of(self, node: Any) -> int | None:
         marks = node.metadata.get(MARK)
         return None if marks is None else marks.get(self._owner)
-
-    def _direct(self, tensors: list[Tensor], rows: int | None) -> list[Match] | None:
-        """Handle the common case: each tensor is a model's output, or a cast of it. None if it is not the case."""
-        matches: dict[int, Match] = {}
-        for tensor in tensors:
-            node: Any = tensor.grad_fn
-            number = self._number_of(node)
-            while number is None and node.name() == "ToCopyBackward0":
-                node = node.next_functions[0][0]
-                number = self._number_of(node)
-            if number is None:
-                return None
-            pending = self._at(number)
-            if pending is None:
-                continue
-            if tensor.ndim == 0 or len(tensor) != len(pending) or rows not in (None, len(pending)):
-                return None
-            matches[number] = Match(pending)
-        return list(matches.values()) if tensors else None
 
     @property
     def has_open(self) -> bool:

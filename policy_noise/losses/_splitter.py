@@ -14,11 +14,21 @@ from torch import Tensor, nn
 from ..utils.compat import CollectiveError, collectives_refused, version_of
 from ..utils.misc import is_distributed
 from ..utils.warn import Once
-from .agreement import Late, Verdict, agree, agree_weighted, close, pools, supervised
-from .batch import HALF, Call, Structures, devices_of, has_state, loss_of, shapes_of, tree_flatten
-from .isolation import Isolation, Snapshot, evaluator, is_stateless, outside
-from .refusal import Seen, batch_argument, likely_causes
-from .ways import ALONE, REDUCTION, WAYS, Evaluation, Parts, Way, leave_one_out
+from ._agreement import (
+    Late,
+    Seen,
+    Verdict,
+    agree,
+    agree_weighted,
+    batch_argument,
+    close,
+    likely_causes,
+    pools,
+    supervised,
+)
+from ._batch import HALF, Call, Structures, devices_of, has_state, loss_of, shapes_of, tree_flatten
+from ._isolation import Isolation, Snapshot, evaluator, is_stateless, outside
+from ._ways import ALONE, REDUCTION, WAYS, Evaluation, Parts, Way, leave_one_out
 
 __all__ = ["CriterionError", "LossMethod", "LossSplitter", "SampleLosses", "per_sample_loss"]
 
@@ -37,7 +47,18 @@ LARGE = 2**23
 
 
 class CriterionError(RuntimeError):
-    """No loss per sample can be computed from a criterion."""
+    """No loss per sample can be computed from a criterion.
+
+    Then compute one loss per image, and train on ``hook.observe(losses).mean()``.
+
+    Example:
+        >>> class Spread(nn.Module):  # couples the images of a batch
+        ...     def forward(self, output):
+        ...         return output.max() - output.min()
+        >>> per_sample_loss(Spread(), torch.tensor([1.0, 2.0, 4.0]))
+        Traceback (most recent call last):
+        policy_noise...CriterionError: criterion Spread is not a mean or sum over samples: ...
+    """
 
 
 @dataclass(frozen=True)
@@ -52,6 +73,11 @@ class SampleLosses:
     Shape:
         - values: (N,).
         - valid: (N,), bool.
+
+    Example:
+        >>> criterion, target = nn.CrossEntropyLoss(), torch.tensor([0, -100, 1])  # the second is ignored
+        >>> LossSplitter(criterion)((torch.zeros(3, 2), target), {}, None).valid
+        tensor([ True, False,  True])
     """
 
     values: Tensor
@@ -123,6 +149,12 @@ class LossSplitter:
 
     Raises:
         ValueError: If ``loss_method`` is none of these.
+
+    Example:
+        >>> splitter = LossSplitter(nn.MSELoss())
+        >>> output, target = torch.tensor([[1.0, 3.0], [2.0, 2.0]]), torch.zeros(2, 2)
+        >>> splitter((output, target), {}, splitter.criterion(output, target)).values, splitter.describe()
+        (tensor([5., 4.]), "reduction='none'")
     """
 
     def __init__(self, criterion: Callable[..., Any], loss_method: LossMethod = "auto") -> None:

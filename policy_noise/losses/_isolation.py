@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..utils.compat import version_of
-from .batch import has_state
+from ._batch import has_state
 
 __all__ = [
     "Isolation",

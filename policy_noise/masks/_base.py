@@ -1,8 +1,9 @@
-"""What all smooth masks share, however they are drawn: settings, rendering and multiplication."""
+"""What all smooth masks share, however they are drawn: settings, rendering, multiplication, and where black lies."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,13 +13,16 @@ from .. import functional as PF
 from ..augmentation import Sample, StochasticAugmentation
 from ..utils.misc import check_one_of, is_number
 from ..utils.warn import warn
-from .inputs import apply_to_images
-from .levels import ValueRange, as_list, low_percentile, smallest
+from ._inputs import apply_to_images
 
-__all__ = ["ShadingSample", "SmoothMask"]
+__all__ = ["ShadingSample", "SmoothMask", "low_percentile", "smallest"]
 
 ENOUGH = 16
 """Images whose values a transform looks at before it says that they don't fit."""
+SHARE = 0.01
+"""Share of the pixels that lie below :func:`low_percentile`."""
+PIXELS = 4096
+"""Pixels of each channel that :func:`low_percentile` looks at, evenly spaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +118,7 @@ class SmoothMask(StochasticAugmentation):
         self._find_black = "percentile" if black == "percentile" else "minimum"
         self._black_is_zero = self.black is not None and not bool(self.black.any())  # usually images in [0, 1]
         self._is_normalized = mean is not None and black is None
-        self._seen: list[ValueRange] = []
+        self._seen: list[_ValueRange] = []
         self._judged = False
 
     def _levels(self, mean: Any, std: Any, black: Any, white: Any) -> tuple[Tensor | None, Tensor | None]:
@@ -134,7 +138,7 @@ class SmoothMask(StochasticAugmentation):
         if self.clip and high is None:
             raise ValueError("clip=True needs to know white: pass mean and std, or white=...")
         if low is not None and high is not None and bool((high <= low).any()):
-            raise ValueError(f"white must be brighter than black, got {as_list(high)} and {as_list(low)}")
+            raise ValueError(f"white must be brighter than black, got {_as_list(high)} and {_as_list(low)}")
         return low, high
 
     def _per_channel(self, name: str, value: Any) -> Tensor:
@@ -177,7 +181,15 @@ class SmoothMask(StochasticAugmentation):
         return batch
 
     def render(self, sample: ShadingSample, size: Sequence[int]) -> Tensor:
-        """The factor that each pixel is multiplied by, (B, 1, H, W); 1 for images that are not masked."""
+        """The factor that each pixel is multiplied by, (B, 1, H, W); 1 for images that are not masked.
+
+        Example:
+            >>> from policy_noise import RandomShading
+            >>> shade = RandomShading(p=1.0, pattern_std=0.1, brightness_std=0.0)
+            >>> mask = shade.render(shade.sample(torch.rand(2, 3, 64, 64)), (64, 64))
+            >>> mask.shape, f"{mask[0].mean():.2f} ± {mask[0].std():.2f}"
+            (torch.Size([2, 1, 64, 64]), '1.00 ± 0.10')
+        """
         ones = sample.action.new_ones(*sample.action.shape[:2], *size)
         return self._noise_mask(ones, sample, None, None)
 
@@ -223,13 +235,21 @@ class SmoothMask(StochasticAugmentation):
 
         Returns:
             The masked images. In eval mode and without a sample, the input itself.
+
+        Example:
+            >>> from policy_noise import RandomShading
+            >>> shade, images = RandomShading(mean=0.0, std=1.0), torch.rand(4, 3, 16, 16)
+            >>> image, label = shade(images[0], 7)  # one image of a data set, with its label
+            >>> sample = shade.sample(images)
+            >>> torch.equal(shade(images, sample), shade(images, sample))  # a batch, with the same masks again
+            True
         """
         if labels and isinstance(labels[0], Sample):
             sample, labels = labels[0], labels[1:]
         if sample is None and not self.training:
             return (images, *labels) if labels else images
         if labels or isinstance(images, Mapping | list | tuple):
-            return apply_to_images(self, images, labels)
+            return apply_to_images(partial(self, sample=sample), images, labels)
         batch = self.as_batch(images)
         if sample is None:
             self.look_at(batch)
@@ -257,44 +277,39 @@ class SmoothMask(StochasticAugmentation):
 
     def check(self, images: Tensor) -> None:
         """Warn if the images' values do not fit black and white."""
-        self._look_at(images, enough=1)
+        self.look_at(images, enough=1)
 
-    def look_at(self, images: Tensor) -> None:
-        """Collect the values of the first images, and warn once if they do not fit black and white."""
-        if not self._judged and not torch.compiler.is_compiling():
-            self._look_at(images.detach(), ENOUGH)
-
-    def _look_at(self, images: Tensor, enough: int) -> None:
-        """Collect the range of the first images' values, and judge it once, from so many images on."""
-        if self.black is None or not images.numel() or self._judged:
+    def look_at(self, images: Tensor, enough: int = ENOUGH) -> None:
+        """Collect the values of the first images, and from so many on warn once if they do not fit black and white."""
+        if self._judged or torch.compiler.is_compiling() or self.black is None or not images.numel():
             return
-        found = ValueRange.of(images, self.black, self.white)
+        found = _ValueRange.of(images, self.black, self.white)
         if not found.images:
             return
         self._seen.append(found)
         if sum(seen.images for seen in self._seen) < enough:
             return
-        found = ValueRange.joined(self._seen)
+        found = _ValueRange.joined(self._seen)
         self._judged = True
         self._seen.clear()
         if self._is_normalized and self.white is not None and found.contradicts(self.black, self.white):
             warn(
-                f"the images' smallest values {as_list(found.darkest)} and largest {as_list(found.brightest)} don't "
-                f"fit the black level {as_list(self.black)} and white {as_list(self.white)} that mean and std (for "
+                f"the images' smallest values {_as_list(found.darkest)} and largest {_as_list(found.brightest)} don't "
+                f"fit the black level {_as_list(self.black)} and white {_as_list(self.white)} that mean and std (for "
                 "timm models those of pretrained_cfg) give: pass mean=... and std=... as your transforms use them, or "
                 "mean=None, std=None to use each image's smallest value as black"
             )
         elif not self._is_normalized and found.is_far_from(self.black):
             warn(
-                f"the images' smallest values {as_list(found.darkest)} and largest {as_list(found.brightest)} lie far "
-                f"from black={as_list(self.black)}: pass black as it is after your transforms"
+                f"the images' smallest values {_as_list(found.darkest)} and largest {_as_list(found.brightest)} lie "
+                f"far from black={_as_list(self.black)}: pass black as it is after your transforms"
             )
 
     def extra_repr(self) -> str:
         names = ["grid_size", "kernel_size", "sigma", "p", "strength", "mean_preserving", "pattern_std"]
         names += ["brightness_std", "center_brightness", "upsample", "clip"]
         shown = [name for name in ["in_chans", *names] if getattr(self, name) is not None or name != "in_chans"]
-        black = self._find_black if self.black is None else as_list(self.black)
+        black = self._find_black if self.black is None else _as_list(self.black)
         return ", ".join([*(f"{name}={getattr(self, name)!r}" for name in shown), f"black={black!r}"])
 
 
@@ -313,3 +328,100 @@ def _grid(grid_size: int | Sequence[int]) -> tuple[int, ...]:
     if len(grid) not in (2, 3) or any(not isinstance(cells, int) or cells < 1 for cells in grid):
         raise ValueError(f"grid_size must be a positive integer or two or three of them, got {grid_size!r}")
     return grid
+
+
+# -- black ------------------------------------------------------------------------------------------------------------
+
+
+def smallest(images: Tensor) -> Tensor:
+    """Each image's smallest finite value in each channel. Some scanners pad the field of view with NaN or -inf."""
+    values = torch.nan_to_num(images.detach(), math.inf, math.inf, math.inf)
+    darkest = values.amin(dim=tuple(range(2, images.ndim)), keepdim=True)
+    return torch.nan_to_num(darkest, posinf=0.0)
+
+
+def low_percentile(images: Tensor) -> Tensor:
+    """The 1st percentile of each image's values in each channel. Padding and values that are not finite do not count.
+
+    The smallest value is padding, such as -3024 around a CT slice of which air has -1000, if it stands alone (the next
+    one is farther away than a quarter of the range of the others) and fills less than half of the image.
+    """
+    axes = images.ndim - 2
+    steps = [math.ceil(pixels / PIXELS ** (1 / axes)) for pixels in images.shape[2:]]
+    picked: Any = (..., *(slice(None, None, step) for step in steps))
+    values = images.detach()[picked].flatten(2)
+    lowest = smallest(images).flatten(2)
+    finite = values.isfinite()
+    others = finite & (values > lowest)
+    second = values.masked_fill(~others, math.inf).amin(2, keepdim=True)
+    highest = values.masked_fill(~others, -math.inf).amax(2, keepdim=True)
+    many = others.sum(2, keepdim=True) > finite.sum(2, keepdim=True) / 2
+    counts = torch.where(many & (second - lowest > (highest - second) / 4), others, finite)
+    ordered = values.masked_fill(~counts, math.inf).sort(dim=2).values
+    place = (SHARE * (counts.sum(dim=2, keepdim=True) - 1).clamp(min=0)).long()
+    found = ordered.gather(2, place)
+    return torch.where(found.isfinite(), found, lowest).view(*images.shape[:2], *[1] * axes)
+
+
+def _as_list(values: Tensor) -> list[float]:
+    """Values as rounded numbers, for messages."""
+    return [round(float(value), 2) for value in values.flatten()]
+
+
+@dataclass(frozen=True)
+class _ValueRange:
+    """Finite values of images in each channel, on the CPU.
+
+    Args:
+        images: Number of images that have any.
+        darkest: Smallest value, (C,); infinite for a channel without any.
+        brightest: Largest value, (C,), likewise.
+        outside: Share of the pixels that lie clearly below black or above white, (C,).
+    """
+
+    images: int
+    darkest: Tensor
+    brightest: Tensor
+    outside: Tensor
+
+    @classmethod
+    def of(cls, images: Tensor, black: Tensor, white: Tensor | None) -> "_ValueRange":
+        """The range of a batch."""
+        axes = (0, *range(2, images.ndim))
+        values = images.detach().float()
+        finite = values.isfinite()
+        outside = values < black.to(values) - 0.1
+        if white is not None:
+            outside |= values > white.to(values) + 0.1
+        darkest = torch.where(finite, values, math.inf).amin(dim=axes)
+        brightest = torch.where(finite, values, -math.inf).amax(dim=axes)
+        share = (outside & finite).float().mean(dim=axes)
+        return cls(int(finite.flatten(1).any(1).sum()), darkest.cpu(), brightest.cpu(), share.cpu())
+
+    @classmethod
+    def joined(cls, ranges: Sequence["_ValueRange"]) -> "_ValueRange":
+        """The range of several batches."""
+        total = sum(each.images for each in ranges)
+        return cls(
+            total,
+            torch.stack([each.darkest for each in ranges]).amin(0),
+            torch.stack([each.brightest for each in ranges]).amax(0),
+            torch.stack([each.images / total * each.outside for each in ranges]).sum(0),
+        )
+
+    def contradicts(self, black: Tensor, white: Tensor) -> bool:
+        """Whether the images were not normalized by what gave this black and white."""
+        black, white = black.flatten().cpu(), white.flatten().cpu()
+        # Ignore a few pixels outside the range. Random erasing fills in normal noise, which exceeds it.
+        outside = bool((self.outside > 0.05).any())
+        too_bright = bool((self.darkest > black + 1.5).all())
+        unit = bool((self.darkest >= 0).all() and (self.brightest <= 1).all() and (black < -0.3).any())
+        ends = torch.cat([self.darkest + 1, self.brightest - 1]).abs()
+        signed = bool((ends < 0.02).all() and ((black + 1).abs() > 0.3).any())
+        return outside or too_bright or unit or signed
+
+    def is_far_from(self, black: Tensor) -> bool:
+        """Whether black is brighter than all values, or farther below them than a hundred times their range."""
+        black = black.flatten().cpu()
+        below = black < self.darkest - 100 * (self.brightest - self.darkest).clamp(min=1e-3)
+        return bool(((below | (black > self.brightest)) & self.darkest.isfinite()).any())

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batch import Call, loss_of
-from .isolation import Snapshot, evaluator
+from ._batch import Call, loss_of
+from ._isolation import Snapshot, evaluator
 
 __all__ = ["ALONE", "REDUCTION", "WAYS", "Evaluation", "Parts", "Way", "leave_one_out"]
 

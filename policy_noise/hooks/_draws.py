@@ -1,10 +1,11 @@
-"""The hook's own random streams, which leave the user's generators unchanged."""
+"""What is drawn for each batch: from which of the hook's own random streams, and at which strength."""
 
 import dataclasses
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,10 +17,46 @@ from ..losses import plain_tensor
 from ..utils.compat import is_saved_elsewhere, own_graph
 from ..utils.misc import is_distributed
 
-__all__ = ["Draws", "derived_seed", "joined", "own_randomness"]
+__all__ = ["Draws", "StrengthSchedule", "derived_seed", "joined", "own_randomness"]
 
 RECENT = 64
 """How many draws since the last step are kept, so that activation checkpointing can repeat them."""
+
+
+@dataclass(frozen=True)
+class StrengthSchedule:
+    """Ramp the masks' strength up over the first steps, and switch masks off for the last ones.
+
+    Args:
+        total_steps: Optimizer steps of the whole training.
+        warmup: Share of the steps, at the start, over which the strength rises linearly.
+        clean: Share of the steps, at the end, without masks.
+
+    Example:
+        >>> schedule = StrengthSchedule(total_steps=100, warmup=0.1, clean=0.25)
+        >>> [schedule(step) for step in (0, 4, 50, 75)]
+        [0.1, 0.5, 1.0, 0.0]
+    """
+
+    total_steps: int
+    warmup: float = 0.0
+    clean: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.total_steps < 1:
+            raise ValueError(f"total_steps must be positive, got {self.total_steps!r}")
+        for name, value in (("warmup", self.warmup), ("clean", self.clean)):
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name} must lie in [0, 1], got {value!r}")
+        if self.warmup + self.clean > 1.0:
+            raise ValueError(f"warmup and clean must leave some steps, got {self.warmup!r} and {self.clean!r}")
+
+    def __call__(self, step: int) -> float:
+        """Return the share of the full strength at a step. Steps count from 0."""
+        if step >= self.total_steps * (1.0 - self.clean):
+            return 0.0
+        rising = self.total_steps * self.warmup
+        return 1.0 if step + 1 >= rising else (step + 1) / rising
 
 
 class Draws:
@@ -32,18 +69,48 @@ class Draws:
         augmentation: The augmentation that draws.
         generator: Draw from this generator instead. None derives the seed from ``torch.initial_seed()``.
         number: Number of the hook among those with one optimizer, whose draws differ.
+        schedule: Share of the augmentation's ``strength`` at each step.
+
+    Raises:
+        TypeError: If there is a schedule, but it is no function or the augmentation has no strength.
     """
 
     def __init__(
-        self, augmentation: StochasticAugmentation, generator: torch.Generator | None, number: int = 0
+        self,
+        augmentation: StochasticAugmentation,
+        generator: torch.Generator | None,
+        number: int = 0,
+        schedule: Callable[[int], float] | None = None,
     ) -> None:
         self.augmentation = augmentation
+        self._schedule = schedule
+        self._strength: Any = getattr(augmentation, "strength", None)
+        if schedule is not None and not callable(schedule):
+            raise TypeError(
+                "strength_schedule must be a function of the step, such as StrengthSchedule(total_steps), got "
+                f"{schedule!r}: for a constant strength pass strength=..."
+            )
+        if schedule is not None and not isinstance(self._strength, float | int):
+            raise TypeError(f"strength_schedule needs a strength, but {type(augmentation).__name__} has none")
         self.generator = generator
         self.seed = derived_seed(torch.initial_seed(), 2 * number) if number else torch.initial_seed()
         self.steps = 0
         self._number = 0
         self._equal = is_distributed()
         self._recent: deque[tuple[weakref.ref[Tensor], tuple[Any, ...], Sample]] = deque(maxlen=RECENT)
+
+    def set_strength(self) -> bool:
+        """Set the augmentation's strength for this step. Returns False if it is 0, so that nothing is to be masked."""
+        if self._schedule is None:
+            return True
+        strength = self._strength * float(self._schedule(self.steps))
+        self.augmentation.strength = strength  # type: ignore[assignment]
+        return strength > 0
+
+    def restore_strength(self) -> None:
+        """Restore the full strength."""
+        if self._schedule is not None:
+            self.augmentation.strength = self._strength
 
     def draw(self, images: Tensor, *, with_graph: bool) -> Sample:
         """Draw for a batch.
@@ -168,15 +235,10 @@ def own_randomness(device: torch.device, seed: int) -> Iterator[None]:
         device: If it is a GPU, its generator is seeded and restored too.
         seed: Seed for the block.
     """
-    kept = torch.get_rng_state()
-    kept_cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    torch.default_generator.manual_seed(seed)
-    if kept_cuda is not None:
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
-    try:
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        torch.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
         yield
-    finally:
-        torch.set_rng_state(kept)
-        if kept_cuda is not None:
-            torch.cuda.set_rng_state(kept_cuda, device)
