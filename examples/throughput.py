@@ -56,16 +56,15 @@ def reading(folder: Path, size: int, seconds: float) -> float:
         coarse = Image.fromarray(rng.integers(0, 256, (56, 56), np.uint8))
         coarse.resize((224, 224), Image.Resampling.BICUBIC).save(folder / f"{index:02d}.png")
     names = np.array([f"{index:02d}.png".encode() for index in range(32)])
-    split = file_sets.FileSplit(
+    files = file_sets.Files(
         root=str(folder.parent),
         folders=(folder.name,),
         folder=np.zeros(32, np.uint16),
         names=names,
         sizes=np.zeros(32, np.int64),
-        labels=np.zeros(32, np.int64),
         reading=Reading(size),
     )
-    return rate(lambda: split.read(range(32)), 32, seconds, torch.device("cpu"))
+    return rate(lambda: files.read(range(32)), 32, seconds, torch.device("cpu"))
 
 
 def index_memory(root: Path) -> tuple[float, float, float]:
@@ -80,14 +79,14 @@ def index_memory(root: Path) -> tuple[float, float, float]:
             for number in range(int(IMAGES * share)):
                 file.write(f"{folders[number % CLASSES]}/{split}-{number:07d}.png,label{number % CLASSES}\n")
     # The files do not exist, which the index would report.
-    with mock.patch.object(file_sets, "_sizes", side_effect=lambda root, folders, folder, names: np.ones(len(names))):
+    with mock.patch.object(file_sets, "_sizes", side_effect=lambda files: np.ones(len(files))):
         tracemalloc.start()
         start = time.perf_counter()
         data = tables.load_radimagenet(root, Reading(256))
         seconds = time.perf_counter() - start
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    kept = sum(part.nbytes for part in (data.train, data.val, data.test))
+    kept = sum(part.images.nbytes + part.labels.nbytes for part in data.parts.values())
     return kept / IMAGES, peak / IMAGES, seconds
 
 

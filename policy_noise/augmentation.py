@@ -43,9 +43,14 @@ class Sample:
 
     def detach(self) -> "Sample":
         """The same draw without its graph."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        kept: dict[str, Any] = {name: value.detach() for name, value in values.items() if isinstance(value, Tensor)}
-        return dataclasses.replace(self, **kept)
+        detached: dict[str, Any] = {name: tensor.detach() for name, tensor in tensors_of(self).items()}
+        return dataclasses.replace(self, **detached)
+
+
+def tensors_of(sample: Sample) -> dict[str, Tensor]:
+    """The fields of a draw that are tensors, by name."""
+    values = {field.name: getattr(sample, field.name) for field in dataclasses.fields(sample)}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 class StochasticAugmentation(nn.Module):

@@ -123,7 +123,8 @@ def attach(
     network = model
     tasks = sys.modules.get("timm.task")  # loaded where a task exists
     if tasks is not None and isinstance(model, tasks.TrainingTask):
-        network = _task_network(model)
+        trained = getattr(model, "trainable_module", None)
+        network = trained if isinstance(trained, nn.Module) else model
         if learned and criterion is None and "output_loss" not in hook_settings:
             hook_settings |= _task_rewards(model)
     if criterion is not None:
@@ -203,12 +204,6 @@ def _check_random(settings: dict[str, Any], *, told: bool) -> None:
 def _kind_of(value: Any) -> str:
     """Its type, for messages."""
     return f"the class: pass {value.__name__}(...)" if isinstance(value, type) else type(value).__name__
-
-
-def _task_network(task: nn.Module) -> nn.Module:
-    """The network that a task trains."""
-    network = getattr(task, "trainable_module", None)
-    return network if isinstance(network, nn.Module) else task
 
 
 def _task_rewards(task: nn.Module) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .utils.files import PathLike, write_atomic
-from .utils.model import BATCH_NORMS
+from .utils.model import BATCH_NORMS, unwrap
 from .version import __version__
 
 __all__ = ["average_checkpoints", "load_heated", "read_heated_metadata", "recalibrate_batchnorm", "save_heated"]
@@ -162,8 +162,6 @@ def save_heated(model: nn.Module, path: PathLike, metadata: Mapping[str, Any] | 
     """
     from safetensors.torch import save_model
 
-    from .utils.model import unwrap
-
     inner = unwrap(model)
     record: dict[str, Any] = {"policy_noise": __version__}
     config = getattr(inner, "pretrained_cfg", None) or {}
@@ -237,8 +235,6 @@ def load_heated(
         ['fc.bias', 'fc.weight']
     """
     from safetensors.torch import load_file
-
-    from .utils.model import unwrap
 
     metadata = read_heated_metadata(path)
     inner = unwrap(model)

@@ -15,6 +15,7 @@ from torch import Tensor
 from .augmentation import Sample, StochasticAugmentation
 from .hooks._draws import own_randomness
 from .masks._base import SmoothMask
+from .utils.misc import extra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -181,10 +182,8 @@ def _sample(mask: StochasticAugmentation, images: Tensor, generator: torch.Gener
 
 
 def _figure(width: float, height: float) -> "Figure":
-    try:
+    with extra(__name__, "matplotlib", "examples"):
         from matplotlib.figure import Figure  # not pyplot: no backend, no global state
-    except ImportError as error:
-        raise ImportError("policy_noise.plotting needs matplotlib: pip install 'policy_noise[examples]'") from error
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # type: ignore[union-attr, call-arg]
     return figure

@@ -6,14 +6,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..utils.misc import extra
 from ._shading import MAX_SEED, SeededShading
 
-try:
+with extra(__name__, "Albumentations", "albumentations"):
     from albumentations import ImageOnlyTransform
-except ImportError as error:
-    raise ImportError(
-        "policy_noise.adapters.albumentations needs Albumentations: pip install 'policy_noise[albumentations]'"
-    ) from error
 
 __all__ = ["RandomShading"]
 

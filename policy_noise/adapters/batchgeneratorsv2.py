@@ -5,14 +5,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..utils.misc import extra
 from ._shading import MAX_SEED, SeededShading
 
-try:
+with extra(__name__, "batchgeneratorsv2", "nnunet"):
     from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform
-except ImportError as error:
-    raise ImportError(
-        "policy_noise.adapters.batchgeneratorsv2 needs batchgeneratorsv2: pip install 'policy_noise[nnunet]'"
-    ) from error
 
 __all__ = ["RandomShadingTransform"]
 

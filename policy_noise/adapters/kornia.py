@@ -6,12 +6,11 @@ from typing import Any
 from kornia.augmentation import IntensityAugmentationBase2D, IntensityAugmentationBase3D
 from torch import Tensor
 
+from ..augmentation import tensors_of
 from ..masks import ShadingSample, random_shading
 from ._shading import cells_of, draw
 
 __all__ = ["RandomShading", "RandomShading3D"]
-
-_FIELDS = [field.name for field in dataclasses.fields(ShadingSample) if field.name != "log_prob"]
 
 
 class _Shading:
@@ -28,12 +27,7 @@ class _Shading:
         """Draw a mask for each image."""
         count = 1 if self.same_on_batch else batch_shape[0]  # type: ignore[attr-defined]
         sample = draw(self.shading, (count, *batch_shape[1:]), self.device)  # type: ignore[attr-defined]
-        drawn = {name: getattr(sample, name) for name in _FIELDS}
-        return {
-            name: value.expand(batch_shape[0], *value.shape[1:])
-            for name, value in drawn.items()
-            if isinstance(value, Tensor)
-        }
+        return {name: drawn.expand(batch_shape[0], *drawn.shape[1:]) for name, drawn in tensors_of(sample).items()}
 
     def compute_transformation(self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any]) -> Tensor:
         """The identity: nothing moves."""
@@ -43,7 +37,8 @@ class _Shading:
         self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any], transform: Tensor | None = None
     ) -> Tensor:
         """Apply the drawn masks."""
-        stored = {name: params[name].to(input.device) for name in _FIELDS if name in params}
+        names = {field.name for field in dataclasses.fields(ShadingSample)} & params.keys()
+        stored = {name: params[name].to(input.device) for name in names}
         return self.shading(input, ShadingSample(log_prob=None, **stored))
 
 

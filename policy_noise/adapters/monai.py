@@ -3,14 +3,13 @@
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+from ..utils.misc import extra
 from ._shading import MAX_SEED, SeededShading
 
-try:
+with extra(__name__, "MONAI", "monai"):
     from monai.config import KeysCollection, NdarrayOrTensor
     from monai.transforms import MapTransform, RandomizableTransform
     from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor
-except ImportError as error:
-    raise ImportError("policy_noise.adapters.monai needs MONAI: pip install 'policy_noise[monai]'") from error
 
 __all__ = ["RandShading", "RandShadingd"]
 

@@ -4,13 +4,12 @@ from typing import Any
 
 import torch
 
+from ..utils.misc import extra
 from ._shading import MAX_SEED, SeededShading
 
-try:
+with extra(__name__, "TorchIO 1", "torchio"):
     from torchio import IntensityTransform, Subject
     from torchio.transforms.augmentation import RandomTransform
-except ImportError as error:
-    raise ImportError("policy_noise.adapters.torchio needs TorchIO 1: pip install 'policy_noise[torchio]'") from error
 
 __all__ = ["RandomShading", "Shading"]
 

@@ -8,18 +8,15 @@ from typing import Any
 import PIL.Image
 import torch
 from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
+from ..augmentation import tensors_of
 from ..masks import ShadingSample, random_shading
 from ..masks._inputs import replace_leaves, untyped_images
 from ..utils.misc import leaves_of
 from ._shading import draw, shade
-
-try:
-    from torchvision import tv_tensors
-    from torchvision.transforms import v2
-    from torchvision.transforms.v2 import functional as F
-except ImportError as error:
-    raise ImportError("policy_noise.adapters.torchvision needs torchvision: pip install torchvision") from error
 
 __all__ = ["RandomShading"]
 
@@ -126,6 +123,6 @@ def _repeated(sample: ShadingSample, count: int) -> ShadingSample:
     times = count // max(1, len(sample.action))
     if times == 1:
         return sample
-    fields = {f.name: getattr(sample, f.name) for f in dataclasses.fields(sample)}
-    tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
-    return dataclasses.replace(sample, **{name: t.repeat_interleave(times, 0) for name, t in tensors.items()})
+    return dataclasses.replace(
+        sample, **{name: tensor.repeat_interleave(times, 0) for name, tensor in tensors_of(sample).items()}
+    )

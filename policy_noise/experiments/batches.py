@@ -1,6 +1,5 @@
 """Batches of a split: their order, reading, augmentation on the device, and prediction for a whole split."""
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from .data import channels_first, match_channels
 from .recipes import TrainRecipe
 from .world import World
 
-__all__ = ["Batches", "augment", "epoch_batches", "loader_of", "outputs", "predict"]
+__all__ = ["augment", "epoch_batches", "loader_of", "outputs", "predict"]
 
 
 class _Images(Dataset):
@@ -33,29 +32,16 @@ class _Images(Dataset):
         )
 
 
-class Batches:
-    """A DataLoader's ``batch_sampler``: batches of positions, replaced before every epoch."""
-
-    def __init__(self) -> None:
-        self.batches: Sequence[list[int]] = ()
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-
 def _same(batch: Any) -> Any:
     return batch
 
 
-def loader_of(split: Any, batches: Batches, workers: int) -> DataLoader:
+def loader_of(split: Any, batches: list[list[int]], workers: int) -> DataLoader:
     """Load a split in batches.
 
     Args:
         split: The images and labels.
-        batches: The positions of each batch.
+        batches: The positions of each batch. The list may be filled anew before an epoch.
         workers: Processes that read images; 0 reads in this process.
 
     Returns:
@@ -178,18 +164,12 @@ def outputs(model: nn.Module, split: Any, recipe: TrainRecipe, world: World, *, 
     from tqdm import tqdm
 
     model.eval()
-    batches = Batches()
-    batches.batches = [
-        list(part)
-        for part in np.array_split(
-            np.arange(world.rank, len(split), world.size), -(-len(split) // world.size // 256) or 1
-        )
-        if len(part)
-    ]
+    mine = np.arange(world.rank, len(split), world.size)
+    batches = [part.tolist() for part in np.array_split(mine, -(-len(split) // world.size // 256) or 1) if len(part)]
     positions, outputs = [], []
     loader = loader_of(split, batches, recipe.workers)
     bar = tqdm(loader, desc="scoring", unit="batch", delay=5, leave=False, disable=not world.shows)
-    for indices, (images, _, present) in zip(batches.batches, bar, strict=True):
+    for indices, (images, _, present) in zip(batches, bar, strict=True):
         if not len(images):
             continue
         x = augment(images.to(world.device, non_blocking=True), recipe, 0, world, present, train=False)

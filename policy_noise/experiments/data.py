@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +21,15 @@ __all__ = [
     "join_sets",
     "match_channels",
     "require_classes",
+    "require_each",
     "resize",
     "split_stratified",
     "to_tensor",
 ]
 
 SPLITS = ("train", "val", "test")
+SHARES = (0.1, 0.2)
+"""Shares of validation and test images where a set has no splits."""
 
 
 @dataclass(frozen=True)
@@ -34,28 +37,47 @@ class Split:
     """Images and labels of one split.
 
     Args:
-        images: uint8, (N, H, W) or (N, H, W, 3).
+        images: uint8, (N, H, W) or (N, H, W, 3), or :class:`~policy_noise.experiments.file_sets.Files`, which are read
+            when they are needed; also what else has their methods ``read`` and ``content``.
         labels: int64, (N,) with values 0 to K - 1; or (N, K) of 0 and 1 if an image may have several labels.
         groups: What belongs together, such as the patient, (N,) text, or None if unknown.
     """
 
-    images: np.ndarray
+    images: Any
     labels: np.ndarray
     groups: np.ndarray | None = None
-    skip_corrupt: ClassVar[bool] = False
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.labels)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether images are in memory."""
+        return isinstance(self.images, np.ndarray)
+
+    @property
+    def reading(self) -> Any:
+        """How files become pixels; None for images in memory."""
+        return None if self.in_memory else self.images.reading
 
     @property
     def in_chans(self) -> int:
         """Channels of the images: 1 or 3."""
-        return 1 if self.images.ndim == 3 else 3
+        return self.reading.in_chans if self.reading else 1 if self.images.ndim == 3 else 3
+
+    @property
+    def skip_corrupt(self) -> bool:
+        """Whether files that cannot be read are left out."""
+        return self.reading is not None and self.reading.skip_bad_files
 
     def read(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The images at these positions, and the positions that could be read (here all of them)."""
+        """The readable images at these positions, uint8, and their positions.
+
+        Raises:
+            ValueError: If a file cannot be read and such files are not left out. The message names the file.
+        """
         positions = np.asarray(indices)
-        return self.images[positions], positions
+        return (self.images[positions], positions) if self.in_memory else self.images.read(positions)
 
     def take(self, indices: np.ndarray) -> "Split":
         """The images at these positions."""
@@ -63,10 +85,13 @@ class Split:
         return Split(self.images[indices], self.labels[indices], groups)
 
     def content(self) -> Iterator[bytes | memoryview]:
-        """The bytes that :func:`fingerprint` hashes: every pixel and every label."""
-        for array in (self.images, self.labels):
-            yield f"{array.dtype} {array.shape}".encode()
-            yield np.ascontiguousarray(array).data.cast("B")
+        """The bytes that :func:`fingerprint` hashes: of arrays every pixel, and every label."""
+        for part in (self.images, self.labels):
+            if isinstance(part, np.ndarray):
+                yield f"{part.dtype} {part.shape}".encode()
+                yield np.ascontiguousarray(part).data.cast("B")
+            else:
+                yield from part.content()
 
 
 @dataclass(frozen=True)
@@ -75,7 +100,7 @@ class ImageSet:
 
     Args:
         name: Name for tables and figures.
-        train: Training split, a :class:`Split` or a :class:`~policy_noise.experiments.file_sets.FileSplit`.
+        train: Training split.
         val: Validation split, for choices.
         test: Test split, for reported results.
         class_names: One name per class.
@@ -87,9 +112,9 @@ class ImageSet:
     """
 
     name: str
-    train: Any
-    val: Any
-    test: Any
+    train: Split
+    val: Split
+    test: Split
     class_names: tuple[str, ...]
     groups: dict[str, tuple[str, ...]]
     excluded: int = 0
@@ -98,22 +123,24 @@ class ImageSet:
     stored_side: int | None = None
 
     @property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> dict[str, Split]:
         """The splits by name."""
         return {split: getattr(self, split) for split in SPLITS}
 
     def changed(self, change: Callable[[Any], Any], **more: Any) -> "ImageSet":
-        """The same set with each split changed, and perhaps other entries."""
-        return dataclasses.replace(self, **{split: change(part) for split, part in self.parts.items()}, **more)
+        """The same set with the images of each split changed, and perhaps other entries."""
+        for name, part in self.parts.items():
+            more[name] = dataclasses.replace(part, images=change(part.images))
+        return dataclasses.replace(self, **more)
 
     @property
     def on_disk(self) -> bool:
         """Whether images are files that are read when they are needed."""
-        return not isinstance(self.train, Split)
+        return not self.train.in_memory
 
     def image_name(self, split: str, index: int) -> str:
         """An image's name in lists: a file's path below the root, or ``set/split/position``, counted from 0."""
-        return self.parts[split].below_root(index) if self.on_disk else f"{self.name}/{split}/{index}"
+        return self.parts[split].images.below_root(index) if self.on_disk else f"{self.name}/{split}/{index}"
 
     @property
     def num_classes(self) -> int:
@@ -147,7 +174,7 @@ def fingerprint(data: ImageSet) -> str:
     return fingerprint_of(data.class_names, list(data.parts.values()))
 
 
-def fingerprint_of(class_names: Sequence[str], parts: Sequence[Any]) -> str:
+def fingerprint_of(class_names: Sequence[str], parts: Sequence[Split]) -> str:
     """The hash of :func:`fingerprint` for any splits."""
     digest = hashlib.sha256(json.dumps(list(class_names)).encode())
     for part in parts:
@@ -159,53 +186,64 @@ def fingerprint_of(class_names: Sequence[str], parts: Sequence[Any]) -> str:
 def require_classes(data: ImageSet, where: str | None = None) -> None:
     """Check, before anything is trained, that every split has the images of each class that training and scoring need.
 
-    If bad files are left out, images are decoded until one readable image of each class is found.
-
     Args:
         data: The set.
         where: The data set's name in error messages. By default its own name.
 
     Raises:
-        ValueError: If a split has no readable image of a class. With several labels per image, also if every image of
+        ValueError: As :func:`require_each`.
+    """
+    for split, part in data.parts.items():
+        place = f"{data.name if where is None else where}: the {split} split"
+        require_each(part, data.class_names, place, scored=split != "train")
+
+
+def require_each(part: Split, class_names: Sequence[str], where: str, *, scored: bool = True) -> None:
+    """Check that a split has readable images of each class.
+
+    If bad files are left out, images are decoded until one readable image of each class is found.
+
+    Args:
+        part: The split.
+        class_names: Of its classes.
+        where: Its name in error messages.
+        scored: Whether it is scored.
+
+    Raises:
+        ValueError: If the split has no readable image of a class. With several labels per image, also if every image of
             a scored split has the same label.
     """
-    where = data.name if where is None else where
-    for split, part in data.parts.items():
-        several = part.labels.ndim == 2
-        counts = part.labels.sum(0) if several else np.bincount(part.labels, minlength=data.num_classes)
-        absent = [data.class_names[label] for label in np.flatnonzero(counts == 0)]
-        if absent:
-            raise ValueError(f"{where}: the {split} split has no image of {absent[:10]}")
-        always = np.flatnonzero(counts == len(part)) if several and split != "train" else ()
-        if len(always):
-            names = [data.class_names[label] for label in always[:10]]
-            raise ValueError(f"{where}: every image of the {split} split has {names}, which cannot be scored")
-        if part.skip_corrupt:
-            _require_readable(data, split, where)
-
-
-def _require_readable(data: ImageSet, split: str, where: str) -> None:
-    part = data.parts[split]
-    order = np.argsort(part.labels, kind="stable")
-    bounds = np.searchsorted(part.labels[order], np.arange(data.num_classes + 1))
+    several = part.labels.ndim == 2
+    counts = part.labels.sum(0) if several else np.bincount(part.labels, minlength=len(class_names))
+    absent = [class_names[label] for label in np.flatnonzero(counts == 0).tolist()]
+    if absent:
+        raise ValueError(f"{where} has no image of {absent[:10]}")
+    always = (
+        [class_names[label] for label in np.flatnonzero(counts == len(part)).tolist()] if several and scored else []
+    )
+    if always:
+        raise ValueError(f"{where} has {always[:10]} in every image, which cannot be scored")
+    if not part.skip_corrupt:
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # training will warn about them
-        for label, name in enumerate(data.class_names):
-            members = order[bounds[label] : bounds[label + 1]]
+        for label, name in enumerate(class_names):
+            members = np.flatnonzero(part.labels[:, label] if several else part.labels == label).tolist()
             if not any(len(part.read([index])[1]) for index in members):
                 raise ValueError(
-                    f"{where}: the {split} split has no image of {name!r} that can be read: all "
-                    f"{len(members)} files are bad, such as {part.path(int(members[0]))}"
+                    f"{where} has no image of {name!r} that can be read: all {len(members)} files are bad, such as "
+                    f"{part.images.path(members[0])}"
                 )
 
 
-def split_stratified(whole: Split, seed: int, shares: Sequence[float] = (0.7, 0.1, 0.2)) -> dict[str, Split]:
-    """Divide images into train, val and test, stratified by class. Groups are kept together.
+def split_stratified(whole: Split, seed: int) -> dict[str, Split]:
+    """Divide images 70 : 10 : 20 into train, val and test, stratified by class.
+
+    Groups are kept together; with them the shares are met to about a tenth.
 
     Args:
         whole: All images, one label each.
         seed: Seed of the random split.
-        shares: Shares of train, val and test. With groups they are met to about a tenth.
 
     Raises:
         ValueError: If a class has fewer than three images or groups, or images have several labels.
@@ -213,7 +251,7 @@ def split_stratified(whole: Split, seed: int, shares: Sequence[float] = (0.7, 0.
     if whole.labels.ndim == 2:
         raise ValueError("images with several labels cannot be split by class: give train, val and test splits")
     if whole.groups is not None:
-        return _split_grouped(whole, whole.groups, seed, shares)
+        return _split_grouped(whole, whole.groups, seed)
     # Not by scikit-learn: its stratified split may leave a small class out of a part.
     rng = np.random.default_rng(seed)
     parts: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
@@ -221,14 +259,14 @@ def split_stratified(whole: Split, seed: int, shares: Sequence[float] = (0.7, 0.
         indices = rng.permutation(np.flatnonzero(whole.labels == label))
         if len(indices) < len(SPLITS):
             raise ValueError(f"label {label} has {len(indices)} images: three splits need at least one each")
-        val, test = (max(1, round(share * len(indices))) for share in shares[1:])
+        val, test = (max(1, round(share * len(indices))) for share in SHARES)
         parts["val"].append(indices[:val])
         parts["test"].append(indices[val : val + test])
         parts["train"].append(indices[val + test :])
     return {split: whole.take(rng.permutation(np.concatenate(chosen))) for split, chosen in parts.items()}
 
 
-def _split_grouped(whole: Split, groups: np.ndarray, seed: int, shares: Sequence[float]) -> dict[str, Split]:
+def _split_grouped(whole: Split, groups: np.ndarray, seed: int) -> dict[str, Split]:
     """Divide groups into ten folds of like classes, and the folds among the splits."""
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -239,7 +277,7 @@ def _split_grouped(whole: Split, groups: np.ndarray, seed: int, shares: Sequence
     count = min(10, len(np.unique(groups)), int(np.bincount(whole.labels).max()))
     folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(whole.labels, whole.labels, groups)
     parts = [indices for _, indices in folds]
-    val, test = (max(1, round(share * count)) for share in shares[1:])
+    val, test = (max(1, round(share * count)) for share in SHARES)
     chosen = {"train": parts[val + test :], "val": parts[:val], "test": parts[val : val + test]}
     return {split: whole.take(np.sort(np.concatenate(several))) for split, several in chosen.items()}
 

@@ -25,6 +25,10 @@ __all__ = [
 ]
 
 
+BATCH = 256
+"""Images at a time, where nothing is trained."""
+
+
 def draw_few_shot(labels: np.ndarray, shots: int, rng: np.random.Generator) -> np.ndarray:
     """Draw images at random, as evenly over the classes as their numbers allow.
 
@@ -57,13 +61,12 @@ def draw_few_shot(labels: np.ndarray, shots: int, rng: np.random.Generator) -> n
 
 
 @torch.no_grad()
-def embed(model: nn.Module, images: Tensor, batch_size: int = 256) -> np.ndarray:
+def embed(model: nn.Module, images: Tensor) -> np.ndarray:
     """Pooled features of a timm model in eval mode, before its classifier.
 
     Args:
         model: A timm model.
         images: Normalised images.
-        batch_size: Images at a time.
 
     Shape:
         - images: (N, C, H, W).
@@ -71,13 +74,10 @@ def embed(model: nn.Module, images: Tensor, batch_size: int = 256) -> np.ndarray
     """
     training = model.training
     model.eval()
-    device = next(model.parameters()).device
-    parts = []
-    for batch in images.split(batch_size):
-        features = model.forward_features(batch.to(device))  # type: ignore[operator]
-        parts.append(model.forward_head(features, pre_logits=True).float().cpu())  # type: ignore[operator]
+    features = model.forward_features(images)  # type: ignore[operator]
+    pooled = model.forward_head(features, pre_logits=True)  # type: ignore[operator]
     model.train(training)
-    return torch.cat(parts).numpy()
+    return pooled.float().cpu().numpy()
 
 
 def linear_probe(
@@ -227,10 +227,10 @@ class _Target:
             for trial in range(self.recipe.trials)
         }
 
-    def batches(self, images: np.ndarray, in_chans: int, size: int = 256) -> Iterator[Tensor]:
+    def batches(self, images: np.ndarray, in_chans: int) -> Iterator[Tensor]:
         """Normalised batches on the device, one at a time."""
-        for start in range(0, len(images), size):
-            batch = to_tensor(images[start : start + size], self.recipe.mean, self.recipe.std)
+        for start in range(0, len(images), BATCH):
+            batch = to_tensor(images[start : start + BATCH], self.recipe.mean, self.recipe.std)
             yield match_channels(batch.to(self.device), in_chans)
 
 

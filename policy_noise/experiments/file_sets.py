@@ -1,8 +1,10 @@
 """Image files on disk as a data set: an index of few bytes an image, and the checks that all sources of files share."""
 
+import contextlib
 import dataclasses
 import os
 import posixpath
+import stat
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,17 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from .data import SPLITS, ImageSet
+from .data import SPLITS, ImageSet, Split
 from .images import Reading, TooDeep, as_square, read_image
+from .processes import in_threads
 
-__all__ = ["FileSplit", "Kind", "assemble", "split_of"]
+__all__ = ["Files", "Kind", "assemble", "split_of"]
 
+CHUNK = 1000
 Kind = tuple[str, str, str]
 """A class's name, modality and anatomy; the latter two may be empty."""
 
 
 @dataclass(frozen=True)
-class FileSplit:
+class Files:
     """Images on disk, without a Python object per image.
 
     Args:
@@ -30,9 +34,7 @@ class FileSplit:
         folder: Index into ``folders`` of each file, (N,).
         names: The files' names below their folders, (N,) bytes.
         sizes: The files' sizes in bytes, (N,); -1 for a missing file.
-        labels: (N,) int64.
         reading: How files become pixels.
-        groups: What belongs together, such as the patient, (N,) text, or None if unknown.
     """
 
     root: str
@@ -40,27 +42,19 @@ class FileSplit:
     folder: np.ndarray
     names: np.ndarray
     sizes: np.ndarray
-    labels: np.ndarray
     reading: Reading
-    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.sizes)
+
+    def __getitem__(self, indices: np.ndarray) -> "Files":
+        parts = {name: getattr(self, name)[indices] for name in ("folder", "names", "sizes")}
+        return dataclasses.replace(self, **parts)
 
     @property
     def nbytes(self) -> int:
         """Memory of the index in bytes."""
-        return sum(part.nbytes for part in (self.folder, self.names, self.sizes, self.labels))
-
-    @property
-    def skip_corrupt(self) -> bool:
-        """Whether files that cannot be read are left out."""
-        return self.reading.skip_bad_files
-
-    @property
-    def in_chans(self) -> int:
-        """Channels as which the images are read."""
-        return self.reading.in_chans
+        return sum(part.nbytes for part in (self.folder, self.names, self.sizes))
 
     def path(self, index: int) -> str:
         """The file's path."""
@@ -70,29 +64,16 @@ class FileSplit:
         """The file's path without the root, with forward slashes."""
         return f"{self.folders[self.folder[index]]}/{os.fsdecode(self.names[index])}".replace(os.sep, "/")
 
-    def take(self, indices: np.ndarray) -> "FileSplit":
-        """The files at these positions."""
-        parts = {name: getattr(self, name)[indices] for name in ("folder", "names", "sizes", "labels")}
-        groups = None if self.groups is None else self.groups[indices]
-        return dataclasses.replace(self, **parts, groups=groups)
-
     def content(self) -> Iterator[bytes | memoryview]:
-        """What :func:`~policy_noise.experiments.data.fingerprint` hashes: each file's path, size in bytes and label."""
+        """What :func:`~policy_noise.experiments.data.fingerprint` hashes: each file's path and size in bytes."""
         yield "\0".join(self.folders).encode(errors="surrogateescape")
         names = np.frombuffer(b"".join(self.names.tolist()), np.uint8)
         ends = np.cumsum(np.char.str_len(self.names))
-        for part in (self.folder.astype(np.int64), names, ends, self.labels, self.sizes):
+        for part in (self.folder.astype(np.int64), names, ends, self.sizes):
             yield np.ascontiguousarray(part).data.cast("B")
 
     def read(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Decode images.
-
-        Returns:
-            The readable images, uint8, (B, size, size) or (B, size, size, 3), and their positions.
-
-        Raises:
-            ValueError: If a file cannot be read and such files are not left out. The message names the file.
-        """
+        """Decode images to uint8, (B, size, size) or (B, size, size, 3); see :meth:`~.data.Split.read`."""
         from PIL import Image
 
         how, images, kept = self.reading, [], []
@@ -116,13 +97,13 @@ class FileSplit:
         Raises:
             ValueError: With the file's name.
         """
-        if not self.skip_corrupt:
+        if not self.reading.skip_bad_files:
             raise ValueError(
                 f"{path} cannot be read as an image ({error}); --skip-bad-files leaves such files out"
             ) from error
 
 
-def split_of(files: Any, root: Path, classes: Sequence[Kind], reading: Reading) -> FileSplit:
+def split_of(files: Any, root: Path, classes: Sequence[Kind], reading: Reading) -> Split:
     """Index files, with their sizes on disk.
 
     Args:
@@ -140,29 +121,22 @@ def split_of(files: Any, root: Path, classes: Sequence[Kind], reading: Reading) 
     label_of = {kind: label for label, kind in enumerate(classes)}
     labels = np.array([label_of[kind] for kind in files["kind"]], dtype=np.int64)  # map takes tuples for two indices
     groups = files["group"].to_numpy(dtype=str) if "group" in files else None
-    sizes = _sizes(root, list(folders), folder, names)
-    return FileSplit(str(root), tuple(folders), folder, names, sizes, labels, reading, groups)
+    unknown = Files(str(root), tuple(folders), folder, names, np.full(len(names), -1, np.int64), reading)
+    return Split(dataclasses.replace(unknown, sizes=_sizes(unknown)), labels, groups)
 
 
-def _sizes(root: Path, folders: Sequence[str], folder: np.ndarray, names: np.ndarray) -> np.ndarray:
-    """Each file's size in bytes, -1 if it is missing; one listing a folder, not one call a file."""
-    sizes = np.full(len(folder), -1, dtype=np.int64)
-    order = np.argsort(folder, kind="stable")
-    bounds = np.searchsorted(folder[order], np.arange(len(folders) + 1))
-    for number, name in enumerate(folders):
-        place = os.fsencode(root / name)
-        found = {}
-        if os.path.isdir(place):
-            with os.scandir(place) as entries:
-                found = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
-        for index in order[bounds[number] : bounds[number + 1]]:
-            file = bytes(names[index])
-            if file in found:
-                sizes[index] = found[file]
-            elif b"/" in file or os.fsencode(os.sep) in file:  # it lies in a folder of its class's folder
-                path = os.path.join(place, file)
-                sizes[index] = os.path.getsize(path) if os.path.isfile(path) else -1
-    return sizes
+def _sizes(files: Files) -> np.ndarray:
+    """Each file's size in bytes, -1 if it is missing."""
+
+    def size(index: int) -> int:
+        with contextlib.suppress(OSError):
+            found = os.stat(files.path(index))
+            return found.st_size if stat.S_ISREG(found.st_mode) else -1
+        return -1
+
+    chunks = [range(start, min(start + CHUNK, len(files))) for start in range(0, len(files), CHUNK)]
+    found = in_threads(lambda chunk: [size(index) for index in chunk], chunks, desc="looking for files", unit="k files")
+    return np.array([one for several in found for one in several], dtype=np.int64)
 
 
 def assemble(
@@ -174,6 +148,7 @@ def assemble(
     notes: Sequence[str] = (),
     excluded: Collection[str] = (),
     linked: bool = False,
+    tested: bool = False,
 ) -> ImageSet:
     """Make a data set of listed files and run the checks that all sources of files share.
 
@@ -187,6 +162,7 @@ def assemble(
         notes: Of the set.
         excluded: Paths below the root of images to leave out, before anything is checked.
         linked: Whether there are links, so that two paths may be one file.
+        tested: Whether the set is only tested on. Then splits may lack classes.
 
     Raises:
         FileNotFoundError: If files are missing, and such files are not left out.
@@ -200,8 +176,8 @@ def assemble(
     splits, missing = {}, []
     for split in SPLITS:
         whole = split_of(files[files["split"] == split], root, classes, reading)
-        missing += [whole.path(int(index)) for index in np.flatnonzero(whole.sizes < 0)]
-        splits[split] = whole.take(np.flatnonzero(whole.sizes >= 0))
+        missing += [whole.images.path(int(index)) for index in np.flatnonzero(whole.images.sizes < 0)]
+        splits[split] = whole.take(np.flatnonzero(whole.images.sizes >= 0))
     if missing and not reading.skip_bad_files:
         what = "1 file is" if len(missing) == 1 else f"{len(missing)} files are"
         raise FileNotFoundError(
@@ -210,7 +186,7 @@ def assemble(
     for split, part in splits.items():
         counts = np.bincount(part.labels, minlength=len(classes))
         absent = [classes[label][0] for label in np.flatnonzero(counts == 0)]
-        if absent:
+        if absent and not tested:
             raise ValueError(f"{root}: the {split} split has no image of {absent[:10]}")
     groups = {"modality": tuple(kind[1] for kind in classes), "anatomy": tuple(kind[2] for kind in classes)}
     return ImageSet(

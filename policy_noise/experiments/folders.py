@@ -11,17 +11,22 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..utils.files import PathLike
 from .data import SPLITS, ImageSet
-from .file_sets import FileSplit, Kind, assemble, split_of
+from .file_sets import Kind, assemble
 from .groups import Groups
 from .images import Reading
 
-__all__ = ["EXTENSIONS", "load_image_folder", "load_test_folder"]
+__all__ = ["EXTENSIONS", "load_image_folder"]
 
 EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
 
 
 def load_image_folder(
-    root: PathLike, reading: Reading, *, excluded: Collection[str] = (), group: str | None = None
+    root: PathLike,
+    reading: Reading,
+    *,
+    excluded: Collection[str] = (),
+    group: str | None = None,
+    tested: bool = False,
 ) -> ImageSet:
     """Index a tree ``{train,val,test}/<class>/<image>``; classes ``MR__knee__acl`` name modality and anatomy.
 
@@ -30,55 +35,32 @@ def load_image_folder(
         reading: How files become pixels.
         excluded: Paths below the root of images to leave out.
         group: Pattern for what belongs together, searched in the paths below the root.
+        tested: Whether the tree is only tested on. Then it may lack splits, and classes in them, and without any split
+            it may be ``<class>/<image>``, which are test images.
 
     Raises:
         FileNotFoundError: If the root or a split is missing.
-        ValueError: If a split or a class's folder is empty, a split lacks a class, or links make one file two.
+        ValueError: If a split or a class's folder is empty, a split lacks a class, links make one file two, or a tree
+            has both layouts.
     """
     root = Path(root)
+    if tested and not root.is_dir():
+        raise FileNotFoundError(f"{root} does not exist: it must be a folder with a folder of images for each class")
+    there = [split for split in SPLITS if (root / split).is_dir()]
     for split in SPLITS:
-        if not (root / split).is_dir():
+        if split not in there and not tested:
             raise FileNotFoundError(f"{root / split} does not exist: an image folder needs train, val and test")
     found = _Found(root, group)
-    found.stray(".", SPLITS)
-    files = found.table(SPLITS)
+    beside = sorted(found.stray(".", SPLITS)) if there else []
+    if beside and tested:
+        raise ValueError(
+            f"{root} holds folders of images beside {there[0]}/, such as {beside[0]}/: it must be CLASS/IMAGE, or the "
+            "same below train, val and test, not both"
+        )
+    files = found.table(there or ["."])
+    files["split"] = files["split"].replace(".", "test")
     notes = [f"{root}: {found}"]
-    return assemble(root.name, root, files, reading, notes=notes, excluded=excluded, linked=found.linked)
-
-
-def load_test_folder(
-    root: PathLike, reading: Reading, *, group: str | None = None
-) -> tuple[FileSplit, tuple[str, ...], list[str]]:
-    """Index a tree that is only tested on: ``<class>/<image>``, or the same below any of train, val and test.
-
-    Args:
-        root: The folder.
-        reading: How files become pixels.
-        group: Pattern for what belongs together, searched in the paths below the root.
-
-    Returns:
-        All images as one split, the classes' names, and a note on what was found.
-
-    Raises:
-        FileNotFoundError: If the root is missing.
-        ValueError: If there are no folders of images, one is empty, or both layouts are there.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root} does not exist: it must be a folder with a folder of images for each class")
-    found = _Found(root, group)
-    below = [split for split in SPLITS if (root / split).is_dir()]
-    if below:
-        beside = sorted(found.stray(".", SPLITS))
-        if beside:
-            raise ValueError(
-                f"{root} holds folders of images beside {below[0]}/, such as {beside[0]}/: it must be CLASS/IMAGE, or "
-                "the same below train, val and test, not both"
-            )
-    files = found.table(below or ["."])
-    classes = sorted(set(files["kind"]))
-    split = split_of(files, root, classes, reading)
-    return split, tuple(kind[0] for kind in classes), [f"{root}: {found}"]
+    return assemble(root.name, root, files, reading, notes=notes, excluded=excluded, linked=found.linked, tested=tested)
 
 
 class _Found:

@@ -70,7 +70,7 @@ def likely_note(data: ImageSet) -> list[str]:
     if not data.on_disk or data.train.groups is not None:
         return []
     found = [
-        {match[0] for index in range(len(part)) if (match := LIKELY.search(part.below_root(index)))}
+        {match[0] for index in range(len(part)) if (match := LIKELY.search(part.images.below_root(index)))}
         for part in data.parts.values()
     ]
     shared = sorted((found[0] & found[1]) | (found[0] & found[2]) | (found[1] & found[2]))

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .data import ImageSet
-from .file_sets import FileSplit
+from .data import ImageSet, Split
+from .file_sets import Files
 from .images import Reading, TooDeep, count_unfinite, pixels, read_header, read_image
 from .processes import in_threads
 
@@ -24,11 +24,11 @@ SAID = {
 """What is said of files, with the name of the first."""
 
 
-def look_over(parts: Sequence[FileSplit]) -> list[str]:
+def look_over(parts: Sequence[Files]) -> list[str]:
     """Look at the header of every file.
 
     Args:
-        parts: Splits of a set.
+        parts: The files of each split of a set.
 
     Returns:
         Notes for the user on what is dropped or changed when the images are read.
@@ -53,7 +53,7 @@ def look_over(parts: Sequence[FileSplit]) -> list[str]:
     return notes + size_notes(sizes, parts[0].reading)
 
 
-def _look(part: FileSplit, indices: range) -> list[tuple[Any, str]]:
+def _look(part: Files, indices: range) -> list[tuple[Any, str]]:
     """What each file's header shows: its size, and the keys of :data:`SAID` that hold."""
     from PIL import Image
 
@@ -105,12 +105,18 @@ def size_notes(sizes: Mapping[tuple[int, int], int], reading: Reading) -> list[s
 
 
 def first_of_each_class(data: ImageSet) -> np.ndarray:
-    """The first training image of every class as RGB, of those that can be read."""
-    reading = dataclasses.replace(data.train.reading, in_chans=3, skip_bad_files=True)
+    """The first image of every class as RGB, of those that can be read. Usually they are training images."""
+    part = _first_split(data)
+    reading = dataclasses.replace(part.images.reading, in_chans=3, skip_bad_files=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # unreadable files are reported later
-        firsts = np.unique(data.train.labels, return_index=True)[1]
-        return dataclasses.replace(data.train, reading=reading).read(firsts)[0]
+        firsts = np.unique(part.labels, return_index=True)[1]
+        return dataclasses.replace(part.images, reading=reading).read(firsts)[0]
+
+
+def _first_split(data: ImageSet) -> Split:
+    """The first split that has images: a set that is only tested on may have no training split."""
+    return next(part for part in data.parts.values() if len(part))
 
 
 def in_colour(data: ImageSet) -> bool:
@@ -128,6 +134,6 @@ def refuse_masks(data: ImageSet) -> None:
     images = first_of_each_class(data)
     if images.size and images.max() == 1:
         raise ValueError(
-            f"{data.name}: images such as {data.train.path(0)} hold nothing but 0 and 1, which is black: save them as "
-            "0 and 255"
+            f"{data.name}: images such as {_first_split(data).images.path(0)} hold nothing but 0 and 1, which is "
+            "black: save them as 0 and 255"
         )

@@ -16,6 +16,7 @@ from ..utils.files import PathLike, write_atomic
 from .data import SPLITS, ImageSet
 from .groups import crossing
 from .images import pixels
+from .pages import table_markdown
 from .processes import in_threads
 from .runs import read_lines
 
@@ -81,37 +82,43 @@ def check(data: ImageSet, *, journal: Path | None = None) -> list[Finding]:
         The findings, worst first.
     """
     places = [(split, index) for split, part in data.parts.items() for index in range(len(part))]
-    looks = _look_at_files(data, places, journal) if data.on_disk else _look_at_arrays(data)
+
+    def finding(
+        problem: str, place: tuple[str, int], detail: str = "", where: str = "", *, keep: bool = False
+    ) -> Finding:
+        about = (data.image_name(*place), place[0], _label(data, *place))
+        return Finding(problem, where, "", *about, detail, "no" if keep else "yes")
+
     unreadable, constant = [], []
-    groups: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    for (split, index), look in zip(places, looks, strict=True):
-        about = (data.image_name(split, index), split, _label(data, split, index))
+    equal: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    looks = _look_at_files(data, places, journal) if data.on_disk else _look_at_arrays(data)
+    for place, look in zip(places, looks, strict=True):
         if look.error:
-            unreadable.append(Finding("unreadable", "", "", *about, look.error, "yes"))
+            unreadable.append(finding("unreadable", place, look.error))
         elif look.constant:
-            constant.append(Finding("constant", "", "", *about, f"all pixels are {look.constant}", "yes"))
+            constant.append(finding("constant", place, f"all pixels are {look.constant}"))
         else:
-            groups[look.pixels].append((split, index))
-    equal = []
-    for members in groups.values():
+            equal[look.pixels].append(place)
+    sets: list[tuple[int, list[Finding]]] = []
+    for members in equal.values():
         if len(members) > 1:
-            equal.append([(split, data.image_name(split, i), _label(data, split, i)) for split, i in members])
-    found = [*unreadable, *constant]
-    rows: list[tuple[int, list[Finding]]] = []
-    for members_ in equal:
-        splits, labels = {entry[0] for entry in members_}, {entry[2] for entry in members_}
-        spread = [name for name, kinds in (("splits", splits), ("classes", labels)) if len(kinds) > 1]
-        where = f"across {' and '.join(spread)}" if spread else "within a split"
-        kept = None if len(labels) > 1 else min(members_, key=lambda entry: KEPT_FIRST.index(entry[0]))
-        group = [
-            Finding("equal", where, "", name, split, label, "", "no" if (split, name, label) == kept else "yes")
-            for split, name, label in members_
+            kinds = {"splits": {split for split, _ in members}, "classes": {_label(data, *place) for place in members}}
+            spread = [name for name, found in kinds.items() if len(found) > 1]
+            where = f"across {' and '.join(spread)}" if spread else "within a split"
+            kept = None if "classes" in spread else min(members, key=lambda place: KEPT_FIRST.index(place[0]))
+            rows = [finding("equal", place, where=where, keep=place == kept) for place in members]
+            sets.append((-len(spread), rows))
+    for name, splits in crossing(data).items():
+        kept_split = min(splits, key=KEPT_FIRST.index)
+        rows = [
+            finding("group", (split, index), name, "across splits", keep=split == kept_split)
+            for split in splits
+            for index in np.flatnonzero(data.parts[split].groups == name).tolist()
         ]
-        rows.append((-len(spread), group))
-    rows += [(0, group) for group in _crossing(data)]
-    for number, (_, group) in enumerate(sorted(rows, key=lambda row: row[0]), start=1):
-        found += [finding._replace(group=str(number)) for finding in group]
-    return found
+        sets.append((0, rows))
+    sets.sort(key=lambda entry: entry[0])
+    numbered = [row._replace(group=str(number)) for number, (_, rows) in enumerate(sets, start=1) for row in rows]
+    return [*unreadable, *constant, *numbered]
 
 
 def look_before_training(data: ImageSet) -> list[str]:
@@ -126,15 +133,17 @@ def look_before_training(data: ImageSet) -> list[str]:
         ValueError: If a file cannot be read, and such files are not left out.
     """
     if data.on_disk:
-        size = {split: int(part.sizes.sum()) for split, part in data.parts.items()}
+        size = {split: int(part.images.sizes.sum()) for split, part in data.parts.items()}
         cheap = SPLITS if sum(size.values()) <= CHEAP else ("test",) if size["test"] <= CHEAP else ()
-        left = {split: part.take(np.arange(0)) for split, part in data.parts.items() if split not in cheap}
+        left: dict[str, Any] = {
+            split: part.take(np.arange(0)) for split, part in data.parts.items() if split not in cheap
+        }
         data = dataclasses.replace(data, **left)
     findings = check(data)
     for finding in findings:
         if finding.problem == "unreadable":
-            path = os.path.join(data.test.root, finding.image)
-            data.test.refuse_unless_skipped(path, ValueError(finding.detail))
+            path = os.path.join(data.test.images.root, finding.image)
+            data.test.images.refuse_unless_skipped(path, ValueError(finding.detail))
     counts = Counter(finding.problem for finding in findings)
     across = sum(finding.problem == "equal" and "splits" in finding.where for finding in findings)
     said = [f"{counts['constant']} constant images"] if counts["constant"] else []
@@ -142,18 +151,6 @@ def look_before_training(data: ImageSet) -> list[str]:
         [f"{counts['equal']} equal ones" + (f" ({across} across splits)" if across else "")] if counts["equal"] else []
     )
     return [f"{data.name}: {' and '.join(said)}, which check-data names and --exclude leaves out"] if said else []
-
-
-def _crossing(data: ImageSet) -> Iterator[list[Finding]]:
-    """The images of each group that is in several splits. They are kept in one, the test split if possible."""
-    for name, splits in crossing(data).items():
-        kept = min(splits, key=KEPT_FIRST.index)
-        found = []
-        for split in splits:
-            for index in np.flatnonzero(data.parts[split].groups == name).tolist():
-                about = (data.image_name(split, index), split, _label(data, split, index))
-                found.append(Finding("group", "across splits", "", *about, name, "no" if split == kept else "yes"))
-        yield found
 
 
 def _label(data: ImageSet, split: str, index: int) -> str:
@@ -201,32 +198,29 @@ def _stamp(path: str) -> list[int]:
 
 
 def _look_at_files(data: ImageSet, places: list[tuple[str, int]], journal: Path | None) -> list[Look]:
-    known: dict[str, tuple[list[int], Look]] = {}
-    for line in read_lines(journal) if journal else ():
-        known[line["image"]] = (line["stamp"], Look(line["pixels"], line["constant"], line["error"]))
-    looks: dict[tuple[str, int], Look] = {}
-    left = []
-    for split, index in places:
-        seen = known.get(data.image_name(split, index))
-        if seen and seen[0] == _stamp(data.parts[split].path(index)):
-            looks[split, index] = seen[1]
-        else:
-            left.append((split, index))
-    chunks = [left[start : start + CHUNK] for start in range(0, len(left), CHUNK)]
-    paths = [[data.parts[split].path(index) for split, index in chunk] for chunk in chunks]
+    paths = [data.parts[split].images.path(index) for split, index in places]
+    known: dict[Any, Look] = {}
+    keys: list[Any] = [None] * len(places)
     if journal:
         _mend(journal)
+        keys = [(data.image_name(*place), *_stamp(path)) for place, path in zip(places, paths, strict=True)]
+        for line in read_lines(journal):
+            known[(line["image"], *line["stamp"])] = Look(line["pixels"], line["constant"], line["error"])
+    looks: list[Any] = [known.get(key) for key in keys]
+    left = [number for number, look in enumerate(looks) if look is None]
+    chunks = [left[start : start + CHUNK] for start in range(0, len(left), CHUNK)]
+    read = [[paths[number] for number in chunk] for chunk in chunks]
     with journal.open("a", encoding="utf-8") if journal else nullcontext() as file:
-        results = in_threads(look_at, paths, desc="checking", unit=f" x {CHUNK} images")
-        for chunk, names, found in zip(chunks, paths, results, strict=True):
-            for place, path, look in zip(chunk, names, found, strict=True):
-                looks[place] = look
+        results = in_threads(look_at, read, desc="checking", unit=f" x {CHUNK} images")
+        for chunk, found in zip(chunks, results, strict=True):
+            for number, look in zip(chunk, found, strict=True):
+                looks[number] = look
                 if file:
-                    line = {"image": data.image_name(*place), "stamp": _stamp(path), **look._asdict()}
-                    file.write(json.dumps(line) + "\n")
+                    image, *stamp = keys[number]
+                    file.write(json.dumps({"image": image, "stamp": stamp, **look._asdict()}) + "\n")
             if file:
                 file.flush()
-    return [looks[place] for place in places]
+    return looks
 
 
 def _mend(journal: Path) -> None:
@@ -254,8 +248,7 @@ def summary(data: ImageSet, findings: Sequence[Finding]) -> str:
         rows.append([" ".join(kind).strip(), *map(str, counts)])
     left_out = [sum(f.exclude == "yes" and f.split == split for f in findings) for split in SPLITS]
     rows.append(["proposed to exclude", *map(str, left_out)])
-    table = [[data.name, *SPLITS], ["---"] + ["---:"] * len(SPLITS), *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in table)
+    return table_markdown([data.name, *SPLITS], rows)
 
 
 def read_exclusions(path: PathLike) -> frozenset[str]:
@@ -292,7 +285,8 @@ def read_exclusions(path: PathLike) -> frozenset[str]:
 
 def exclude(data: ImageSet, names: Collection[str]) -> ImageSet:
     """Remove the images of these names from a data set. Its ``excluded`` counts them."""
-    parts, count = {}, 0
+    parts: dict[str, Any] = {}
+    count = 0
     for split, part in data.parts.items():
         kept = np.array([i for i in range(len(part)) if data.image_name(split, i) not in names], dtype=np.int64)
         count += len(part) - len(kept)

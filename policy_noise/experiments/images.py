@@ -1,7 +1,6 @@
 """Reading an image file as 8 bits: all Pillow modes, windows for deeper images, orientation, palettes, proportions."""
 
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -114,24 +113,10 @@ def read_header(path: PathLike) -> Header:
         ValueError: If the mode is unknown.
         OSError: If it is not an image.
     """
-    with open(path, "rb") as file:
-        size = _plain_png_size(file.read(256))
-    if size:  # the usual case, and much faster than Pillow
-        return Header(size)
     with _opened(path) as opened:
         deep = _how(opened, path) == "window"
         alpha = "A" in opened.mode or "transparency" in opened.info
         return Header(opened.size, deep, opened.mode == "F", alpha, getattr(opened, "n_frames", 1))
-
-
-def _plain_png_size(head: bytes) -> tuple[int, int] | None:
-    """The size of a still PNG of usual size, grayscale or RGB with up to 8 bits and no transparency, by its start."""
-    if head[:8] != b"\x89PNG\r\n\x1a\n" or head[12:16] != b"IHDR":
-        return None
-    width, height, depth, colour = struct.unpack(">IIBB", head[16:26])
-    before, pixels_, _ = head.partition(b"IDAT")
-    plain = depth <= 8 and colour in (0, 2) and bool(pixels_) and b"tRNS" not in before and b"acTL" not in before
-    return (width, height) if plain and 0 < width * height <= 1 << 26 else None
 
 
 def _how(opened: Any, path: PathLike) -> str:

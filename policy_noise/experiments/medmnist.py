@@ -28,6 +28,7 @@ def load_medmnist(flag: str, root: PathLike, *, size: int = 28, download: bool =
         OSError: If the file cannot be fetched.
         ValueError: If the flag is unknown, not 2-D or has no such size, or the file is damaged.
     """
+    # Not by medmnist's own classes: they download into place and take a damaged file as it is.
     try:
         from medmnist import INFO
     except ModuleNotFoundError as error:

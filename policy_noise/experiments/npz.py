@@ -71,14 +71,14 @@ def load_npz(
     whole = (f"{prefix}images", f"{prefix}labels")
     wanted = [f"{prefix}{split}_{kind}" for split in SPLITS for kind in ("images", "labels")]
     missing = [key for key in wanted if key not in arrays]
-    both = all(key in arrays for key in whole) and len(missing) < len(wanted)
-    if both and missing:
+    has_whole = all(key in arrays for key in whole)
+    if has_whole and 0 < len(missing) < len(wanted):
         raise ValueError(f"{path} holds {list(whole)} beside a part of the splits: it lacks {missing}")
-    if both:
-        warnings.warn(f"{path}: {list(whole)} are ignored, as it also holds the splits {wanted[::2]}", stacklevel=2)
     if not missing:
         raw = {split: (arrays[f"{prefix}{split}_images"], arrays[f"{prefix}{split}_labels"]) for split in SPLITS}
-    elif all(key in arrays for key in whole):
+        if has_whole:
+            warnings.warn(f"{path}: {list(whole)} are ignored, as it also holds the splits {wanted[::2]}", stacklevel=2)
+    elif has_whole:
         raw = {"all": (arrays[whole[0]], arrays[whole[1]])}
     else:
         offered = _prefixes(keys)
@@ -97,21 +97,21 @@ def load_npz(
     }
     for split, (images, labels) in raw.items():
         _check_arrays(where[split], images, labels)
+    columns = {labels.shape[1] if _is_multi(labels) else 1 for _, labels in raw.values()}
+    if len(columns) > 1:
+        raise ValueError(f"{path}: the splits' labels must have the same number of columns, got {sorted(columns)}")
     if not multi_label and all(_is_multi(part) and (part.sum(1) == 1).all() for _, part in raw.values()):
         warnings.warn(
             f"{path}: labels have exactly one 1 in every row and are read as one label per image; --multi-label "
             "(multi_label=True) treats each column as a label of its own",
             stacklevel=2,
         )
-        columns = {part.shape[1] for _, part in raw.values()}
-        if len(columns) > 1:
-            raise ValueError(f"{path}: the splits' labels must have the same number of columns, got {sorted(columns)}")
         raw = {split: (images, part.argmax(1)) for split, (images, part) in raw.items()}
     classes = _classes(path, prefix, arrays, [labels for _, labels in raw.values()])
     splits = {
         split: Split(
             images,
-            _relabel(labels, classes),
+            labels.astype(np.int64) if _is_multi(labels) else np.searchsorted(classes, labels.ravel().astype(np.int64)),
             _groups(path, prefix, arrays, split, group, len(images)) if group else None,
         )
         for split, (images, labels) in raw.items()
@@ -121,7 +121,10 @@ def load_npz(
     names = _class_names(path, arrays.get("names"), classes)
     notes = () if group else tuple(_unused_groups(name, prefix, keys))
     result = ImageSet(name, splits["train"], splits["val"], splits["test"], names, {}, notes=notes)
-    _check_set(str(path), result)
+    shapes = {split: part.images.shape[1:] for split, part in result.parts.items()}
+    if len({shape[2:] for shape in shapes.values()}) > 1:
+        raise ValueError(f"{path}: the splits' images must have equally many channels, got {shapes}")
+    require_classes(result, str(path))
     return result
 
 
@@ -221,9 +224,6 @@ def _is_multi(labels: np.ndarray) -> bool:
 
 def _classes(path: Path, prefix: str, arrays: dict[str, np.ndarray], labels: list[np.ndarray]) -> np.ndarray:
     """The labels that occur, sorted. With several labels per image, the numbers of the columns."""
-    columns = {part.shape[1] if _is_multi(part) else 1 for part in labels}
-    if len(columns) > 1:
-        raise ValueError(f"{path}: the splits' labels must have the same number of columns, got {sorted(columns)}")
     if _is_multi(labels[0]):
         return np.arange(labels[0].shape[1])
     found = sorted({int(label) for part in labels for label in np.unique(part)})
@@ -243,12 +243,6 @@ def _classes(path: Path, prefix: str, arrays: dict[str, np.ndarray], labels: lis
     return np.array(found)
 
 
-def _relabel(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    if _is_multi(labels):
-        return labels.astype(np.int64)
-    return np.searchsorted(classes, labels.ravel().astype(np.int64))
-
-
 def _class_names(path: Path, names: np.ndarray | None, classes: np.ndarray) -> tuple[str, ...]:
     if names is None:
         return tuple(f"class {label}" for label in classes)
@@ -259,11 +253,3 @@ def _class_names(path: Path, names: np.ndarray | None, classes: np.ndarray) -> t
         again = sorted({name for name in found if found.count(name) > 1})
         raise ValueError(f"{path}: names must differ from one another, and {again[:10]} occur more than once")
     return found
-
-
-def _check_set(where: str, images: ImageSet) -> None:
-    """Check that all splits have images of equal size and all classes."""
-    shapes = {split: part.images.shape[1:] for split, part in images.parts.items()}
-    if len({shape[2:] for shape in shapes.values()}) > 1:
-        raise ValueError(f"{where}: the splits' images must have equally many channels, got {shapes}")
-    require_classes(images, where)

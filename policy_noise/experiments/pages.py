@@ -1,4 +1,4 @@
-"""Self-contained HTML pages, which open without a network."""
+"""Self-contained HTML pages, which open without a network, and tables in HTML and Markdown."""
 
 import base64
 import html
@@ -9,7 +9,7 @@ from typing import Any
 
 from .runs import write_atomic
 
-__all__ = ["details_html", "image_html", "table_html", "write_page"]
+__all__ = ["details_html", "image_html", "table_html", "table_markdown", "write_page"]
 
 CSS = """
 :root { color-scheme: light; }
@@ -31,11 +31,18 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 """
 
 
-def table_html(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An HTML table of texts. A table that is too wide scrolls on its own."""
+def table_html(header: Sequence[str], rows: Sequence[Sequence[str]], *, prose: bool = False) -> str:
+    """An HTML table of texts. A table that is too wide scrolls on its own; if it holds ``prose``, its lines wrap."""
     head = "".join(f"<th>{html.escape(text)}</th>" for text in header)
     lines = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+    kind = "scroll prose" if prose else "scroll"
+    return f'<div class="{kind}"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def table_markdown(header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> str:
+    """A Markdown table, of which the first columns are texts and the others numbers."""
+    marks = ["---"] * texts + ["---:"] * (len(header) - texts)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, marks, *rows))
 
 
 def image_html(path: Path, alt: str | None = None) -> str:

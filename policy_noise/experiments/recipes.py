@@ -35,24 +35,24 @@ _RULES: Mapping[str, Callable[[Any], bool]] = {
     "must not be negative": lambda value: value >= 0,
     "must be positive": lambda value: value > 0,
 }
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-_TYPES: Mapping[Any, tuple[Callable[[Any], bool], str]] = {
-    int: (lambda value: isinstance(value, int) and not isinstance(value, bool), "a whole number"),
-    float: (_is_number, "a finite number"),
-    float | None: (lambda value: value is None or _is_number(value), "a finite number"),
-    bool: (lambda value: isinstance(value, bool), "true or false"),
-    str: (lambda value: isinstance(value, str), "a text"),
-    Mapping[str, Any]: (lambda value: isinstance(value, Mapping), 'an object such as {"name": 1}'),
-    Sequence[int]: (
-        lambda value: isinstance(value, list | tuple) and all(type(item) is int for item in value),
-        "a list of whole numbers",
-    ),
+_WANTED: Mapping[Any, tuple[Any, str]] = {
+    int: (int, "a whole number"),
+    float: ((int, float), "a finite number"),
+    float | None: ((int, float, type(None)), "a finite number"),
+    bool: (bool, "true or false"),
+    str: (str, "a text"),
+    Mapping[str, Any]: (Mapping, 'an object such as {"name": 1}'),
+    Sequence[int]: ((list, tuple), "a list of whole numbers"),
 }
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a declared type. A truth value is no number here, and a number is finite."""
+    if isinstance(value, list | tuple) and not all(type(item) is int for item in value):
+        return False
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    return isinstance(value, _WANTED[kind][0]) and isinstance(value, bool) == (kind is bool)
 
 
 def _check(recipe: Any) -> None:
@@ -63,9 +63,8 @@ def _check(recipe: Any) -> None:
         if get_origin(kind) is Literal:
             _one_of(name, value, get_args(kind))
             continue
-        fits, wanted = _TYPES[kind]
-        if not fits(value):
-            raise ValueError(f"{name} must be {wanted}, got {value!r}")
+        if not _fits(value, kind):
+            raise ValueError(f"{name} must be {_WANTED[kind][1]}, got {value!r}")
         for rule in rules:
             if not _RULES[rule](value):
                 raise ValueError(f"{name} {rule}, got {value!r}")

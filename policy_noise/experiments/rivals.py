@@ -4,8 +4,8 @@ To add an augmentation, write its factory here and name it in :data:`RIVALS`: it
 """
 
 import functools
-import importlib
 import inspect
+import pkgutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -64,11 +64,9 @@ def _torchvision(name: str) -> Callable[[int, torch.Generator], Transform]:
 
         operation = getattr(v2, name)()
 
-        def work(images: Tensor) -> Tensor:
-            parts = (images * 255).round().to(torch.uint8).chunk(8)
-            return torch.cat([operation(part) for part in parts]).float() / 255
-
-        return _images_only(work)
+        return _images_only(
+            lambda images: torch.cat([operation(part) for part in _to_uint8(images).chunk(8)]).float() / 255
+        )
 
     return build
 
@@ -92,6 +90,8 @@ def _mixup(num_classes: int, generator: torch.Generator) -> Transform:
     operation = Mixup(mixup_alpha=0.2, label_smoothing=0.0, num_classes=num_classes)
 
     def transform(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if labels.ndim == 2:  # timm's would take each label for an image
+            raise ValueError("mixup needs one label per image, and these have several")
         count = len(images)
         if count % 2:  # timm's mixes pairs
             images, labels = torch.cat([images, images[:1]]), torch.cat([labels, labels[:1]])
@@ -181,11 +181,10 @@ def own_transform(name: str) -> Own:
     Raises:
         ValueError: If it cannot be imported, or is not callable.
     """
-    module, _, attribute = name.partition(":")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        found: Any = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError) as error:
+        found: Any = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"transform {name!r} cannot be imported as package.module:name ({error})") from error
     finally:
         sys.path.pop(0)

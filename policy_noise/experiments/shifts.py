@@ -29,9 +29,9 @@ __all__ = [
 ]
 
 
-def bias_field(images: Tensor, generator: torch.Generator, coefficient: float, order: int = 3) -> Tensor:
-    """Multiply by exp(polynomial), coefficients uniform in +-coefficient, as TorchIO's and MONAI's RandBiasField do."""
-    powers = [(i, j) for i in range(order + 1) for j in range(order + 1 - i)]
+def bias_field(images: Tensor, generator: torch.Generator, coefficient: float) -> Tensor:
+    """Multiply by exp(cubic), coefficients uniform in +-coefficient, as TorchIO's and MONAI's RandBiasField do."""
+    powers = [(i, j) for i in range(4) for j in range(4 - i)]
     y = torch.linspace(-1, 1, images.shape[2], device=images.device)
     x = torch.linspace(-1, 1, images.shape[3], device=images.device)
     basis = torch.stack([y[:, None] ** i * x[None, :] ** j for i, j in powers])

@@ -5,14 +5,12 @@ import dataclasses
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .data import ImageSet, join_sets, resize
-from .folders import load_image_folder, load_test_folder
+from .folders import load_image_folder
 from .groups import crossing_note, likely_note
 from .headers import in_colour, look_over, refuse_masks, size_notes
 from .image_check import exclude, read_exclusions
@@ -28,10 +26,9 @@ __all__ = [
     "add_source_arguments",
     "describe",
     "open_joined",
-    "open_parts",
     "open_source",
     "open_sources",
-    "reading_of",
+    "open_tested",
     "window_of",
 ]
 
@@ -119,7 +116,9 @@ def window_of(values: list[str] | None) -> Window:
     return low, high
 
 
-def open_sources(arguments: argparse.Namespace, size: int, in_chans: int | None, *, look: bool = True) -> list[Any]:
+def open_sources(
+    arguments: argparse.Namespace, size: int, in_chans: int | None, *, look: bool = True
+) -> list[ImageSet]:
     """Open the data sets that the command line names, separately, and print what is left out or changed.
 
     Args:
@@ -163,7 +162,8 @@ def open_source(
     *,
     kind: str | None = None,
     excluded: Collection[str] = (),
-) -> Any:
+    tested: bool = False,
+) -> ImageSet:
     """Open the data set that a text names, see :data:`NAMED`.
 
     Args:
@@ -173,13 +173,14 @@ def open_source(
         in_chans: Channels as which image folders are read. By default 3 if they contain colour images, else 1.
         kind: One of :data:`KINDS`; by default the one that the text looks like.
         excluded: Images of files to leave out, before they are checked.
+        tested: Whether the set is only tested on; then an image folder may be a tree CLASS/IMAGE without splits.
 
     Raises:
         FileNotFoundError: If there is no such source.
     """
     kind = kind or _kind_of(text)
     group, window = arguments.group, window_of(arguments.window)
-    reading = reading_of(arguments, size, in_chans or 1)
+    reading = Reading(size, in_chans or 1, window, arguments.fit, arguments.skip_bad_files)
     if kind == "npz":
         own: dict[str, Any] = {"seed": arguments.split_seed, "multi_label": arguments.multi_label}
         return _squared(load_npz(*_path_and_prefix(text), **own, window=window, group=group), reading)
@@ -190,22 +191,17 @@ def open_source(
         return _squared(data, reading)
     if kind == "radimagenet":  # grey: what takes three channels gets them on its device
         return load_radimagenet(text, reading, labels=arguments.labels, excluded=excluded, group=group)
-    files = load_image_folder(text, reading, excluded=excluded, group=group)
+    files = load_image_folder(text, reading, excluded=excluded, group=group, tested=tested)
     if in_chans is None and in_colour(files):
         colour = dataclasses.replace(reading, in_chans=3)
-        return files.changed(lambda part: dataclasses.replace(part, reading=colour))
+        return files.changed(lambda images: dataclasses.replace(images, reading=colour))
     return files
 
 
-def open_parts(
-    text: str, arguments: argparse.Namespace, size: int, in_chans: int
-) -> tuple[tuple[Any, ...], tuple[str, ...], list[str]]:
-    """Open a data set that is only tested on: as :func:`open_source`, or a tree CLASS/IMAGE without splits.
+def open_tested(text: str, arguments: argparse.Namespace, size: int, in_chans: int) -> ImageSet:
+    """Open a data set that is only tested on at one size, with notes for the user; see :func:`open_source`.
 
     ``--group`` is that of the training set. A set of another kind goes without groups, and a note says so.
-
-    Returns:
-        Its splits, its classes' names, and notes for the user.
     """
     kind, group, notes = _kind_of(text), arguments.group, []
     if group and kind != "radimagenet" and kind != ("image_folder" if "(" in group else "npz"):
@@ -213,17 +209,9 @@ def open_parts(
             f"{text}: --group {group} is for {'paths' if '(' in group else 'npz files'}, so its images have no groups"
         ]
         arguments = argparse.Namespace(**{**vars(arguments), "group": None})
-    if kind == "image_folder":
-        split, names, found = load_test_folder(text, reading_of(arguments, size, in_chans), group=arguments.group)
-        return (split,), names, [*notes, *found, *(look_over([split]) if started_first() else ())]
-    data = open_source(text, arguments, size, in_chans)
-    notes += _notes(data, arguments) if started_first() else []
-    return tuple(_sized(data, size).parts.values()), data.class_names, notes
-
-
-def reading_of(arguments: argparse.Namespace, size: int, in_chans: int) -> Reading:
-    """How the command line wants files to be read."""
-    return Reading(size, in_chans, window_of(arguments.window), arguments.fit, arguments.skip_bad_files)
+    data = open_source(text, arguments, size, in_chans, kind=kind, tested=True)
+    notes += _notes(data, arguments, tested=True) if started_first() else []
+    return dataclasses.replace(_sized(data, size), notes=tuple(notes))
 
 
 def _path_and_prefix(text: str) -> tuple[str, str]:
@@ -241,7 +229,7 @@ def _kind_of(text: str) -> str:
     raise FileNotFoundError(f"{text} does not exist: it must be {NAMED}")
 
 
-def _notes(data: ImageSet, arguments: argparse.Namespace, *, look: bool = True) -> list[str]:
+def _notes(data: ImageSet, arguments: argparse.Namespace, *, look: bool = True, tested: bool = False) -> list[str]:
     """What the user should know of a data set."""
     what = "1 missing file is" if len(data.missing) == 1 else f"{len(data.missing)} missing files are"
     notes = [f"{what} left out:", *data.missing] if data.missing else []
@@ -249,14 +237,15 @@ def _notes(data: ImageSet, arguments: argparse.Namespace, *, look: bool = True) 
     if data.excluded:
         what = "1 image is" if data.excluded == 1 else f"{data.excluded} images are"
         notes.append(f"{data.name}: {what} left out by {arguments.exclude}")
-    notes += crossing_note(data) + (likely_note(data) if look else [])
+    if not tested:  # else all splits are one
+        notes += crossing_note(data) + (likely_note(data) if look else [])
     if look and data.on_disk:
-        notes += look_over(list(data.parts.values()))
+        notes += look_over([part.images for part in data.parts.values()])
         refuse_masks(data)
     return notes
 
 
-def open_joined(arguments: argparse.Namespace, size: int, in_chans: int | None) -> Any:
+def open_joined(arguments: argparse.Namespace, size: int, in_chans: int | None) -> ImageSet:
     """Open the data sets that the command line names, joined into one at one size; see :func:`open_sources`."""
     sets = open_sources(arguments, size, in_chans)
     if len(sets) > 1:
@@ -266,7 +255,7 @@ def open_joined(arguments: argparse.Namespace, size: int, in_chans: int | None) 
 
 def _sized(data: ImageSet, size: int) -> ImageSet:
     """Resize images in memory. Files are read at their size."""
-    return data if data.on_disk else _with_images(data, lambda images: resize(images, size))
+    return data if data.on_disk else data.changed(lambda images: resize(images, size))
 
 
 def _squared(data: ImageSet, reading: Reading) -> ImageSet:
@@ -276,12 +265,11 @@ def _squared(data: ImageSet, reading: Reading) -> ImageSet:
         high, wide = part.images.shape[1:3]
         sizes[wide, high] += len(part)
     notes = tuple(f"{data.name}: {note}" for note in size_notes(sizes, reading))
-    square = _with_images(data, lambda images: as_square(images, reading.fit, axis=1))
-    return dataclasses.replace(square, notes=(*data.notes, *notes), stored_side=max(map(max, sizes)))
-
-
-def _with_images(data: ImageSet, change: Callable[[np.ndarray], np.ndarray]) -> ImageSet:
-    return data.changed(lambda part: dataclasses.replace(part, images=change(part.images)))
+    return data.changed(
+        lambda images: as_square(images, reading.fit, axis=1),
+        notes=(*data.notes, *notes),
+        stored_side=max(map(max, sizes)),
+    )
 
 
 def describe(data: ImageSet, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -317,10 +317,10 @@ def pairs_needed(
 
     if not difference > 0:
         raise ValueError(f"difference must be positive, got {difference!r}")
-    for pairs, found in ((MIN_PAIRS, MIN_PAIRS), (largest, None)):
-        enough = smallest_difference(spread, pairs, power=power, alpha=alpha) <= difference
-        if enough == (found is not None):
-            return found
+    if smallest_difference(spread, MIN_PAIRS, power=power, alpha=alpha) <= difference:
+        return MIN_PAIRS
+    if smallest_difference(spread, largest, power=power, alpha=alpha) > difference:
+        return None
     return math.ceil(TTestPower().solve_power(effect_size=difference / spread, alpha=alpha, power=power))
 
 

@@ -14,7 +14,7 @@ from .file_sets import Kind, assemble
 from .groups import Groups
 from .images import Reading
 
-__all__ = ["LABELS", "load_radimagenet"]
+__all__ = ["LABELS", "load_radimagenet", "plain_name"]
 
 LABELS = ("folders", "table")
 
@@ -117,7 +117,8 @@ def _kind(folder: str) -> Kind:
     return "/".join(parts), modality, "thyroid" if "thyroid" in label.lower() else "abdomen"
 
 
-def _plain(text: str) -> str:
+def plain_name(text: str) -> str:
+    """A name in a form for comparison: case, separators and the way in which accents are written do not matter."""
     return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFC", text)).strip().casefold()
 
 
@@ -128,7 +129,7 @@ def _require_agreement(root: Path, files: Any) -> None:
         ValueError: If a folder has two labels, or a label stands for folders of different names.
     """
     pairs = files[["folder", "label"]].value_counts().reset_index()
-    last = pairs["folder"].str.rpartition("/")[2].map(_plain)
+    last = pairs["folder"].str.rpartition("/")[2].map(plain_name)
     pairs = pairs.assign(last=last)
     for one, other, what in (("folder", "label", "has the labels"), ("label", "last", "stands for the folders")):
         distinct = pairs.groupby(one)[other].nunique()
@@ -139,7 +140,7 @@ def _require_agreement(root: Path, files: Any) -> None:
                 f"{root}: the tables' labels and the folders contradict each other: {one} {name!r} {what} {shown[:4]}; "
                 "--labels folders or --labels table says which rules"
             )
-    foreign = pairs[(pairs["label"].map(_plain) != last) & pairs["label"].map(_plain).isin(set(last))]
+    foreign = pairs[(pairs["label"].map(plain_name) != last) & pairs["label"].map(plain_name).isin(set(last))]
     if len(foreign):
         row = foreign.iloc[0]
         raise ValueError(

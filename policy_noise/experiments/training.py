@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 import policy_noise
 from policy_noise.heated import save_heated
 
-from .batches import Batches, augment, epoch_batches, loader_of, predict
+from .batches import augment, epoch_batches, loader_of, predict
 from .gallery import mask_gallery, save_seen
 from .initialisation import Initialisation
 from .metrics import classification_metrics, cross_entropy
@@ -167,7 +167,7 @@ def train(
     torch.manual_seed(recipe.seed * 1009 + world.rank)  # for users of the global generator, such as dropout
     done, skipped = _restore(run, parts, generator, world)
 
-    batches = Batches()
+    batches: list[list[int]] = []
     loader = loader_of(data.train, batches, recipe.workers)
     writer = _tensorboard(run) if world.main else None
     stage, name = run.record["stage"], name_of(run.record["recipe"], run.record["data"])
@@ -182,7 +182,7 @@ def train(
     losses: list[Tensor] = []  # since the last look, which waits for the device
     for epoch in range(done // steps, recipe.epochs):
         begun, seen = time.perf_counter(), 0
-        batches.batches = epoch_batches(len(data.train), recipe, epoch, world)[done % steps :]
+        batches[:] = epoch_batches(len(data.train), recipe, epoch, world)[done % steps :]
         wrapped.train()
         for images, targets, present in loader:
             skipped += int((~present).sum())

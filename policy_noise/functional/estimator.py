@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..utils.misc import check_one_of
+
 __all__ = ["Baseline", "LossMoments", "Reward", "advantage", "average_or", "paper_objective", "reinforce_loss"]
 
 Baseline = Literal["none", "batch", "leave_one_out"]
@@ -237,10 +239,8 @@ def reinforce_loss(
             "log_prob and loss must both have shape (B,), one number per sample, got "
             f"{tuple(log_prob.shape)} and {tuple(loss.shape)}"
         )
-    if reward not in ("cooperative", "adversarial"):
-        raise ValueError(f"reward must be 'cooperative' or 'adversarial', got {reward!r}")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+    check_one_of("reward", reward, ("cooperative", "adversarial"))
+    check_one_of("reduction", reduction, ("mean", "sum", "none"))
     weight = advantage(loss, baseline=baseline, normalize=normalize, valid=valid)
     surrogate = log_prob * (weight if reward == "cooperative" else -weight)
     if entropy_coef:

@@ -244,10 +244,8 @@ def _scaled_cells(
         return (cells if mean is None else cells * mean).view_as(action)
     if few is not None:
         parts = torch.addmm(few[0], cells, few[1])
-        deviation, darkness = (
-            torch.linalg.vector_norm(parts[:, :count], dim=1, keepdim=True),
-            parts[:, count : 2 * count],
-        )
+        deviation = torch.linalg.vector_norm(parts[:, :count], dim=1, keepdim=True)
+        darkness = parts[:, count : 2 * count]
         deepest = parts[:, (2 * count if operators.corners else count) : -1].amax(1, keepdim=True)
         if brightens and mean is None:
             mean = _brightness(parts[:, -1:], brightness)

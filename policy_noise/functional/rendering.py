@@ -5,7 +5,7 @@ made once per size and cached.
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -63,15 +63,6 @@ def blur_parameters(
     check_one_of("upsample", upsample, ("nearest", *DEGREES))
     if upsample != "nearest" and kernel_size is None and sigma is None:
         kernel_size = 1
-    asked = tuple(size), tuple(grid), kernel_size, sigma
-    # torch.compile warns about lru_cache. Lists and wrong types may not be hashable.
-    cached = not torch.compiler.is_compiling() and isinstance(kernel_size, Hashable) and isinstance(sigma, Hashable)
-    return _resolved(*asked) if cached else _resolve(*asked)
-
-
-def _resolve(
-    size: tuple[int, ...], grid: tuple[int, ...], kernel_size: Any, sigma: Any
-) -> tuple[tuple[int, ...], tuple[float, ...]]:
     kernels = _along_axes("kernel_size", kernel_size, len(size))
     sigmas = _along_axes("sigma", sigma, len(size))
     for kernel in kernels:
@@ -82,9 +73,6 @@ def _resolve(
             raise ValueError(f"sigma must be a positive number of pixels, got {sigma!r}")
     axes = [_axis_parameters(*values, tuple(size)) for values in zip(size, grid, kernels, sigmas, strict=True)]
     return tuple(kernel for kernel, _ in axes), tuple(deviation for _, deviation in axes)
-
-
-_resolved = lru_cache(maxsize=256)(_resolve)
 
 
 def _along_axes(name: str, value: Any, axes: int) -> tuple[Any, ...]:
@@ -103,17 +91,14 @@ def _axis_parameters(
     elif sigma is None:
         sigma = pixels / (SIGMAS_PER_CELL * cells)
     if kernel_size is None:
-        kernel_size = min(_nearest_odd(KERNEL_IN_SIGMAS * sigma), 2 * pixels - 1)
+        nearest_odd = 2 * math.floor(KERNEL_IN_SIGMAS * sigma / 2) + 1
+        kernel_size = min(max(3, nearest_odd), 2 * pixels - 1)
     if kernel_size > 2 * pixels - 1:
         raise ValueError(
             f"kernel_size {kernel_size} does not fit an image of size {size}: reflect padding allows at most "
             f"{2 * pixels - 1} for an axis of {pixels} px; leave kernel_size out to have it follow the image"
         )
     return int(kernel_size), float(sigma)
-
-
-def _nearest_odd(value: float) -> int:
-    return max(3, 2 * math.floor(value / 2) + 1)
 
 
 def render_mask(

@@ -58,11 +58,6 @@ class Call:
         same = bool(images) and all(any(image is masked for masked in self.masked) for image in images)
         return Call(images or self.masked, pending=self.pending if same else None, is_part=not same)
 
-    def finish(self, outer: "Call") -> None:
-        """Tell the call around this one."""
-        outer.drawn += self.drawn
-        outer.reached += self.pendings
-
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..augmentation import Sample, StochasticAugmentation
+from ..augmentation import Sample, StochasticAugmentation, tensors_of
 from ..losses import plain_tensor
 from ..utils.compat import is_saved_elsewhere, own_graph
 from ..utils.misc import is_distributed
@@ -183,10 +183,10 @@ def joined(samples: Sequence[Sample]) -> Sample:
     """One sample with the images of several."""
     if len(samples) == 1:
         return samples[0]
-    first = samples[0]
-    fields = {f.name: [getattr(sample, f.name) for sample in samples] for f in dataclasses.fields(first)}
-    tensors = {name: values for name, values in fields.items() if isinstance(values[0], Tensor)}
-    return dataclasses.replace(first, **{name: torch.cat(values) for name, values in tensors.items()})
+    tensors: dict[str, Any] = {
+        name: torch.cat([getattr(sample, name) for sample in samples]) for name in tensors_of(samples[0])
+    }
+    return dataclasses.replace(samples[0], **tensors)
 
 
 def derived_seed(seed: int, *place: int) -> int:

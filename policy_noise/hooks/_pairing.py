@@ -137,7 +137,6 @@ class PairingQueue:
         self.scored: deque[Pending] = deque()
         """Batches with calls of the criterion. Whether and how these are trained on is known at the step."""
         self.number = 0
-        self._unpaired = 0
         self._observed = False
         self._once = Once()
         self._lost = 0
@@ -155,9 +154,10 @@ class PairingQueue:
             PairingError: If the first ``max_pending`` batches all had no loss.
         """
         if not self._observed:
-            if self._unpaired >= self.max_pending:
+            unpaired = len(self._pending) + self._lost
+            if unpaired >= self.max_pending:
                 raise PairingError(
-                    f"no loss was observed for the first {self._unpaired} masked forwards "
+                    f"no loss was observed for the first {unpaired} masked forwards "
                     f"(max_pending={self.max_pending}): {remedy}"
                 )
             return
@@ -181,7 +181,6 @@ class PairingQueue:
     def push(self, sample: Sample, views: int = 1) -> Pending:
         """Add a masked batch that waits for its loss."""
         self.number += 1
-        self._unpaired += 1
         self._pending.append(Pending(self.number, sample, views))
         return self._pending[-1]
 
@@ -189,7 +188,6 @@ class PairingQueue:
         """Remove a batch whose forward failed, as if it had never been masked."""
         if pending in self._pending:
             self._pending.remove(pending)
-            self._unpaired -= 1
 
     @property
     def newest(self) -> Pending:
@@ -316,7 +314,6 @@ class PairingQueue:
     def pop(self, pending: Pending) -> None:
         """Remove a batch whose loss was observed."""
         (self._pending if pending in self._pending else self.scored).remove(pending)
-        self._unpaired = len(self._pending)
         self._observed = True
 
     def invalidate(self) -> None:
@@ -329,7 +326,7 @@ class PairingQueue:
         """Forget everything."""
         self._pending.clear()
         self.scored.clear()
-        self._unpaired = self._lost = 0
+        self._lost = 0
 
 
 def _start(pending: Pending | None, shape: tuple[int, ...]) -> Rows | None:

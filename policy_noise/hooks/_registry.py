@@ -70,15 +70,6 @@ def _inert(*args: Any, **kwargs: Any) -> None:
     """The copy of a hook function. It does nothing."""
 
 
-def _forget_copied(model: nn.Module) -> int:
-    """Remove the inert functions from a copy of a hooked model, which then needs this package no longer.
-
-    Returns:
-        How many of its modules had some.
-    """
-    return sum(remove_hook_functions(module, _inert) for module in model.modules())
-
-
 def _get_inert() -> Callable[..., None]:
     return _inert
 
@@ -153,7 +144,8 @@ def detach(target: Any) -> int:
     found = hooks_on(target)
     for hook in found:
         hook.remove()
-    return len(found) + (_forget_copied(target) if isinstance(target, nn.Module) else 0)
+    copied = target.modules() if isinstance(target, nn.Module) else ()
+    return len(found) + sum(remove_hook_functions(module, _inert) for module in copied)
 
 
 # -- optimizers inside of wrappers -------------------------------------------------------------------------------------

@@ -240,12 +240,8 @@ def trained_losses(scored: Sequence[Pending]) -> Iterator[tuple[Pending, Tensor,
             yield (
                 pending,
                 _sum([values for values, _ in parts]),
-                _any(known) if len(known) == len(valid) else None,
+                torch.stack(known).any(0) if len(known) == len(valid) else None,
             )
-
-
-def _any(masks: list[Tensor]) -> Tensor:
-    return masks[0] if len(masks) == 1 else torch.stack(masks).any(0)
 
 
 def _sum(tensors: list[Tensor]) -> Tensor:

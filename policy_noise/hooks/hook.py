@@ -470,8 +470,6 @@ class ReinforceHook:
             self._register(self._model, before, self._after_forward, after_errors=True)
         self._hook_criterion()
         self._hook_optimizer()
-        if self._stepping is not None:
-            registry.follow_steps(self._after_any_step)
 
     def _hook_criterion(self) -> None:
         if self._criterion is not None and (self._learns or self.learner.scales_loss):
@@ -489,6 +487,7 @@ class ReinforceHook:
             saved = saving_optimizer(self._optimizer)
             handles.append(saved.register_state_dict_post_hook(Functor(self._save_into)))
             handles.append(saved.register_load_state_dict_pre_hook(Functor(self._load_from)))
+        registry.follow_steps(self._after_any_step)
 
     def _register(
         self, target: nn.Module, before: Functor, after: Callable[..., Any], *, after_errors: bool = False
@@ -551,7 +550,8 @@ class ReinforceHook:
                 self._queue.drop(pending)
             return None
         if self._calls:
-            call.finish(self._calls[-1])
+            self._calls[-1].drawn += call.drawn
+            self._calls[-1].reached += call.pendings
         if not torch.is_grad_enabled() or is_in_backward() or call.is_part:
             return None
         pendings = call.pendings

@@ -13,15 +13,14 @@ from torch import Tensor, nn
 from ..factory import attach
 from ..hooks.hook import ReinforceHook
 from ..losses import LossSplitter, SampleLosses
+from ..utils.misc import extra
 from ..utils.model import unwrap
 
-try:
+with extra(__name__, "fastai", "fastai"):
     from fastai.callback.core import Callback
     from fastai.callback.schedule import LRFinder, ParamScheduler
     from fastai.layers import NoneReduce
     from fastai.torch_core import to_float
-except ImportError as error:
-    raise ImportError("policy_noise.integrations.fastai needs fastai: pip install 'policy_noise[fastai]'") from error
 
 __all__ = ["PolicyNoiseCallback"]
 

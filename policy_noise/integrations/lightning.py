@@ -8,14 +8,11 @@ from torch import nn
 
 from ..factory import attach
 from ..hooks.hook import ReinforceHook
+from ..utils.misc import extra
 from ..utils.warn import warn
 
-try:
+with extra(__name__, "Lightning", "lightning"):
     from lightning.pytorch import Callback, LightningModule, Trainer
-except ImportError as error:
-    raise ImportError(
-        "policy_noise.integrations.lightning needs Lightning: pip install 'policy_noise[lightning]'"
-    ) from error
 
 __all__ = ["PolicyNoiseCallback"]
 

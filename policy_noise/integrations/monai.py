@@ -7,13 +7,10 @@ from torch import nn
 
 from ..factory import attach
 from ..hooks.hook import ReinforceHook
+from ..utils.misc import extra
 
-try:
+with extra(__name__, "MONAI and ignite", "monai"):
     from ignite.engine import Engine, Events
-except ImportError as error:
-    raise ImportError(
-        "policy_noise.integrations.monai needs MONAI and ignite: pip install 'policy_noise[monai]'"
-    ) from error
 
 __all__ = ["PolicyNoiseHandler"]
 

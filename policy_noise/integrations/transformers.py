@@ -11,15 +11,12 @@ from torch import Tensor, nn
 from ..factory import attach
 from ..hooks.hook import ReinforceHook
 from ..losses import LossSplitter
+from ..utils.misc import extra
 from ..utils.warn import warn
 
-try:
+with extra(__name__, "transformers", "transformers"):
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
     from transformers.trainer_callback import ExportableState
-except ImportError as error:
-    raise ImportError(
-        "policy_noise.integrations.transformers needs transformers: pip install 'policy_noise[transformers]'"
-    ) from error
 
 __all__ = ["PolicyNoiseCallback"]
 

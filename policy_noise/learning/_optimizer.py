@@ -1,6 +1,6 @@
 """The policy's own optimizer, which steps from a flat gradient at a share of the user's learning rate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..utils.misc import check_one_of
 from ..utils.warn import Once
 
-__all__ = ["PolicyOptimizer", "PolicyRate", "flat_gradient"]
+__all__ = ["PolicyOptimizer", "PolicyRate"]
 
 
 class PolicyRate:
@@ -68,20 +68,6 @@ class PolicyRate:
                 "first group to the peak, or pass policy_lr_ratio",
             )
         return self.lr * user_lr / self.peak if self.peak > 0 else 0.0
-
-
-def flat_gradient(
-    outputs: Sequence[Tensor], weights: Sequence[Tensor], parameters: Sequence[nn.Parameter]
-) -> Tensor | None:
-    """Gradient of the weighted sum of outputs in all parameters, one after the other in one vector.
-
-    Returns:
-        None where no output has a graph.
-    """
-    if not any(output.requires_grad for output in outputs):
-        return None
-    gradients = torch.autograd.grad(outputs, parameters, weights, allow_unused=True, materialize_grads=True)
-    return torch.cat([gradient.flatten() for gradient in gradients])
 
 
 class PolicyOptimizer:

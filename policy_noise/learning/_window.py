@@ -103,14 +103,6 @@ class SampleCount:
         self.seen, self._checked, self._finite = seen, dropped, 0
         self._uncounted.clear()
 
-    def warn_window(self, most: int) -> None:
-        """Warn once of a window that is never closed."""
-        self._once.warn(
-            "window",
-            f"{most} observations passed without an optimizer step: the policy does not learn. Hook the optimizer "
-            "whose step() really runs (a wrapper's inner optimizer, for instance).",
-        )
-
     def warn_unlabelled(self) -> None:
         """Warn once if no image had a loss in several batches in a row. Nothing is learned from such batches."""
         if len(self._unlabelled) == PATIENCE and "labels" not in self._once.said and all(map(bool, self._unlabelled)):

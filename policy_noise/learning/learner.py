@@ -11,7 +11,8 @@ from torch import Tensor
 from .. import functional as PF
 from ..augmentation import Sample, StochasticAugmentation
 from ..utils.misc import is_distributed
-from ._optimizer import PolicyOptimizer, PolicyRate, flat_gradient
+from ..utils.warn import Once
+from ._optimizer import PolicyOptimizer, PolicyRate
 from ._window import Observation, SampleCount, WindowMoments, check_costs, check_loss, moments_of, sum_over_ranks
 from .estimators import EntropyConstraint, PaperEstimator, create_estimator
 
@@ -98,7 +99,7 @@ class PolicyLearner:
         self.reward: PF.Reward = "cooperative" if callable(reward) else reward
         self.baseline = baseline
         self.entropy_coef = entropy_coef
-        constraint = None if entropy_target is None else EntropyConstraint(entropy_target, entropy_coef)
+        self.entropy = None if entropy_target is None else EntropyConstraint(entropy_target, entropy_coef)
         if entropy_target is not None and entropy_target > augmentation.largest_entropy:
             raise ValueError(
                 f"entropy_target must be at most {augmentation.largest_entropy:g}, the entropy of the uniform "
@@ -115,10 +116,11 @@ class PolicyLearner:
                 f"{type(augmentation).__name__} has no parameter that requires a gradient: there is no policy to train"
             )
         self._device = next((buffer.device for buffer in augmentation.buffers()), torch.device("cpu"))
-        self.entropy = None if self.frozen else constraint
         self.rate = PolicyRate(policy_lr, policy_lr_ratio, follow_schedule)
         self._step = PolicyOptimizer(self.parameters, policy_optimizer, self.rate.lr or 0.0, policy_weight_decay)
-        if self.entropy is not None:
+        if self.frozen:
+            self.entropy = None
+        elif self.entropy is not None:
             self.entropy.coefficient = self.entropy.coefficient.to(self.device)
         # No None: loaders fill the tensors they find.
         self._moving_average = torch.tensor(math.nan, device=self.device, dtype=torch.float32)
@@ -126,6 +128,7 @@ class PolicyLearner:
         self._last: _LastStep | None = None
         self._count = SampleCount()
         self._drawn: Sample | None = None
+        self._once = Once()
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
@@ -187,7 +190,11 @@ class PolicyLearner:
 
     def say_no_step(self) -> None:
         """Warn once that many batches were observed without a step."""
-        self._count.warn_window(MAX_WINDOW)
+        self._once.warn(
+            "window",
+            f"{MAX_WINDOW} observations passed without an optimizer step: the policy does not learn. Hook the "
+            "optimizer whose step() really runs (a wrapper's inner optimizer, for instance).",
+        )
 
     @property
     def observations(self) -> int:
@@ -232,12 +239,12 @@ class PolicyLearner:
 
     def _gradient(self, samples: list[Sample], moments: WindowMoments) -> Tensor:
         """One backward through all samples of the window, flat; with several processes that of all ranks."""
-        gradient = None
         if samples and self.parameters and samples[0].log_prob is not None and samples[0].log_prob.requires_grad:
             coefficient = self.entropy_coef if self.entropy is None else self.entropy.coefficient
             outputs, weights = self.estimator.terms(samples, moments.loss, moments.seen, coefficient)
-            gradient = flat_gradient(outputs, weights, self.parameters)
-        if gradient is None:
+            parts = torch.autograd.grad(outputs, self.parameters, weights, allow_unused=True, materialize_grads=True)
+            gradient = torch.cat([part.flatten() for part in parts])
+        else:
             gradient = torch.zeros(sum(parameter.numel() for parameter in self.parameters), device=self.device)
         return sum_over_ranks(gradient, self.augmentation) if is_distributed() and not self.frozen else gradient
 

@@ -200,11 +200,8 @@ def likely_causes(criterion: Any, call: Call, seen: Seen) -> list[str]:
     if models:
         causes.append(f"it runs a model that it is given ({_argument_name(call, models[0])})")
     else:
-        held = [
-            name
-            for name, part in _children(criterion)
-            if not is_stateless(part) and any(True for _ in part.parameters())
-        ]
+        children = criterion.named_children() if isinstance(criterion, nn.Module) else ()
+        held = [name for name, part in children if not is_stateless(part) and any(True for _ in part.parameters())]
         if held:
             causes.append(f"a model runs inside it ({held[0]})")
     if call.written:
@@ -229,10 +226,6 @@ def likely_causes(criterion: Any, call: Call, seen: Seen) -> list[str]:
         causes.append("it divides by a count over the batch (positives, valid pixels)")
     causes.append("it couples the samples (contrastive losses, batch statistics)")
     return causes[:2]
-
-
-def _children(criterion: Any) -> list[tuple[str, nn.Module]]:
-    return list(criterion.named_children()) if isinstance(criterion, nn.Module) else []
 
 
 def _has_hooks(criterion: Any) -> bool:

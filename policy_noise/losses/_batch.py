@@ -76,17 +76,13 @@ def with_loss(returned: Any, loss: Tensor) -> Any:
     if hasattr(returned, "keys"):
         returned[next(name for name in LOSS_NAMES if name in returned.keys())] = loss  # noqa: SIM118
         return returned
-    for name in LOSS_NAMES:
-        if hasattr(returned, name):
-            if hasattr(returned, "_replace"):
-                return returned._replace(**{name: loss})
-            setattr(returned, name, loss)
-            return returned
-    return type(returned)([loss, *returned[1:]])
-
-
-def _ignore(seconds: float) -> None:
-    pass
+    name = next((name for name in LOSS_NAMES if hasattr(returned, name)), None)
+    if hasattr(returned, "_replace"):  # a named tuple
+        return returned._replace(**{name or returned._fields[0]: loss})
+    if name is None:
+        return type(returned)([loss, *returned[1:]])
+    setattr(returned, name, loss)
+    return returned
 
 
 @dataclass(frozen=True)
@@ -103,7 +99,6 @@ class Call:
         half: Whether any leaf was in half precision.
         copied: Positions of the leaves of which each evaluation gets a copy.
         written: Positions of the copies that an evaluation has written to.
-        slow: Called with an estimate of the seconds that a long evaluation will take.
     """
 
     leaves: tuple[Any, ...]
@@ -115,7 +110,6 @@ class Call:
     half: bool
     copied: frozenset[int] = frozenset()
     written: set[int] = field(default_factory=set)
-    slow: Callable[[float], None] = _ignore
 
     @property
     def shapes(self) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..utils.compat import CollectiveError, collectives_refused, version_of
-from ..utils.misc import is_distributed
+from ..utils.misc import check_one_of, is_distributed
 from ..utils.warn import Once
 from ._agreement import (
     Late,
@@ -158,8 +158,7 @@ class LossSplitter:
     """
 
     def __init__(self, criterion: Callable[..., Any], loss_method: LossMethod = "auto") -> None:
-        if loss_method not in ("auto", "own", "leave_one_out"):
-            raise ValueError(f"loss_method must be 'auto', 'own' or 'leave_one_out', got {loss_method!r}")
+        check_one_of("loss_method", loss_method, ("auto", "own", "leave_one_out"))
         self.criterion = criterion
         self.loss_method = loss_method
         self._stateless = is_stateless(criterion)
@@ -251,7 +250,7 @@ class LossSplitter:
         """Warn once for each cause."""
         self._once.warn(cause, f"criterion {self._name} {message}")
 
-    def _say_slow(self, seconds: float, of: str) -> None:
+    def _say_slow(self, seconds: float, of: str = "a step") -> None:
         self._say(
             "slow",
             f"is evaluated again for the reward, which takes {seconds:.2g} s {of} ({self.describe()}): {OBSERVE}, or "
@@ -298,11 +297,11 @@ class LossSplitter:
             )
         return loss
 
-    def _read(self, *, wait: bool = False) -> None:
+    def _read(self) -> None:
         """Read the verdicts that have arrived."""
         waiting = []
         for call, late in self._late:
-            verdict = late.read(wait=wait)
+            verdict = late.read()
             if verdict is None:
                 waiting.append((call, late))
             elif not verdict.agrees:
@@ -323,7 +322,7 @@ class LossSplitter:
             if isinstance(leaf, Tensor) and (i in self._written or (looks and not self._stateless))
         )
         evaluations = [
-            Evaluation(self.criterion, replace(c, copied=copied, written=self._written, slow=self._slow), state)
+            Evaluation(self.criterion, replace(c, copied=copied, written=self._written), state, self._say_slow)
             for c in calls
         ]
         first = evaluations[0]
@@ -354,9 +353,6 @@ class LossSplitter:
         rows = loss.detach().reshape(len(loss), -1)
         whole = isinstance(self.criterion, nn.CrossEntropyLoss | nn.NLLLoss)
         return self._finish(Parts(rows.sum(1) if whole else rows.mean(1)), call)
-
-    def _slow(self, seconds: float) -> None:
-        self._say_slow(seconds, "a step")
 
     def _leave_one_out(self, evaluation: Evaluation) -> Parts:
         try:

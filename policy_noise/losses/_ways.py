@@ -46,11 +46,13 @@ class Evaluation:
         call: The call.
         state: A copy of the criterion and of the objects that it was called with, from before the call. None if the
             criterion certainly changes nothing.
+        slow: Called with an estimate of the seconds that a long loop will take.
     """
 
     criterion: Any
     call: Call
     state: Snapshot | None
+    slow: Callable[[float], None]
 
     @contextmanager
     def copies(self, *, last: bool = False) -> Iterator[tuple[Any, Call]]:
@@ -133,7 +135,7 @@ def _one_by_one(evaluation: Evaluation, last: bool) -> Parts:
     for i in range(call.size // splits):
         losses.append(_scalar(evaluation.returned([rows[:, i] for rows in samples])))
         if len(losses) == PROBES and (time.perf_counter() - start) * call.size / PROBES > SLOW:
-            call.slow((time.perf_counter() - start) * call.size / PROBES)
+            evaluation.slow((time.perf_counter() - start) * call.size / PROBES)
     return Parts(torch.stack(losses).repeat(splits))
 
 
@@ -147,7 +149,7 @@ def leave_one_out(evaluation: Evaluation) -> Parts:
     tensors, size = evaluation.call.tensors, evaluation.call.size
     rows = torch.arange(size, device=tensors[0].device)
     whole = _scalar(evaluation.returned())
-    kept = [rows[rows != i] if size > 1 else rows[:0] for i in range(size)]
+    kept = [rows[rows != i] for i in range(size)]
     rest = torch.stack([_scalar(evaluation.returned([tensor[others] for tensor in tensors])) for others in kept])
     if getattr(evaluation.criterion, "reduction", "mean") == "sum":
         return Parts(whole - rest)

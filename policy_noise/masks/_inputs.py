@@ -1,12 +1,12 @@
 """Find the images in a data set's samples, beside labels, boxes and names."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
-from ..utils.misc import leaves_of
+from ..utils.misc import keyed_leaves, leaves_of
 
 __all__ = ["apply_to_images", "replace_leaves", "untyped_images"]
 
@@ -75,7 +75,7 @@ def untyped_images(whole: Any, is_image: Callable[[Any], bool]) -> list[int]:
     Raises:
         TypeError: If it is not clear which they are.
     """
-    candidates = [(key, i) for i, (key, leaf) in enumerate(_keyed_leaves(whole, None)) if is_image(leaf)]
+    candidates = [(key, i) for i, (key, leaf) in enumerate(keyed_leaves(whole)) if is_image(leaf)]
     if not candidates:
         return []
     named = [i for key, i in candidates if isinstance(key, str) and _unnumbered(key) in NAMES]
@@ -94,18 +94,6 @@ def untyped_images(whole: Any, is_image: Callable[[Any], bool]) -> list[int]:
 def _unnumbered(key: str) -> str:
     """A key without the number of one of several images: ``image`` for ``image2`` and ``Image_2``."""
     return key.lower().rstrip("0123456789").rstrip("_-")
-
-
-def _keyed_leaves(value: Any, key: Any) -> Iterator[tuple[Any, Any]]:
-    """The leaves, each with the innermost mapping's key that it stands under, or None."""
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _keyed_leaves(item, name)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _keyed_leaves(item, key)
-    else:
-        yield key, value
 
 
 def replace_leaves(whole: Any, replacements: Mapping[int, Any]) -> Any:

@@ -5,6 +5,7 @@ refused.
 """
 
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -73,12 +74,8 @@ def is_in_backward() -> bool:
     current = getattr(torch._C, "_current_graph_task_id", None)
     if current is not None:
         return current() != -1
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_filename == torch.utils.checkpoint.__file__ and frame.f_code.co_name in RECOMPUTATIONS:
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
+    codes = (frame.f_code for frame, _ in traceback.walk_stack(sys._getframe(1)))
+    return any(code.co_filename == torch.utils.checkpoint.__file__ and code.co_name in RECOMPUTATIONS for code in codes)
 
 
 def backward_number() -> int:
@@ -99,7 +96,7 @@ def backward_roots() -> list[Tensor]:
     code = getattr(getattr(torch.autograd.graph, "_engine_run_backward", None), "__code__", None)
     found: list[Tensor] = []
     for frame in sys._current_frames().values():
-        while frame is not None:
+        while frame is not None:  # no variable may hold this function's own frame, which would keep the graph alive
             if frame.f_code is code:
                 found += [root for root in frame.f_locals.get("t_outputs", ()) if isinstance(root, Tensor)]
             frame = frame.f_back  # type: ignore[assignment]

@@ -1,16 +1,17 @@
-"""Checks of arguments, nested containers, and whether several processes train together."""
+"""Checks of arguments, nested containers, optional libraries, and whether several processes train together."""
 
 import dataclasses
 import math
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any, TypeGuard
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["check_one_of", "is_distributed", "is_number", "leaves_of", "tensors_in"]
+__all__ = ["check_one_of", "extra", "is_distributed", "is_number", "keyed_leaves", "leaves_of", "tensors_in"]
 
 
 def check_one_of(name: str, value: object, allowed: Sequence[str]) -> None:
@@ -28,6 +29,21 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and math.isfinite(value)
 
 
+@contextmanager
+def extra(module: str, library: str, name: str) -> Iterator[None]:
+    """Say what to install if the imports of an optional library fail inside this block.
+
+    Args:
+        module: The module that needs it.
+        library: The library.
+        name: The extra in ``setup.cfg`` that installs it.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f"{module} needs {library}: pip install 'policy_noise[{name}]'") from error
+
+
 def is_distributed() -> bool:
     """Whether several processes train together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -40,14 +56,19 @@ OTHER = (nn.Module, type, types.FunctionType, types.MethodType, types.ModuleType
 
 def leaves_of(value: Any) -> Iterator[Any]:
     """Iterate over the leaves of nested mappings, lists and tuples, in order."""
+    return (leaf for _, leaf in keyed_leaves(value))
+
+
+def keyed_leaves(value: Any, key: Any = None) -> Iterator[tuple[Any, Any]]:
+    """:func:`leaves_of`, each with the innermost mapping's key that it stands under, or None."""
     if isinstance(value, Mapping):
-        for item in value.values():
-            yield from leaves_of(item)
+        for name, item in value.items():
+            yield from keyed_leaves(item, name)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from leaves_of(item)
+            yield from keyed_leaves(item, key)
     else:
-        yield value
+        yield key, value
 
 
 def tensors_in(value: Any, depth: int = DEPTH) -> Iterator[Tensor]:

@@ -3,9 +3,8 @@
 import os
 import sys
 import sysconfig
+import traceback
 import warnings
-from collections.abc import Iterator
-from types import FrameType
 
 import torch
 
@@ -29,7 +28,7 @@ def warn(message: str) -> None:
     Args:
         message: What happened and what to do. The package's name is put in front.
     """
-    frames = list(_callers(sys._getframe(1)))
+    frames = [frame for frame, _ in traceback.walk_stack(sys._getframe(1))]
     foreign = [frame for frame in frames if not frame.f_code.co_filename.startswith(OWN)]
     own_code = (frame for frame in foreign if not _is_installed(frame.f_code.co_filename))
     frame = next(own_code, foreign[0] if foreign else frames[-1])
@@ -58,12 +57,6 @@ class Once:
         if cause not in self.said:
             self.said.add(cause)
             warn(message)
-
-
-def _callers(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
 
 
 def _is_installed(file: str) -> bool:

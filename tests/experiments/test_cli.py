@@ -18,7 +18,7 @@ from PIL import Image
 from ranks import free_port, run_ranks, under_torchrun
 from safetensors.torch import load_file
 
-from policy_noise.experiments.commands import COMMANDS, main
+from policy_noise.experiments.commands import COMMANDS, main, verdict
 from policy_noise.experiments.recipes import RECIPES, TrainRecipe
 from policy_noise.experiments.runs import only_one
 from policy_noise.experiments.training import create_model
@@ -192,7 +192,7 @@ def test_bad_input_after_pretraining(tmp_path, monkeypatch, files, heated, comma
 
 def test_scripts_are_thin():
     for stage in COMMANDS:
-        if stage not in ("check_data", "compare", "verdict"):  # two are longer, and one needs no script
+        if stage not in ("check-data", "compare", "verdict"):  # two are longer, and one needs no script
             assert f'main(["{stage}", *sys.argv[1:]])' in (EXAMPLES / f"{stage}.py").read_text()
 
 
@@ -350,7 +350,7 @@ def test_scores_elsewhere_leave_the_run_alone(tmp_path, monkeypatch, files, heat
     def refuse(path, value):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("policy_noise.experiments.commands.evaluate.write_json", refuse)
+    monkeypatch.setattr("policy_noise.experiments.commands._stages.write_json", refuse)
     message = complaint(monkeypatch, "evaluate", "--model", run, "--npz", files / "one.npz")
     assert "cannot be written to" in message
     assert "--output FILE.json" in message
@@ -480,7 +480,7 @@ def test_stopping_prints_the_line_that_resumes(tmp_path, monkeypatch, capsys, fi
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("policy_noise.experiments.commands._stages.train", stop)
+    monkeypatch.setattr("policy_noise.experiments.commands.train.train", stop)
     words = ["--npz", files / "one.npz", "--output", tmp_path / "a run", "--set", *TINY, "epochs=1"]
     with pytest.raises(SystemExit) as end:
         start(monkeypatch, "pretrain", *words)
@@ -490,10 +490,8 @@ def test_stopping_prints_the_line_that_resumes(tmp_path, monkeypatch, capsys, fi
 
 
 def test_a_warning_is_one_line_without_source(monkeypatch, capsys):
-    from policy_noise.experiments.commands import report
-
     before = warnings.formatwarning
-    monkeypatch.setattr(report, "run", lambda _: warnings.warn("7 files are left out", stacklevel=1))
+    monkeypatch.setattr(verdict, "_report", lambda _: warnings.warn("7 files are left out", stacklevel=1))
     monkeypatch.setattr(
         warnings,
         "showwarning",
@@ -512,7 +510,7 @@ def test_the_command_is_installed_and_lists_its_subcommands(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     printed = capsys.readouterr().out
-    assert all(name.replace("_", "-") in printed for name in COMMANDS)
+    assert all(name in printed for name in COMMANDS)
 
 
 def test_the_model_takes_as_many_channels_as_the_images_have(tmp_path, monkeypatch):

@@ -96,7 +96,7 @@ class TestProbe:
 def test_embed_leaves_the_model_as_it_was():
     model = timm.create_model("test_resnet", in_chans=1).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    features = embed(model, torch.randn(5, 1, 32, 32), batch_size=2)
+    features = embed(model, torch.randn(5, 1, 32, 32))
     assert features.shape == (5, model.num_features)
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -13,9 +13,9 @@ from policy_noise.experiments.figures import (
     few_shot_curves,
     intensity_histogram,
     mistakes_gallery,
+    picture,
     training_diagnostics,
 )
-from policy_noise.experiments.figures.style import picture
 from policy_noise.experiments.statistics import Interval
 
 

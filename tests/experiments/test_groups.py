@@ -8,7 +8,7 @@ from PIL import Image
 
 from policy_noise.experiments.groups import Groups, crossing, crossing_note
 from policy_noise.experiments.image_check import check
-from policy_noise.experiments.sources import add_source_arguments, open_joined, open_parts
+from policy_noise.experiments.sources import add_source_arguments, open_joined, open_tested
 
 SPLITS = ("train", "val", "test")
 
@@ -58,11 +58,11 @@ def test_a_site_of_another_kind_goes_without_groups_aloud(tree, tmp_path):
     content = {f"{split}_images": np.zeros((2, 8, 8), np.uint8) for split in SPLITS}
     np.savez(tmp_path / "set.npz", **content, **{f"{split}_labels": np.arange(2) for split in SPLITS})
     for source, group, kind in ((tree, "patient", "npz files"), (tmp_path / "set.npz", r"/(p\d+)_", "paths")):
-        parts, _, notes = open_parts(str(source), parse("--group", group), 8, 1)
-        assert parts[0].groups is None
-        assert f"--group {group} is for {kind}, so its images have no groups" in notes[0]
-    parts, _, _ = open_parts(str(tree), parse("--group", r"/(p\d+)_"), 8, 1)
-    assert parts[0].groups[0].startswith("p")
+        data = open_tested(str(source), parse("--group", group), 8, 1)
+        assert data.test.groups is None
+        assert f"--group {group} is for {kind}, so its images have no groups" in data.notes[0]
+    data = open_tested(str(tree), parse("--group", r"/(p\d+)_"), 8, 1)
+    assert data.test.groups[0].startswith("p")
 
 
 def test_groups_that_were_not_given_are_hinted_at(tree, tmp_path, capsys):

@@ -154,8 +154,8 @@ class TestBeforeTraining:
         path = tree / "test" / "cat" / "1.png"
         path.write_bytes(path.read_bytes()[:-40])
         data = load_image_folder(tree, Reading(8))
-        total = sum(int(getattr(data, split).sizes.sum()) for split in SPLITS)
-        for cheap in (total, int(data.test.sizes.sum())):
+        total = sum(int(getattr(data, split).images.sizes.sum()) for split in SPLITS)
+        for cheap in (total, int(data.test.images.sizes.sum())):
             monkeypatch.setattr(module, "CHEAP", cheap)
             with pytest.raises(ValueError, match=r"test/cat/1\.png cannot be read as an image .*--skip-bad-files"):
                 look_before_training(data)

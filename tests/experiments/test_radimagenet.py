@@ -57,7 +57,7 @@ def test_own_layout(root):
     assert images.shape == (2, 8, 8)
     assert images[:, 0, 0].tolist() == [10, 8]  # val images are numbered from 8
     assert kept.tolist() == [2, 0]
-    assert data.train.path(0) == str(root / "radiology_ai/MR/knee/acl/train0.png")
+    assert data.train.images.path(0) == str(root / "radiology_ai/MR/knee/acl/train0.png")
 
 
 def test_grey_as_three_channels(root):
@@ -157,7 +157,7 @@ def test_index_holds_few_bytes_an_image(tmp_path):
     kinds = [(folder, "", "") for folder in folders]
     files = pd.DataFrame({"folder": folders, "name": names, "kind": kinds})
     split = split_of(files, tmp_path, sorted(set(kinds)), Reading(8))
-    assert split.nbytes / len(split) < 36
+    assert (split.images.nbytes + split.labels.nbytes) / len(split) < 36
 
 
 def test_fingerprint_of_files_is_of_paths_sizes_and_labels(root, tmp_path_factory):
@@ -199,11 +199,17 @@ def test_folders_are_walked_and_litter_is_left_out(tmp_path):
         (tmp_path / split / "cat" / "Thumbs.db").write_bytes(b"no image")
     data = load_image_folder(tmp_path, Reading(8))
     assert data.class_names == ("cat",)
-    assert [data.train.path(i).rpartition("/")[2] for i in range(5)] == ["a.png", "c.gif", "d.pgm", "b.webp", "e.ppm"]
+    assert [data.train.images.path(i).rpartition("/")[2] for i in range(5)] == [
+        "a.png",
+        "c.gif",
+        "d.pgm",
+        "b.webp",
+        "e.ppm",
+    ]
     assert np.abs(data.train.read(range(5))[0][:, 0, 0].astype(int) - [0, 20, 30, 10, 40]).max() <= 1
     assert len(fingerprint(data)) == 64
     kept = data.train.take(np.arange(1, 5))
-    assert [kept.path(i) for i in range(4)] == [data.train.path(i) for i in range(1, 5)]
+    assert [kept.images.path(i) for i in range(4)] == [data.train.images.path(i) for i in range(1, 5)]
 
 
 def table(root, text, encoding="utf-8"):
@@ -215,7 +221,7 @@ def test_tables_of_windows(root):
     before = load_radimagenet(root, Reading(8)).train
     table(root, "\ufeff" + text.replace("/", "\\").replace("\n", "\r\n") + "\r\n,\r\n\r\n")
     after = load_radimagenet(root, Reading(8)).train
-    assert [after.path(i) for i in range(7)] == [before.path(i) for i in range(7)]
+    assert [after.images.path(i) for i in range(7)] == [before.images.path(i) for i in range(7)]
 
 
 @pytest.mark.parametrize(
@@ -248,7 +254,7 @@ def test_exclusions_settle_a_path_in_two_splits_and_a_missing_file(root):
 def test_names_that_are_not_utf_8(root):
     path = os.fsencode(root / "radiology_ai/MR/knee/acl") + b"/\xe9.png"
     data = load_radimagenet(root, Reading(8))
-    assert os.fsencode(dataclasses.replace(data.train, names=np.array([b"\xe9.png"])).path(0)) == path
+    assert os.fsencode(dataclasses.replace(data.train.images, names=np.array([b"\xe9.png"])).path(0)) == path
 
 
 def test_a_path_twice_in_a_split_is_taken_once_and_said(root):
@@ -256,7 +262,9 @@ def test_a_path_twice_in_a_split_is_taken_once_and_said(root):
     table(root, text + text.splitlines()[1] + "\n" + text.splitlines()[2].replace("/acl/", "/./acl/") + "\n")
     data = load_radimagenet(root, Reading(8))
     assert len(data.train) == 7
-    assert data.notes == (f"train: 2 entries name a file again, such as {data.train.path(0)}: each is taken once",)
+    assert data.notes == (
+        f"train: 2 entries name a file again, such as {data.train.images.path(0)}: each is taken once",
+    )
 
 
 class TestLabels:

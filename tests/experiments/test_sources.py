@@ -11,7 +11,7 @@ from PIL import Image
 from policy_noise.experiments.image_check import read_exclusions
 from policy_noise.experiments.images import TooDeep
 from policy_noise.experiments.npz import load_npz
-from policy_noise.experiments.sources import add_source_arguments, describe, open_joined, open_parts, open_sources
+from policy_noise.experiments.sources import add_source_arguments, describe, open_joined, open_sources, open_tested
 
 SPLITS = ("train", "val", "test")
 
@@ -151,7 +151,7 @@ class TestLinksAndStrayImages:
     def test_a_site_of_two_layouts_is_refused(self, tree):
         picture(tree / "cat" / "0.png", np.zeros((8, 8), np.uint8))
         with pytest.raises(ValueError, match=r"holds folders of images beside train/, such as cat/"):
-            open_parts(str(tree), parse(), 8, 1)
+            open_tested(str(tree), parse(), 8, 1)
 
     def test_one_name_in_two_unicode_forms_is_one_class(self, tree):
         for split, form in zip(SPLITS, ("NFC", "NFD", "NFC"), strict=True):

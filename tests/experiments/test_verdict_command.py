@@ -167,7 +167,7 @@ def test_bad_options(tmp_path, options, message):
 
 def test_the_quickstart_is_a_comparison_on_the_data_that_come_with_the_package(tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr(compare, "run", lambda arguments: seen.update(vars(arguments)))
+    monkeypatch.setattr(compare, "_compare", lambda arguments: seen.update(vars(arguments)))
     main(["quickstart", "--output", str(tmp_path), "--jobs", "2"])
     assert seen["methods"] == ["normalize", "random", "normalize+random"]
     assert (seen["seeds"], seen["jobs"], seen["set"]) == (5, 2, ["epochs=5"])

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -282,6 +283,11 @@ def test_the_papers_factor_is_no_part_of_the_reward(batch):
     torch.testing.assert_close(loop.rewards[0] * 1.4, each(main, target) + 0.4 * each(other, target))
 
 
+class Terms(NamedTuple):
+    cross_entropy: torch.Tensor
+    logs: dict
+
+
 class WithLogs(nn.Module):
     def __init__(self, wrap):
         super().__init__()
@@ -297,6 +303,7 @@ class WithLogs(nn.Module):
     ("wrap", "take"),
     [
         (lambda loss: (loss, {"ce": loss.detach()}), lambda returned: returned[0]),
+        (lambda loss: Terms(loss, {"ce": loss.detach()}), lambda returned: returned.cross_entropy),
         (lambda loss: {"total_loss": loss, "ce": float(loss)}, lambda returned: returned["total_loss"]),
     ],
 )

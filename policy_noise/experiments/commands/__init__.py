@@ -1,12 +1,12 @@
 """The command ``policy-noise``. The scripts under ``examples/`` call the same subcommands.
 
-A subcommand is a module of this package with ``add_arguments(parser)`` and ``run(arguments)``. Its docstring is the
-command's help. To add one, write the module and name it in :data:`COMMANDS`.
+A subcommand is a function that adds its options to a parser and sets ``work``, which runs it, as a default. Its
+docstring is the command's help. To add one, write the function and name it in :data:`COMMANDS`.
 """
 
 import argparse
-import importlib
 import importlib.util
+import inspect
 import os
 import shlex
 import sys
@@ -14,21 +14,22 @@ import warnings
 from collections.abc import Sequence
 
 from ..world import started_first
+from . import check_data, compare, evaluate, train, transfer, verdict
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = (
-    "quickstart",
-    "pretrain",
-    "finetune",
-    "evaluate",
-    "transfer",
-    "average",
-    "report",
-    "compare",
-    "verdict",
-    "check_data",
-)
+COMMANDS = {
+    "quickstart": compare.quickstart,
+    "pretrain": train.pretrain,
+    "finetune": train.finetune,
+    "evaluate": evaluate.evaluate,
+    "transfer": transfer.transfer,
+    "average": train.average,
+    "report": verdict.report,
+    "compare": compare.compare,
+    "verdict": verdict.verdict,
+    "check-data": check_data.check_data,
+}
 
 NEEDED = {
     "matplotlib": "matplotlib",
@@ -51,13 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="policy-noise", description="Train, fine-tune, score and compare classifiers under shading masks."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    modules = {name: importlib.import_module(f".{name}", __name__) for name in COMMANDS}
-    for name, module in modules.items():
-        about = (module.__doc__ or "").strip()
-        own = commands.add_parser(
-            name.replace("_", "-"), help=about.partition("\n")[0], description=about, allow_abbrev=False
-        )
-        module.add_arguments(own)
+    for name, add_options in COMMANDS.items():
+        about = inspect.getdoc(add_options) or ""
+        add_options(commands.add_parser(name, help=about.partition("\n")[0], description=about, allow_abbrev=False))
     parsed = parser.parse_args(words)
     missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
@@ -65,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f'error: {", ".join(missing)} {verb} not installed: pip install "policy_noise[examples]"')
     python_format, warnings.formatwarning = warnings.formatwarning, _one_line
     try:
-        modules[parsed.command.replace("-", "_")].run(parsed)
+        parsed.work(parsed)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         _end_bars()
         sys.exit(f"error: {error}")

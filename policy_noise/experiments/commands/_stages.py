@@ -1,28 +1,22 @@
-"""Options and steps that the training commands share."""
+"""Options and steps that commands share."""
 
 import argparse
 import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from policy_noise.heated import read_heated_metadata
-
-from ..batches import epoch_batches, outputs
 from ..data import fingerprint, require_classes
-from ..evaluation import draw_mistakes, predictions, score
-from ..figures import class_histogram, intensity_histogram
-from ..image_check import look_before_training
-from ..recipes import RECIPES, TrainRecipe, as_published, name_of
+from ..evaluation import draw_mistakes, predictions
+from ..recipes import RECIPES, TrainRecipe, as_published
 from ..run_page import write_report
-from ..runs import Run, digest, only_one, write_atomic, write_json
+from ..runs import only_one, write_atomic, write_json
 from ..shifts import ShiftedSplit, medmnistc_shifts
 from ..sources import describe, open_joined
-from ..training import check_mask, create_model, train
-from ..world import World, started_first, world
+from ..world import World, started_first
 
 __all__ = [
     "add_recipe",
@@ -34,9 +28,9 @@ __all__ = [
     "record_of",
     "require_different",
     "score_line",
-    "train_stage",
     "try_medmnistc",
     "weights_of",
+    "write_scores",
 ]
 
 
@@ -111,36 +105,9 @@ def require_different(name: str, given: Sequence[Any]) -> None:
         raise ValueError(f"{name} must differ from one another, got {given}")
 
 
-def _ancestor(path: Path, data: Any) -> dict[str, Any]:
-    """Describe, for a run's record, the model that the run starts from."""
-    metadata = read_heated_metadata(path)
-    recipe = metadata.get("recipe", {})
-    clean = metadata.get("stage") == "finetune"
-    own = {
-        "stage": metadata.get("stage", "training"),
-        "data": metadata.get("data", "unnamed data"),
-        "training": "clean images" if clean else name_of(recipe) if recipe else "unknown training",
-        "preset": recipe.get("preset") if recipe.get("noise", "plain") != "plain" else None,
-    }
-    return {
-        "file": str(path),
-        "sha256": digest(path),
-        "head": "kept" if _same_classes(metadata, data) else "fresh",
-        "ancestry": [*metadata.get("ancestry", []), own],
-    }
-
-
 def numbered(names: Sequence[str]) -> bool:
     """Whether classes have no names, only numbers, which mean the same only within one data set."""
     return list(names) == [f"class {label}" for label in range(len(names))]
-
-
-def _same_classes(metadata: Mapping[str, Any], data: Any) -> bool:
-    """Whether a model has the classes of this data set. If they are only numbered, the images decide."""
-    names = list(data.class_names)
-    if metadata.get("classes") != names or not numbered(names):
-        return metadata.get("classes") == names
-    return metadata.get("fingerprint") == fingerprint(data)
 
 
 def open_for_training(arguments: argparse.Namespace, recipe: TrainRecipe, *, fixed: bool) -> tuple[Any, TrainRecipe]:
@@ -181,39 +148,17 @@ def locked(folder: Path, here: World) -> Iterator[None]:
         yield
 
 
-def train_stage(stage: str, arguments: argparse.Namespace, recipe: TrainRecipe, init: Path | None) -> None:
-    """Train, score and report. All input is checked before anything is written."""
-    data, recipe = open_for_training(arguments, recipe, fixed=init is not None)
-    check_scorable(data)
-    start: dict[str, Any] = {} if init is None else {"init": _ancestor(init, data)}
-    fresh = bool(start) and start["init"]["head"] == "fresh"
-    if start and started_first():
-        print(f"the last layer of {init} is {'new' if fresh else 'kept'}", file=sys.stderr)
-    check_mask(
-        create_model(recipe, data.num_classes, init=init, fresh_head=fresh), recipe, multi_label=data.multi_label
-    )
-    with world() as here, contextlib.ExitStack() as stack:
-        epoch_batches(len(data.train), recipe, 0, here)
-        for note in here.agree(lambda: look_before_training(data) if here.main else []):
-            print(note, file=sys.stderr)
-        record = record_of(data, arguments) | start | {"processes": here.size}
-        options = {"resume": arguments.resume, "writes": here.main}
-        stack.enter_context(locked(arguments.output, here))
-        run = here.agree(lambda: Run(arguments.output, stage, recipe, record, **options))
-        if here.main:
-            class_histogram(data, run.figures / "classes.png")
-            intensity_histogram(data, run.figures / "intensities.png")
-        ancestry = start["init"]["ancestry"] if start else ()
-        model = train(run, recipe, data, here, init=init, fresh_head=fresh, ancestry=ancestry)
-        positions, probabilities = outputs(model, data.test, recipe, here, multi_label=data.multi_label)
-        if here.main:
-            result = score(data, positions, probabilities, model="model.safetensors")
-            write_json(run.folder / "scores.json", result)
-            table = predictions("test", data.test, positions, probabilities, data.class_names)
-            write_atomic(run.folder / "predictions.csv", lambda path: table.to_csv(path, index=False))
-            draw_mistakes(data, positions, probabilities, run.figures / "mistakes-scores.png")
-            write_report(run.folder)
-            print(score_line(result))
+def write_scores(
+    folder: Path, stem: str, data: Any, positions: Any, probabilities: Any, result: dict[str, Any]
+) -> None:
+    """Write the scores on a test split, the predictions, and in a run's folder its page."""
+    write_json(folder / f"{stem}.json", result)
+    table = predictions("test", data.test, positions, probabilities, data.class_names)
+    name = f"predictions{stem.removeprefix('scores')}.csv"
+    write_atomic(folder / name, lambda path: table.to_csv(path, index=False))
+    if (folder / "recipe.json").is_file():
+        draw_mistakes(data, positions, probabilities, folder / "figures" / f"mistakes-{stem}.png")
+        write_report(folder)
 
 
 def score_line(result: dict[str, Any]) -> str:

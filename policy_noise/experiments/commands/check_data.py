@@ -1,4 +1,4 @@
-"""Read every image once and list the unreadable, constant and duplicate ones, within and across splits and classes."""
+"""The check of all images of a data set."""
 
 import argparse
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 from ..image_check import check, summary, write_table
 from ..sources import add_source_arguments, open_sources
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["check_data"]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
+def check_data(parser: argparse.ArgumentParser) -> None:
+    """Read every image once and list unreadable, constant and duplicate ones, within and across splits and classes."""
     add_source_arguments(parser)
     parser.add_argument(
         "--output",
@@ -19,10 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CSV",
         help="table of the problems found, for --exclude; a journal next to it lets an interrupted check continue",
     )
+    parser.set_defaults(work=_check_data)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Run the command."""
+def _check_data(arguments: argparse.Namespace) -> None:
     if arguments.output.suffix.lower() != ".csv":
         raise ValueError(f"--output must end in .csv, got {arguments.output}")
     arguments.skip_bad_files = True  # the check looks for them

@@ -1,7 +1,4 @@
-"""Score a trained model on a test split: macro metrics, per class, per modality and anatomy.
-
---image-folder may also be a plain folder CLASS/IMAGE. Its classes are matched by name, as those of a site of compare.
-"""
+"""Scores of a trained model on a test split."""
 
 import argparse
 import re
@@ -15,22 +12,25 @@ from policy_noise.heated import read_heated_metadata
 from ..batches import outputs, predict
 from ..comparison.sites import among, site_of
 from ..data import SPLITS, ImageSet, fingerprint
-from ..evaluation import draw_mistakes, medmnistc_scores, predictions, score
+from ..evaluation import medmnistc_scores, score
 from ..metrics import classification_metrics
 from ..recipes import recorded_recipe
-from ..run_page import write_report
-from ..runs import read_json, write_atomic, write_json
+from ..runs import read_json, write_json
 from ..shifts import ShiftedSplit
 from ..sources import add_source_arguments, open_joined
 from ..training import create_model
 from ..world import started_first, world
-from ._stages import add_shifts, check_scorable, numbered, score_line, try_medmnistc, weights_of
+from ._stages import add_shifts, check_scorable, numbered, score_line, try_medmnistc, weights_of, write_scores
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["evaluate"]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
+def evaluate(parser: argparse.ArgumentParser) -> None:
+    """Score a trained model on a test split: macro metrics, per class, per modality and anatomy.
+
+    --image-folder may also be a plain folder CLASS/IMAGE. Its classes are matched by name, as those of a site of
+    compare.
+    """
     parser.add_argument("--model", type=Path, required=True, help="a run's folder, or a model file that a run wrote")
     parser.add_argument(
         "--output",
@@ -40,10 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_shifts(parser)
     add_source_arguments(parser)
+    parser.set_defaults(work=_evaluate)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Run the command."""
+def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.output and arguments.output.exists():
         raise FileExistsError(f"{arguments.output} exists: pass another --output, or remove it first")
     path = weights_of(arguments.model)
@@ -114,11 +114,6 @@ def _beside_the_model(path: Path, data: Any, positions: Any, probabilities: Any,
     if result["fingerprint"] != own:
         stem += f"-{re.sub(r'[^A-Za-z0-9._+-]+', '-', data.name)}-{result['fingerprint'][:8]}"
     try:
-        write_json(path.parent / f"{stem}.json", result)
-        table = predictions("test", data.test, positions, probabilities, data.class_names)
-        write_atomic(path.parent / f"predictions-{stem}.csv", lambda path: table.to_csv(path, index=False))
-        if record.is_file():
-            draw_mistakes(data, positions, probabilities, path.parent / "figures" / f"mistakes-{stem}.png")
-            write_report(path.parent)
+        write_scores(path.parent, stem, data, positions, probabilities, result)
     except PermissionError as error:
         raise PermissionError(f"{path.parent} cannot be written to ({error}): pass --output FILE.json") from error

@@ -1,4 +1,4 @@
-"""Compare pretrained weights by training on a few images of other data sets."""
+"""Few-shot transfer from pretrained weights."""
 
 import argparse
 import dataclasses
@@ -13,11 +13,11 @@ from ..sources import add_source_arguments, open_sources
 from ..world import world
 from ._stages import add_recipe, check_scorable, locked, record_of, require_different
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["transfer"]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
+def transfer(parser: argparse.ArgumentParser) -> None:
+    """Compare pretrained weights by training on a few images of other data sets."""
     parser.add_argument(
         "--init",
         nargs="+",
@@ -29,10 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="timm model for 'scratch' and 'imagenet' (default: the first run's)")
     add_source_arguments(parser)
     add_recipe(parser, "transfer")
+    parser.set_defaults(work=_transfer)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Run the command."""
+def _transfer(arguments: argparse.Namespace) -> None:
     recipe: TransferRecipe = override(RECIPES[arguments.recipe]["transfer"], arguments.set)
     ordered = sorted(arguments.init, key=lambda text: "=" not in text)  # runs first: they name the model
     inits: list[Initialisation] = []

@@ -1,19 +1,20 @@
 """Find test images that are training images too. They make scores too good."""
 
 import dataclasses
+import functools
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from ..data import SPLITS, resize
-from ..file_sets import FileSplit
+from ..data import SPLITS, ImageSet, Split, resize
 from ..image_check import Look, describe, look_at
 from ..processes import in_threads
-from .sites import Pool, Site
+from .sites import Site
 
 __all__ = ["Overlap", "find_overlaps", "sentence"]
 
@@ -61,22 +62,27 @@ def sentence(key: str, overlap: Overlap, *, example: bool = False) -> str:
 
 
 class _Piece(NamedTuple):
-    """Chosen images of a split; ``name`` stands for the split where images have no paths."""
+    """Chosen images of a split, the measure's key, and a name for the split where images have no paths."""
 
+    key: str
     name: str
-    split: Any
+    split: Split
     positions: np.ndarray
 
     def image(self, place: int) -> str:
         position = int(self.positions[place])
-        return self.split.path(position) if isinstance(self.split, FileSplit) else f"{self.name}/{position}"
+        return f"{self.name}/{position}" if self.split.in_memory else self.split.images.path(position)
+
+    @property
+    def images(self) -> list[str]:
+        return [self.image(place) for place in range(len(self.positions))]
 
 
-_Stage = Callable[[_Piece], np.ndarray]
-"""A key of each image, (N,) uint64; equal images have equal keys, and 0 is left out."""
+_Stage = tuple[Callable[[_Piece], np.ndarray], str]
+"""A function that gives a key of each image, (N,) uint64, and its name. Equal images have equal keys, 0 is left out."""
 
 
-def find_overlaps(data: Any, sites: Sequence[Site], targets: Sequence[Any], size: int) -> dict[str, Overlap]:
+def find_overlaps(data: ImageSet, sites: Sequence[Site], targets: Sequence[ImageSet], size: int) -> dict[str, Overlap]:
     """Look for training images among all other images that a comparison uses.
 
     Files are compared with files in three steps: by size; if the sizes agree, by their last 4 KiB; if these agree too,
@@ -93,83 +99,67 @@ def find_overlaps(data: Any, sites: Sequence[Site], targets: Sequence[Any], size
     Returns:
         What was found, by the measure's key: ``"val"``, ``"clean"``, ``"site:NAME"`` or ``"few-shot:NAME"``.
     """
-    sets = {"val": [_whole(data, "val")], "clean": [_whole(data, "test")]}
-    sets |= {f"site:{site.name}": _of_pool(site.name, site.images) for site in sites}
-    sets |= {f"few-shot:{target.name}": [_whole(target, split) for split in SPLITS] for target in targets}
-    train = _whole(data, "train")
-    files = [key for key, pieces in sets.items() if isinstance(pieces[0].split, FileSplit)]
-    alike = {key: sets[key] for key in files if isinstance(data.train, FileSplit)}
-    others = {key: pieces for key, pieces in sets.items() if key not in alike}
-    found: dict[str, Overlap] = {}
+    train = _whole("train", data, "train")
+    others = [_whole("val", data, "val"), _whole("clean", data, "test")]
+    for site in sites:
+        pool = site.images.images
+        for number, (split, part) in enumerate(zip(SPLITS, pool.parts, strict=True)):
+            chosen = pool.index[pool.part == number]
+            others.append(_Piece(f"site:{site.name}", f"{site.name}/{split}", part, chosen))
+    others += [_whole(f"few-shot:{target.name}", target, split) for target in targets for split in SPLITS]
+    alike = [piece for piece in others if not (piece.split.in_memory or train.split.in_memory)]
+    unlike = [piece for piece in others if piece.split.in_memory or train.split.in_memory]
+    what = "looking for training images"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what cannot be read is named when it is used
-        found |= _compare(train, alike, (_sizes, _tails, _file_pixels))
-        found |= _compare(train, others, (lambda piece: _pixels(piece, size),))
-    return {key: found[key] for key in sets if key in found}
+        steps = [(_sizes, ""), (_tails, f"{what} among files"), (_file_pixels, "comparing images with training images")]
+        found = _compare(train, alike, steps)
+        found |= _compare(train, unlike, [(functools.partial(_pixels, size), what)])
+    return {key: found[key] for key in dict.fromkeys(piece.key for piece in others) if key in found}
 
 
-def _whole(data: Any, split: str) -> _Piece:
+def _whole(key: str, data: ImageSet, split: str) -> _Piece:
     part = data.parts[split]
-    return _Piece(f"{data.name}/{split}", part, np.arange(len(part)))
+    return _Piece(key, f"{data.name}/{split}", part, np.arange(len(part)))
 
 
-def _of_pool(name: str, pool: Pool) -> list[_Piece]:
-    """A tree without splits is one part, and its images have paths."""
-    names = [f"{name}/{split}" for split in SPLITS] if len(pool.parts) > 1 else [name]
-    return [
-        _Piece(where, part, pool.index[pool.part == number])
-        for number, (where, part) in enumerate(zip(names, pool.parts, strict=True))
-    ]
-
-
-def _compare(train: _Piece, sets: Mapping[str, list[_Piece]], stages: Iterable[_Stage]) -> dict[str, Overlap]:
+def _compare(train: _Piece, others: Sequence[_Piece], stages: Iterable[_Stage]) -> dict[str, Overlap]:
     """Keep what has an equal on the other side, stage by stage."""
-    totals = {key: sum(len(piece.positions) for piece in pieces) for key, pieces in sets.items()}
-    left = [(key, piece) for key, pieces in sets.items() for piece in pieces]
-    own, keys = np.zeros(0, np.uint64), []
-    for stage in stages:
-        if not left:
-            return {}
-        keys = [stage(piece) for _, piece in left]
-        own = stage(train)
-        shared = np.intersect1d(own, np.concatenate(keys))
-        shared = shared[shared != 0]
-        chosen = np.isin(own, shared)
-        train, own = train._replace(positions=train.positions[chosen]), own[chosen]
-        kept = [np.isin(part, shared) for part in keys]
-        keys = [part[mine] for part, mine in zip(keys, kept, strict=True) if mine.any()]
-        left = [
-            (key, piece._replace(positions=piece.positions[mine]))
-            for (key, piece), mine in zip(left, kept, strict=True)
-            if mine.any()
-        ]
+    if not others:
+        return {}
+    totals = Counter[str]()
+    for piece in others:
+        totals[piece.key] += len(piece.positions)
+    left = [train, *others]
+    keys: list[np.ndarray] = []
+    for work, what in stages:
+        keys = [_by_chunk(piece, work, what) for piece in left]
+        shared = np.intersect1d(keys[0], np.concatenate(keys[1:]))
+        kept = [np.isin(part, shared[shared != 0]) for part in keys]
+        left = [piece._replace(positions=piece.positions[mine]) for piece, mine in zip(left, kept, strict=True)]
+        keys = [part[mine] for part, mine in zip(keys, kept, strict=True)]
     found: dict[str, Overlap] = {}
-    for (key, piece), part in zip(left, keys, strict=True):
-        original = train.image(int(np.flatnonzero(own == part[0])[0]))
-        before = found.get(key, Overlap(0, totals[key], piece.image(0), original))
-        found[key] = before._replace(shared=before.shared + len(part))
+    for piece, part in zip(left[1:], keys[1:], strict=True):
+        if len(part):
+            original = left[0].image(int(np.flatnonzero(keys[0] == part[0])[0]))
+            before = found.get(piece.key, Overlap(0, totals[piece.key], piece.image(0), original))
+            found[piece.key] = before._replace(shared=before.shared + len(part))
     return found
 
 
-def _chunks(piece: _Piece) -> list[_Piece]:
+def _by_chunk(piece: _Piece, work: Callable[[_Piece], np.ndarray], what: str) -> np.ndarray:
     starts = range(0, len(piece.positions), CHUNK)
-    return [piece._replace(positions=piece.positions[start : start + CHUNK]) for start in starts]
-
-
-def _by_chunk(piece: _Piece, work: _Stage, what: str) -> np.ndarray:
-    keys = in_threads(work, _chunks(piece), desc=what, unit=f" x {CHUNK} images")
+    chunks = [piece._replace(positions=piece.positions[start : start + CHUNK]) for start in starts]
+    keys = in_threads(work, chunks, desc=what, unit=f" x {CHUNK} images")
     return np.concatenate([np.zeros(0, np.uint64), *keys])
 
 
-def _sizes(piece: _Piece) -> np.ndarray:
-    return piece.split.sizes[piece.positions].astype(np.uint64)
+def _sizes(chunk: _Piece) -> np.ndarray:
+    return chunk.split.images.sizes[chunk.positions].astype(np.uint64)
 
 
-def _tails(piece: _Piece) -> np.ndarray:
-    def work(chunk: _Piece) -> np.ndarray:
-        return np.array([_tail(chunk.image(place)) for place in range(len(chunk.positions))], np.uint64)
-
-    return _by_chunk(piece, work, "looking for training images among files")
+def _tails(chunk: _Piece) -> np.ndarray:
+    return np.array([_tail(path) for path in chunk.images], np.uint64)
 
 
 def _tail(path: str) -> int:
@@ -182,25 +172,19 @@ def _tail(path: str) -> int:
         return 0
 
 
-def _file_pixels(piece: _Piece) -> np.ndarray:
-    def work(chunk: _Piece) -> np.ndarray:
-        return _keys(look_at([chunk.image(place) for place in range(len(chunk.positions))]))
-
-    return _by_chunk(piece, work, "comparing images with training images")
+def _file_pixels(chunk: _Piece) -> np.ndarray:
+    return _keys(look_at(chunk.images))
 
 
-def _pixels(piece: _Piece, size: int) -> np.ndarray:
-    split = piece.split
-    if isinstance(split, FileSplit):
-        split = dataclasses.replace(split, reading=dataclasses.replace(split.reading, size=size))
-
-    def work(chunk: _Piece) -> np.ndarray:
-        images, kept = split.read(chunk.positions)
-        keys = np.zeros(len(chunk.positions), np.uint64)
-        keys[np.isin(chunk.positions, kept)] = _keys([describe(image) for image in resize(images, size)])
-        return keys
-
-    return _by_chunk(piece, work, "looking for training images")
+def _pixels(size: int, chunk: _Piece) -> np.ndarray:
+    split = chunk.split
+    if not split.in_memory:
+        reading = dataclasses.replace(split.images.reading, size=size)
+        split = dataclasses.replace(split, images=dataclasses.replace(split.images, reading=reading))
+    images, kept = split.read(chunk.positions)
+    keys = np.zeros(len(chunk.positions), np.uint64)
+    keys[np.isin(chunk.positions, kept)] = _keys([describe(image) for image in resize(images, size)])
+    return keys
 
 
 def _keys(looks: Sequence[Look]) -> np.ndarray:

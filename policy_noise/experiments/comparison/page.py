@@ -16,7 +16,7 @@ from .overlap import Overlap
 from .plan import in_words
 from .results import POINT, results_of
 from .scoring import transfer_lines
-from .sentences import over_patients, signed, size, verdict
+from .sentences import ends, signed, size, verdict
 
 __all__ = ["write_comparison", "write_results"]
 
@@ -121,7 +121,7 @@ def _arms(results: Mapping[str, Any], table: Mapping[str, Any]) -> str:
         cells = [f"{means[key][0]:.3f}" if key in means else "" for key in keys]
         rows.append([method["name"], *cells, method["about"]])
     head = ["arm", *[measure["label"] for measure in table["measures"]], "what it does"]
-    return f'<div class="prose">{table_html(head, rows)}</div>'
+    return table_html(head, rows, prose=True)
 
 
 def _how(table: Mapping[str, Any], reference: str, seeds: int) -> str:
@@ -144,7 +144,7 @@ def _over_patients(results: Mapping[str, Any]) -> list[str]:
         return []
     pairs = list(dict.fromkeys((row["method"], row["versus"]) for row in found))
     sets = {row["measure"]: row["patients"] for row in found}
-    cells = {(row["method"], row["versus"], row["measure"]): over_patients(row) for row in found}
+    cells = {(row["method"], row["versus"], row["measure"]): ends(row) for row in found}
     names = {m["key"]: m["label"] for table in results["tables"].values() for m in table["measures"]}
     rows = [
         [_name(pair, results["settings"]["reference"]), *[cells.get((*pair, key), "") for key in sets]]
@@ -250,8 +250,7 @@ def _data(results: Mapping[str, Any]) -> list[str]:
         )
         words += shared(f"few-shot:{target['name']}")
         rows.append([f"few-shot, {target['name']}", str(target["test"]), words])
-    # The last column holds sentences, which may wrap.
-    return ["<h2>Data</h2>", '<div class="prose">', table_html(["", "images", ""], rows), "</div>"]
+    return ["<h2>Data</h2>", table_html(["", "images", ""], rows, prose=True)]
 
 
 def _pictures(folder: Path, results: Mapping[str, Any], figures: Path) -> list[str]:
@@ -314,6 +313,6 @@ def _recipes(results: Mapping[str, Any]) -> list[str]:
         "<h2>Arms and recipe</h2>",
         f"<p>The same for all arms: {html.escape(equal)}. Runs of one seed also share the initial weights, the order "
         "of images and their geometric augmentation.</p>",
-        f'<div class="prose">{table_html(["arm", "changes to the recipe", "time per run"], rows)}</div>',
+        table_html(["arm", "changes to the recipe", "time per run"], rows, prose=True),
     ]
     return [*parts, *details_html({"recipe": recipe, "data": results["record"]["data"], "environment": place})]

@@ -5,7 +5,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..batches import outputs
-from ..data import match_channels, resize, to_tensor
+from ..data import Split, match_channels, resize, to_tensor
 from ..few_shot import draw_few_shot, embed, fine_tune, linear_probe
 from ..gallery import one_of_each_class
 from ..recipes import TrainRecipe, TransferRecipe
@@ -29,6 +29,8 @@ __all__ = ["SCORES", "Job", "Plan", "estimate", "in_words", "listing"]
 
 SCORES = "comparison.json"
 """Name of the file, in a finished run's folder, that holds its scores."""
+LARGEST = 2**28
+"""Bytes of shifted images that a process keeps."""
 PROBE_STEPS = 6
 PROBE_IMAGES = 256
 
@@ -61,6 +63,7 @@ class Plan:
         methods: The methods, the reference first.
         seeds: The seeds of the runs.
         medmnistc: Whether test images are also scored under MedMNIST-C's corruptions.
+        kept: Shifted test images, by shift and severity.
     """
 
     output: Path
@@ -73,6 +76,7 @@ class Plan:
     methods: tuple[Method, ...]
     seeds: tuple[int, ...]
     medmnistc: bool = False
+    kept: dict[tuple[str, int], Split] = field(default_factory=dict)
 
     def folder(self, job: Job) -> Path:
         """The folder of a run."""
@@ -91,6 +95,16 @@ class Plan:
         clean = len(self.data.test) + sum(len(site.images) for site in self.sites)
         others = len(medmnistc_shifts(self.data.name)) * len(MEDMNISTC_SEVERITIES) if self.medmnistc else 0
         return clean, len(SHIFTS) * len(SEVERITIES) * len(self.data.test), others * len(self.data.test)
+
+    def shifted(self, name: str, severity: int) -> Any:
+        """Shifted test images. Those of a set in memory are kept while they are few, for this process's next runs."""
+        split = ShiftedSplit(self.data.test, name, severity)
+        if (name, severity) in self.kept:
+            return self.kept[name, severity]
+        if not self.data.test.in_memory or self.data.test.images.nbytes * (len(self.kept) + 1) > LARGEST:
+            return split
+        self.kept[name, severity] = Split(split.read(np.arange(len(split)))[0], split.labels)
+        return self.kept[name, severity]
 
 
 def estimate(plan: Plan, here: World) -> dict[str, float]:

@@ -7,14 +7,13 @@ import numpy as np
 from torch import nn
 
 from ..batches import outputs
-from ..data import Split
 from ..evaluation import medmnistc_scores, predictions
 from ..few_shot import compare
 from ..initialisation import Initialisation
 from ..metrics import classification_metrics
 from ..recipes import TrainRecipe
 from ..runs import Run, read_lines, write_atomic
-from ..shifts import SEVERITIES, SHIFTS, ShiftedSplit
+from ..shifts import SEVERITIES, SHIFTS
 from ..world import World
 from .methods import recipe_for
 from .plan import Job, Plan
@@ -61,12 +60,12 @@ def score_run(plan: Plan, job: Job, model: nn.Module, recipe: TrainRecipe, here:
     for name in SHIFTS:
         for severity in SEVERITIES:
             key = f"shift:{name}:{severity}"
-            scores[key] = scored(key, _shifted(plan.data.test, name, severity))
+            scores[key] = scored(key, plan.shifted(name, severity))
     if plan.medmnistc:
         scores["medmnistc"] = medmnistc_scores(
             plan.data,
             scores["clean"]["balanced_accuracy"],
-            lambda name, severity: scored("shift:", _shifted(plan.data.test, name, severity)),
+            lambda name, severity: scored("shift:", plan.shifted(name, severity)),
         )
     if here.main:
         whole = pd.concat(tables, ignore_index=True)
@@ -75,27 +74,6 @@ def score_run(plan: Plan, job: Job, model: nn.Module, recipe: TrainRecipe, here:
             lambda path: whole.to_csv(path, index=False, float_format="%.5f"),
         )
     return scores | (_few_shot(plan, job, here) if plan.targets else {})
-
-
-_kept: dict[tuple[str, int], Split] = {}
-_kept_of: list[Any] = []
-LARGEST = 2**28
-"""Bytes of shifted images that a process keeps for its next run."""
-
-
-def _shifted(test: Any, name: str, severity: int) -> Any:
-    """Shifted test images. Those of a set in memory are kept while they are few, for the next runs."""
-    split = ShiftedSplit(test, name, severity)
-    if not isinstance(test, Split):
-        return split
-    if not _kept_of or _kept_of[0] is not test:
-        _kept.clear()
-        _kept_of[:] = [test]
-    if (name, severity) not in _kept:
-        if test.images.nbytes * (len(_kept) + 1) > LARGEST:
-            return split
-        _kept[name, severity] = Split(split.read(np.arange(len(test)))[0], test.labels)
-    return _kept[name, severity]
 
 
 def transfer_lines(folder: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from ..statistics import MIN_PAIRS, MIN_PATIENTS, pairs_needed
 from .methods import unlearned
 from .overlap import Overlap, sentence
 
-__all__ = ["over_patients", "signed", "size", "verdict"]
+__all__ = ["ends", "signed", "size", "verdict"]
 
 LARGE = 2
 """Images are called reduced if they were at least this many times as large."""
@@ -24,7 +24,7 @@ def signed(row: Mapping[str, Any]) -> str:
     return f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
 
 
-def over_patients(row: Mapping[str, Any]) -> str:
+def ends(row: Mapping[str, Any]) -> str:
     """An interval over patients, as text."""
     return "too few" if row["low"] is None else f"[{row['low']:+.3f}, {row['high']:+.3f}]"
 
@@ -159,7 +159,7 @@ def _patients(results: Mapping[str, Any], names: Mapping[str, str]) -> list[str]
     for row in results.get("patients", []):
         if row["versus"] == results["settings"]["reference"] and row["measure"] in names:
             where = said.setdefault((names[row["measure"]], row["patients"]), [])
-            where.append(f"{row['method']} {over_patients(row)}")
+            where.append(f"{row['method']} {ends(row)}")
     return [
         f"Over the {count} patients of {name} (bootstrap, not corrected): {', '.join(found)}."
         if count >= MIN_PATIENTS

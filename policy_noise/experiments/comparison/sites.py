@@ -1,15 +1,16 @@
 """Sites: other data of the same classes, used only for testing."""
 
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..data import fingerprint_of
-from ..sources import NAMED, open_parts
+from ..data import ImageSet, Split, fingerprint_of, require_each
+from ..images import Reading
+from ..sources import NAMED, open_tested
+from ..tables import plain_name
 
 __all__ = ["Pool", "Site", "among", "open_site", "site_of"]
 
@@ -18,34 +19,29 @@ FORMS = f"NAME=SOURCE with SOURCE {NAMED}; also a tree CLASS/IMAGE without split
 
 @dataclass(frozen=True)
 class Pool:
-    """Selected images of several splits as one split, with new labels.
+    """Chosen images of several splits.
 
     Args:
         parts: The splits.
         part: The number of each image's split, (N,).
         index: The position of each image in its split, (N,).
-        labels: The labels, (N,), or (N, K) if an image may have several.
     """
 
-    parts: tuple[Any, ...]
+    parts: tuple[Split, ...]
     part: np.ndarray
     index: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.part)
 
     @property
-    def groups(self) -> np.ndarray | None:
-        """Each image's patient or other group, if every split names them."""
-        named = [getattr(part, "groups", None) for part in self.parts]
-        if any(groups is None for groups in named):
-            return None
-        return np.array([named[part][index] for part, index in zip(self.part, self.index, strict=True)])  # type: ignore[index]
+    def reading(self) -> Reading | None:
+        """How files become pixels; None for images in memory."""
+        return self.parts[0].reading
 
-    def read(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def path(self, index: int) -> str:
+        """The file's path."""
+        return self.parts[self.part[index]].images.path(int(self.index[index]))
+
+    def read(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The readable images at these ascending positions, and their positions."""
-        positions = np.asarray(indices)
         images, kept = [], []
         for number in np.unique(self.part[positions]):
             mine = positions[self.part[positions] == number]
@@ -58,7 +54,7 @@ class Pool:
         """The bytes that a fingerprint hashes: all of the splits, and the selection."""
         for part in self.parts:
             yield from part.content()
-        for array in (self.part, self.index, self.labels):
+        for array in (self.part, self.index):
             yield np.ascontiguousarray(array).data.cast("B")
 
 
@@ -77,7 +73,7 @@ class Site:
     """
 
     name: str
-    images: Pool
+    images: Split
     classes: tuple[int, ...]
     unknown: tuple[str, ...]
     absent: tuple[str, ...]
@@ -139,10 +135,11 @@ def open_site(text: str, arguments: Any, data: Any, size: int) -> Site:
 def site_of(name: str, source: str, arguments: Any, data: Any, size: int) -> Site:
     """Open the site of a name and a source, see :func:`open_site`. Of ``data`` only its name and classes are used."""
     try:
-        parts, class_names, notes = open_parts(source, arguments, size, data.in_chans)
+        found = open_tested(source, arguments, size, data.in_chans)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"site {name}: {error}") from error
-    if (parts[0].labels.ndim == 2) != data.multi_label:
+    class_names, notes = found.class_names, found.notes
+    if found.multi_label != data.multi_label:
         raise ValueError(f"site {name}: it and {data.name} must both have one label per image, or both several")
     shared, unknown, absent = _match(name, class_names, data.class_names)
     if len(shared) < 2:
@@ -151,10 +148,11 @@ def site_of(name: str, source: str, arguments: Any, data: Any, size: int) -> Sit
             f"{list(class_names)[:10]}, {data.name} has {list(data.class_names)[:10]}"
         )
     if all(re.fullmatch(r"class \d+", class_names[own]) for own in shared):
-        notes = [*notes, f"site {name}: its classes have no names and are matched by number"]
-    images, left_out = _pool(parts, list(shared))
-    _require_each(name, images, [class_names[own] for own in shared])
-    return Site(name, images, tuple(shared.values()), unknown, absent, left_out, tuple(notes))
+        notes = (*notes, f"site {name}: its classes have no names and are matched by number")
+    images = _pool(found, list(shared))
+    require_each(images, [class_names[own] for own in shared], f"site {name}")
+    left_out = sum(map(len, found.parts.values())) - len(images)
+    return Site(name, images, tuple(shared.values()), unknown, absent, left_out, notes)
 
 
 def among(probabilities: np.ndarray, classes: Sequence[int], *, renormalise: bool) -> np.ndarray:
@@ -168,7 +166,7 @@ def among(probabilities: np.ndarray, classes: Sequence[int], *, renormalise: boo
 
 def _plain(name: str) -> str:
     """A class name in a form for comparison; ``MR__knee__acl`` equals ``MR/knee/acl``."""
-    return re.sub(r"[\s_-]+", " ", name.replace("__", "/").casefold()).strip()
+    return plain_name(name.replace("__", "/"))
 
 
 def _match(
@@ -186,34 +184,21 @@ def _match(
     return shared, unknown, absent
 
 
-def _pool(parts: tuple[Any, ...], shared: list[int]) -> tuple[Pool, int]:
-    """The images of the shared classes, and the number of images left out."""
-    labels = [part.labels[:, shared] if part.labels.ndim == 2 else part.labels for part in parts]
-    if labels[0].ndim == 1:
-        new = np.full(max(int(part.max(initial=0)) for part in labels) + 1, -1)
-        chosen = [label for label in shared if label < len(new)]
-        new[chosen] = [shared.index(label) for label in chosen]
-        labels = [new[part] for part in labels]
-        kept = [np.flatnonzero(part >= 0) for part in labels]
+def _pool(data: ImageSet, shared: list[int]) -> Split:
+    """The images of the shared classes."""
+    parts = tuple(data.parts.values())
+    if data.multi_label:
+        labels = [part.labels[:, shared] for part in parts]
+        kept = [np.arange(len(part)) for part in parts]
     else:
-        kept = [np.arange(len(part)) for part in labels]
-    pool = Pool(
-        parts,
-        np.concatenate([np.full(len(index), number) for number, index in enumerate(kept)]),
-        np.concatenate(kept),
+        new = np.full(data.num_classes, -1)
+        new[shared] = np.arange(len(shared))
+        labels = [new[part.labels] for part in parts]
+        kept = [np.flatnonzero(part >= 0) for part in labels]
+    numbers = np.concatenate([np.full(len(index), number) for number, index in enumerate(kept)])
+    groups = [part.groups[index] for part, index in zip(parts, kept, strict=True) if part.groups is not None]
+    return Split(
+        Pool(parts, numbers, np.concatenate(kept)),
         np.concatenate([part[index] for part, index in zip(labels, kept, strict=True)]),
+        np.concatenate(groups) if len(groups) == len(parts) else None,
     )
-    return pool, sum(map(len, parts)) - len(pool)
-
-
-def _require_each(name: str, images: Pool, classes: Sequence[str]) -> None:
-    """Check, before anything is trained, that every shared class has an image that can be scored."""
-    several, skips = images.labels.ndim == 2, images.parts[0].skip_corrupt
-    for label, what in enumerate(classes):
-        members = np.flatnonzero(images.labels[:, label] if several else images.labels == label)
-        if several and len(members) == len(images):
-            raise ValueError(f"site {name}: every image has the label {what!r}, which cannot be scored")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # scoring will warn about unreadable images
-            if not len(members) or (skips and not any(len(images.read([int(place)])[1]) for place in members)):
-                raise ValueError(f"site {name}: none of its {len(members)} images of {what!r} can be read")
