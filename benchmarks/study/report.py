@@ -54,6 +54,7 @@ MEASURES = {
 }
 SHOWN = ("clean", "shifted", "bias_field", "brightness", "contrast", "blur", "noise", "ct2")
 """Of the evidence page's table. The others stand in the heat map and on the results page."""
+BY_TASK = ("clean", "bias_field", "brightness", "gamma", "contrast", "blur", "noise", "ct2")
 OF_ORGANS = ("ct2", "mr")
 OF_PNEUMONIA = ("be", "rbe")
 """Errors: lower is better."""
@@ -144,7 +145,7 @@ def minus_table(results: Results, arms: Sequence[Arm], control: Arm, measures: S
     return "\n".join([*head(["training images", "seeds", *(MEASURES[measure] for measure in measures)]), *rows])
 
 
-def task_table(results: Results, masks: Arm, measures: Sequence[str] = SHOWN) -> str:
+def task_table(results: Results, masks: Arm, measures: Sequence[str] = BY_TASK) -> str:
     """What normalizing does on each task, and what masks do on images as they are and on normalized ones."""
     steps = {
         "normalizing": (NORMALIZED, PLAIN),

@@ -323,15 +323,18 @@ def test_tables_and_heat_map_of_complete_runs(tmp_path):
 def test_the_readme_quotes_the_table():
     """Its rows are rows of the evidence page's table, some of whose columns it leaves out."""
     tables = [
-        [line.replace("\N{NO-BREAK SPACE}", " ").strip("| ").split(" | ") for line in text.splitlines()]
+        [
+            line.replace("\N{NO-BREAK SPACE}", " ").strip("| ").split(" | ")
+            for line in text.splitlines()
+            if line.startswith("| ")
+        ]
         for text in (
             README.read_text(encoding="utf-8").partition("## What to expect\n")[2].partition("\n\n## ")[0],
             EVIDENCE.read_text(encoding="utf-8").partition("<!-- PROTOCOL -->\n")[2].partition("\n<!--")[0],
         )
     ]
-    quoted, (measures, *rows) = [[line for line in table if len(line) > 2] for table in tables]
+    (header, *lines), (measures, *rows) = tables
     found = {cells[0].removeprefix("each image "): dict(zip(measures, cells, strict=True)) for cells in rows}
-    header, *lines = quoted
     assert len(lines) == 5
     for line in lines:
         name = line[0].removeprefix("each image ")
