@@ -50,7 +50,7 @@ def text_of(path: Path) -> str:
 TABLES = dict(TABLE.findall(text_of(ROOT / "docs/evidence.md")))
 RESULTS = [
     *(path for folder in ("benchmarks", "examples") for path in sorted((ROOT / folder).rglob("*.md"))),
-    ROOT / "policy_noise/experiments/published.py",
+    ROOT / "policy_noise/experiments/run_page.py",
 ]
 
 
