@@ -299,7 +299,7 @@ def heat_map(results: Results, rows: Mapping[str, str], path: Path) -> None:
     for edge in (0.5, len(SHIFTS) + 0.5):
         axis.axvline(edge, color="black", linewidth=1)
     figure.colorbar(image, label="better \N{RIGHTWARDS ARROW}", pad=0.01, shrink=0.9)
-    of = f"{seeds[0]} to {seeds[-1]} seeds" if seeds[0] < seeds[-1] else f"seeds: {seeds[0]}"
+    of = f"{seeds[0]} to {seeds[-1]} seeds" if seeds[0] < seeds[-1] else f"{seeds[0]} seeds"
     figure.supxlabel(f"test macro F1 minus plain training, mean over three tasks, {of}", fontsize=9)
     save_plot(figure, path)
 
