@@ -111,20 +111,20 @@ def _tasks_of(measure: str, tasks: list[str]) -> list[str]:
         return [task for task in tasks if task.endswith("organs")]
     if measure in OF_PNEUMONIA:
         return [task for task in tasks if task.endswith("pneumonia")]
-    return [task for task in tasks if task != "joined"] if measure == "medmnist_c" else tasks
+    return [task for task in tasks if task in ("organs", "pneumonia")] if measure == "medmnist_c" else tasks
 
 
-def _columns(
-    results: Results, rows: Mapping[str, list[str]], measures: Sequence[str], control: str
-) -> dict[str, list[Difference | None]]:
-    """Differences from the control, by arm and measure, Holm-corrected over the rows of each column."""
+def _differences(
+    results: Results, rows: Sequence[tuple[list[str], str, str]], measures: Sequence[str]
+) -> list[tuple[Difference | None, ...]]:
+    """Differences of rows (tasks, arm, control), measure by measure, Holm-corrected over the rows of each column."""
     columns = [
-        [results.difference(_tasks_of(measure, tasks), arm, control, measure) for arm, tasks in rows.items()]
+        [results.difference(_tasks_of(measure, tasks), arm, control, measure) for tasks, arm, control in rows]
         for measure in measures
     ]
     for column in columns:
         correct(column)
-    return {arm: list(cells) for arm, cells in zip(rows, zip(*columns, strict=True), strict=True)}
+    return list(zip(*columns, strict=True))
 
 
 def _cell(difference: Difference | None) -> str:
@@ -134,10 +134,10 @@ def _cell(difference: Difference | None) -> str:
 def minus_table(results: Results, arms: Sequence[Arm], control: Arm, measures: Sequence[str] = SHOWN) -> str:
     """Arms minus a control, in the mean over tasks, with their numbers of seeds."""
     titles = {arm.name: arm.title for arm in arms if arm.name != control.name}
-    found = _columns(results, dict.fromkeys(titles, TASKS), measures, control.name)
+    found = _differences(results, [(TASKS, arm, control.name) for arm in titles], measures)
     rows = [
-        row([titles[arm], str(cells[0].seeds), *map(_cell, cells)])
-        for arm, cells in found.items()
+        row([title, str(cells[0].seeds), *map(_cell, cells)])
+        for title, cells in zip(titles.values(), found, strict=True)
         if cells[0] is not None
     ]
     if not rows:
@@ -145,7 +145,7 @@ def minus_table(results: Results, arms: Sequence[Arm], control: Arm, measures: S
     return "\n".join([*head(["training images", "seeds", *(MEASURES[measure] for measure in measures)]), *rows])
 
 
-def task_table(results: Results, masks: Arm, measures: Sequence[str] = BY_TASK) -> str:
+def task_table(results: Results, masks: Arm) -> str:
     """What normalizing does on each task, and what masks do on images as they are and on normalized ones."""
     steps = {
         "normalizing": (NORMALIZED, PLAIN),
@@ -153,17 +153,9 @@ def task_table(results: Results, masks: Arm, measures: Sequence[str] = BY_TASK) 
         "the same on normalized images": (masks.on(NORMALIZED), NORMALIZED),
     }
     rows = [(title, task, arm.name, base.name) for title, (arm, base) in steps.items() for task in TASKS]
-    columns = [
-        [
-            results.difference([task], arm, base, measure) if _tasks_of(measure, [task]) else None
-            for _, task, arm, base in rows
-        ]
-        for measure in measures
-    ]
-    for column in columns:
-        correct(column)
-    lines = head(["what", "task", *(MEASURES[measure] for measure in measures)])
-    for (title, task, *_), cells in zip(rows, zip(*columns, strict=True), strict=True):
+    found = _differences(results, [([task], arm, base) for _, task, arm, base in rows], BY_TASK)
+    lines = head(["what", "task", *(MEASURES[measure] for measure in BY_TASK)])
+    for (title, task, *_), cells in zip(rows, found, strict=True):
         lines.append(row([title, task, *map(_cell, cells)]))
     return "\n".join(lines)
 
@@ -230,20 +222,12 @@ def provenance(records: list[dict[str, Any]]) -> str:
 
 def earlier_table(results: Results) -> str:
     """The table of the rounds before the protocol."""
-    rows = {arm: tasks for arm, (_, tasks) in EARLIER_ROWS.items()}
-    both: dict[str, list[Difference | None]] = {
-        arm: [
-            results.difference(_tasks_of(measure, tasks), arm, PLAIN.name, measure)
-            if measure != "medmnist_c" or tasks is TASKS
-            else None
-            for measure in EARLIER_SHOWN
-        ]
-        for arm, tasks in rows.items()
-    }
-    for column in zip(*both.values(), strict=True):
-        correct(column)
+    rows = [(tasks, arm, PLAIN.name) for arm, (_, tasks) in EARLIER_ROWS.items()]
+    found = _differences(results, rows, list(EARLIER_SHOWN))
     lines = head(["training images", *EARLIER_SHOWN.values()])
-    return "\n".join([*lines, *(row([EARLIER_ROWS[arm][0], *map(_cell, cells)]) for arm, cells in both.items())])
+    for (title, _), cells in zip(EARLIER_ROWS.values(), found, strict=True):
+        lines.append(row([title, *map(_cell, cells)]))
+    return "\n".join(lines)
 
 
 def pairs_table(results: Results, pairs: Mapping[tuple[str, str], str], measures: Sequence[str]) -> str:
@@ -261,9 +245,10 @@ def long_table(results: Results) -> str:
     lines = head(["training images", *(EARLIER_SHOWN[measure] for measure in measures)])
     for title, tasks in LONG_TASKS.items():
         lines.append(row([f"*{title}*", *("" for _ in measures)]))
-        for arm, cells in _columns(results, dict.fromkeys(LONG_ROWS, tasks), measures, PLAIN.name).items():
+        found = _differences(results, [(tasks, arm, PLAIN.name) for arm in LONG_ROWS], measures)
+        for title, cells in zip(LONG_ROWS.values(), found, strict=True):
             if cells[0] is not None:
-                lines.append(row([LONG_ROWS[arm], *map(_cell, cells)]))
+                lines.append(row([title, *map(_cell, cells)]))
     return "\n".join(lines)
 
 

@@ -82,7 +82,9 @@ def _read(path: Path, group: str | None) -> Any:
         raise ValueError(f"{path} cannot be read as a table ({str(error).strip()})") from error
     table.columns = table.columns.str.strip()
     header = list(table.columns)
-    if b"\0" in path.read_bytes()[:100]:  # older versions of pandas cut a name at its first zero byte
+    with path.open("rb") as file:  # older versions of pandas cut a name at its first zero byte
+        zeros = b"\0" in file.read(100)
+    if zeros:
         raise ValueError(f"{path} must be UTF-8, and its first line looks like UTF-16: save it as UTF-8")
     if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
         raise ValueError(f"{path} must be separated by commas, got the first line {header[0]!r}")

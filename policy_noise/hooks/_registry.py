@@ -23,7 +23,7 @@ __all__ = [
     "hooks_on",
     "leave",
     "leave_steps",
-    "saving_optimizer",
+    "saves_itself",
     "stepping_optimizer",
     "was_hooked",
 ]
@@ -204,12 +204,11 @@ def stepping_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     return next(iter(found.values()))
 
 
-def saving_optimizer(optimizer: Any) -> torch.optim.Optimizer:
-    """Find the one that saves: a wrapper that inherits torch's own state_dict() (SAM), else the optimizer inside."""
-    inherits = isinstance(optimizer, torch.optim.Optimizer) and (
+def saves_itself(optimizer: Any) -> bool:
+    """Whether a wrapper inherits torch's own state_dict() (SAM). Most pass it on to the optimizer inside."""
+    return isinstance(optimizer, torch.optim.Optimizer) and (
         type(optimizer).state_dict is torch.optim.Optimizer.state_dict
     )
-    return optimizer if inherits else stepping_optimizer(optimizer)
 
 
 def _innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -27,7 +27,7 @@ from . import _registry as registry
 from ._calls import Call, InputName, find_images, is_training, item_at, replace
 from ._draws import Draws, joined
 from ._pairing import Match, PairingError, PairingQueue, Pending
-from ._registry import Functor, saving_optimizer, stepping_optimizer
+from ._registry import Functor, saves_itself, stepping_optimizer
 from ._trained import Look, Term, trained_losses
 from ._watch import Watch
 
@@ -484,7 +484,7 @@ class ReinforceHook:
         handles = self._handles[self._stepping]
         handles.append(self._stepping.register_step_post_hook(Functor(self._after_step)))
         if self._state_in_optimizer:
-            saved = saving_optimizer(self._optimizer)
+            saved = self._optimizer if saves_itself(self._optimizer) else self._stepping
             handles.append(saved.register_state_dict_post_hook(Functor(self._save_into)))
             handles.append(saved.register_load_state_dict_pre_hook(Functor(self._load_from)))
         registry.follow_steps(self._after_any_step)
