@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .few_shot import summarise
-from .figures import calibration_curve, confusion_matrix, few_shot_curves, training_diagnostics
-from .metrics import confused_pairs
+from .figures import confusion_matrix, few_shot_curves, training_diagnostics
 from .pages import details_html, image_html, table_html, table_markdown, write_page
 from .recipes import departures, name_of
 from .runs import read_json, read_lines
@@ -41,6 +40,9 @@ PUBLISHED_FEW_SHOT: Mapping[str, tuple[str, str]] = {
     "Brain MRI": ("0.21", "0.08 to 0.14"),
     "Brain Tumour MRI": ("0.83", "0.75 to 0.77"),
 }
+
+NAMED = 30
+"""Most classes of which the confusion matrix is drawn; ``scores.json`` has it for any number."""
 
 # For data with several labels per image, and for pages that may show either kind.
 SEVERAL = NAMES | {"roc_auc": "ROC-AUC, mean over labels", "top1": "labels right"}
@@ -84,20 +86,14 @@ def write_report(folder: Path) -> Path:
             method = "fine-tuning" if record["stage"] == "finetune" else name_of(recipe, record["data"])
             panels = None if any("reward" in line for line in lines) else _PLAIN
             training_diagnostics({method: [lines]}, figures / "training.png", panels=panels)
-            body += _last_validation(lines, record, folder)
+            body += _last_validation(lines, record)
         for path in sorted(folder.glob("scores*.json"), key=lambda path: (len(path.stem), path.stem)):
             scores = read_json(path)
             body += _scores(scores, path.stem, figures)
             if path.stem in ("scores", "scores-averaged"):
                 body += _published(scores, record)
-    shown = {
-        "training.png": "Training",
-        "classes.png": "Training images of each class",
-        "intensities.png": "Grey values of the training images",
-    }
-    for name, heading in shown.items():
-        if (figures / name).is_file():
-            body += [f"<h2>{heading}</h2>", image_html(figures / name)]
+    if (figures / "training.png").is_file():
+        body += ["<h2>Training</h2>", image_html(figures / "training.png")]
     galleries = sorted(figures.glob("gallery-*.png"))
     if galleries:
         body += ["<h2>Masks over training</h2>", *map(image_html, galleries)]
@@ -138,7 +134,7 @@ def _ancestry(record: Mapping[str, Any]) -> list[str]:
     return [f"<p>{html.escape(text)}</p>"]
 
 
-def _last_validation(lines: Sequence[Mapping[str, Any]], record: Mapping[str, Any], folder: Path) -> list[str]:
+def _last_validation(lines: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> list[str]:
     """Cards with the newest validation scores."""
     found = [line for line in lines if "val_f1" in line]
     if not found:
@@ -151,9 +147,6 @@ def _last_validation(lines: Sequence[Mapping[str, Any]], record: Mapping[str, An
     losses = [line["loss"] for line in lines if "loss" in line]
     if losses and "val_loss" in last:
         cards["loss, last training step | validation"] = f"{losses[-1]:.3f} | {last['val_loss']:.3f}"
-    if (folder / "speed.json").is_file():
-        rates = sorted(entry["images_per_s"] for entry in read_json(folder / "speed.json"))
-        cards["training images/s, median epoch"] = f"{rates[len(rates) // 2]:.0f}"
     if last.get("files_skipped"):
         cards["unreadable files skipped"] = str(last["files_skipped"])
     inner = "".join(
@@ -194,24 +187,11 @@ def _scores(scores: Mapping[str, Any], stem: str, figures: Path) -> list[str]:
     columns = ["precision", "recall", "specificity", "f1", "roc_auc", "support"]
     rows = [[entry["class"], *_cells(entry, columns)] for entry in scores["per_class"]]
     parts.append(f"<details><summary>every class</summary>{table_html(['class', *columns], rows)}</details>")
-    if "confusion" in scores:
+    classes = [entry["class"] for entry in scores["per_class"]]
+    if "confusion" in scores and len(classes) <= NAMED:
         path = figures / f"confusion-{stem}.png"
-        classes = [entry["class"] for entry in scores["per_class"]]
-        groups = next(iter(scores.get("group_of_class", {}).values()), None)
-        confusion_matrix(scores["confusion"], classes, path, groups=groups)
+        confusion_matrix(scores["confusion"], classes, path)
         parts.append(image_html(path))
-        pairs = confused_pairs(scores["confusion"], classes)
-        rows = [[p["true"], p["predicted"], str(p["images"]), f"{100 * p['share']:.1f} %"] for p in pairs]
-        table = table_html(["true class", "predicted as", "images", "of the class"], rows)
-        opened = " open" if len(classes) > 30 else ""  # then the picture names no class
-        parts.append(f"<details{opened}><summary>the {len(pairs)} most confused pairs</summary>{table}</details>")
-    if "calibration" in scores:
-        path = figures / f"calibration-{stem}.png"
-        calibration_curve(scores["calibration"]["bins"], path, error=scores["calibration"]["error"])
-        parts.append(image_html(path))
-    path = figures / f"mistakes-{stem}.png"
-    if path.is_file():
-        parts += ["<h3>Mistakes that the model was surest of</h3>", image_html(path)]
     return parts
 
 

@@ -13,7 +13,6 @@ from policy_noise.heated import average_checkpoints, read_heated_metadata, save_
 from ..batches import epoch_batches, outputs
 from ..data import fingerprint
 from ..evaluation import score
-from ..figures import class_histogram, intensity_histogram
 from ..image_check import look_before_training
 from ..recipes import NOISES, RECIPES, TrainRecipe, name_of, override, recorded_recipe
 from ..runs import Run, digest
@@ -129,9 +128,6 @@ def _train(stage: str, arguments: argparse.Namespace, recipe: TrainRecipe, init:
         options = {"resume": arguments.resume, "writes": here.main}
         stack.enter_context(locked(arguments.output, here))
         run = here.agree(lambda: Run(arguments.output, stage, recipe, record, **options))
-        if here.main:
-            class_histogram(data, run.figures / "classes.png")
-            intensity_histogram(data, run.figures / "intensities.png")
         ancestry = start["init"]["ancestry"] if start else ()
         model = train(run, recipe, data, here, init=init, fresh_head=fresh, ancestry=ancestry)
         positions, probabilities = outputs(model, data.test, recipe, here, multi_label=data.multi_label)
