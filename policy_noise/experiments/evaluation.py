@@ -59,9 +59,7 @@ def medmnistc_scores(
     return {**medmnistc_errors(data.name, 1 - clean, errors), **means, "errors": errors}
 
 
-def score(
-    data: Any, positions: np.ndarray, probabilities: np.ndarray, *, model: str, about: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def score(data: Any, positions: np.ndarray, probabilities: np.ndarray, *, model: str) -> dict[str, Any]:
     """Compute everything that is reported about a test split, ready for JSON.
 
     Args:
@@ -69,7 +67,6 @@ def score(
         positions: Positions of the test images that could be read, (N,).
         probabilities: Their predicted probabilities, (N, K).
         model: The model's file, for the record.
-        about: Further entries for the record.
 
     Returns:
         ``scores`` (macro metrics and MedMNIST's), ``intervals`` over test images, ``per_class``, ``groups``
@@ -82,14 +79,12 @@ def score(
         "data": data.name,
         "fingerprint": fingerprint(data),
         "model": model,
-        **(about or {}),
         "images": len(targets),
         "files_skipped": len(data.test) - len(targets),
         **({"images_excluded": data.excluded} if data.excluded else {}),
         "scores": classification_metrics(targets, probabilities) | medmnist_scores(targets, probabilities),
         "per_class": per_class,
         "groups": {name: group_metrics(per_class, kinds) for name, kinds in data.groups.items()},
-        "group_of_class": {name: list(kinds) for name, kinds in data.groups.items()},
     }
     if targets.ndim == 1:
         result["intervals"] = bootstrap_metrics(targets, probabilities)

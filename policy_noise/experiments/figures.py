@@ -85,10 +85,7 @@ def plain(text: str) -> str:
 
 
 def training_diagnostics(
-    histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]],
-    path: PathLike,
-    *,
-    panels: Mapping[str, str] | None = None,
+    histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], path: PathLike, panels: Mapping[str, str]
 ) -> None:
     """Draw curves over training: thin lines for single seeds, a thick one for their mean.
 
@@ -97,16 +94,8 @@ def training_diagnostics(
     Args:
         histories: For each method and seed the log: entries with ``epoch`` and any of the panels' values.
         path: PNG to write.
-        panels: Values to draw and their titles; by default losses, validation and the policy's diagnostics.
+        panels: Values to draw and their titles.
     """
-    panels = panels or {
-        "loss": "loss: training, dashed on validation",
-        "val_balanced_accuracy": "validation: balanced accuracy",
-        "reward": "reward (minus loss), masked images",
-        "entropy": "entropy of the policy, nats per image",
-        "mask_std": "mask: standard deviation",
-        "policy_grad_norm": "policy: gradient norm",
-    }
     colours = colours_of(histories)
     columns = -(-len(panels) // 2)
     with picture(path, 10.5, 5.8) as figure:

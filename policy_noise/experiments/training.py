@@ -67,12 +67,11 @@ def attach_noise(
         **({"strength_schedule": lambda step: float(step < noisy_steps)} if recipe.clean_epochs else {}),
         **recipe.noise_options,
     }
-    if recipe.policy_lr is None or recipe.noise == "random":
-        return policy_noise.attach(model, optimizer, criterion, **options), None
-    hook = policy_noise.attach(
-        model, optimizer, criterion, **options, policy_lr=recipe.policy_lr, follow_schedule=False
-    )
-    assert hook.policy_optimizer is not None
+    falling = recipe.policy_lr is not None and recipe.noise == "learned"
+    options |= {"policy_lr": recipe.policy_lr, "follow_schedule": False} if falling else {}
+    hook: Any = policy_noise.attach(model, optimizer, criterion, **options)
+    if not falling:
+        return hook, None
     return hook, torch.optim.lr_scheduler.LambdaLR(
         hook.policy_optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * (step // steps) / recipe.epochs))
     )
@@ -216,17 +215,18 @@ def train(
         run.log({**entry, "files_skipped": left_out} if left_out else entry)
         skipped = 0
         mask = None if hook is None else hook.augmentation
-        alone = (
-            "arm" not in run.record["data"]
-        )  # a comparison's page shows what save_seen draws, at a tenth of the time
-        if run.writes and alone and epoch in (0, noisy_epochs // 2, noisy_epochs - 1):
+        # A comparison's page shows what save_seen draws, at a tenth of the time.
+        alone, figures = "arm" not in run.record["data"], run.folder / "figures"
+        if run.writes and mask is not None and alone and epoch in (0, noisy_epochs // 2, noisy_epochs - 1):
             moment = "3-end" if epoch == noisy_epochs - 1 else "2-middle" if epoch else "1-start"
-            mask_gallery(run.figures / f"gallery-{moment}.png", mask, data, recipe, world, f"{name}, epoch {epoch + 1}")
+            mask_gallery(figures / f"gallery-{moment}.png", mask, data, recipe, world, f"{name}, epoch {epoch + 1}")
         if run.writes and epoch == noisy_epochs - 1:
-            save_seen(run.figures / "seen.png", mask, extra, data, recipe, world)
+            save_seen(figures / "seen.png", mask, extra, data, recipe, world)
         run.save(f"weights-{epoch + 1:04d}.pt", {"model": model.state_dict()})
         _save(run, parts, generator, world, done, skipped)
-        _prune(run, epoch + 1 - recipe.keep_checkpoints)
+        if run.writes:
+            old = run.checkpoints / f"weights-{epoch + 1 - recipe.keep_checkpoints:04d}.pt"
+            old.unlink(missing_ok=True)
     bar.close()
     if hook is not None:
         hook.remove()
@@ -309,8 +309,3 @@ def _restore(run: Run, parts: dict[str, Any], generator: torch.Generator, world:
         torch.cuda.set_rng_state(own["cuda"], world.device)
     run.rewind(state["step"])
     return state["step"], own["skipped"]
-
-
-def _prune(run: Run, epoch: int) -> None:
-    if run.writes and epoch > 0:
-        (run.checkpoints / f"weights-{epoch:04d}.pt").unlink(missing_ok=True)

@@ -181,9 +181,10 @@ def comparison(tmp_path):
         names = ["plain", *gains]
         methods = [{"name": name, "about": "", "changes": {}} for name in names]
         data = {"classes": 5, "sites": [{"name": "B", "classes": list("abcd")}], "targets": [], "weights": 11e6}
+        unlooked = {"reference": "plain", "looks": 1, "looked": [], "overlaps": {}}
         recipe = {"data": data, "recipe": {"image_size": 64, "model": "resnet18"}}
         for path, value in (
-            ("plan.json", {"methods": methods, "seeds": list(range(seeds)), **plan}),
+            ("plan.json", {"methods": methods, "seeds": list(range(seeds)), **unlooked, **plan}),
             ("recipe.json", recipe),
             ("environment.json", {}),
         ):

@@ -25,8 +25,8 @@ def test_diagnostics_draw_every_method(tmp_path):
     def log(offset):
         return [{"epoch": step / 4, "loss": offset - step / 10, "reward": step} for step in range(8)]
 
-    training_diagnostics({"plain": [log(2)]}, tmp_path / "one.png")
-    training_diagnostics({"plain": [log(2)], "learned": [log(3), log(4)[:5]]}, tmp_path / "two.png")
+    training_diagnostics({"plain": [log(2)]}, tmp_path / "one.png", {"loss": "loss"})
+    training_diagnostics({"plain": [log(2)], "learned": [log(3), log(4)[:5]]}, tmp_path / "two.png", {"loss": "loss"})
     blue = np.array([0, 114, 178])  # the policy's colour
     found = [(np.abs(pixels(tmp_path / name).astype(int) - blue).sum(-1) < 20).sum() for name in ("one.png", "two.png")]
     assert found[0] == 0
@@ -38,7 +38,7 @@ def test_diagnostics_mark_where_masks_end(tmp_path):
     ended = [*masked[:4], *({"epoch": epoch, "loss": 1.0} for epoch in range(4, 8))]
     dark = []
     for log in (masked, ended):
-        training_diagnostics({"learned": [log]}, tmp_path / "one.png", panels={"loss": "loss"})
+        training_diagnostics({"learned": [log]}, tmp_path / "one.png", {"loss": "loss"})
         middle = pixels(tmp_path / "one.png")[100:-100]
         dark.append((middle.max(-1) < 150).any(1).sum())
     assert dark[1] > dark[0]
@@ -51,7 +51,7 @@ def test_names_are_drawn_as_they_stand(tmp_path, recwarn):
     """Dollar signs are not parsed as mathematics, which would stop the run at its first picture."""
     confusion_matrix(np.eye(7), NAMES, tmp_path / "confusion.png")
     few_shot_curves({"$x^$": {name: {8: Interval(0.5, 0.4, 0.6)} for name in NAMES}}, tmp_path / "f.png", metric="F1")
-    training_diagnostics({name: [[{"epoch": 1, "loss": 1.0}]] for name in NAMES}, tmp_path / "t.png")
+    training_diagnostics({name: [[{"epoch": 1, "loss": 1.0}]] for name in NAMES}, tmp_path / "t.png", {"loss": "loss"})
 
 
 @pytest.mark.parametrize("kind", ["few_shot", "training"])
@@ -71,7 +71,7 @@ def test_legend_and_curves_of_own_labels_have_the_same_colours(tmp_path, monkeyp
         few_shot_curves({"set": dict.fromkeys(labels, points)}, tmp_path / "one.png", metric="macro F1")
     else:
         log = [{"epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 0.5}]
-        training_diagnostics({label: [log] for label in labels}, tmp_path / "one.png", panels={"loss": "loss"})
+        training_diagnostics({label: [log] for label in labels}, tmp_path / "one.png", {"loss": "loss"})
     figure = seen["figure"]
     lines = [line for line in figure.axes[0].lines if line.get_linestyle() == "-" and line.get_alpha() is None]
     lines = [line for line in lines if len(line.get_xdata()) > 1]

@@ -159,9 +159,10 @@ def _compare(arguments: argparse.Namespace) -> None:
             }
             | ({"shifts": arguments.shifts} if arguments.shifts else {})
         )
-        options: dict[str, Any] = {"resume": arguments.resume, "writes": here.main}
         with locked(arguments.output, here):
-            here.agree(lambda: Run(arguments.output, "compare", plan.recipe, record, **options))
+            here.agree(
+                lambda: Run(arguments.output, "compare", plan.recipe, record, resume=arguments.resume, writes=here.main)
+            )
             if here.main:
                 methods = [dataclasses.asdict(method) for method in plan.methods]
                 found = {key: overlap._asdict() for key, overlap in overlaps.items()}
@@ -188,14 +189,15 @@ def _planned(arguments: argparse.Namespace) -> dict[str, Any]:
     if not (arguments.resume and path.is_file()):
         return {}
     plan = read_json(path)
-    seeds, looked = len(plan["seeds"]), plan.get("looked", [])
-    looks = plan.get("looks", 1)
-    for name, value in (("reference", plan.get("reference", REFERENCE)), ("looks", looks)):
-        if getattr(arguments, name) != value:
-            raise ValueError(f"--{name} was {value} when this comparison was planned, got {getattr(arguments, name)}")
+    seeds, looked = len(plan["seeds"]), plan["looked"]
+    for name in ("reference", "looks"):
+        if getattr(arguments, name) != plan[name]:
+            raise ValueError(
+                f"--{name} was {plan[name]} when this comparison was planned, got {getattr(arguments, name)}"
+            )
     if arguments.seeds < seeds:
         raise ValueError(f"--seeds must be at least the {seeds} that were planned, got {arguments.seeds}")
-    if looked and arguments.seeds > seeds and len(looked) >= looks:
+    if looked and arguments.seeds > seeds and len(looked) >= arguments.looks:
         raise ValueError(
             f"--seeds {arguments.seeds}: the verdict of {looked[-1]} seeds was the last planned look. Adding seeds "
             "until a difference shows finds differences that are not there. Plan another one in another --output, "
