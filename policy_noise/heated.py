@@ -1,85 +1,29 @@
-"""After training under masks: recompute statistics, average weights, save and load.
+"""After training under masks: average weights, save and load.
 
 The paper calls a classifier that was trained under masks *heated*. It is used and fine-tuned without masks. Its
-BatchNorm statistics come from masked images; :func:`recalibrate_batchnorm` recomputes them. Its weights can be averaged
-over the last epochs, as in the paper. :func:`save_heated` writes it as safetensors with metadata, and
-:func:`load_heated` also loads it into a model with another number of classes.
+BatchNorm statistics come from masked images; :func:`torch.optim.swa_utils.update_bn` recomputes them on clean ones. Its
+weights can be averaged over the last epochs, as in the paper. :func:`save_heated` writes it as safetensors with
+metadata, and :func:`load_heated` also loads it into a model with another number of classes.
 """
 
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .utils.files import PathLike, write_atomic
-from .utils.model import BATCH_NORMS, unwrap
+from .utils.model import unwrap
 from .version import __version__
 
-__all__ = ["average_checkpoints", "load_heated", "read_heated_metadata", "recalibrate_batchnorm", "save_heated"]
+__all__ = ["average_checkpoints", "load_heated", "read_heated_metadata", "save_heated"]
 
 
 WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")
 """Prefixes of torch.compile and DDP. Older versions of timm remove only one of them."""
-
-
-@torch.no_grad()
-def recalibrate_batchnorm(model: nn.Module, loader: Iterable[Any], *, num_batches: int | None = None) -> int:
-    """Recompute a model's BatchNorm statistics on unmasked images, as plain averages over the batches.
-
-    This is like :func:`torch.optim.swa_utils.update_bn`, but all other layers are in eval mode, so that dropout and
-    stochastic depth do not change the statistics, and ``num_batches`` can end it. Gradients are off, so a hook masks
-    nothing.
-
-    Args:
-        model: Model to change. Each module's mode is restored afterwards.
-        loader: Batches: images, or tuples and lists with the images first.
-        num_batches: Number of batches to use; a few dozen are plenty. By default the whole loader.
-
-    Returns:
-        The number of batches used. If the model has no BatchNorm, it is not changed, and 0 is returned.
-
-    Raises:
-        ValueError: If the loader is empty. The statistics do not change then.
-
-    Example:
-        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-        >>> recalibrate_batchnorm(model, [torch.randn(8, 3, 16, 16) for _ in range(3)])
-        3
-    """
-    norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS) and module.track_running_stats]
-    if not norms:
-        return 0
-    parameter = next(model.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
-    modes = {module: module.training for module in model.modules()}
-    momenta = {norm: norm.momentum for norm in norms}
-    used = 0
-    try:
-        for batch in loader:
-            if num_batches is not None and used >= num_batches:
-                break
-            images = batch[0] if isinstance(batch, list | tuple) else batch
-            if used == 0:
-                model.eval()
-                for norm in norms:
-                    norm.reset_running_stats()
-                    norm.momentum = None  # a cumulative average
-                    norm.train()
-            model(images.to(device))
-            used += 1
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        for norm, momentum in momenta.items():
-            norm.momentum = momentum
-    if used == 0:
-        raise ValueError("loader must give at least one batch to compute BatchNorm statistics from, got none")
-    return used
 
 
 def average_checkpoints(paths: Sequence[PathLike]) -> dict[str, Tensor]:
@@ -98,7 +42,7 @@ def average_checkpoints(paths: Sequence[PathLike]) -> dict[str, Tensor]:
         ValueError: If ``paths`` is empty, a file cannot be read, or the files belong to different models.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     for epoch in (1, 2, 3):
         ...         torch.save({"weight": torch.full((2,), float(epoch))}, f"{folder}/{epoch}.pt")

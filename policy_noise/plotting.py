@@ -1,4 +1,4 @@
-"""Plots of masks and of a policy's training, and logging of its metrics to TensorBoard.
+"""Plots of masks and of a policy's training.
 
 The plots need matplotlib: ``pip install "policy_noise[examples]"``. They are plain :class:`matplotlib.figure.Figure`
 objects. Notebooks show them after ``%matplotlib inline``, and ``figure.savefig`` saves them.
@@ -20,9 +20,7 @@ from .utils.misc import extra
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .hooks.hook import ReinforceHook
-
-__all__ = ["log_metrics", "plot_masks", "plot_metrics"]
+__all__ = ["plot_masks", "plot_metrics"]
 
 MEAN_OF = 64
 """Number of draws that the mean factor of a learned mask is averaged over."""
@@ -154,26 +152,6 @@ def plot_metrics(
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="0.5", alpha=0.25, linewidth=0.7)
     return figure
-
-
-def log_metrics(writer: Any, hook: "ReinforceHook", step: int, *, prefix: str = "policy_noise/") -> None:
-    """Write ``hook.metrics`` to TensorBoard, or to any other writer with ``add_scalar``. NaN is left out.
-
-    Args:
-        writer: An object with ``add_scalar(tag, value, step)``, such as ``torch.utils.tensorboard.SummaryWriter``.
-        hook: The hook.
-        step: The training step.
-        prefix: Put before each metric's name.
-
-    Example:
-        >>> from types import SimpleNamespace  # in the place of a SummaryWriter and a hook
-        >>> writer = SimpleNamespace(add_scalar=lambda tag, value, step: print(tag, value, step))
-        >>> log_metrics(writer, SimpleNamespace(metrics={"reward": 0.5}), step=3)
-        policy_noise/reward 0.5 3
-    """
-    for name, value in hook.metrics.items():
-        if not math.isnan(value):
-            writer.add_scalar(f"{prefix}{name}", value, step)
 
 
 def _sample(mask: StochasticAugmentation, images: Tensor, generator: torch.Generator) -> Sample:

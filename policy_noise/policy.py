@@ -12,13 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .utils.model import BATCH_NORMS
-
 __all__ = ["BackbonePolicy", "SpatialPolicy", "StaticPolicy", "create_policy"]
 
 Grid = tuple[int, ...]
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 AVERAGE: dict[int, Callable[..., Tensor]] = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 
 

@@ -4,6 +4,7 @@ import ast
 import inspect
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -50,6 +51,7 @@ def names(page):
         "optimizer": torch.optim.SGD(model.parameters(), lr=1e-3),
         "criterion": nn.CrossEntropyLoss(),
         "train": lambda model, optimizer, criterion: None,
+        "writer": SimpleNamespace(add_scalar=lambda name, value, step: None),
         "small_model": timm.create_model(architecture, num_classes=2),
     }
 

@@ -7,13 +7,13 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
 import policy_noise
 from policy_noise.heated import (
     average_checkpoints,
     load_heated,
     read_heated_metadata,
-    recalibrate_batchnorm,
     save_heated,
 )
 
@@ -22,41 +22,15 @@ def make_model(num_classes: int = 4) -> nn.Module:
     return timm.create_model("test_resnet", num_classes=num_classes, in_chans=1)
 
 
-class TestRecalibrate:
-    def test_statistics_are_the_mean_over_batches(self):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(3))
-        batches = [torch.randn(16, 3) * 2 + 1 for _ in range(4)]
-        assert recalibrate_batchnorm(model, [(batch, None) for batch in batches]) == 4
-        norm = model[1]
-        torch.testing.assert_close(norm.running_mean, torch.stack([b.mean(0) for b in batches]).mean(0))
-        torch.testing.assert_close(norm.running_var, torch.stack([b.var(0) for b in batches]).mean(0))
-
-    def test_modes_and_momentum_come_back(self):
-        model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(), nn.BatchNorm1d(3, momentum=0.3))
-        model[0].eval()
-        recalibrate_batchnorm(model, [torch.randn(4, 3)], num_batches=1)
-        assert [module.training for module in model] == [False, True, True]
-        assert model[2].momentum == 0.3
-
-    def test_stops_and_masks_stay_off(self):
-        model = make_model()
-        optimizer, criterion = torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss()
-        hook = policy_noise.attach(model, optimizer, criterion)
-        images = torch.rand(4, 1, 32, 32)
-        assert recalibrate_batchnorm(model, [images] * 5, num_batches=2) == 2
-        heated = {name: value.clone() for name, value in model.state_dict().items()}
-        hook.remove()
-        recalibrate_batchnorm(model, [images] * 2)
-        assert all(torch.equal(value, heated[name]) for name, value in model.state_dict().items())
-
-    def test_no_batchnorm_is_left_alone_and_no_batch_is_an_error(self):
-        assert recalibrate_batchnorm(nn.Linear(2, 2), []) == 0
-        norm = nn.BatchNorm1d(3)
-        norm.running_mean.fill_(7.0)
-        with pytest.raises(ValueError, match="loader"):
-            recalibrate_batchnorm(norm, [])
-        assert norm.running_mean.tolist() == [7.0] * 3
+def test_torchs_update_bn_sees_no_masks():
+    model = make_model()
+    optimizer, criterion = torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss()
+    images = [torch.rand(4, 1, 32, 32)] * 2
+    with policy_noise.attach(model, optimizer, criterion, p=1.0):
+        update_bn(images, model)
+        hooked = {name: value.clone() for name, value in model.state_dict().items()}
+    update_bn(images, model)
+    assert all(torch.equal(value, hooked[name]) for name, value in model.state_dict().items())
 
 
 class TestAverage:

@@ -22,7 +22,6 @@ EXTRAS = {
     "monai",
     "ignite",
     "accelerate",
-    "fastai",
     "matplotlib",
     "medmnist",
     "sklearn",

@@ -4,11 +4,9 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
-import policy_noise
 from policy_noise import PolicyNoiseMask, RandomShading, Sample, StochasticAugmentation
-from policy_noise.plotting import log_metrics, plot_masks, plot_metrics
+from policy_noise.plotting import plot_masks, plot_metrics
 
 pytest.importorskip("matplotlib")
 
@@ -122,25 +120,3 @@ def test_a_baseline_that_equals_the_reward_does_not_hide_it():
 def test_a_history_without_metrics_is_refused():
     with pytest.raises(ValueError, match=r"history must hold some of hook\.metrics"):
         plot_metrics([{"loss": 1.0}])
-
-
-def test_metrics_go_to_a_writer_without_those_that_are_not_numbers(make_model, batch):
-    class Writer:
-        def __init__(self):
-            self.scalars = {}
-
-        def add_scalar(self, tag, value, step):
-            self.scalars[tag] = (value, step)
-
-    model, criterion, (images, targets) = make_model(), nn.CrossEntropyLoss(), batch
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    writer = Writer()
-    with policy_noise.attach(model, optimizer, criterion) as hook:
-        log_metrics(writer, hook, 0)
-        known = ("samples_seen", "samples_dropped", "entropy_coef")
-        assert writer.scalars.keys() == {f"policy_noise/{name}" for name in known}
-        criterion(model(images), targets).backward()
-        optimizer.step()
-        log_metrics(writer, hook, 1)
-        assert writer.scalars["policy_noise/reward"] == (hook.metrics["reward"], 1)
-        assert len(writer.scalars) == len(hook.metrics)

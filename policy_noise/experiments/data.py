@@ -65,11 +65,6 @@ class Split:
         """Channels of the images: 1 or 3."""
         return self.reading.in_chans if self.reading else 1 if self.images.ndim == 3 else 3
 
-    @property
-    def skip_corrupt(self) -> bool:
-        """Whether files that cannot be read are left out."""
-        return self.reading is not None and self.reading.skip_bad_files
-
     def read(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The readable images at these positions, uint8, and their positions.
 
@@ -223,7 +218,7 @@ def require_each(part: Split, class_names: Sequence[str], where: str, *, scored:
     )
     if always:
         raise ValueError(f"{where} has {always[:10]} in every image, which cannot be scored")
-    if not part.skip_corrupt:
+    if part.reading is None or not part.reading.skip_bad_files:
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # training will warn about them

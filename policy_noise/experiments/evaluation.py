@@ -1,20 +1,16 @@
-"""Scores of a trained classifier on a test split, and a gallery of its mistakes."""
+"""Scores of a trained classifier on a test split."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from .data import fingerprint
-from .figures import mistakes_gallery
-from .metrics import bootstrap_metrics, calibration, classification_metrics, confusion, group_metrics, per_class_metrics
+from .metrics import bootstrap_metrics, classification_metrics, confusion, group_metrics, per_class_metrics
 from .shifts import MEDMNISTC_SEVERITIES, medmnistc_errors, medmnistc_shifts
 
-__all__ = ["draw_mistakes", "medmnist_scores", "medmnistc_scores", "predictions", "score"]
-
-MISTAKES = 24
+__all__ = ["medmnist_scores", "medmnistc_scores", "predictions", "score"]
 
 
 def medmnist_scores(targets: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
@@ -63,9 +59,7 @@ def medmnistc_scores(
     return {**medmnistc_errors(data.name, 1 - clean, errors), **means, "errors": errors}
 
 
-def score(
-    data: Any, positions: np.ndarray, probabilities: np.ndarray, *, model: str, about: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def score(data: Any, positions: np.ndarray, probabilities: np.ndarray, *, model: str) -> dict[str, Any]:
     """Compute everything that is reported about a test split, ready for JSON.
 
     Args:
@@ -73,11 +67,10 @@ def score(
         positions: Positions of the test images that could be read, (N,).
         probabilities: Their predicted probabilities, (N, K).
         model: The model's file, for the record.
-        about: Further entries for the record.
 
     Returns:
-        ``scores`` (macro metrics and MedMNIST's), ``intervals`` over test images, ``calibration``, ``per_class``,
-        ``groups`` and, for one label per image, ``confusion``. ``fingerprint`` identifies the data, and
+        ``scores`` (macro metrics and MedMNIST's), ``intervals`` over test images, ``per_class``, ``groups``
+        and, for one label per image, ``confusion``. ``fingerprint`` identifies the data, and
         ``files_skipped`` is the number of unreadable images.
     """
     targets = data.test.labels[positions]
@@ -86,15 +79,12 @@ def score(
         "data": data.name,
         "fingerprint": fingerprint(data),
         "model": model,
-        **(about or {}),
         "images": len(targets),
         "files_skipped": len(data.test) - len(targets),
         **({"images_excluded": data.excluded} if data.excluded else {}),
         "scores": classification_metrics(targets, probabilities) | medmnist_scores(targets, probabilities),
-        "calibration": calibration(targets, probabilities),
         "per_class": per_class,
         "groups": {name: group_metrics(per_class, kinds) for name, kinds in data.groups.items()},
-        "group_of_class": {name: list(kinds) for name, kinds in data.groups.items()},
     }
     if targets.ndim == 1:
         result["intervals"] = bootstrap_metrics(targets, probabilities)
@@ -131,31 +121,3 @@ def predictions(key: str, split: Any, positions: np.ndarray, probabilities: np.n
             table[f"true {name}"] = labels[:, place]
         table[name] = probabilities[:, place]
     return table
-
-
-def draw_mistakes(data: Any, positions: np.ndarray, probabilities: np.ndarray, path: Path) -> None:
-    """Draw the most confident mistakes on the test split. Without mistakes, or with several labels, draw nothing.
-
-    Args:
-        data: The set.
-        positions: See :func:`score`.
-        probabilities: See :func:`score`.
-        path: PNG to write.
-    """
-    path.unlink(missing_ok=True)  # may show other weights
-    targets = data.test.labels[positions]
-    if targets.ndim == 2:
-        return
-    predicted, sure = probabilities.argmax(1), probabilities.max(1)
-    wrong = np.flatnonzero(predicted != targets)
-    worst = wrong[np.argsort(-sure[wrong], kind="stable")][:MISTAKES]
-    if not len(worst):
-        return
-    images, kept = data.test.read(positions[worst])
-    worst = worst[np.isin(positions[worst], kept)]
-
-    def name(label: int) -> str:
-        return data.class_names[label].rpartition("/")[2].replace("_", " ")[:24]
-
-    titles = [f"{name(targets[i])}\nas {name(predicted[i])} {100 * sure[i]:.0f}%" for i in worst]
-    mistakes_gallery(images, titles, path)

@@ -205,7 +205,14 @@ class _Target:
         self.classes, self.multi_label, self.device, self.recipe = data.num_classes, data.multi_label, device, recipe
         readable = np.arange(len(data.train))
         while True:  # draw again without unreadable images, in the same way for all trials
-            self.draws = self._draw(data.train.labels, readable)
+            labels = data.train.labels[readable]
+            self.draws = {
+                (shots, trial): readable[
+                    draw_few_shot(labels, shots, np.random.default_rng([recipe.seed, trial, shots]))
+                ]
+                for shots in recipe.shots
+                for trial in range(recipe.trials)
+            }
             positions = np.unique(np.concatenate(list(self.draws.values())))
             images, kept = data.train.read(positions)
             if len(kept) == len(positions):
@@ -217,15 +224,6 @@ class _Target:
         self.test, self.test_labels = resize(images, recipe.image_size), data.test.labels[kept]
         self.skipped = len(data.test) - len(kept)
         self.features: tuple[str, np.ndarray, np.ndarray] | None = None
-
-    def _draw(self, labels: np.ndarray, readable: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
-        return {
-            (shots, trial): readable[
-                draw_few_shot(labels[readable], shots, np.random.default_rng([self.recipe.seed, trial, shots]))
-            ]
-            for shots in self.recipe.shots
-            for trial in range(self.recipe.trials)
-        }
 
     def batches(self, images: np.ndarray, in_chans: int) -> Iterator[Tensor]:
         """Normalised batches on the device, one at a time."""

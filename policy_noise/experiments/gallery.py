@@ -15,25 +15,23 @@ from .data import channels_first
 from .recipes import TrainRecipe
 from .world import World
 
-__all__ = ["mask_gallery", "one_of_each_class", "save_seen"]
+__all__ = ["mask_gallery", "save_seen"]
 
 IMAGES = 8
 
 
-def one_of_each_class(split: Any, largest: int = IMAGES) -> np.ndarray:
+def _one_of_each_class(split: Any) -> np.ndarray:
     """Positions of the first image of each class. If there are too many classes, they are sampled evenly."""
     labels = split.labels
     if labels.ndim == 2:  # the first label stands for the image; without any it is not shown
         labels = np.where(labels.any(1), labels.argmax(1), -1)
     found, firsts = np.unique(labels, return_index=True)
     firsts = firsts[found >= 0]
-    return firsts[np.linspace(0, len(firsts) - 1, min(largest, len(firsts))).round().astype(int)]
+    return firsts[np.linspace(0, len(firsts) - 1, min(IMAGES, len(firsts))).round().astype(int)]
 
 
 def mask_gallery(path: Path, mask: Any, data: Any, recipe: TrainRecipe, world: World, title: str) -> None:
-    """Draw the mask on a few validation images, the same in every epoch. Without a mask draw nothing."""
-    if mask is None:
-        return
+    """Draw the mask on a few validation images, the same in every epoch."""
     images, positions = _normalised(data, recipe, world)
     labels = data.val.labels[positions]
     names = [data.class_names[label if labels.ndim == 1 else label.argmax()] for label in labels]
@@ -81,6 +79,6 @@ def save_seen(path: Path, mask: Any, extra: Any, data: Any, recipe: TrainRecipe,
 
 def _normalised(data: Any, recipe: TrainRecipe, world: World) -> tuple[Tensor, np.ndarray]:
     """A few normalized validation images without masks, and their positions."""
-    images, positions = data.val.read(one_of_each_class(data.val))
+    images, positions = data.val.read(_one_of_each_class(data.val))
     present = torch.ones(len(positions), dtype=torch.bool)
     return augment(channels_first(images).to(world.device), recipe, 0, world, present, train=False), positions

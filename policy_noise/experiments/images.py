@@ -32,23 +32,9 @@ FITS = ("stretch", "crop", "pad")
 # Alpha is dropped: a transparent pixel keeps the colour that the file gives it. "colour" goes through RGB first, since
 # Pillow converts these modes to nothing else, or would weigh the palette's transparency in.
 MODES = {
-    "1": "direct",
-    "L": "direct",
-    "LA": "direct",
-    "RGB": "direct",
-    "RGBX": "direct",
-    "YCbCr": "direct",
-    "P": "colour",
-    "PA": "colour",
-    "RGBA": "colour",
-    "CMYK": "colour",
-    "HSV": "colour",
-    "I;16": "window",
-    "I;16L": "window",
-    "I;16B": "window",
-    "I;16N": "window",
-    "I": "window",
-    "F": "window",
+    **dict.fromkeys(("1", "L", "LA", "RGB", "RGBX", "YCbCr"), "direct"),
+    **dict.fromkeys(("P", "PA", "RGBA", "CMYK", "HSV"), "colour"),
+    **dict.fromkeys(("I;16", "I;16L", "I;16B", "I;16N", "I", "F"), "window"),
 }
 
 

@@ -7,9 +7,7 @@ import numpy as np
 
 __all__ = [
     "bootstrap_metrics",
-    "calibration",
     "classification_metrics",
-    "confused_pairs",
     "confusion",
     "cross_entropy",
     "group_metrics",
@@ -17,8 +15,6 @@ __all__ = [
 ]
 
 
-BINS = 15
-"""Equally wide bins of the probability, for calibration."""
 DRAWS = 1000
 """Bootstrap samples."""
 
@@ -150,29 +146,6 @@ def confusion(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     return confusion_matrix(targets, probabilities.argmax(1), labels=range(probabilities.shape[1]))
 
 
-def confused_pairs(counts: Any, class_names: Sequence[str], largest: int = 30) -> list[dict[str, Any]]:
-    """The pairs of classes that a confusion matrix mixes up most, by the share of the true class.
-
-    Returns:
-        For each pair ``true``, ``predicted``, ``images`` and ``share``, the largest share first.
-    """
-    matrix = np.array(counts, dtype=np.float64)
-    shares = matrix / np.maximum(1, matrix.sum(1, keepdims=True))
-    np.fill_diagonal(shares, 0)
-    order = np.argsort(-shares, axis=None, kind="stable")[:largest]
-    pairs = zip(*np.unravel_index(order, shares.shape), strict=True)
-    return [
-        {
-            "true": class_names[row],
-            "predicted": class_names[column],
-            "images": int(matrix[row, column]),
-            "share": float(shares[row, column]),
-        }
-        for row, column in pairs
-        if shares[row, column] > 0
-    ]
-
-
 def bootstrap_metrics(targets: np.ndarray, probabilities: np.ndarray) -> dict[str, tuple[float, float]]:
     """95 % percentile bootstrap intervals of macro metrics over test images, resampled within each class.
 
@@ -199,31 +172,6 @@ def bootstrap_metrics(targets: np.ndarray, probabilities: np.ndarray) -> dict[st
         "top1": hits.sum(1) / support.sum(),
     }
     return {name: tuple(np.quantile(values, (0.025, 0.975)).tolist()) for name, values in found.items()}  # type: ignore[misc]
-
-
-def calibration(targets: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
-    """Calibration: how far the predicted probabilities are from the share of correct predictions.
-
-    Args:
-        targets: See :func:`classification_metrics`. With several labels each label of each image is a prediction.
-        probabilities: See :func:`classification_metrics`.
-
-    Returns:
-        ``error``, the expected calibration error (the mean distance, weighted by predictions), and ``bins`` that hold
-        predictions, each with ``count``, mean ``confidence`` and the ``share`` that is right.
-    """
-    if targets.ndim == 2:
-        sure, right = probabilities.ravel(), targets.ravel().astype(bool)
-    else:
-        sure, right = probabilities.max(1), probabilities.argmax(1) == targets
-    place = np.minimum((sure * BINS).astype(int), BINS - 1)
-    found = []
-    for position in np.unique(place):
-        inside = place == position
-        entry = {"count": int(inside.sum()), "confidence": float(sure[inside].mean())}
-        found.append({**entry, "share": float(right[inside].mean())})
-    error = sum(entry["count"] * abs(entry["confidence"] - entry["share"]) for entry in found) / len(sure)
-    return {"error": float(error), "bins": found}
 
 
 def cross_entropy(targets: np.ndarray, probabilities: np.ndarray) -> float:

@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-__all__ = ["end_with_parent", "in_threads", "usable_cores", "worker_pool"]
+__all__ = ["in_threads", "usable_cores", "worker_pool"]
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -66,20 +66,16 @@ def _start(initializer: Callable[..., Any], *arguments: Any) -> None:
 
     tqdm.set_lock(threading.RLock())  # its default lock leaks a semaphore if a worker is killed
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    end_with_parent()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     initializer(*arguments)
 
 
-def end_with_parent() -> None:
-    """End a pool's worker when its parent ends, even if killed. Otherwise it would finish its task and then wait."""
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _end_with_parent() -> None:
+    """Wait for the parent's end, even if it is killed. Otherwise a worker would finish its task and then wait."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def usable_cores() -> int:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .few_shot import summarise
-from .figures import calibration_curve, confusion_matrix, few_shot_curves, training_diagnostics
-from .metrics import confused_pairs
+from .figures import confusion_matrix, few_shot_curves, training_diagnostics
 from .pages import details_html, image_html, table_html, table_markdown, write_page
 from .recipes import departures, name_of
 from .runs import read_json, read_lines
@@ -42,6 +41,24 @@ PUBLISHED_FEW_SHOT: Mapping[str, tuple[str, str]] = {
     "Brain Tumour MRI": ("0.83", "0.75 to 0.77"),
 }
 
+# What is drawn of a training without and with masks.
+PLAIN = {
+    "loss": "loss: training, dashed on validation",
+    "lr": "learning rate",
+    "val_balanced_accuracy": "validation: balanced accuracy",
+    "val_f1": "validation: macro F1",
+}
+POLICY = {
+    "loss": "loss: training, dashed on validation",
+    "val_balanced_accuracy": "validation: balanced accuracy",
+    "reward": "reward (minus loss), masked images",
+    "entropy": "entropy of the policy, nats per image",
+    "mask_std": "mask: standard deviation",
+    "policy_grad_norm": "policy: gradient norm",
+}
+NAMED = 30
+"""Most classes of which the confusion matrix is drawn; ``scores.json`` has it for any number."""
+
 # For data with several labels per image, and for pages that may show either kind.
 SEVERAL = NAMES | {"roc_auc": "ROC-AUC, mean over labels", "top1": "labels right"}
 EITHER = NAMES | {"roc_auc": "ROC-AUC"}
@@ -67,7 +84,6 @@ def write_report(folder: Path) -> Path:
     place = read_json(path) if path.is_file() else {}
     lines = read_lines(folder / "metrics.jsonl")
     figures = folder / "figures"
-    figures.mkdir(exist_ok=True)
     recipe = record["recipe"]
     title = f"{record['stage']}: {record['data']['name']}"
     body = [f"<h1>{html.escape(title)}</h1>"]
@@ -81,23 +97,17 @@ def write_report(folder: Path) -> Path:
     else:
         body += _ancestry(record)
         if lines:
-            method = "fine-tuning" if record["stage"] == "finetune" else name_of(recipe, record["data"])
-            panels = None if any("reward" in line for line in lines) else _PLAIN
-            training_diagnostics({method: [lines]}, figures / "training.png", panels=panels)
-            body += _last_validation(lines, record, folder)
+            body += _last_validation(lines, record)
         for path in sorted(folder.glob("scores*.json"), key=lambda path: (len(path.stem), path.stem)):
             scores = read_json(path)
             body += _scores(scores, path.stem, figures)
             if path.stem in ("scores", "scores-averaged"):
                 body += _published(scores, record)
-    shown = {
-        "training.png": "Training",
-        "classes.png": "Training images of each class",
-        "intensities.png": "Grey values of the training images",
-    }
-    for name, heading in shown.items():
-        if (figures / name).is_file():
-            body += [f"<h2>{heading}</h2>", image_html(figures / name)]
+        if lines:
+            method = "fine-tuning" if record["stage"] == "finetune" else name_of(recipe, record["data"])
+            panels = POLICY if any("reward" in line for line in lines) else PLAIN
+            training_diagnostics({method: [lines]}, figures / "training.png", panels)
+            body += ["<h2>Training</h2>", image_html(figures / "training.png")]
     galleries = sorted(figures.glob("gallery-*.png"))
     if galleries:
         body += ["<h2>Masks over training</h2>", *map(image_html, galleries)]
@@ -106,14 +116,6 @@ def write_report(folder: Path) -> Path:
     path = folder / "report.html"
     write_page(path, title, body)
     return path
-
-
-_PLAIN = {
-    "loss": "loss: training, dashed on validation",
-    "lr": "learning rate",
-    "val_balanced_accuracy": "validation: balanced accuracy",
-    "val_f1": "validation: macro F1",
-}
 
 
 def _method(record: Mapping[str, Any]) -> str:
@@ -125,35 +127,30 @@ def _method(record: Mapping[str, Any]) -> str:
 
 def _ancestry(record: Mapping[str, Any]) -> list[str]:
     """The earlier trainings of a fine-tuned model, from the first on."""
-    found = (record["data"].get("init") or {}) if record["stage"] == "finetune" else {}
-    if not isinstance(found, Mapping) or not found.get("ancestry"):
+    if record["stage"] != "finetune":
         return []
+    found = record["data"]["init"]
     steps = [
         f"{entry['stage']} on {entry['data']}, {entry['training']}"
-        + (f" (preset {entry['preset']})" if entry.get("preset") else "")
+        + (f" (preset {entry['preset']})" if entry["preset"] else "")
         for entry in found["ancestry"]
     ]
-    head = "its head kept" if found.get("head") == "kept" else "with a fresh head"
+    head = "its head kept" if found["head"] == "kept" else "with a fresh head"
     text = " → ".join([*steps, f"this run: fine-tuned on {record['data']['name']}, clean images, {head}"])
     return [f"<p>{html.escape(text)}</p>"]
 
 
-def _last_validation(lines: Sequence[Mapping[str, Any]], record: Mapping[str, Any], folder: Path) -> list[str]:
+def _last_validation(lines: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> list[str]:
     """Cards with the newest validation scores."""
     found = [line for line in lines if "val_f1" in line]
     if not found:
         return ["<p>No epoch has been finished yet.</p>"]
     last = found[-1]
-    cards = {
-        f"validation, {EITHER[name]}": f"{last[f'val_{name}']:.3f}" for name in ("f1", "balanced_accuracy", "roc_auc")
-    }
-    cards = {"training": _method(record), "epochs": f"{last['epoch']:.0f} of {record['recipe']['epochs']}", **cards}
-    losses = [line["loss"] for line in lines if "loss" in line]
-    if losses and "val_loss" in last:
-        cards["loss, last training step | validation"] = f"{losses[-1]:.3f} | {last['val_loss']:.3f}"
-    if (folder / "speed.json").is_file():
-        rates = sorted(entry["images_per_s"] for entry in read_json(folder / "speed.json"))
-        cards["training images/s, median epoch"] = f"{rates[len(rates) // 2]:.0f}"
+    cards = {"training": _method(record), "epochs": f"{last['epoch']:.0f} of {record['recipe']['epochs']}"}
+    for name in ("f1", "balanced_accuracy", "roc_auc"):
+        cards[f"validation, {EITHER[name]}"] = f"{last[f'val_{name}']:.3f}"
+    loss = [line["loss"] for line in lines if "loss" in line][-1]
+    cards["loss, last training step | validation"] = f"{loss:.3f} | {last['val_loss']:.3f}"
     if last.get("files_skipped"):
         cards["unreadable files skipped"] = str(last["files_skipped"])
     inner = "".join(
@@ -170,9 +167,8 @@ def _scores(scores: Mapping[str, Any], stem: str, figures: Path) -> list[str]:
         [names.get(name, name), f"{value:.4f}", "{:.4f} to {:.4f}".format(*ends[name]) if name in ends else ""]
         for name, value in scores["scores"].items()
     ]
-    skipped = f", {scores['files_skipped']} unreadable left out" if scores.get("files_skipped") else ""
-    model = scores.get("model", "averaged.safetensors" if stem.startswith("scores-averaged") else "model.safetensors")
-    what = f"Test split of {scores['data']}, {model}: {scores['images']} images{skipped}"
+    skipped = f", {scores['files_skipped']} unreadable left out" if scores["files_skipped"] else ""
+    what = f"Test split of {scores['data']}, {scores['model']}: {scores['images']} images{skipped}"
     parts = [f"<h2>{html.escape(what)}</h2>"]
     if ends:
         parts.append("<p>95 % bootstrap intervals over test images. They do not include variation over seeds.</p>")
@@ -194,24 +190,11 @@ def _scores(scores: Mapping[str, Any], stem: str, figures: Path) -> list[str]:
     columns = ["precision", "recall", "specificity", "f1", "roc_auc", "support"]
     rows = [[entry["class"], *_cells(entry, columns)] for entry in scores["per_class"]]
     parts.append(f"<details><summary>every class</summary>{table_html(['class', *columns], rows)}</details>")
-    if "confusion" in scores:
+    classes = [entry["class"] for entry in scores["per_class"]]
+    if "confusion" in scores and len(classes) <= NAMED:
         path = figures / f"confusion-{stem}.png"
-        classes = [entry["class"] for entry in scores["per_class"]]
-        groups = next(iter(scores.get("group_of_class", {}).values()), None)
-        confusion_matrix(scores["confusion"], classes, path, groups=groups)
+        confusion_matrix(scores["confusion"], classes, path)
         parts.append(image_html(path))
-        pairs = confused_pairs(scores["confusion"], classes)
-        rows = [[p["true"], p["predicted"], str(p["images"]), f"{100 * p['share']:.1f} %"] for p in pairs]
-        table = table_html(["true class", "predicted as", "images", "of the class"], rows)
-        opened = " open" if len(classes) > 30 else ""  # then the picture names no class
-        parts.append(f"<details{opened}><summary>the {len(pairs)} most confused pairs</summary>{table}</details>")
-    if "calibration" in scores:
-        path = figures / f"calibration-{stem}.png"
-        calibration_curve(scores["calibration"]["bins"], path, error=scores["calibration"]["error"])
-        parts.append(image_html(path))
-    path = figures / f"mistakes-{stem}.png"
-    if path.is_file():
-        parts += ["<h3>Mistakes that the model was surest of</h3>", image_html(path)]
     return parts
 
 

@@ -177,7 +177,11 @@ class Run:
             if differing:
                 changed = "; ".join(f"{name} was {_short(old)} and is {_short(new)}" for name, old, new in differing)
                 raise ValueError(f"{path} belongs to another run: {changed}. Ask for the same, or for another --output")
-            self._note_resumption()
+            place, now = self.folder / "environment.json", environment()
+            if place.is_file():
+                first = read_json(place)
+                now = {**first, "resumed": [*first.get("resumed", []), now]}
+            write_json(place, now)
             for leftover in self.checkpoints.glob(".*.pt.*"):
                 leftover.unlink(missing_ok=True)  # from a process killed while writing
         elif writes:
@@ -185,24 +189,10 @@ class Run:
             write_json(path, record)  # last: from here on it is a run
         self.record = record
 
-    def _note_resumption(self) -> None:
-        path, now = self.folder / "environment.json", environment()
-        if path.is_file():
-            place = read_json(path)
-            now = {**place, "resumed": [*place.get("resumed", []), now]}
-        write_json(path, now)
-
     @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.folder / "checkpoints"
-
-    @property
-    def figures(self) -> Path:
-        """Folder of the pictures; made if it is missing."""
-        path = self.folder / "figures"
-        path.mkdir(parents=True, exist_ok=True)
-        return path
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``."""

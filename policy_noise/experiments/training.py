@@ -1,8 +1,6 @@
 """Pretraining and fine-tuning: one loop, resumable bit for bit, on one process or several."""
 
-import contextlib
 import math
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from .initialisation import Initialisation
 from .metrics import classification_metrics, cross_entropy
 from .recipes import TrainRecipe, name_of
 from .rivals import RunAugmentation
-from .runs import Run, read_json, write_json
+from .runs import Run
 from .world import World
 
 __all__ = ["attach_noise", "check_mask", "create_model", "train"]
@@ -69,12 +67,11 @@ def attach_noise(
         **({"strength_schedule": lambda step: float(step < noisy_steps)} if recipe.clean_epochs else {}),
         **recipe.noise_options,
     }
-    if recipe.policy_lr is None or recipe.noise == "random":
-        return policy_noise.attach(model, optimizer, criterion, **options), None
-    hook = policy_noise.attach(
-        model, optimizer, criterion, **options, policy_lr=recipe.policy_lr, follow_schedule=False
-    )
-    assert hook.policy_optimizer is not None
+    falling = recipe.policy_lr is not None and recipe.noise == "learned"
+    options |= {"policy_lr": recipe.policy_lr, "follow_schedule": False} if falling else {}
+    hook: Any = policy_noise.attach(model, optimizer, criterion, **options)
+    if not falling:
+        return hook, None
     return hook, torch.optim.lr_scheduler.LambdaLR(
         hook.policy_optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * (step // steps) / recipe.epochs))
     )
@@ -169,7 +166,6 @@ def train(
 
     batches: list[list[int]] = []
     loader = loader_of(data.train, batches, recipe.workers)
-    writer = _tensorboard(run) if world.main else None
     stage, name = run.record["stage"], name_of(run.record["recipe"], run.record["data"])
     bar = tqdm(
         total=steps * recipe.epochs,
@@ -181,12 +177,10 @@ def train(
     )
     losses: list[Tensor] = []  # since the last look, which waits for the device
     for epoch in range(done // steps, recipe.epochs):
-        begun, seen = time.perf_counter(), 0
         batches[:] = epoch_batches(len(data.train), recipe, epoch, world)[done % steps :]
         wrapped.train()
         for images, targets, present in loader:
             skipped += int((~present).sum())
-            seen += len(images)
             x = augment(images.to(world.device, non_blocking=True), recipe, done, world, present)
             y = targets.to(world.device, non_blocking=True)
             if extra is not None and epoch < noisy_epochs:
@@ -207,39 +201,36 @@ def train(
             if done % max(1, steps // LOGS_PER_EPOCH) == 0:
                 entry = {"step": done, "epoch": done / steps, "loss": _last_finite(losses, done, steps, lr), "lr": lr}
                 entry |= {} if hook is None or epoch >= noisy_epochs else hook.metrics
-                _report(run, writer, entry)
+                run.log(entry)
                 bar.set_postfix_str(f"loss {entry['loss']:.3f}", refresh=False)
             if recipe.checkpoint_steps and done % recipe.checkpoint_steps == 0 and done % steps:
                 _last_finite(losses, done, steps, lr)
                 _save(run, parts, generator, world, done, skipped)
         _last_finite(losses, done, steps, optimizer.param_groups[0]["lr"])
-        if seen and run.writes:
-            _note_speed(run, epoch + 1, seen * world.size / (time.perf_counter() - begun))
         world.share_buffers(model)
         targets_, probabilities = predict(model, data.val, recipe, world, multi_label=data.multi_label)
         scores = classification_metrics(targets_, probabilities) | {"loss": cross_entropy(targets_, probabilities)}
         entry = {"step": done, "epoch": done / steps, **{f"val_{name}": value for name, value in scores.items()}}
         left_out = sum(world.gather(skipped))
-        _report(run, writer, {**entry, "files_skipped": left_out} if left_out else entry)
+        run.log({**entry, "files_skipped": left_out} if left_out else entry)
         skipped = 0
         mask = None if hook is None else hook.augmentation
-        alone = (
-            "arm" not in run.record["data"]
-        )  # a comparison's page shows what save_seen draws, at a tenth of the time
-        if run.writes and alone and epoch in (0, noisy_epochs // 2, noisy_epochs - 1):
+        # A comparison's page shows what save_seen draws, at a tenth of the time.
+        alone, figures = "arm" not in run.record["data"], run.folder / "figures"
+        if run.writes and mask is not None and alone and epoch in (0, noisy_epochs // 2, noisy_epochs - 1):
             moment = "3-end" if epoch == noisy_epochs - 1 else "2-middle" if epoch else "1-start"
-            mask_gallery(run.figures / f"gallery-{moment}.png", mask, data, recipe, world, f"{name}, epoch {epoch + 1}")
+            mask_gallery(figures / f"gallery-{moment}.png", mask, data, recipe, world, f"{name}, epoch {epoch + 1}")
         if run.writes and epoch == noisy_epochs - 1:
-            save_seen(run.figures / "seen.png", mask, extra, data, recipe, world)
+            save_seen(figures / "seen.png", mask, extra, data, recipe, world)
         run.save(f"weights-{epoch + 1:04d}.pt", {"model": model.state_dict()})
         _save(run, parts, generator, world, done, skipped)
-        _prune(run, epoch + 1 - recipe.keep_checkpoints)
+        if run.writes:
+            old = run.checkpoints / f"weights-{epoch + 1 - recipe.keep_checkpoints:04d}.pt"
+            old.unlink(missing_ok=True)
     bar.close()
     if hook is not None:
         hook.remove()
     if run.writes:
-        if writer is not None:
-            writer.close()
         metadata = {"stage": stage, "data": data.name, "classes": list(data.class_names), "ancestry": list(ancestry)}
         metadata["fingerprint"] = run.record["data"].get("fingerprint")
         save_heated(model, run.folder / "model.safetensors", {**metadata, "recipe": run.record["recipe"]})
@@ -260,13 +251,6 @@ def _last_finite(losses: list[Tensor], done: int, steps: int, lr: float) -> floa
                 "try a lower lr in another --output"
             )
     return values[-1]
-
-
-def _note_speed(run: Run, epoch: int, rate: float) -> None:
-    """Record the speed in a file of its own, because the log must not depend on the machine."""
-    path = run.folder / "speed.json"
-    found = read_json(path) if path.is_file() else []
-    write_json(path, [*found, {"epoch": epoch, "images_per_s": round(rate, 1)}])
 
 
 def _optimizer(model: nn.Module, recipe: TrainRecipe) -> torch.optim.Optimizer:
@@ -290,7 +274,7 @@ def _scheduler(
     )
 
 
-# -- checkpoints and reports -------------------------------------------------------------------------------------------
+# -- checkpoints -------------------------------------------------------------------------------------------------------
 
 
 def _save(run: Run, parts: dict[str, Any], generator: torch.Generator, world: World, step: int, skipped: int) -> None:
@@ -325,25 +309,3 @@ def _restore(run: Run, parts: dict[str, Any], generator: torch.Generator, world:
         torch.cuda.set_rng_state(own["cuda"], world.device)
     run.rewind(state["step"])
     return state["step"], own["skipped"]
-
-
-def _prune(run: Run, epoch: int) -> None:
-    if run.writes and epoch > 0:
-        (run.checkpoints / f"weights-{epoch:04d}.pt").unlink(missing_ok=True)
-
-
-def _tensorboard(run: Run) -> Any:
-    """A writer if TensorBoard is installed, else None."""
-    with contextlib.suppress(ImportError):
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(run.folder / "tensorboard")
-    return None
-
-
-def _report(run: Run, writer: Any, entry: dict[str, Any]) -> None:
-    run.log(entry)
-    if writer is not None:
-        for name, value in entry.items():
-            if name != "step":
-                writer.add_scalar(name, value, entry["step"])

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import functional as PF
 from ..augmentation import Sample, StochasticAugmentation
-from ..utils.misc import is_distributed
+from ..utils.misc import check_one_of, is_distributed
 from ..utils.warn import Once
-from ._optimizer import PolicyOptimizer, PolicyRate
 from ._window import Observation, SampleCount, WindowMoments, check_costs, check_loss, moments_of, sum_over_ranks
 from .estimators import EntropyConstraint, PaperEstimator, create_estimator
 
@@ -117,7 +116,9 @@ class PolicyLearner:
             )
         self._device = next((buffer.device for buffer in augmentation.buffers()), torch.device("cpu"))
         self.rate = PolicyRate(policy_lr, policy_lr_ratio, follow_schedule)
-        self._step = PolicyOptimizer(self.parameters, policy_optimizer, self.rate.lr or 0.0, policy_weight_decay)
+        check_one_of("policy_optimizer", policy_optimizer, ("adamw", "sgd"))
+        self.optimizer = _make_optimizer(self.parameters, policy_optimizer, self.rate.lr or 0.0, policy_weight_decay)
+        """The policy's optimizer. None if there is nothing to learn."""
         if self.frozen:
             self.entropy = None
         elif self.entropy is not None:
@@ -129,11 +130,6 @@ class PolicyLearner:
         self._count = SampleCount()
         self._drawn: Sample | None = None
         self._once = Once()
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer | None:
-        """The policy's optimizer; None where there is nothing to learn."""
-        return self._step.inner
 
     @property
     def device(self) -> torch.device:
@@ -234,8 +230,21 @@ class PolicyLearner:
         self._count.seen += sum(sizes)
         previous = () if self._last is None else self._last.samples
         self._last = _LastStep(moments, gradient, [sample.detach() for sample in samples] or previous)
-        if not self.frozen:
-            self._step.step(gradient, lr)
+        if self.optimizer is not None and not self.frozen:
+            self._step_by(gradient, self.optimizer, lr)
+
+    def _step_by(self, gradient: Tensor, optimizer: torch.optim.Optimizer, lr: float | None) -> None:
+        """Step by the gradient of all parameters, flat. The learning rate stays if it is None."""
+        for group in optimizer.param_groups if lr is not None else ():
+            group["lr"] = lr
+        pieces = gradient.split([parameter.numel() for parameter in self.parameters])
+        for parameter, flat in zip(self.parameters, pieces, strict=True):
+            piece = flat.view_as(parameter)
+            # Fused optimizers take gradients that lie in memory as their parameters do.
+            same = piece.stride() == parameter.stride() and piece.dtype == parameter.dtype
+            parameter.grad = piece if same else torch.empty_like(parameter).copy_(piece)
+        optimizer.step()
+        optimizer.zero_grad()
 
     def _gradient(self, samples: list[Sample], moments: WindowMoments) -> Tensor:
         """One backward through all samples of the window, flat; with several processes that of all ranks."""
@@ -274,7 +283,7 @@ class PolicyLearner:
         """Policy, optimizer and baseline, as tensors and plain numbers."""
         state = {
             "mask": self.augmentation.state_dict(),
-            "optimizer": self._step.state_dict(),
+            "optimizer": self._optimizer_state(),
             "moving_average": self._moving_average,
             "peak_user_lr": self.rate.peak,
             "samples_seen": self._count.seen,
@@ -330,7 +339,7 @@ class PolicyLearner:
         self.check_state_dict(state_dict)
         device = self.device
         self.augmentation.load_state_dict(state_dict["mask"])
-        self._step.load_state_dict(state_dict["optimizer"])
+        self._load_optimizer(state_dict["optimizer"])
         self._moving_average = state_dict["moving_average"].to(device, torch.float32)
         self.rate.peak = state_dict["peak_user_lr"]
         self._count.restore(state_dict["samples_seen"], state_dict["samples_dropped"])
@@ -338,15 +347,115 @@ class PolicyLearner:
             self.entropy.coefficient = state_dict["entropy_coef"].to(device)
         self._window = []
 
+    def _optimizer_state(self) -> dict[str, Any]:
+        return {"state": {}, "param_groups": []} if self.optimizer is None else self.optimizer.state_dict()
+
+    def _load_optimizer(self, state: Mapping[str, Any]) -> None:
+        if self.optimizer is not None:
+            # Whether a step is fused belongs to the device where the policy is now.
+            groups = [{**group, "fused": _can_fuse(self.parameters)} for group in state["param_groups"]]
+            self.optimizer.load_state_dict({**state, "param_groups": groups})
+            _fill(self.optimizer)
+
     def to(self, device: torch.device) -> None:
         """Follow the images to their device, with the optimizer's state."""
         self.augmentation.to(device)
         self._device = device
-        self._step.load_state_dict(self._step.state_dict())  # onto the device where the parameters are now
+        self._load_optimizer(self._optimizer_state())  # onto the device where the parameters are now
         self._moving_average = self._moving_average.to(device)
         if self.entropy is not None:
             self.entropy.coefficient = self.entropy.coefficient.to(device)
         self._count.restore(self._count.seen, self._count.dropped)  # lets tensors on the other device go
+
+
+class PolicyRate:
+    """A share of the user's current rate.
+
+    Args:
+        lr: The policy's peak rate. It is reached where the user's rate is at its own peak: the largest seen, or what
+            the schedule left in the optimizer's group, ``max_lr`` (one cycle) or ``initial_lr`` (a warm-up's target).
+            A rate that climbs without either (``CyclicLR``, a warm-up by hand) has its peak in each new largest value,
+            so that the policy's stays at ``lr`` until it falls: a warning says so.
+        lr_ratio: Instead of ``lr``: the user's rate times this.
+        follow_schedule: With ``lr``: False leaves the rate alone.
+
+    Raises:
+        ValueError: If not exactly one of the two is given, or it is negative.
+    """
+
+    def __init__(self, lr: float | None, lr_ratio: float | None, follow_schedule: bool) -> None:
+        if (lr is None) == (lr_ratio is None):
+            raise ValueError(
+                "exactly one of policy_lr and policy_lr_ratio must be given, got "
+                f"policy_lr={lr!r} and policy_lr_ratio={lr_ratio!r}"
+            )
+        for name, value in (("policy_lr", lr), ("policy_lr_ratio", lr_ratio)):
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name} must not be negative, got {value!r}")
+        self.lr = lr
+        self.lr_ratio = lr_ratio
+        self.follow_schedule = follow_schedule
+        self.peak = 0.0
+        self._once = Once()
+
+    def __call__(self, group: Mapping[str, Any]) -> float | None:
+        """The policy's rate beside an optimizer's parameter group; None leaves it as it is.
+
+        Raises:
+            ValueError: If the group has no rate to take a ratio of.
+        """
+        if "lr" not in group:
+            if self.lr_ratio is not None:
+                raise ValueError(f"policy_lr_ratio={self.lr_ratio!r} needs the loop's rate: call hook.step(lr)")
+            return None
+        user_lr = float(group["lr"])
+        known = max(self.peak, float(group.get("max_lr", group.get("initial_lr", 0.0))))
+        climbs = user_lr > 1.001 * known > 0 and self.peak > 0  # a schedule's own rounding is no climb
+        self.peak = max(known, user_lr)
+        if self.lr_ratio is not None:
+            return self.lr_ratio * user_lr
+        if self.lr is None or not self.follow_schedule:
+            return None
+        if climbs:
+            self._once.warn(
+                "climbs",
+                f"the learning rate climbs ({known:.3g} to {user_lr:.3g}) past the largest that was seen or announced, "
+                "and while it does the policy's stays at policy_lr: set param_group['max_lr'] of the optimizer's "
+                "first group to the peak, or pass policy_lr_ratio",
+            )
+        return self.lr * user_lr / self.peak if self.peak > 0 else 0.0
+
+
+def _make_optimizer(
+    parameters: list[nn.Parameter], name: str, lr: float, weight_decay: float
+) -> torch.optim.Optimizer | None:
+    if not parameters:
+        return None
+    settings: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "fused": _can_fuse(parameters)}
+    sgd = name == "sgd"
+    optimizer = (
+        torch.optim.SGD(parameters, momentum=0.9, **settings) if sgd else torch.optim.AdamW(parameters, **settings)
+    )
+    _fill(optimizer)
+    return optimizer
+
+
+def _can_fuse(parameters: list[nn.Parameter]) -> bool:
+    return parameters[0].device.type in ("cpu", "cuda")
+
+
+def _fill(optimizer: torch.optim.Optimizer) -> None:
+    """Give each parameter the state that its first step would make, for loaders that fill what is there."""
+    group = optimizer.param_groups[0]
+    for parameter in group["params"]:
+        state = optimizer.state[parameter]
+        if not state and "betas" in group:
+            # A step that is not fused counts on the CPU.
+            device = parameter.device if group["fused"] else torch.device("cpu")
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        elif not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 @dataclass(frozen=True)

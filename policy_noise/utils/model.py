@@ -7,9 +7,8 @@ from torch import nn
 
 from .compat import compiled_from
 
-__all__ = ["BATCH_NORMS", "image_channels", "normalization", "takes_volumes", "unwrap"]
+__all__ = ["image_channels", "normalization", "takes_volumes", "unwrap"]
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 FEW = 4
 """Images rarely have more channels than this."""
 

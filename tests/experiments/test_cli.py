@@ -108,7 +108,6 @@ def test_radimagenet_is_reported_by_modality_and_anatomy(tmp_path, monkeypatch, 
     assert groups["anatomy"][0]["classes"] == 3  # the tables of CT and MR call it abd
     page = (run / "report.html").read_text()
     assert "<th>anatomy</th>" in page
-    assert "Grey values of the training images" in page
 
 
 @pytest.mark.parametrize(
@@ -367,8 +366,8 @@ def test_the_page_tells_averaged_and_fine_tuned_models_apart(tmp_path, monkeypat
     assert "fine-tuned on clean images" in page
     assert "pretrain on one, plain → this run: fine-tuned on one, clean images, its head kept" in page
     assert "<b>plain</b>" not in page
-    for part in ("95 % bootstrap intervals", "training images/s", "calibration-scores", "most confused pairs"):
-        assert part in page
+    assert "95 % bootstrap intervals" in page
+    assert page.count('<img alt="confusion-scores') == 2
     again = tmp_path / "again"
     labels = 1 - np.load(files / "one.npz")["train_labels"]  # equally many classes, whose names say nothing
     swapped = changed(files, tmp_path / "swapped.npz", train_labels=labels)

@@ -20,7 +20,6 @@ from sklearn.metrics import f1_score
 from policy_noise.experiments import training
 from policy_noise.experiments.commands import compare as command
 from policy_noise.experiments.commands import main
-from policy_noise.experiments.comparison.plan import estimate
 from policy_noise.experiments.npz import load_npz
 from policy_noise.experiments.recipes import RECIPES
 from policy_noise.experiments.runs import only_one
@@ -47,11 +46,10 @@ def write_npz(path, classes=2, images=24, **more):
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick():
-    """No timing of a few steps of each method, which costs more than these trainings, and few trials of a target."""
+    """Few trials of a target."""
     recipes = {name: dict(stages) for name, stages in RECIPES.items()}
     recipes["small"]["transfer"] = dataclasses.replace(RECIPES["small"]["transfer"], trials=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "estimate", lambda plan, here: {method.name: 1.0 for method in plan.methods})
         patch.setattr(command, "RECIPES", recipes)
         yield
 
@@ -321,16 +319,13 @@ def test_of_two_processes_one_writes(tmp_path, files):
     assert [json.loads(line)["epoch"] for line in log if "val_f1" in line] == [1, 2]
 
 
-def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, monkeypatch, capsys, files):
-    monkeypatch.setattr(command, "estimate", estimate)
+def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path, capsys, files):
     compare(*arguments(files, "random", "paper"), "--seeds", 4, "--output", tmp_path / "out", "--dry-run")
     printed = capsys.readouterr().out
     assert "site B: 48 images of 2 shared classes, only tested on" in printed
     assert "24 images are left out, of classes not trained on: zebra" in printed
-    assert re.search(
-        r'paper \(masks learned as published, preset="paper"\): seeds 0, 1, 2, 3 to run, about \d+ s per run', printed
-    )
-    assert re.search(r"16 of 16 runs to go, about .* in all, few-shot transfer included", printed)
+    assert 'paper (masks learned as published, preset="paper"): seeds 0, 1, 2, 3 to run' in printed
+    assert "16 of 16 runs to go" in printed
     assert not (tmp_path / "out").exists()
 
 

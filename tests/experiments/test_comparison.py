@@ -2,30 +2,22 @@
 
 import argparse
 import dataclasses
-import itertools
 import json
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from policy_noise.experiments.comparison import plan as plan_module
 from policy_noise.experiments.comparison.methods import METHODS, REFERENCE, choose_methods, controls, recipe_for
-from policy_noise.experiments.comparison.plan import PROBE_STEPS, Plan, estimate
 from policy_noise.experiments.comparison.results import results_of
 from policy_noise.experiments.comparison.sentences import verdict
 from policy_noise.experiments.comparison.sites import open_site
 from policy_noise.experiments.data import ImageSet, Split
-from policy_noise.experiments.recipes import RECIPES, TransferRecipe
-from policy_noise.experiments.runs import write_json
+from policy_noise.experiments.recipes import RECIPES
 from policy_noise.experiments.shifts import SEVERITIES, SHIFTS
-from policy_noise.experiments.world import World
 
 BASE = RECIPES["small"]["pretrain"]
-SPEED = [{"images_per_s": 100.0}]
 
 
 # -- methods -----------------------------------------------------------------------------------------------------------
@@ -176,35 +168,6 @@ def test_bad_sites(tmp_path):
             open_site(text, options(**changes), data, 8)
 
 
-# -- the time ahead ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("mode", "expected"),
-    [
-        ("linear", (40 + 20) / 12 + 3),  # 40 images to test and all 20 to learn from, at 1 s for 12; 3 draws at 1 s
-        ("full", 3 * 2 * (60 / PROBE_STEPS + 40 / 12)),  # 3 draws of 2 sizes, each 60 steps at 1 s for 6, then a test
-    ],
-)
-def test_few_shot_transfer_is_in_the_estimate(monkeypatch, tmp_path, mode, expected):
-    monkeypatch.setattr(plan_module, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
-    monkeypatch.setattr(plan_module, "train", lambda run, recipe, *_: write_json(run.folder / "speed.json", SPEED))
-    monkeypatch.setattr(plan_module, "outputs", lambda *_, **__: None)
-    rng = np.random.default_rng(0)
-    train, test = (Split(rng.integers(0, 256, (n, 8, 8), np.uint8), np.arange(n) % 2) for n in (20, 40))
-    data = ImageSet("mine", train, test, test, ("a", "b"), {})
-    small = {"model": "test_vit", "image_size": 16, "load_size": 16, "batch_size": 4}
-    recipe = dataclasses.replace(BASE, model_options={"img_size": 16, "patch_size": 8}, **small)
-    transfer = TransferRecipe(mode=mode, image_size=16, shots=(4, 12), trials=3, steps=60)
-
-    def seconds(*targets):
-        plan = Plan(tmp_path, data, {}, (), targets, recipe, transfer, (METHODS[REFERENCE],), (0,))
-        return estimate(plan, World(0, 1, torch.device("cpu")))[REFERENCE]
-
-    assert seconds(data) - seconds() == pytest.approx(expected)
-    assert seconds(data, data) - seconds() == pytest.approx(2 * expected)
-
-
 # -- numbers and sentences ---------------------------------------------------------------------------------------------
 
 
@@ -218,9 +181,10 @@ def comparison(tmp_path):
         names = ["plain", *gains]
         methods = [{"name": name, "about": "", "changes": {}} for name in names]
         data = {"classes": 5, "sites": [{"name": "B", "classes": list("abcd")}], "targets": [], "weights": 11e6}
+        unlooked = {"reference": "plain", "looks": 1, "looked": [], "overlaps": {}}
         recipe = {"data": data, "recipe": {"image_size": 64, "model": "resnet18"}}
         for path, value in (
-            ("plan.json", {"methods": methods, "seeds": list(range(seeds)), **plan}),
+            ("plan.json", {"methods": methods, "seeds": list(range(seeds)), **unlooked, **plan}),
             ("recipe.json", recipe),
             ("environment.json", {}),
         ):

@@ -1,5 +1,6 @@
 """Pictures are drawn from the given data, and do not change the random state."""
 
+import dataclasses
 import errno
 
 import numpy as np
@@ -7,15 +8,11 @@ import pytest
 from PIL import Image
 
 from policy_noise.experiments.data import ImageSet, Split
-from policy_noise.experiments.figures import (
-    class_histogram,
-    confusion_matrix,
-    few_shot_curves,
-    intensity_histogram,
-    mistakes_gallery,
-    picture,
-    training_diagnostics,
-)
+from policy_noise.experiments.evaluation import score
+from policy_noise.experiments.figures import confusion_matrix, few_shot_curves, picture, training_diagnostics
+from policy_noise.experiments.recipes import RECIPES
+from policy_noise.experiments.run_page import write_report
+from policy_noise.experiments.runs import write_json
 from policy_noise.experiments.statistics import Interval
 
 
@@ -28,8 +25,8 @@ def test_diagnostics_draw_every_method(tmp_path):
     def log(offset):
         return [{"epoch": step / 4, "loss": offset - step / 10, "reward": step} for step in range(8)]
 
-    training_diagnostics({"plain": [log(2)]}, tmp_path / "one.png")
-    training_diagnostics({"plain": [log(2)], "learned": [log(3), log(4)[:5]]}, tmp_path / "two.png")
+    training_diagnostics({"plain": [log(2)]}, tmp_path / "one.png", {"loss": "loss"})
+    training_diagnostics({"plain": [log(2)], "learned": [log(3), log(4)[:5]]}, tmp_path / "two.png", {"loss": "loss"})
     blue = np.array([0, 114, 178])  # the policy's colour
     found = [(np.abs(pixels(tmp_path / name).astype(int) - blue).sum(-1) < 20).sum() for name in ("one.png", "two.png")]
     assert found[0] == 0
@@ -41,50 +38,10 @@ def test_diagnostics_mark_where_masks_end(tmp_path):
     ended = [*masked[:4], *({"epoch": epoch, "loss": 1.0} for epoch in range(4, 8))]
     dark = []
     for log in (masked, ended):
-        training_diagnostics({"learned": [log]}, tmp_path / "one.png", panels={"loss": "loss"})
+        training_diagnostics({"learned": [log]}, tmp_path / "one.png", {"loss": "loss"})
         middle = pixels(tmp_path / "one.png")[100:-100]
         dark.append((middle.max(-1) < 150).any(1).sum())
     assert dark[1] > dark[0]
-
-
-def organs(counts, groups):
-    labels = np.repeat(np.arange(len(counts)), counts)
-    split = Split(np.zeros((len(labels), 4, 4), np.uint8), labels)
-    return ImageSet("set", split, split, split, tuple(f"c{i}" for i in range(len(counts))), groups)
-
-
-@pytest.mark.parametrize("groups", [{}, {"modality": ("CT", "MR", "MR")}])
-def test_histogram(tmp_path, groups):
-    class_histogram(organs([5, 90, 3], groups), tmp_path / "one.png")
-    class_histogram(organs([5, 9, 3], groups), tmp_path / "two.png")
-    assert not np.array_equal(pixels(tmp_path / "one.png"), pixels(tmp_path / "two.png"))
-
-
-def test_many_classes_are_counted_instead_of_named(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda own, path, **_: drawn.append(own) or path.touch())
-    for classes in (40, 41):
-        class_histogram(organs([3] * classes, {}), tmp_path / "one.png")
-    few, many = (figure.axes[0] for figure in drawn)
-    assert [text.get_text() for text in few.get_xticklabels()] == [f"c{i}" for i in range(40)]
-    assert not few.get_xlabel()
-    assert not many.get_xticklabels()
-    assert many.get_xlabel() == "41 classes"
-
-
-def test_intensities_have_a_panel_for_each_modality(tmp_path):
-    labels = np.repeat([0, 1, 2], 8)
-    grey = (np.array([20, 120, 220])[labels, None, None] * np.ones((24, 4, 4))).astype(np.uint8)
-    split = Split(grey, labels)
-    widths = []
-    for groups in ({}, {"modality": ("CT", "MR", "US")}):
-        data = ImageSet("set", split, split, split, ("a", "b", "c"), groups)
-        intensity_histogram(data, tmp_path / "one.png", images=5)
-        widths.append(pixels(tmp_path / "one.png").shape[1])
-    assert widths[1] > 1.5 * widths[0]
-    # The middle panel's bar alone: 120 of 255 lies near its middle.
-    middle = pixels(tmp_path / "one.png").astype(int)[:, widths[1] // 3 : 2 * widths[1] // 3]
-    assert (np.abs(middle - [232, 175, 38]).sum(-1) < 60).sum() > 100  # orange, somewhat transparent
 
 
 NAMES = ["a $b$ c", "$", "<b>", "_under", r"\frac", "x^$2", "bad \udcff byte"]
@@ -92,16 +49,9 @@ NAMES = ["a $b$ c", "$", "<b>", "_under", r"\frac", "x^$2", "bad \udcff byte"]
 
 def test_names_are_drawn_as_they_stand(tmp_path, recwarn):
     """Dollar signs are not parsed as mathematics, which would stop the run at its first picture."""
-    labels = np.repeat(np.arange(7), 4)
-    split = Split(np.zeros((28, 4, 4), np.uint8), labels)
-    data = ImageSet("s$et$ {", split, split, split, tuple(NAMES), {"modality": tuple("$ab$c{d")})
-    class_histogram(data, tmp_path / "classes.png")
-    intensity_histogram(data, tmp_path / "intensities.png")
     confusion_matrix(np.eye(7), NAMES, tmp_path / "confusion.png")
-    confusion_matrix(np.eye(35), NAMES * 5, tmp_path / "groups.png", groups=NAMES * 5)
-    mistakes_gallery(np.zeros((7, 4, 4), np.uint8), NAMES, tmp_path / "mistakes.png")
     few_shot_curves({"$x^$": {name: {8: Interval(0.5, 0.4, 0.6)} for name in NAMES}}, tmp_path / "f.png", metric="F1")
-    training_diagnostics({name: [[{"epoch": 1, "loss": 1.0}]] for name in NAMES}, tmp_path / "t.png")
+    training_diagnostics({name: [[{"epoch": 1, "loss": 1.0}]] for name in NAMES}, tmp_path / "t.png", {"loss": "loss"})
 
 
 @pytest.mark.parametrize("kind", ["few_shot", "training"])
@@ -121,7 +71,7 @@ def test_legend_and_curves_of_own_labels_have_the_same_colours(tmp_path, monkeyp
         few_shot_curves({"set": dict.fromkeys(labels, points)}, tmp_path / "one.png", metric="macro F1")
     else:
         log = [{"epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 0.5}]
-        training_diagnostics({label: [log] for label in labels}, tmp_path / "one.png", panels={"loss": "loss"})
+        training_diagnostics({label: [log] for label in labels}, tmp_path / "one.png", {"loss": "loss"})
     figure = seen["figure"]
     lines = [line for line in figure.axes[0].lines if line.get_linestyle() == "-" and line.get_alpha() is None]
     lines = [line for line in lines if len(line.get_xdata()) > 1]
@@ -130,21 +80,17 @@ def test_legend_and_curves_of_own_labels_have_the_same_colours(tmp_path, monkeyp
     assert len(set(legend)) == 8
 
 
-@pytest.mark.parametrize("classes", [12, 165])
-def test_confusion_of_many_classes_is_named_by_group_and_in_per_cent(tmp_path, monkeypatch, classes):
-    from matplotlib.figure import Figure
-
-    seen = {}
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: seen.update(figure=self) or path.touch())
-    groups = [("MR", "CT", "US")[label % 3] for label in range(classes)]
-    confusion_matrix(np.eye(classes), [f"c{label}" for label in range(classes)], tmp_path / "x.png", groups=groups)
-    axis, bar = seen["figure"].axes
-    texts = [text.get_text() for text in axis.get_yticklabels()]
-    assert texts == ([f"c{label}" for label in range(12)] if classes == 12 else ["MR (55)", "CT (55)", "US (55)"])
-    seen["figure"].canvas.draw()
-    assert "100%" in [text.get_text() for text in bar.get_yticklabels()]
-    shown = axis.images[0].get_array()
-    assert shown.diagonal().min() == shown.max() == 100
+@pytest.mark.parametrize("classes", [30, 31])
+def test_the_confusion_matrix_of_many_classes_is_not_drawn(tmp_path, classes):
+    split = Split(np.zeros((classes, 4, 4), np.uint8), np.arange(classes))
+    data = ImageSet("set", split, split, split, tuple(map(str, range(classes))), {})
+    scores = score(data, np.arange(classes), np.eye(classes), model="model.safetensors")
+    recipe = dataclasses.asdict(RECIPES["small"]["pretrain"])
+    write_json(tmp_path / "scores.json", scores)
+    write_json(tmp_path / "recipe.json", {"stage": "pretrain", "data": {"name": "set"}, "recipe": recipe})
+    page = write_report(tmp_path).read_text()
+    assert ('alt="confusion-scores"' in page) == (classes == 30)
+    assert len(scores["confusion"]) == classes
 
 
 def test_confusion_and_curves(tmp_path):

@@ -7,9 +7,7 @@ from sklearn.metrics import roc_auc_score
 from policy_noise.experiments.evaluation import medmnist_scores
 from policy_noise.experiments.metrics import (
     bootstrap_metrics,
-    calibration,
     classification_metrics,
-    confused_pairs,
     confusion,
     cross_entropy,
     group_metrics,
@@ -135,16 +133,6 @@ def test_bootstrap_intervals_hold_the_scores_and_agree_with_drawing_images():
     assert intervals["f1"] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.02)
 
 
-def test_calibration_by_hand():
-    targets = np.array([0, 0, 1, 1])
-    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.45, 0.55]])
-    found = calibration(targets, probabilities)
-    assert [entry["count"] for entry in found["bins"]] == [1, 3]
-    assert found["error"] == pytest.approx((abs(1 - 0.55) + 3 * abs(2 / 3 - 0.9)) / 4)
-    labels = calibration(np.array([[1, 0], [0, 1]]), np.array([[1.0, 0.0], [0.0, 1.0]]))
-    assert labels["error"] == 0
-
-
 def test_cross_entropy_is_torchs():
     import torch
 
@@ -154,9 +142,3 @@ def test_cross_entropy_is_torchs():
     labels = torch.randint(2, (20, 4))
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.float()).item()
     assert cross_entropy(labels.numpy(), logits.sigmoid().numpy()) == pytest.approx(expected, rel=1e-5)
-
-
-def test_most_confused_pairs_come_first():
-    pairs = confused_pairs([[5, 5, 0], [1, 9, 0], [0, 90, 10]], ["a", "b", "c"])
-    found = [(pair["true"], pair["predicted"], pair["images"], pair["share"]) for pair in pairs]
-    assert found == [("c", "b", 90, 0.9), ("a", "b", 5, 0.5), ("b", "a", 1, 0.1)]

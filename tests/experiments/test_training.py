@@ -1,7 +1,6 @@
 """Training: resuming to the bit, several processes, augmentation."""
 
 import dataclasses
-import json
 import multiprocessing
 import shutil
 import signal
@@ -76,9 +75,6 @@ def test_the_log_holds_losses_scores_and_diagnostics(finished):
     assert {"reward", "entropy", "mask_std", "policy_grad_norm"} <= entries[0].keys()
     assert len([entry for entry in entries if "val_f1" in entry]) == 2
     assert all(entry["val_loss"] > 0 for entry in entries if "val_f1" in entry)
-    speed = json.loads((finished / "speed.json").read_text())
-    assert [entry["epoch"] for entry in speed] == [1, 2]
-    assert all(entry["images_per_s"] > 0 for entry in speed)
     assert (finished / "figures" / "gallery-3-end.png").stat().st_size > 5000
 
 

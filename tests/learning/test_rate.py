@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, CyclicLR, LambdaLR, LinearLR, OneCycleLR
 
-from policy_noise.learning._optimizer import PolicyRate
+from policy_noise.learning.learner import PolicyRate
 
 SCHEDULES = {
     "constant": (lambda optimizer: None, 0.1),

@@ -31,14 +31,7 @@ COMMANDS = {
     "check-data": check_data.check_data,
 }
 
-NEEDED = {
-    "matplotlib": "matplotlib",
-    "pandas": "pandas",
-    "scipy": "scipy",
-    "sklearn": "scikit-learn",
-    "statsmodels": "statsmodels",
-    "tqdm": "tqdm",
-}
+NEEDED = ("matplotlib", "pandas", "scipy", "sklearn", "statsmodels", "tqdm")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -56,15 +49,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         about = inspect.getdoc(add_options) or ""
         add_options(commands.add_parser(name, help=about.partition("\n")[0], description=about, allow_abbrev=False))
     parsed = parser.parse_args(words)
-    missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        verb = "is" if len(missing) == 1 else "are"
-        sys.exit(f'error: {", ".join(missing)} {verb} not installed: pip install "policy_noise[examples]"')
-    python_format, warnings.formatwarning = warnings.formatwarning, _one_line
+        names, verb = ", ".join(missing).replace("sklearn", "scikit-learn"), "is" if len(missing) == 1 else "are"
+        sys.exit(f'error: {names} {verb} not installed: pip install "policy_noise[examples]"')
+    python_format = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without file, number and source line
     try:
         parsed.work(parsed)
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        _end_bars()
+        bars = getattr(sys.modules["tqdm"].tqdm, "_instances", ()) if "tqdm" in sys.modules else ()
+        for bar in list(bars):  # so that the error stands on a line of its own
+            bar.close()
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         if started_first():
@@ -72,20 +68,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     finally:
         warnings.formatwarning = python_format
-
-
-def _end_bars() -> None:
-    """Close open progress bars, so that an error stands on a line of its own."""
-    if "tqdm" in sys.modules:
-        for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
-            bar.close()
-
-
-def _one_line(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
-    """Format a warning for the command line: without file, line number and source line."""
-    return f"warning: {message}\n"
 
 
 def _resumption(parsed: argparse.Namespace, words: Sequence[str]) -> str:

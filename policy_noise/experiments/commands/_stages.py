@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import fingerprint, require_classes
-from ..evaluation import draw_mistakes, predictions
+from ..evaluation import predictions
 from ..recipes import RECIPES, TrainRecipe, as_published
 from ..run_page import write_report
 from ..runs import only_one, write_atomic, write_json
@@ -157,7 +157,6 @@ def write_scores(
     name = f"predictions{stem.removeprefix('scores')}.csv"
     write_atomic(folder / name, lambda path: table.to_csv(path, index=False))
     if (folder / "recipe.json").is_file():
-        draw_mistakes(data, positions, probabilities, folder / "figures" / f"mistakes-{stem}.png")
         write_report(folder)
 
 

@@ -15,7 +15,7 @@ from ..comparison.jobs import run_all
 from ..comparison.methods import METHODS, REFERENCE, SETTINGS, Method, choose_methods, recipe_for
 from ..comparison.overlap import find_overlaps
 from ..comparison.page import write_comparison
-from ..comparison.plan import Plan, estimate, listing
+from ..comparison.plan import Plan, listing
 from ..comparison.results import PLAN
 from ..comparison.sites import FORMS, open_site
 from ..data import ImageSet, require_classes
@@ -102,10 +102,7 @@ def compare(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--jobs", type=int, default=1, help="runs at the same time, each in its own process (default: 1)"
     )
-    group.add_argument(
-        "--dry-run", action="store_true", help="print what would run and how long it would take, and stop"
-    )
-    group.add_argument("--no-estimate", action="store_true", help="start at once, without timing a few steps first")
+    group.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
     add_recipe(parser)
     add_source_arguments(parser)
     parser.set_defaults(work=_compare)
@@ -134,7 +131,7 @@ def _quickstart(arguments: argparse.Namespace) -> None:
     compare(parser)
     words = ["--npz", str(EMBEDDED), "--site", f"patient2={EMBEDDED}:ct2", "--set", f"epochs={arguments.epochs}"]
     words += ["--methods", *arguments.methods, "--seeds", str(arguments.seeds), "--jobs", str(arguments.jobs)]
-    words += ["--no-estimate", "--output", str(arguments.output), *(["--resume"] if arguments.resume else [])]
+    words += ["--output", str(arguments.output), *(["--resume"] if arguments.resume else [])]
     _compare(parser.parse_args(words))
 
 
@@ -142,16 +139,14 @@ def _compare(arguments: argparse.Namespace) -> None:
     with world() as here:
         _check_numbers(arguments, here)
         if not (arguments.resume or arguments.dry_run):
-            here.agree(lambda: require_free(arguments.output))  # before data are read and steps are timed
+            here.agree(lambda: require_free(arguments.output))  # before data are read
         before = here.agree(lambda: _planned(arguments))
         plan = here.agree(lambda: _plan(arguments, here, before))
         overlaps = here.agree(
             lambda: find_overlaps(plan.data, plan.sites, plan.targets, plan.recipe.load_size) if here.main else {}
         )
-        timed = (plan.todo() or arguments.dry_run) and not arguments.no_estimate
-        seconds = here.agree(lambda: estimate(plan, here)) if timed else {}
         if here.main:
-            lines = listing(plan, seconds, arguments.jobs, overlaps)
+            lines = listing(plan, overlaps)
             print("\n".join(lines), file=sys.stdout if arguments.dry_run else sys.stderr)
         if arguments.dry_run:
             return
@@ -164,9 +159,10 @@ def _compare(arguments: argparse.Namespace) -> None:
             }
             | ({"shifts": arguments.shifts} if arguments.shifts else {})
         )
-        options: dict[str, Any] = {"resume": arguments.resume, "writes": here.main}
         with locked(arguments.output, here):
-            here.agree(lambda: Run(arguments.output, "compare", plan.recipe, record, **options))
+            here.agree(
+                lambda: Run(arguments.output, "compare", plan.recipe, record, resume=arguments.resume, writes=here.main)
+            )
             if here.main:
                 methods = [dataclasses.asdict(method) for method in plan.methods]
                 found = {key: overlap._asdict() for key, overlap in overlaps.items()}
@@ -193,14 +189,15 @@ def _planned(arguments: argparse.Namespace) -> dict[str, Any]:
     if not (arguments.resume and path.is_file()):
         return {}
     plan = read_json(path)
-    seeds, looked = len(plan["seeds"]), plan.get("looked", [])
-    looks = plan.get("looks", 1)
-    for name, value in (("reference", plan.get("reference", REFERENCE)), ("looks", looks)):
-        if getattr(arguments, name) != value:
-            raise ValueError(f"--{name} was {value} when this comparison was planned, got {getattr(arguments, name)}")
+    seeds, looked = len(plan["seeds"]), plan["looked"]
+    for name in ("reference", "looks"):
+        if getattr(arguments, name) != plan[name]:
+            raise ValueError(
+                f"--{name} was {plan[name]} when this comparison was planned, got {getattr(arguments, name)}"
+            )
     if arguments.seeds < seeds:
         raise ValueError(f"--seeds must be at least the {seeds} that were planned, got {arguments.seeds}")
-    if looked and arguments.seeds > seeds and len(looked) >= looks:
+    if looked and arguments.seeds > seeds and len(looked) >= arguments.looks:
         raise ValueError(
             f"--seeds {arguments.seeds}: the verdict of {looked[-1]} seeds was the last planned look. Adding seeds "
             "until a difference shows finds differences that are not there. Plan another one in another --output, "

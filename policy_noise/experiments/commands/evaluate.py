@@ -65,7 +65,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         clean = classification_metrics(data.test.labels[positions], probabilities)["balanced_accuracy"]
         about = {"medmnistc": medmnistc_scores(data, clean, scored)} if arguments.shifts else {}
         if here.main:
-            result = score(data, positions, probabilities, model=path.name, about=about)
+            result = score(data, positions, probabilities, model=path.name) | about
             if arguments.output:
                 write_json(arguments.output, result)
             else:

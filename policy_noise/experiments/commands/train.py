@@ -1,7 +1,6 @@
 """Trainings: from scratch, from a trained model, and the average of a training's last weights."""
 
 import argparse
-import contextlib
 import dataclasses
 import sys
 from collections.abc import Mapping
@@ -13,7 +12,6 @@ from policy_noise.heated import average_checkpoints, read_heated_metadata, save_
 from ..batches import epoch_batches, outputs
 from ..data import fingerprint
 from ..evaluation import score
-from ..figures import class_histogram, intensity_histogram
 from ..image_check import look_before_training
 from ..recipes import NOISES, RECIPES, TrainRecipe, name_of, override, recorded_recipe
 from ..runs import Run, digest
@@ -121,24 +119,22 @@ def _train(stage: str, arguments: argparse.Namespace, recipe: TrainRecipe, init:
     check_mask(
         create_model(recipe, data.num_classes, init=init, fresh_head=fresh), recipe, multi_label=data.multi_label
     )
-    with world() as here, contextlib.ExitStack() as stack:
+    with world() as here:
         epoch_batches(len(data.train), recipe, 0, here)
         for note in here.agree(lambda: look_before_training(data) if here.main else []):
             print(note, file=sys.stderr)
         record = record_of(data, arguments) | start | {"processes": here.size}
-        options = {"resume": arguments.resume, "writes": here.main}
-        stack.enter_context(locked(arguments.output, here))
-        run = here.agree(lambda: Run(arguments.output, stage, recipe, record, **options))
-        if here.main:
-            class_histogram(data, run.figures / "classes.png")
-            intensity_histogram(data, run.figures / "intensities.png")
-        ancestry = start["init"]["ancestry"] if start else ()
-        model = train(run, recipe, data, here, init=init, fresh_head=fresh, ancestry=ancestry)
-        positions, probabilities = outputs(model, data.test, recipe, here, multi_label=data.multi_label)
-        if here.main:
-            result = score(data, positions, probabilities, model="model.safetensors")
-            write_scores(run.folder, "scores", data, positions, probabilities, result)
-            print(score_line(result))
+        with locked(arguments.output, here):
+            run = here.agree(
+                lambda: Run(arguments.output, stage, recipe, record, resume=arguments.resume, writes=here.main)
+            )
+            ancestry = start["init"]["ancestry"] if start else ()
+            model = train(run, recipe, data, here, init=init, fresh_head=fresh, ancestry=ancestry)
+            positions, probabilities = outputs(model, data.test, recipe, here, multi_label=data.multi_label)
+            if here.main:
+                result = score(data, positions, probabilities, model="model.safetensors")
+                write_scores(run.folder, "scores", data, positions, probabilities, result)
+                print(score_line(result))
 
 
 def _ancestor(path: Path, data: Any) -> dict[str, Any]:

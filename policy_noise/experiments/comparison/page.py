@@ -75,7 +75,6 @@ def write_results(
     sentences = verdict(results)
     write_json(folder / "results.json", {"verdict": sentences, **results})
     figures = folder / "figures"
-    figures.mkdir(exist_ok=True)
     first, *folded = results["tables"].values()
     reference = results["settings"]["reference"]
     _forest(first, reference, figures / "forest.png")
@@ -257,7 +256,6 @@ def _pictures(folder: Path, results: Mapping[str, Any], figures: Path) -> list[s
     """The sections on masked images (always the first entry), training curves and few-shot transfer."""
     from PIL import Image
 
-    figures.mkdir(exist_ok=True)
     runs, names = folder / "runs", [method["name"] for method in results["methods"]]
     first = results["seeds"][0]
     strips = {}
@@ -278,7 +276,7 @@ def _pictures(folder: Path, results: Mapping[str, Any], figures: Path) -> list[s
     histories = {
         name: [read_lines(runs / f"{name}-{seed}" / "metrics.jsonl") for seed in results["seeds"]] for name in names
     }
-    training_diagnostics(histories, figures / "curves.png", panels=CURVES)
+    training_diagnostics(histories, figures / "curves.png", CURVES)
     clean = results["record"]["recipe"]["clean_epochs"]
     note = f"The last {clean} epochs have no masks and no intensity changes. " if clean else ""
     parts += [

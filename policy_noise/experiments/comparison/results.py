@@ -10,7 +10,7 @@ import numpy as np
 from ..runs import read_json
 from ..shifts import SHIFTS
 from ..statistics import MIN_PAIRS, differences, t_interval
-from .methods import REFERENCE, controls
+from .methods import controls
 from .patients import over_patients
 from .plan import SCORES
 from .scoring import METRICS
@@ -56,7 +56,7 @@ def results_of(folder: Path) -> dict[str, Any]:
     _require_equal_sets(folder, runs)
     measures = _measures(record["data"])
     single = [{"key": f"shift:{name}", "label": name.replace("_", " ")} for name in SHIFTS]
-    reference, looks = plan.get("reference", REFERENCE), plan.get("looks", 1)
+    reference, looks = plan["reference"], plan["looks"]
 
     whole = [run for run in runs if run["seed"] in complete]
     pairs, level = controls(names, reference), ALPHA / looks
@@ -77,11 +77,11 @@ def results_of(folder: Path) -> dict[str, Any]:
         "methods": plan["methods"],
         "seeds": complete,
         "missing": missing,
-        "overlaps": plan.get("overlaps", {}),
+        "overlaps": plan["overlaps"],
         "environment": read_json(folder / "environment.json"),
         "settings": {"alpha": ALPHA, "looks": looks, "power": POWER, "point": POINT, "reference": reference},
         "tables": tables,
-        "patients": over_patients(folders, controls(names, reference), measures),
+        "patients": over_patients(folders, pairs, measures),
         "runs": runs,
     }
 

@@ -15,7 +15,6 @@ from ..recipes import TrainRecipe
 from ..runs import Run, read_lines, write_atomic
 from ..shifts import SEVERITIES, SHIFTS
 from ..world import World
-from .methods import recipe_for
 from .plan import Job, Plan
 from .sites import among
 
@@ -73,7 +72,7 @@ def score_run(plan: Plan, job: Job, model: nn.Module, recipe: TrainRecipe, here:
             plan.folder(job) / "predictions.csv",
             lambda path: whole.to_csv(path, index=False, float_format="%.5f"),
         )
-    return scores | (_few_shot(plan, job, here) if plan.targets else {})
+    return scores | (_few_shot(plan, job, recipe, here) if plan.targets else {})
 
 
 def transfer_lines(folder: Path) -> list[dict[str, Any]]:
@@ -82,9 +81,9 @@ def transfer_lines(folder: Path) -> list[dict[str, Any]]:
     return [line for line in lines if line["source"] == lines[-1]["source"]]
 
 
-def _few_shot(plan: Plan, job: Job, here: World) -> dict[str, dict[str, float]]:
+def _few_shot(plan: Plan, job: Job, recipe: TrainRecipe, here: World) -> dict[str, dict[str, float]]:
     """Run the few-shot transfer of ``policy-noise transfer`` from this run. Finished trials are not repeated."""
-    folder, recipe = plan.folder(job), recipe_for(job.method, plan.recipe, job.seed)
+    folder = plan.folder(job)
     init = Initialisation(
         job.method.name,
         str(folder / "model.safetensors"),
