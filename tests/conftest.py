@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 torch.set_num_threads(1)
+gc.disable()  # until all tests are imported, which makes many objects and no garbage
 
 
 def pytest_collection_finish():
-    """Exclude imported objects from garbage collection, because some tests collect often."""
+    """Collect garbage from here on, without imported objects, because some tests collect often."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure():

@@ -124,7 +124,7 @@ class Loop:
         self.network.to(DEVICE, memory_format=self.layout)
         self.model: Any = self.network
         if kind.network == "compiled":
-            self.model = torch.compile(self.network, backend="aot_eager")
+            self.model = torch.compile(self.network, backend="eager")
         self.criterion = nn.CrossEntropyLoss()
         self.optimizer = OPTIMIZERS[kind.optimizer](self.network.parameters())
         if hasattr(self.optimizer, "train"):
