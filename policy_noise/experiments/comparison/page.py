@@ -135,7 +135,7 @@ def _how(table: Mapping[str, Any], reference: str, seeds: int) -> str:
 
 def _over_patients(results: Mapping[str, Any]) -> list[str]:
     """The table of intervals over patients."""
-    found = results.get("patients", [])
+    found = results["patients"]
     if not found:
         return []
     pairs = list(dict.fromkeys((row["method"], row["versus"]) for row in found))
