@@ -162,7 +162,7 @@ def _earlier_hooks(model: nn.Module, optimizer: Any, *, replace: bool) -> list[R
 
 def _build(network: nn.Module, preset: str | None, overrides: dict[str, Any]) -> StochasticAugmentation:
     random = preset == "random"
-    settings = {**({} if random else get_preset(preset or "learned").mask), **overrides}
+    settings = {**get_preset(preset or "learned").mask, **overrides}
     if "in_chans" not in settings:
         try:
             settings["in_chans"] = image_channels(network)

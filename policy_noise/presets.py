@@ -18,7 +18,8 @@ class Preset:
     """Settings of a mask and of the hook that trains it.
 
     Args:
-        mask: Keyword arguments of :class:`policy_noise.PolicyNoiseMask`.
+        mask: Keyword arguments of :class:`policy_noise.PolicyNoiseMask`, or of :class:`policy_noise.RandomShading` for
+            ``random``. What is not named has the class's default.
         hook: Keyword arguments of :class:`policy_noise.ReinforceHook`.
 
     Example:
@@ -37,17 +38,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         # The policy must keep its masks random: the only learned condition of the study that was as good as the same
         # masks drawn at random (benchmarks/study/EARLIER.md).
         "learned": Preset(mask={"center_brightness": True}, hook={"reward": "adversarial", "entropy_target": -0.075}),
-        # The masks of RandomShading, whose defaults a rule on validation chose (benchmarks/study/PROTOCOL.md).
-        "random": Preset(
-            mask={
-                "policy": "static",
-                "grid_size": 3,
-                "pattern_std": (0.0, 0.2),
-                "brightness_std": 0.3,
-                "upsample": "cubic",
-            },
-            hook={"frozen": True},
-        ),
+        # RandomShading's defaults, which a rule on validation chose (benchmarks/study/PROTOCOL.md).
+        "random": Preset(mask={}, hook={"frozen": True}),
         # arXiv 2406.14568 and its training code: a resnet10t on the full image, every image masked on its normalised
         # values at half the contrast, the batch's scalar loss as the reward of all, SGD at a tenth of 0.1.
         "paper": Preset(

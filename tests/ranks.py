@@ -13,8 +13,8 @@ import torch.multiprocessing as mp
 START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 if START == "forkserver":
     multiprocessing.set_forkserver_preload(
-        ["pytest", "timm", "lightning.pytorch", "torch.distributed.fsdp", "policy_noise.experiments.training"]
-    )
+        ["pytest", "timm", "kornia.augmentation", "sklearn.linear_model", "lightning.pytorch", "torch.distributed.fsdp",
+         "policy_noise.experiments.commands"])  # fmt: skip
 
 
 def run_ranks(function, *arguments, world=2):

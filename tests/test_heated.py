@@ -111,6 +111,19 @@ class TestSaveAndLoad:
         with pytest.raises(ValueError, match="fresh_classifier needs the name"):
             load_heated(plain, tmp_path / "plain.safetensors", fresh_classifier=True)
 
+    def test_a_module_with_weights_beside_its_attribute_module_is_saved_whole(self, tmp_path):
+        class Headed(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.module = nn.Linear(3, 3)
+                self.head = nn.Linear(3, 2)
+
+        model, other = Headed(), Headed()
+        save_heated(model, tmp_path / "headed.safetensors")
+        load_heated(other, tmp_path / "headed.safetensors")
+        assert torch.equal(other.head.weight, model.head.weight)
+        assert torch.equal(other.module.weight, model.module.weight)
+
     def test_wrappers_and_shared_tensors(self, tmp_path):
         class Tied(nn.Module):
             def __init__(self):

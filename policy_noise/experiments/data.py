@@ -160,9 +160,6 @@ def fingerprint(data: ImageSet) -> str:
     and labels are hashed. A file replaced by another of the same name and size is therefore not noticed. Class names
     are part of the hash; the location of the data is not.
 
-    Args:
-        data: The set.
-
     Returns:
         64 hexadecimal digits.
     """

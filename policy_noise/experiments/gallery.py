@@ -52,14 +52,6 @@ def save_seen(path: Path, mask: Any, extra: Any, data: Any, recipe: TrainRecipe,
     """Save a few validation images side by side, pixel for pixel, as the classifier sees them in training.
 
     Geometric augmentation is left out. The run's random generators are not used.
-
-    Args:
-        path: PNG to write.
-        mask: The run's mask, or None.
-        extra: Its extra augmentation, or None.
-        data: The set.
-        recipe: The recipe.
-        world: The processes.
     """
     from PIL import Image
 

@@ -25,10 +25,7 @@ SAID = {
 
 
 def look_over(parts: Sequence[Files]) -> list[str]:
-    """Look at the header of every file.
-
-    Args:
-        parts: The files of each split of a set.
+    """Look at the header of every file of a set's splits.
 
     Returns:
         Notes for the user on what is dropped or changed when the images are read.

@@ -58,13 +58,7 @@ def details_html(shown: Mapping[str, Any]) -> list[str]:
 
 
 def write_page(path: Path, title: str, body: Sequence[str]) -> None:
-    """Write a page atomically.
-
-    Args:
-        path: File to write.
-        title: Title of the page.
-        body: Parts of the page, as HTML.
-    """
+    """Write a page of parts in HTML, atomically."""
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -18,14 +18,7 @@ THREADS = 16  # more than cores, as they mostly wait for the disk
 
 
 def in_threads(work: Callable[[T], U], items: Sequence[T], *, desc: str, unit: str) -> Iterator[U]:
-    """Yield results in the order of the items, with a progress bar if it takes long. An error stops all threads.
-
-    Args:
-        work: Function that is called with each item.
-        items: The items.
-        desc: Text of the progress bar.
-        unit: The bar's name for an item.
-    """
+    """Yield results in the order of the items, with a progress bar if it takes long. An error stops all threads."""
     from tqdm import tqdm
 
     with ThreadPoolExecutor(THREADS) as pool:
@@ -38,12 +31,7 @@ def in_threads(work: Callable[[T], U], items: Sequence[T], *, desc: str, unit: s
 
 @contextmanager
 def worker_pool(jobs: int, initializer: Callable[..., Any], *arguments: Any) -> Iterator[ProcessPoolExecutor]:
-    """A pool of spawned processes. Any error inside the ``with`` block stops them all.
-
-    Args:
-        jobs: Number of processes.
-        initializer: Function that each process calls once at its start.
-        arguments: Its arguments.
+    """A pool of spawned processes that each call ``initializer`` first. Any error inside the block stops them all.
 
     Raises:
         OSError: If a process dies.

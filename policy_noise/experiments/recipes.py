@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from types import MappingProxyType
@@ -26,15 +26,11 @@ __all__ = [
 NOISES = ("plain", "random", "learned")
 
 
-Count = Annotated[int, "must be at least 1"]
-Natural = Annotated[int, "must not be negative"]
-Positive = Annotated[float, "must be positive"]
+Count = Annotated[int, "must be at least 1", lambda value: value >= 1]
+Natural = Annotated[int, "must not be negative", lambda value: value >= 0]
+Positive = Annotated[float, "must be positive", lambda value: value > 0]
+NotNegative = Annotated[float, "must not be negative", lambda value: value >= 0]
 
-_RULES: Mapping[str, Callable[[Any], bool]] = {
-    "must be at least 1": lambda value: value >= 1,
-    "must not be negative": lambda value: value >= 0,
-    "must be positive": lambda value: value > 0,
-}
 _WANTED: Mapping[Any, tuple[Any, str]] = {
     int: (int, "a whole number"),
     float: ((int, float), "a finite number"),
@@ -59,15 +55,14 @@ def _check(recipe: Any) -> None:
     """Check every value by the type that the recipe declares. Integers count as floats; nan and infinity do not."""
     for name, kind in get_type_hints(type(recipe), include_extras=True).items():
         value = getattr(recipe, name)
-        kind, *rules = get_args(kind) if get_origin(kind) is Annotated else (kind,)
+        kind, *rule = get_args(kind) if get_origin(kind) is Annotated else (kind,)
         if get_origin(kind) is Literal:
             _one_of(name, value, get_args(kind))
             continue
         if not _fits(value, kind):
             raise ValueError(f"{name} must be {_WANTED[kind][1]}, got {value!r}")
-        for rule in rules:
-            if not _RULES[rule](value):
-                raise ValueError(f"{name} {rule}, got {value!r}")
+        if rule and not rule[1](value):
+            raise ValueError(f"{name} {rule[0]}, got {value!r}")
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
@@ -123,7 +118,7 @@ class TrainRecipe:
     epochs: Count
     optimizer: Literal["sgd", "adamw"]
     lr: Positive
-    weight_decay: Annotated[float, "must not be negative"]
+    weight_decay: NotNegative
     schedule: Literal["step", "onecycle", "warmup"]
     warmup_epochs: Natural = 0
     augmentation: Literal["resized_crop", "shift", "none"] = "none"

@@ -65,10 +65,7 @@ EITHER = NAMES | {"roc_auc": "ROC-AUC"}
 
 
 def write_report(folder: Path) -> Path:
-    """Draw the figures that a run's files allow, and write ``report.html``.
-
-    Args:
-        folder: The run's folder.
+    """Draw the figures that the files in a run's folder allow, and write ``report.html``.
 
     Returns:
         The page's path.

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import inspect
 import json
 import os
 import platform
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ..masks import RandomShading
 from ..presets import PRESETS
 from ..utils.files import PathLike, write_atomic
 
@@ -225,7 +227,14 @@ def _settings_of_presets(stage: str, recipe: Any) -> dict[str, Any]:
     """Return what the presets of a run stand for. A version of the package that changes them must not go on with it."""
     masked = getattr(recipe, "noise", "plain") != "plain"
     names = PRESETS if stage == "compare" else [recipe.preset] if masked else []
-    return {name: {"mask": dict(PRESETS[name].mask), "hook": dict(PRESETS[name].hook)} for name in names}
+    shading = {name: parameter.default for name, parameter in inspect.signature(RandomShading).parameters.items()}
+    return {
+        name: {
+            "mask": {**(shading if name == "random" else {}), **PRESETS[name].mask},
+            "hook": dict(PRESETS[name].hook),
+        }
+        for name in names
+    }
 
 
 def _differing(found: Any, asked: Any, name: str = "") -> list[tuple[str, Any, Any]]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,6 @@ from .. import functional as PF
 from ..functional.distribution import draw_pairs
 from ..functional.rendering import without_autocast
 from ..policy import SpatialPolicy, StaticPolicy, create_policy
-from ..presets import get_preset
 from ._base import ShadingSample, SmoothMask
 
 __all__ = ["MaskSample", "PolicyNoiseMask"]
@@ -163,24 +162,6 @@ class PolicyNoiseMask(SmoothMask):
     def uses_generator(self) -> bool:  # type: ignore[override]
         """True for policies that draw no random numbers themselves. A backbone may contain dropout."""
         return isinstance(self.policy, SpatialPolicy | StaticPolicy)
-
-    @classmethod
-    def from_preset(cls, preset: str = "learned", in_chans: int = 3, **overrides: Any) -> "PolicyNoiseMask":
-        """Build a mask from a preset's settings, any of which can be overridden.
-
-        Args:
-            preset: ``"learned"``, ``"random"`` or ``"paper"``.
-            in_chans: Channels of the images.
-            overrides: Arguments of the class.
-
-        Raises:
-            ValueError: If there is no preset of that name.
-
-        Example:
-            >>> PolicyNoiseMask.from_preset("learned", in_chans=1, grid_size=4).grid_size
-            (4, 4)
-        """
-        return cls(in_chans=in_chans, **{**get_preset(preset).mask, **overrides})
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PolicyNoiseMask":
         """Move to another device, but keep fp32."""

@@ -14,12 +14,19 @@ FEW = 4
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the user's module from inside the wrappers of DDP, FSDP and torch.compile."""
+    """Return the user's module from inside the wrappers of DDP, FSDP and torch.compile.
+
+    A module of one's own that has weights beside its attribute ``module`` is no wrapper.
+    """
     while True:
         inner = compiled_from(model) or getattr(model, "module", None)
-        if not isinstance(inner, nn.Module):
+        if not isinstance(inner, nn.Module) or _tensors_of(model) - _tensors_of(inner):
             return model
         model = inner
+
+
+def _tensors_of(model: nn.Module) -> set[int]:
+    return {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
 
 
 def image_channels(model: nn.Module) -> int:

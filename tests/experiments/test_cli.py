@@ -24,6 +24,7 @@ from policy_noise.experiments.runs import only_one
 from policy_noise.experiments.training import create_model
 from policy_noise.heated import read_heated_metadata, save_heated
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # except for all stages
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TINY = ["epochs=2", "batch_size=8", "image_size=16", "load_size=16"]
 
@@ -50,6 +51,7 @@ def files(tmp_path_factory):
 
 
 def test_all_stages(tmp_path, monkeypatch, capsys, files):
+    monkeypatch.undo()
     one, two = files / "one.npz", files / "two.npz"
     heated, tuned = tmp_path / "heated", tmp_path / "tuned"
     start(monkeypatch, "pretrain", "--npz", one, two, "--output", heated, "--noise", "learned", "--set", *TINY)

@@ -24,6 +24,7 @@ from policy_noise.experiments.recipes import as_published
 from policy_noise.experiments.training import check_mask, create_model, train
 from policy_noise.experiments.world import World
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # but the finished runs are drawn
 ALONE = World(0, 1, torch.device("cpu"))
 
 

@@ -249,9 +249,9 @@ def test_volumes():
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 48), (3, 8, 32, 48)])
-@pytest.mark.parametrize("arguments", [{}, {"preset": "random", "p": 1.0}, {"mean": 0.4, "std": 0.3, "p": 1.0}])
+@pytest.mark.parametrize("arguments", [{}, {"policy": "static", "p": 1.0}, {"mean": 0.4, "std": 0.3, "p": 1.0}])
 def test_one_image_is_a_batch_of_one(shape, arguments):
-    mask = PolicyNoiseMask.from_preset(**arguments, grid_size=(2,) * (len(shape) - 1))
+    mask = PolicyNoiseMask(**arguments, grid_size=(2,) * (len(shape) - 1))
     images = torch.randn(shape)
     torch.manual_seed(3)
     batch = mask(images[None])
@@ -267,7 +267,7 @@ class Photos(torch.utils.data.Dataset):
     """One photograph, eight times, through transforms that end with a mask."""
 
     def __init__(self):
-        mask = PolicyNoiseMask.from_preset("random", p=1.0, mean=0.5, std=0.25)
+        mask = PolicyNoiseMask(policy="static", p=1.0, mean=0.5, std=0.25)
         self.transform = v2.Compose(
             [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.25] * 3), mask]
         )

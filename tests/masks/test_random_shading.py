@@ -11,7 +11,6 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from policy_noise import PolicyNoiseMask, RandomShading
-from policy_noise.presets import get_preset
 
 
 def moments(mask, draws, size=(12, 16)):
@@ -30,9 +29,10 @@ def moments(mask, draws, size=(12, 16)):
 )
 def test_its_masks_are_those_of_a_frozen_static_policy(settings):
     """Ten moments of 20,000 draws each, within 4.5 standard errors of the difference."""
-    settings = {**get_preset("random").mask, **settings}
-    count, shading = 20_000, RandomShading(**{name: value for name, value in settings.items() if name != "policy"})
+    count, shading = 20_000, RandomShading(**settings)
     shading.policy = None
+    names = ("grid_size", "pattern_std", "brightness_std", "strength", "upsample")
+    settings = {"policy": "static", **{name: getattr(shading, name) for name in names}}
     own = moments(shading, count)
     other = moments(PolicyNoiseMask(in_chans=1, **settings), count)
     error = ((own.var(0) + other.var(0)) / count).sqrt()

@@ -150,15 +150,13 @@ def _compare(arguments: argparse.Namespace) -> None:
             print("\n".join(lines), file=sys.stdout if arguments.dry_run else sys.stderr)
         if arguments.dry_run:
             return
-        record = (
-            dict(plan.record)
-            | {
-                "sites": [site.describe(plan.data.class_names) for site in plan.sites],
-                "targets": [record_of(target, arguments) for target in plan.targets],
-                "transfer": dataclasses.asdict(plan.transfer) if plan.targets else None,
-            }
-            | ({"shifts": arguments.shifts} if arguments.shifts else {})
-        )
+        record = {
+            **plan.record,
+            "sites": [site.describe(plan.data.class_names) for site in plan.sites],
+            "targets": [record_of(target, arguments) for target in plan.targets],
+            "transfer": dataclasses.asdict(plan.transfer) if plan.targets else None,
+            **({"shifts": arguments.shifts} if arguments.shifts else {}),
+        }
         with locked(arguments.output, here):
             here.agree(
                 lambda: Run(arguments.output, "compare", plan.recipe, record, resume=arguments.resume, writes=here.main)
@@ -265,8 +263,8 @@ def _plan(arguments: argparse.Namespace, here: World, before: Mapping[str, Any])
     return Plan(
         output=arguments.output,
         data=data,
-        record=record_of(data, arguments)
-        | {
+        record={
+            **record_of(data, arguments),
             "original_size": _original_size(data),
             "weights": sum(parameter.numel() for parameter in model.parameters()),
         },

@@ -29,11 +29,6 @@ _plan: Plan
 def run_job(plan: Plan, job: Job, here: World) -> dict[str, Any]:
     """Train and score one run. An interrupted run continues where it stopped.
 
-    Args:
-        plan: The comparison.
-        job: The run.
-        here: The processes, which share the run.
-
     Returns:
         The content of the run's file of scores: ``method``, ``seed``, ``seconds`` and ``scores``.
 

@@ -169,14 +169,9 @@ def _parse(text: str) -> Method:
 
 
 def recipe_for(method: Method, base: TrainRecipe, seed: int) -> TrainRecipe:
-    """The recipe of one run.
+    """The recipe of one run, from the one that all arms share.
 
     The paper's mask has 64 x 64 cells, 3.5 px wide at 224 px. On smaller images the cells are 4 px wide.
-
-    Args:
-        method: The arm.
-        base: The recipe that all arms share.
-        seed: The run's seed.
 
     Raises:
         ValueError: If a setting has an invalid value.

@@ -29,10 +29,7 @@ CURVES = {
 
 
 def write_comparison(folder: Path) -> list[str]:
-    """Write ``results.json``, figures and ``report.html`` from the finished runs of a comparison.
-
-    Args:
-        folder: The comparison's folder.
+    """Write ``results.json``, figures and ``report.html`` from the finished runs in a comparison's folder.
 
     Returns:
         The verdict, in sentences.

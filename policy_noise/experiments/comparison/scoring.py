@@ -26,13 +26,6 @@ METRICS = {"f1": "macro F1", "roc_auc": "ROC-AUC"}
 def score_run(plan: Plan, job: Job, model: nn.Module, recipe: TrainRecipe, here: World) -> dict[str, dict[str, float]]:
     """Score a trained model on all test data of the plan.
 
-    Args:
-        plan: The comparison.
-        job: The run.
-        model: Its trained classifier.
-        recipe: Its recipe.
-        here: The processes.
-
     Returns:
         Macro ``f1`` and ``roc_auc`` under the keys ``"clean"``, ``"site:NAME"``, ``"shift:NAME:SEVERITY"`` and
         ``"few-shot:SET:IMAGES"``; the last are means over draws. ``"medmnistc"``, if asked for, is that of

@@ -103,10 +103,10 @@ class Site:
         }
 
 
-def names_of(values: Sequence[Any], largest: int = 12) -> str:
-    """Names as text, the first of many."""
-    shown = ", ".join(map(str, values[:largest]))
-    return shown if len(values) <= largest else f"{shown} and {len(values) - largest} more"
+def names_of(values: Sequence[Any]) -> str:
+    """Names as text, the first twelve of many."""
+    shown = ", ".join(map(str, values[:12]))
+    return shown if len(values) <= 12 else f"{shown} and {len(values) - 12} more"
 
 
 def open_site(text: str, arguments: Any, data: Any, size: int) -> Site:
