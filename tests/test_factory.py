@@ -1,5 +1,6 @@
 """``attach``."""
 
+import functools
 import inspect
 import warnings
 from typing import get_type_hints
@@ -22,7 +23,7 @@ def parts(make_model):
     return model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss()
 
 
-def timm_parts(name="resnet10t", **arguments):
+def timm_parts(name="test_resnet", **arguments):
     model = timm.create_model(name, num_classes=5, **arguments)
     return model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss()
 
@@ -37,7 +38,7 @@ def test_channels_are_read_from_the_model(make_model, in_chans):
 
 @pytest.mark.parametrize("in_chans", [1, 2, 3])
 def test_timm_models_tell_their_normalisation(in_chans):
-    hook = attach(*timm_parts(in_chans=in_chans))
+    hook = attach(*timm_parts("resnet10t", in_chans=in_chans))
     assert hook.augmentation.in_chans == in_chans
     if in_chans != 3:
         assert hook.augmentation.black is None  # the record is of three channels
@@ -94,7 +95,7 @@ class Wrapper(nn.Module):
         self.module = module
 
 
-@pytest.mark.parametrize("wrap", [Wrapper, torch.compile])
+@pytest.mark.parametrize("wrap", [Wrapper, functools.partial(torch.compile, backend="eager")], ids=["DDP", "compile"])
 def test_wrapped_models_are_looked_into(make_model, wrap):
     inner = make_model(4)
     model = wrap(inner)
@@ -309,7 +310,7 @@ def test_a_hook_with_another_optimizer_gives_way_and_says_so(parts, batch):
 
 def test_the_readmes_loop():
     """The shortest use: a timm model, SGD, cross-entropy, and one line."""
-    model = timm.create_model("resnet10t", num_classes=7)
+    model = timm.create_model("test_resnet", num_classes=7)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     criterion = nn.CrossEntropyLoss()
     hook = policy_noise.attach(model, optimizer, criterion)

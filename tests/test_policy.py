@@ -131,7 +131,7 @@ def test_the_papers_heads(paper_policy):
 
 def test_the_papers_moving_average_base():
     """log alpha = 0.9 base + 0.1 head with the base from before; then base <- 0.99 base + 0.01 mean(head)."""
-    policy = BackbonePolicy("resnet10t", 1, (4, 4))
+    policy = BackbonePolicy("test_resnet", 1, (4, 4))
     for base in (policy.base_concentration1, policy.base_concentration0):
         assert base.min() >= 0
         assert base.max() < 1
@@ -149,11 +149,11 @@ def test_the_papers_moving_average_base():
 
 
 def test_the_papers_base_stays_in_eval_mode_and_travels_in_the_state_dict():
-    policy = BackbonePolicy("resnet10t", 1, (4, 4)).eval()
+    policy = BackbonePolicy("test_resnet", 1, (4, 4)).eval()
     before = policy.base_concentration1.clone()
     policy(torch.randn(4, 1, 32, 32))
     assert torch.equal(policy.base_concentration1, before)
-    other = BackbonePolicy("resnet10t", 1, (4, 4)).eval()
+    other = BackbonePolicy("test_resnet", 1, (4, 4)).eval()
     other.load_state_dict(policy.state_dict())
     images = torch.randn(2, 1, 32, 32)
     assert torch.equal(other(images)[0], policy(images)[0])
@@ -161,7 +161,7 @@ def test_the_papers_base_stays_in_eval_mode_and_travels_in_the_state_dict():
 
 def test_two_forwards_before_a_backward():
     """Gradient accumulation: base and batch statistics move between a forward and its backward."""
-    policy = BackbonePolicy("resnet10t", 1, (4, 4))
+    policy = BackbonePolicy("test_resnet", 1, (4, 4))
     total = sum(policy(torch.randn(4, 1, 32, 32))[0].sum() for _ in range(2))
     total.backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in policy.head1.parameters())
@@ -174,7 +174,7 @@ def test_any_timm_backbone(name):
 
 
 def test_backbone_survives_bad_pixels():
-    policy = BackbonePolicy("resnet10t", 1, (4, 4))
+    policy = BackbonePolicy("test_resnet", 1, (4, 4))
     images = torch.randn(4, 1, 32, 32)
     images[0, 0, 0, 0], images[1, 0, 0, 0] = math.nan, math.inf
     assert torch.isfinite(policy(images)[0]).all()
@@ -233,7 +233,7 @@ def test_thumbnail_of_half_precision_images_is_averaged_in_fp32(dtype):
 
 
 def test_backbone_gives_the_same_channels_last():
-    policy = BackbonePolicy("resnet10t", 3, (4, 4))
+    policy = BackbonePolicy("test_resnet", 3, (4, 4))
     twin = copy.deepcopy(policy)
     seen = []
     policy.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))

@@ -1,5 +1,6 @@
 """Records of runs, and paired differences between arms."""
 
+import functools
 import gzip
 import json
 import sys
@@ -77,17 +78,19 @@ class Results:
         """An arm minus another one, in the mean over tasks, paired by seed. None without a common seed."""
         first, second = (self.by_seed(tasks, name, measure) for name in (arm, control))
         pairs = [(value, second[seed]) for seed, value in first.items() if seed in second]
-        return _paired(*np.array(pairs).T) if pairs else None
+        return Difference(*_paired(*zip(*pairs, strict=True))) if pairs else None
 
 
-def _paired(first: np.ndarray, second: np.ndarray) -> Difference:
+@functools.cache  # several tables show the same pairs, and a test takes a millisecond
+def _paired(first: tuple[float, ...], second: tuple[float, ...]) -> tuple[int, float, float, float]:
+    """Number of pairs, mean difference, half its interval, p-value."""
     from scipy.stats import ttest_rel
 
-    mean = float((first - second).mean())
+    mean = float(np.subtract(first, second).mean())
     if len(first) < FEWEST:
-        return Difference(len(first), mean, float("nan"), float("nan"))
+        return len(first), mean, float("nan"), float("nan")
     test = ttest_rel(first, second)
-    return Difference(len(first), mean, float(test.confidence_interval().high) - mean, float(test.pvalue))
+    return len(first), mean, float(test.confidence_interval().high) - mean, float(test.pvalue)
 
 
 def _measures(scores: dict[str, float]) -> dict[str, float]:

@@ -380,7 +380,7 @@ def test_half_precision_images(make_model, batch):
 # -- numbers that are none ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", ["spatial", "resnet10t"])
+@pytest.mark.parametrize("policy", ["spatial", "test_resnet"])
 def test_a_bad_image_costs_its_sample_alone(make_model, batch, policy):
     """The loop skips the step, as a scaler does. The policy learns from the other images in the next step."""
     images, targets = batch
@@ -978,7 +978,7 @@ def test_a_loop_that_nobody_wrote_for_this_package(make_model, dtype, preset, re
         images = torch.randn(16, 1, 16, 16, generator=generator)
         images[:, :, :8] += 2.0 * targets.view(-1, 1, 1, 1)
         batches.append((images, targets))
-    small = {"grid_size": 4, "kernel_size": 3, "sigma": 1.0} if preset == "paper" else {}
+    small = {"policy": "test_resnet", "grid_size": 4, "kernel_size": 3, "sigma": 1.0} if preset == "paper" else {}
 
     hook = attach(model, optimizer, criterion, preset=preset, **small)  # the one added line
     before = copy.deepcopy(hook.augmentation.state_dict())

@@ -75,7 +75,7 @@ class Dropping(nn.Module):
 POLICIES = {
     "spatial": lambda: {},
     "dropout": lambda: {"policy": Dropping()},
-    "backbone": lambda: {"policy": "resnet10t"},
+    "backbone": lambda: {"policy": "test_resnet"},
     "augment": lambda: {"preset": "random"},
 }
 
@@ -108,7 +108,7 @@ def test_generators_are_untouched_by_twenty_masked_steps(kind):
     assert states[2] == python_state
 
 
-@pytest.mark.parametrize("settings", [{}, {"policy": "resnet10t"}, {"preset": "random"}, {"policy": "static"}])
+@pytest.mark.parametrize("settings", [{}, {"policy": "test_resnet"}, {"preset": "random"}, {"policy": "static"}])
 def test_attaching_draws_nothing_from_the_global_generator(make_model, settings):
     model = make_model()
     before = torch.get_rng_state()

@@ -300,7 +300,7 @@ def test_the_rate_follows_the_users():
 
 
 @pytest.mark.parametrize("arguments", [{}, {"policy_optimizer": "adamw", "baseline": "moving_average"}], ids=str)
-@pytest.mark.parametrize("policy", ["spatial", "static", "resnet10t"])
+@pytest.mark.parametrize("policy", ["spatial", "static", "test_resnet"])
 def test_a_resumed_learner_goes_on_bit_for_bit(policy, arguments):
     def go_on(learner, steps, user_lr):
         for _ in range(steps):
@@ -469,7 +469,7 @@ def run_rank(rank, folder):
         "cases": follow_cases([rank]),
         "seeded alike": train_attached(rank, 0),
         "seeded apart": train_attached(rank, rank),
-        "with buffers": train_attached(rank, rank, policy="resnet10t"),
+        "with buffers": train_attached(rank, rank, policy="test_resnet"),
         "every third": train_attached(rank, rank, update_every=3),
     }
     torch.save(result, f"{folder}/{rank}.pt")

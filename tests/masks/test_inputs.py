@@ -198,7 +198,7 @@ def test_the_papers_policy_takes_a_batch_of_one(make_model, batch):
 # -- the dtype ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", ["spatial", "static", "resnet10t"])
+@pytest.mark.parametrize("policy", ["spatial", "static", "test_resnet"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_a_mask_inside_a_model_of_another_dtype_keeps_its_policy_in_fp32(policy, dtype):
     mask = PolicyNoiseMask(in_chans=3, grid_size=4, policy=policy, p=1.0, mean=0.5, std=0.5)

@@ -337,7 +337,7 @@ def test_copies_draw_the_same(batch, copy_of):
     assert torch.equal(copy_of(mask)(images), expected)
 
 
-@pytest.mark.parametrize("policy", ["spatial", "static", "resnet10t"])
+@pytest.mark.parametrize("policy", ["spatial", "static", "test_resnet"])
 def test_state_dict_round_trip_through_a_file(batch, policy):
     images, _ = batch
     mask = moved(PolicyNoiseMask(policy=policy, mean=0.0, std=1.0))
@@ -463,7 +463,7 @@ def test_numpys_numbers_are_numbers():
     ],
 )
 def test_images_are_refused_and_nothing_has_moved(images, error, message):
-    mask = PolicyNoiseMask(kernel_size=19, policy="resnet10t")
+    mask = PolicyNoiseMask(kernel_size=19, policy="test_resnet")
     state, random = copy.deepcopy(mask.state_dict()), torch.get_rng_state()
     for call in (mask, mask.sample):
         with pytest.raises(error, match=message):
