@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from policy_noise.experiments.statistics import (
     MIN_PAIRS,
@@ -98,6 +99,8 @@ def test_holm():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]).tolist() == [1.0, 1.0]
     assert holm([0.02, float("nan"), 0.03]) == pytest.approx([0.04, float("nan"), 0.04], nan_ok=True)
+    p = np.random.default_rng(0).random(20).round(2) ** 3
+    assert np.array_equal(holm(p), multipletests(p, method="holm")[1])
 
 
 @pytest.mark.parametrize(("pairs", "alpha"), [(5, 0.05), (8, 0.05), (8, 0.005)])
