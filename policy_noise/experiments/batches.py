@@ -20,9 +20,6 @@ class _Images(Dataset):
     def __init__(self, split: Any) -> None:
         self.split = split
 
-    def __len__(self) -> int:
-        return len(self.split)
-
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         images, kept = self.split.read(indices)
         return (

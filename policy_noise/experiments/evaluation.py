@@ -109,10 +109,10 @@ def predictions(key: str, split: Any, positions: np.ndarray, probabilities: np.n
     """
     import pandas as pd
 
-    labels, groups = split.labels[positions], getattr(split, "groups", None)
+    labels = split.labels[positions]
     table = pd.DataFrame({"set": key, "image": positions})
-    if groups is not None:
-        table["patient"] = np.asarray(groups)[positions]
+    if split.groups is not None:
+        table["patient"] = split.groups[positions]
     if labels.ndim == 1:
         table["label"] = np.asarray(classes)[labels]
         table["predicted"] = np.asarray(classes)[probabilities.argmax(1)]

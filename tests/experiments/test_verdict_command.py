@@ -66,6 +66,21 @@ def test_names_and_values_may_stand_in_columns_of_their_own(tmp_path):
     assert not one["tables"]["error"]["higher"]
 
 
+def test_a_measure_may_be_of_some_sets_only(tmp_path):
+    rows = [
+        (method, seed, name, measure, number + 0.01 * seed)
+        for number, method in enumerate(("plain", "mine"))
+        for seed in range(3)
+        for name, measure in (("a", "dice"), ("b", "dice"), ("a", "distance"))
+    ]
+    columns = ["method", "seed", "set", "measure", "value"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "runs.csv", index=False)
+    main(["verdict", str(tmp_path / "runs.csv"), "--output", str(tmp_path / "out")])
+    tables = json.loads((tmp_path / "out" / "results.json").read_text())["tables"]
+    found = {name: [measure["key"] for measure in table["measures"]] for name, table in tables.items()}
+    assert found == {"dice": ["a", "b"], "distance": ["a"]}
+
+
 def test_a_german_excels_file_and_a_long_form_with_another_name(tmp_path):
     table = write_scores(tmp_path / "runs.csv")
     table.to_csv(tmp_path / "semicolon.csv", index=False, sep=";", decimal=",", encoding="utf-8-sig")

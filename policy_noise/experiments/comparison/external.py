@@ -145,12 +145,12 @@ def judge(runs: Any, *, reference: str | None = None, lower: Sequence[str] = (),
             )
     names = [reference, *(name for name in names if name != reference)]
     pairs = controls(names, reference)
-    sets = [{"key": name, "label": name} for name in dict.fromkeys(runs["set"])]
     patients = _over_patients(runs, pairs, measures[0]) if "patient" in runs.columns else []
     means = runs.groupby(["method", "seed", "set", "measure"], sort=False, as_index=False)["value"].mean()
     tables: dict[str, Any] = {}
     for name in measures:
         own = means[means["measure"] == name]
+        sets = [{"key": key, "label": key} for key in dict.fromkeys(own["set"])]
         inside = own["value"].between(0, 1).all()
         tables[name] = table_of(
             own,

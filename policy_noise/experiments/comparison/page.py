@@ -113,8 +113,8 @@ def _arms(results: Mapping[str, Any], table: Mapping[str, Any]) -> str:
     keys = [measure["key"] for measure in table["measures"]]
     rows = []
     for method in results["methods"]:
-        means = table["means"].get(method["name"], {})
-        cells = [f"{means[key][0]:.3f}" if key in means else "" for key in keys]
+        means = table["means"][method["name"]]
+        cells = [f"{means[key][0]:.3f}" for key in keys]
         rows.append([method["name"], *cells, method["about"]])
     head = ["arm", *[measure["label"] for measure in table["measures"]], "what it does"]
     return table_html(head, rows, prose=True)
@@ -135,7 +135,7 @@ def _how(table: Mapping[str, Any], reference: str, seeds: int) -> str:
 
 def _over_patients(results: Mapping[str, Any]) -> list[str]:
     """The table of intervals over patients."""
-    found = results.get("patients", [])
+    found = results["patients"]
     if not found:
         return []
     pairs = list(dict.fromkeys((row["method"], row["versus"]) for row in found))
@@ -189,14 +189,11 @@ def _power(table: Mapping[str, Any], reference: str) -> str:
 
 
 def _means(table: Mapping[str, Any]) -> str:
-    def cell(values: Sequence[float | None] | None) -> str:
-        if values is None:
-            return ""
-        mean, low, high = values
+    def cell(mean: float, low: float | None, high: float | None) -> str:
         return f"{mean:.3f}" if low is None else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
     measures = table["measures"]
-    rows = [[name, *[cell(means.get(m["key"])) for m in measures]] for name, means in table["means"].items()]
+    rows = [[name, *[cell(*means[m["key"]]) for m in measures]] for name, means in table["means"].items()]
     return table_html(["", *[measure["label"] for measure in measures]], rows)
 
 

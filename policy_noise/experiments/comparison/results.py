@@ -177,7 +177,7 @@ def table_of(
         means.setdefault(name, {})[key] = [None if math.isnan(end) else end for end in interval]
     sets: dict[str, dict[str, Any]] = {measure["key"]: dict(measure) for measure in measures}
     for key, measure in sets.items():
-        measure["best"] = max(found[key][0] for found in means.values() if key in found)
+        measure["best"] = max(found[key][0] for found in means.values())
         measure["near_chance"] = "classes" in measure and measure["best"] < NEAR_CHANCE / measure["classes"]
     for row in rows:
         row["finding"] = _finding(row, level, higher, sets[row["measure"]]["near_chance"])

@@ -156,7 +156,7 @@ def _elsewhere(results: Mapping[str, Any]) -> list[str]:
 def _patients(results: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
     """Intervals over patients of the differences from the reference."""
     said: dict[tuple[str, int], list[str]] = {}
-    for row in results.get("patients", []):
+    for row in results["patients"]:
         if row["versus"] == results["settings"]["reference"] and row["measure"] in names:
             where = said.setdefault((names[row["measure"]], row["patients"]), [])
             where.append(f"{row['method']} {ends(row)}")
@@ -195,7 +195,7 @@ def _scope(results: Mapping[str, Any]) -> str:
     level = f"Level {settings['alpha']}, one planned look"
     if looks > 1:
         level = f"Level {settings['alpha']} spent over {looks} planned looks, {settings['alpha'] / looks:.3f} each"
-    tested = any(row["low"] is not None for row in results.get("patients", []))
+    tested = any(row["low"] is not None for row in results["patients"])
     others = "sites" if tested else "patients or sites"
     return f"{level}. Intervals are over training seeds: they do not say what other {others} would show."
 
