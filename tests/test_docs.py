@@ -32,7 +32,7 @@ def text_of(page):
 
 
 def without_numbers(text):
-    return re.sub(r"-?\d[\d.]*", "#", text)
+    return re.sub(r"[-+]?\d[\d.]*", "#", text)
 
 
 def names(page):

@@ -42,10 +42,10 @@ def test_agrees_or_names_the_remedy_and_leaves_no_trace(library, name, loss):
     splitter = LossSplitter(hooked)
     refusals = []
     for step in range(3 if name in SLOW else 12):
-        torch.manual_seed(step)
+        torch.default_generator.manual_seed(step)
         expected = plain(alone, args)
         generators = criteria.generators()
-        torch.manual_seed(step)
+        torch.default_generator.manual_seed(step)
         splitter.before(args, {})
         value = plain(hooked, args)
         try:
