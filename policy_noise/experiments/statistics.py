@@ -250,13 +250,15 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
         >>> holm([0.01, 0.04, 0.03]).round(6).tolist()
         [0.03, 0.06, 0.06]
     """
+    from statsmodels.stats.multitest import multipletests
+
     p = np.asarray(p_values, dtype=np.float64)
     tested = ~np.isnan(p)
     if p.ndim != 1 or not ((p[tested] >= 0) & (p[tested] <= 1)).all():
         raise ValueError(f"p_values must be a list of numbers in [0, 1] or nan, got {p_values!r}")
-    order = np.argsort(p)[: tested.sum()]  # nan come last; statsmodels' multipletests collects garbage at each call
     adjusted = np.full_like(p, np.nan)
-    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)).clip(max=1)
+    if tested.any():
+        adjusted[tested] = multipletests(p[tested], method="holm")[1]
     return adjusted
 
 
