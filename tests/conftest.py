@@ -32,6 +32,13 @@ def _seed():
 
 
 @pytest.fixture
+def without_garbage():
+    """Leave out of the collections during a test what is there before. statsmodels collects at each call of Holm's."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
 def make_model():
     """Builder of a classifier for any image size that is small, deterministic and free of batch statistics."""
 

@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 if START == "forkserver":
     multiprocessing.set_forkserver_preload(
-        ["pytest", "timm", "kornia.augmentation", "sklearn.linear_model", "lightning.pytorch", "torch.distributed.fsdp",
+        ["pytest", "timm", "kornia.augmentation", "sklearn.linear_model", "torch.distributed.fsdp",
          "policy_noise.experiments.commands"])  # fmt: skip
 
 

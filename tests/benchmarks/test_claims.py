@@ -21,6 +21,7 @@ def runs():
     return pd.DataFrame(rows, columns=["method", "seed", "set", "value"])
 
 
+@pytest.mark.usefixtures("without_garbage")
 def test_a_gain_of_some_seeds_is_claimed_and_taken_back_and_one_of_all_stays(runs):
     found = count(runs, [("chance", "plain")], MEASURES)["site"]
     assert (found["first"], found["first taken back"], found["all seeds"]) == (1, 1, 0)

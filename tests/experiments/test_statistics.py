@@ -1,7 +1,5 @@
 """Intervals and tests."""
 
-import gc
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -212,9 +210,9 @@ def test_a_level_divided_over_looks_holds_where_looking_again_does_not():
     assert (p.min(1) < 0.05 / len(looks)).mean() < 0.05
 
 
+@pytest.mark.usefixtures("without_garbage")
 def test_a_shared_floor_makes_claims_of_a_family_rarer():
     """Five arms that are all like the reference, on a set near chance, where spreads over five seeds vary most."""
-    gc.freeze()  # statsmodels collects garbage at each of its calls
     rng = np.random.default_rng(0)
     free = shared = 0
     for _ in range(60):
