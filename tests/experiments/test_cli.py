@@ -24,7 +24,7 @@ from policy_noise.experiments.runs import only_one
 from policy_noise.experiments.training import create_model
 from policy_noise.heated import read_heated_metadata, save_heated
 
-pytestmark = pytest.mark.usefixtures("undrawn")  # except for all stages
+pytestmark = pytest.mark.usefixtures("undrawn")  # but the last page of all stages is drawn
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TINY = ["epochs=2", "batch_size=8", "image_size=16", "load_size=16"]
 
@@ -51,7 +51,6 @@ def files(tmp_path_factory):
 
 
 def test_all_stages(tmp_path, monkeypatch, capsys, files):
-    monkeypatch.undo()
     one, two = files / "one.npz", files / "two.npz"
     heated, tuned = tmp_path / "heated", tmp_path / "tuned"
     start(monkeypatch, "pretrain", "--npz", one, two, "--output", heated, "--noise", "learned", "--set", *TINY)
@@ -81,6 +80,7 @@ def test_all_stages(tmp_path, monkeypatch, capsys, files):
     assert "two/class 2" in page
 
     (heated / "report.html").unlink()
+    monkeypatch.undo()
     start(monkeypatch, "report", heated)
     assert (heated / "report.html").is_file()
 
