@@ -52,7 +52,7 @@ FRAMEWORKS = {
     "fastai": (
         "fastai",
         ("fastai",),
-        "a callback of ten lines; random masks: attach(learner.model, None)",
+        "policy_noise.attach(learner.model, None)",
         "fastai_learner.py",
     ),
     "distributed": (

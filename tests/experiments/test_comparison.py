@@ -280,6 +280,12 @@ def test_the_verdict_says_when_normalization_alone_does_as_much(comparison):
     assert not any("as much" in text for text in texts)
 
 
+@pytest.mark.parametrize(("both", "advised"), [(0.1, "normalize"), (0.2, "normalize+random")])
+def test_the_advice_is_the_simplest_arm_that_does_as_much(comparison, both, advised):
+    arms = {"normalize": (0.0, 0.1), "random": (0.0, 0.05), "normalize+random": (0.0, both)}
+    assert verdict(results_of(comparison(arms)))[-1] == f"Next: stop here, and use {advised}."
+
+
 def test_a_finding_near_chance_does_not_count_and_the_page_says_so(comparison):
     results = results_of(comparison({"random": (0.0, 0.03), "mixup": (0.0, 0.0)}, spread=0.001, site=-0.4))
     answer, near, *_ = verdict(results)

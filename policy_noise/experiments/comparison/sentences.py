@@ -244,7 +244,12 @@ def _what_next(
     best = [name for name, mine in own.items() if name not in harmed and "better" in {r["finding"] for r in mine}]
     if best:
         gain = {name: sum(row["mean"] for row in own[name]) * (1 if table["higher"] else -1) for name in best}
-        return f"Next: stop here, and use {max(best, key=gain.__getitem__)}."
+        chosen, simpler = "", [max(best, key=gain.__getitem__)]
+        while simpler:  # where a part of it, or its control, does as much, that will do
+            chosen = simpler[0]
+            found = {other: {row["finding"] for row in _rows(table, chosen, other)} for other in best}
+            simpler = [other for other, said in found.items() if said and "better" not in said]
+        return f"Next: stop here, and use {chosen}."
     return f"Next: stop here, and keep {results['settings']['reference']}."
 
 
