@@ -20,6 +20,7 @@ from sklearn.metrics import f1_score
 from policy_noise.experiments import training
 from policy_noise.experiments.commands import compare as command
 from policy_noise.experiments.commands import main
+from policy_noise.experiments.comparison import scoring
 from policy_noise.experiments.npz import load_npz
 from policy_noise.experiments.recipes import RECIPES
 from policy_noise.experiments.runs import only_one
@@ -47,11 +48,12 @@ def write_npz(path, classes=2, images=24, **more):
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick():
-    """Few trials of a target."""
+    """Few trials of a target, and one severity of each shift."""
     recipes = {name: dict(stages) for name, stages in RECIPES.items()}
     recipes["small"]["transfer"] = dataclasses.replace(RECIPES["small"]["transfer"], trials=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "RECIPES", recipes)
+        patch.setattr(scoring, "SEVERITIES", (2,))
         yield
 
 
@@ -292,14 +294,15 @@ def test_two_runs_at_a_time_are_those_of_one(tmp_path, monkeypatch, capfd, finis
     get_context = multiprocessing.get_context
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: get_context(START))  # which starts faster
     folder = copied(finished, tmp_path)
-    for name in ("plain-0", "mild-1"):
-        shutil.rmtree(folder / "runs" / name)
+    shutil.rmtree(folder / "runs")
     compare(*arguments(files), "--seeds", 2, "--jobs", 2, "--resume", "--output", folder)
     for name in ("plain-0", "mild-1"):
         one, other = (load_file(place / "runs" / name / "model.safetensors") for place in (finished, folder))
         assert all(torch.allclose(one[part], other[part], atol=1e-5) for part in one)
+    scores = json.loads((folder / "runs" / "plain-0" / "comparison.json").read_text())["scores"]
+    assert sum(key.startswith("shift:") for key in scores) == 24  # three severities of eight shifts
     errors = capfd.readouterr().err
-    assert "[2/2]" in errors
+    assert "[4/4]" in errors
     assert "step/s" not in errors  # their bars would overwrite one another
 
 
