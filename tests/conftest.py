@@ -33,7 +33,10 @@ def _seed():
 
 @pytest.fixture
 def without_garbage():
-    """Leave out of the collections during a test what is there before. statsmodels collects at each call of Holm's."""
+    """Collect garbage, and leave what remains out of the next collections, which are quick then.
+
+    Hooks of other tests are gone. statsmodels collects at each call of Holm's method.
+    """
     gc.collect()
     gc.freeze()
 

@@ -16,10 +16,8 @@ from policy_noise import attach
 
 
 @pytest.fixture(autouse=True)
-def _no_hook_of_another_test():
+def _no_hook_of_another_test(without_garbage):
     """Hooks of other tests watch every optimizer until they are garbage collected, and would warn here too."""
-    gc.collect()
-    gc.freeze()  # what is left stays, and the next collection is quick
 
 
 class Net(nn.Module):

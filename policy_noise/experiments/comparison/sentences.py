@@ -126,7 +126,7 @@ def _parts(table: Mapping[str, Any], names: Mapping[str, str], reference: str) -
         if versus == reference:
             continue
         rows = _rows(table, name, versus)
-        better = any(row["finding"] == "better" for row in rows)
+        better = _is_better(rows)
         tail = ""
         if versus == "normalize" and not better:
             tail = f". Normalizing each image alone does as much as {name}"
@@ -241,16 +241,20 @@ def _what_next(
             return "Next: another scanner or hospital, as --site NAME=SOURCE."
     every = [row for each in results["tables"].values() for row in each["differences"]]
     harmed = {row["method"] for row in every if row["finding"] == "worse" and row["method"] in own}
-    best = [name for name, mine in own.items() if name not in harmed and "better" in {r["finding"] for r in mine}]
+    best = [name for name, mine in own.items() if name not in harmed and _is_better(mine)]
     if best:
         gain = {name: sum(row["mean"] for row in own[name]) * (1 if table["higher"] else -1) for name in best}
-        chosen, simpler = "", [max(best, key=gain.__getitem__)]
-        while simpler:  # where a part of it, or its control, does as much, that will do
+        chosen = max(best, key=gain.__getitem__)
+        # Where a part of it, or its control, does as much, that will do.
+        while simpler := [other for other in best if (both := _rows(table, chosen, other)) and not _is_better(both)]:
             chosen = simpler[0]
-            found = {other: {row["finding"] for row in _rows(table, chosen, other)} for other in best}
-            simpler = [other for other, said in found.items() if said and "better" not in said]
         return f"Next: stop here, and use {chosen}."
     return f"Next: stop here, and keep {results['settings']['reference']}."
+
+
+def _is_better(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a method is better than another one on any test set."""
+    return any(row["finding"] == "better" for row in rows)
 
 
 def _list(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
